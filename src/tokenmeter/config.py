@@ -13,12 +13,12 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict, Unpack, cast
 
-import platformdirs
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, PrivateAttr, ValidationError
 
 from tokenmeter.budgets import AlertTarget, Budget
-from tokenmeter.errors import ConfigurationError, reason_of, shown
+from tokenmeter.errors import ConfigurationError, StoreUnavailableError, reason_of, shown
 from tokenmeter.money import ONE, ZERO, parse_decimal
+from tokenmeter.paths import expand, user_folder
 from tokenmeter.periods import parse_instant
 from tokenmeter.pricing.parse import table_lines
 
@@ -388,22 +388,22 @@ def find_file(explicit: str | Path | None = None) -> Path | None:
     named = explicit or os.environ.get("TOKENMETER_CONFIG")
     if named:
         try:
-            path = Path(named).expanduser()
+            path = expand(named)
             if path.is_file():
                 return path
-        except (OSError, RuntimeError, TypeError) as error:
+        except (OSError, TypeError) as error:
             raise ConfigurationError(
                 f"The configuration file {_short(named)} cannot be reached: {reason_of(error)}."
             ) from error
         raise ConfigurationError(
             f"The configuration file {path} does not exist; create it, or unset config=/TOKENMETER_CONFIG."
         )
-    for folder in (Path(), platformdirs.user_config_path("tokenmeter", appauthor=False)):
+    for find in (Path.cwd, lambda: user_folder("config", "name the file in TOKENMETER_CONFIG")):
         try:
-            path = folder.absolute() / FILE_NAME
+            path = find() / FILE_NAME
             if path.is_file():
                 return path
-        except OSError:
+        except (OSError, StoreUnavailableError):
             continue
     return None
 

@@ -22,6 +22,7 @@ from tokenmeter.config import Settings, SettingsArguments, load_settings
 from tokenmeter.errors import ConfigurationError, PricingError
 from tokenmeter.ledger import Entry
 from tokenmeter.money import ONE
+from tokenmeter.paths import expand
 from tokenmeter.pricing import (
     Multiplier,
     PriceList,
@@ -154,7 +155,7 @@ def _base_of(chosen: str | None) -> dict[str, Any]:
     if chosen == "auto":
         return {"newest": updating.newest()}
     if chosen.endswith(".toml"):
-        return {"user_file": Path(chosen).expanduser()}
+        return {"user_file": expand(chosen)}
     try:
         return {"newest": updating.read_list(chosen)}
     except PricingError as error:

@@ -20,6 +20,7 @@ from tokenmeter.dimensions import TEXT_OPERATIONS
 from tokenmeter.errors import ConfigurationError, UnknownModelError
 from tokenmeter.ledger import Charge, utcnow
 from tokenmeter.money import ZERO, multiply
+from tokenmeter.paths import expand
 from tokenmeter.periods import parse_instant
 from tokenmeter.pricing import Ceiling, Price, PriceList, Pricer, Rating, updating
 from tokenmeter.providers import dialect_for
@@ -134,7 +135,7 @@ def update(
             list shrank, a price is impossible. What was kept before stays.
     """
     edition = updating.fetch(url)
-    path = updating.kept_path() if save is None else Path(save).expanduser()
+    path = updating.kept_path() if save is None else expand(save)
     updating.check(edition, updating.newest(path))
     updating.keep(edition, path)
     return PriceList.load(user_rows, user_file, newest=edition)

@@ -30,6 +30,7 @@ from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Entry, utcnow
 from tokenmeter.meter import Meter
 from tokenmeter.money import ZERO, add, magnitude, round_to, total
+from tokenmeter.paths import expand
 from tokenmeter.pricing import updating
 from tokenmeter.pricing.edition import installed_digest
 from tokenmeter.reports.query import BEGINNING, closed
@@ -323,7 +324,7 @@ def _told_of_prices(meter: Meter, settings: Settings) -> str:
     told = meter.pricer.price_list.base_name
     if settings.price_list is None:
         return f"{told}, installed"
-    path = updating.kept_path() if settings.price_list == "auto" else Path(settings.price_list).expanduser()
+    path = updating.kept_path() if settings.price_list == "auto" else expand(settings.price_list)
     if meter.pricer.price_list.base != installed_digest() and path.exists():
         days = (utcnow() - datetime.fromtimestamp(path.stat().st_mtime, UTC)).days
         told = f"{told}, kept {counted(days, 'day')} ago"

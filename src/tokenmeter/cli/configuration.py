@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import platformdirs
 import typer
 from rich.markup import escape
 
 from tokenmeter.cli.frame import Frame, app, command, emit, out
 from tokenmeter.config import FILE_NAME, Settings, find_file
 from tokenmeter.default import make_meter
+from tokenmeter.paths import user_folder
 from tokenmeter.reports.writers import write_whole
 from tokenmeter.stores.urls import redacted
 
@@ -130,9 +130,9 @@ def init(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")] = False,
 ) -> None:
     """Write a settings file in which every setting is explained and commented out."""
-    home = platformdirs.user_config_path("tokenmeter", appauthor=False)
-    path = target or (home if user else Path()) / FILE_NAME
-    if user and target is None:
+    home = user_folder("config", "name a file") if user else Path()
+    path = target or home / FILE_NAME
+    if target is None:
         home.mkdir(parents=True, exist_ok=True)
     write_whole(path, TEMPLATE, overwrite=overwrite)
     if frame.as_json:

@@ -21,7 +21,6 @@ from enum import IntEnum
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Concatenate, ParamSpec, get_type_hints
-from urllib.parse import unquote
 
 import typer
 from rich.box import Box
@@ -36,7 +35,7 @@ from tokenmeter.config import Settings, load_settings
 from tokenmeter.default import make_meter
 from tokenmeter.dimensions import WHO
 from tokenmeter.errors import BudgetExceededError, ConfigurationError, StoreError, TokenmeterError
-from tokenmeter.stores import default_path, open_store
+from tokenmeter.stores import open_store, store_path
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.tail import segments
 
@@ -139,11 +138,8 @@ class Frame:
     @property
     def missing(self) -> Path | None:
         """The file in which the ledger should be and is not, or is empty; None where it is there, or on a server."""
-        url = self.settings.store
-        if url is not None and not url.startswith("sqlite:///"):
-            return None
-        path = default_path() if url is None else Path(unquote(url.removeprefix("sqlite:///")))
-        if path.exists() and (path.stat().st_size or segments(path)):
+        path = store_path(self.settings.store)
+        if path is not None and path.exists() and (path.stat().st_size or segments(path)):
             return None
         return path
 

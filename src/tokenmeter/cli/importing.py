@@ -17,6 +17,7 @@ from tokenmeter.display import dollars
 from tokenmeter.errors import ConfigurationError, StoreUnavailableError, reason_of
 from tokenmeter.importing import SOURCES, ImportOutcome, import_usage
 from tokenmeter.ledger import utcnow
+from tokenmeter.paths import expand
 from tokenmeter.periods import parse_instant
 from tokenmeter.providers import to_wire
 from tokenmeter.reports.export import Origin, write
@@ -189,8 +190,8 @@ def _split(what: list[str]) -> tuple[str | None, list[Path]]:
     """The source, if the first word names one and no file is called so; and the paths."""
     first, *rest = what
     if first in SOURCES and not Path(first).exists():
-        return first, [Path(path).expanduser() for path in rest]
-    return None, [Path(path).expanduser() for path in what]
+        return first, [expand(path) for path in rest]
+    return None, [expand(path) for path in what]
 
 
 def _pair(text: str, option: str) -> tuple[str, str]:

@@ -21,6 +21,7 @@ from tokenmeter.default import make_pricer
 from tokenmeter.errors import ConfigurationError, reason_of
 from tokenmeter.ledger import utcnow
 from tokenmeter.money import ZERO, add, round_to
+from tokenmeter.paths import expand
 from tokenmeter.periods import parse_instant
 from tokenmeter.prices import Estimate
 from tokenmeter.prices import estimate as estimated
@@ -121,7 +122,7 @@ def update(
     Example: tokenmeter prices update --save prices.json
     """
     now = utcnow()
-    path = updating.kept_path() if save is None else save.expanduser()
+    path = updating.kept_path() if save is None else expand(save)
     before = _in_force(list(_rows(PriceList.load(newest=updating.newest(path)), provider, None)), now)
     after = _in_force(list(_rows(prices.update(url=url, save=path), provider, None)), now)
     pairs = _changes(before, after)

@@ -22,8 +22,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from tokenmeter.errors import PricingError
+from tokenmeter.errors import PricingError, StoreUnavailableError
 from tokenmeter.money import EXACT, ZERO
+from tokenmeter.paths import user_folder
 from tokenmeter.pricing.price import Conditions, Price, midnight
 
 #: A provider, model or price set as published: decoded JSON, numbers as text or Decimal.
@@ -174,9 +175,7 @@ def installed_digest() -> str:
 
 
 def _folder() -> Path:
-    import platformdirs  # noqa: PLC0415 - only where a file is looked for
-
-    return platformdirs.user_cache_path("tokenmeter", appauthor=False)
+    return user_folder("cache", "XDG_CACHE_HOME to a folder")
 
 
 def read_kept(name: str, digest: str) -> bytes | None:
@@ -186,7 +185,7 @@ def read_kept(name: str, digest: str) -> bytes | None:
 
 def _read_kept(name: str, digest: str) -> tuple[str, bytes | None]:
     """What stands in the file's name between `name` and the digest, and the content; of this user's own files only."""
-    with suppress(OSError, RuntimeError):  # no home, or one that may not be read
+    with suppress(OSError, StoreUnavailableError):  # no home, or one that may not be read
         for file in _folder().glob(f"{name}-*{digest[:16]}-*.json"):
             content = file.read_bytes()
             own = not hasattr(os, "geteuid") or file.stat().st_uid == os.geteuid()
@@ -200,7 +199,7 @@ def keep(kind: str, digest: str, content: bytes) -> None:
     name = f"{kind}-{digest[:16]}-{hashlib.sha256(content).hexdigest()[:16]}.json"
     import tempfile  # noqa: PLC0415 - once per release
 
-    with suppress(OSError, RuntimeError):
+    with suppress(OSError, StoreUnavailableError):
         folder = _folder()
         folder.mkdir(parents=True, exist_ok=True)
         handle, written = tempfile.mkstemp(prefix=".kept-", dir=folder)

@@ -22,7 +22,8 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
 
-from tokenmeter.errors import PricingError, reason_of
+from tokenmeter.errors import ConfigurationError, PricingError, StoreUnavailableError, reason_of
+from tokenmeter.paths import expand, user_folder
 from tokenmeter.pricing.edition import Edition, installed, installed_file
 from tokenmeter.pricing.price_list import Catalog, PriceList
 from tokenmeter.pricing.pricer import Pricer
@@ -45,10 +46,15 @@ _MOST_PRICE = 100_000
 
 
 def kept_path() -> Path:
-    """Where a fetched list is kept unless the user names a place."""
-    import platformdirs  # noqa: PLC0415 - only where lists are kept
+    """Where a fetched list is kept unless the user names a place.
 
-    return platformdirs.user_data_path("tokenmeter", appauthor=False) / "prices.json"
+    Raises:
+        ConfigurationError: the user has no home directory, and so no such place.
+    """
+    try:
+        return user_folder("data", "name the file of the price list in place of 'auto'") / "prices.json"
+    except StoreUnavailableError as error:
+        raise ConfigurationError(str(error)) from error
 
 
 def read_list(path: str | Path) -> Edition:
@@ -58,7 +64,7 @@ def read_list(path: str | Path) -> Edition:
         PricingError: it cannot be read, or is no price list.
     """
     try:
-        return Edition.parse(_unpacked(Path(path).expanduser().read_bytes(), str(path)))
+        return Edition.parse(_unpacked(expand(path).read_bytes(), str(path)))
     except OSError as error:
         raise PricingError(f"The price list {path} cannot be read: {reason_of(error)}. Check the path.") from error
 

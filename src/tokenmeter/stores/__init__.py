@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from tokenmeter.errors import ConfigurationError
+from tokenmeter.paths import expand, user_folder
 from tokenmeter.stores.urls import redacted
 
 if TYPE_CHECKING:
@@ -19,10 +20,12 @@ _FORMS = "'memory:', 'sqlite:///usage.db' (relative), 'sqlite:////var/lib/usage.
 
 
 def default_path() -> Path:
-    """Where the ledger is when nobody says otherwise: ``tokenmeter/ledger.db`` in the user's data directory."""
-    import platformdirs  # noqa: PLC0415 - not needed when a store is named
+    """Where the ledger is when nobody says otherwise: ``tokenmeter/ledger.db`` in the user's data directory.
 
-    return Path(platformdirs.user_data_path("tokenmeter", appauthor=False)) / "ledger.db"
+    Raises:
+        StoreUnavailableError: the user has no home directory.
+    """
+    return user_folder("data", "name the ledger in configure(store=...) or TOKENMETER_STORE") / "ledger.db"
 
 
 def open_store(url: str | Path | None = None) -> Store:
@@ -62,7 +65,7 @@ def store_path(url: str | Path | None = None) -> Path | None:
     if isinstance(url, Path) and "\0" in str(url):
         raise ConfigurationError(f"{str(url)!r} does not name a file; write {_FORMS}.")
     if url is None or isinstance(url, Path):
-        return url or default_path()
+        return default_path() if url is None else expand(url)
     scheme, colon, rest = url.partition(":")
     return _sqlite_path(url, rest) if colon and scheme == "sqlite" else None
 
@@ -73,7 +76,7 @@ def _sqlite_path(url: str, rest: str) -> Path:
         raise ConfigurationError(f"{url!r} does not name a file; write {_FORMS}.")
     if path == ":memory:":
         raise ConfigurationError(f"{url!r}: write 'memory:' for a ledger in memory.")
-    return Path(path)
+    return expand(path)
 
 
 def _open_sqlite(path: Path) -> Store:

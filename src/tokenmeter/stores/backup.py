@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError, LedgerError, StoreUnavailableError
 from tokenmeter.ledger import utcnow
+from tokenmeter.paths import expand, full_path
 from tokenmeter.stores import open_store, store_path
 from tokenmeter.stores.audit import audit
 from tokenmeter.stores.base import Store, Verification
@@ -101,7 +102,7 @@ def back_up(
         ConfigurationError: the file is there already, or is the ledger itself.
         StoreUnavailableError: the ledger cannot be read as a whole, the file not be written, or it is damaged.
     """
-    path = Path(target).expanduser()
+    path = expand(target)
     if isinstance(store, SQLiteStore) and path.resolve() == store.path:
         raise ConfigurationError(f"{path} is the ledger itself; name another file for the backup.")
     if path.exists() and not overwrite:
@@ -184,7 +185,7 @@ def restore(
         LedgerError: the backup has faults; `check=False` restores it all the same.
         StoreUnavailableError: the backup is damaged or no ledger, or the target cannot be written.
     """
-    file = LedgerFile(Path(backup).expanduser())
+    file = LedgerFile(expand(backup))
     try:
         file.check_pages()
         if check:
@@ -230,7 +231,7 @@ def _restore_server(file: LedgerFile, url: str, progress: Progress | None) -> No
 
 
 def _restore_file(file: LedgerFile, path: Path, *, overwrite: bool) -> Path | None:
-    path = Path(os.path.realpath(path.expanduser()))
+    path = full_path(path)
     if path == file.path.resolve():
         raise ConfigurationError(f"{path} is the backup itself; name the ledger to restore.")
     if path.exists() and not overwrite:

@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError, LedgerError
+from tokenmeter.paths import full_path
 from tokenmeter.stores import open_store, store_path
 from tokenmeter.stores.archive.archives import ParquetArchives
 from tokenmeter.stores.base import DIMENSIONS, Store, Verification
@@ -152,7 +153,7 @@ def refuse_itself(origin: Movable, target: str | Path) -> None:
         ConfigurationError: it is.
     """
     path = store_path(target)
-    url = redacted(str(target)) if path is None else f"sqlite:///{os.path.realpath(path.expanduser())}"
+    url = redacted(str(target)) if path is None else f"sqlite:///{full_path(path)}"
     if url == origin.url:
         raise ConfigurationError(f"{url} is the ledger itself; name another one.")
 
@@ -167,7 +168,7 @@ def _carry(origin: End, target: str | Path, progress: Progress | None) -> Copied
             return carry(origin, store.end(), progress=progress)
         finally:
             store.close()
-    path = Path(os.path.realpath(path.expanduser()))
+    path = full_path(path)
     # A file gets its name when it is complete, so that no program takes half of it for a ledger.
     place = path if path.exists() else Path(f"{path}.partial")
     end = SQLiteEnd.make(place, os.urandom(16))

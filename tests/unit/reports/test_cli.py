@@ -205,6 +205,15 @@ def test_a_missing_ledger_is_said_and_not_made(run: Callable[..., Outcome], plac
     assert "ledger.db" in run("report", "--config", str(_empty_config(place))).err
 
 
+@pytest.mark.usefixtures("ledger")
+def test_a_ledger_in_the_home_directory_is_found_where_a_program_finds_it(
+    run: Callable[..., Outcome], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(place))
+    monkeypatch.setenv("USERPROFILE", str(place))
+    assert run("report", "--store", "sqlite:///~/usage.db").out == run("report").out != ""
+
+
 def _empty_config(place: Path) -> Path:
     path = place / "empty.toml"
     path.write_text("")

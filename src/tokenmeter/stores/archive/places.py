@@ -20,8 +20,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
-import platformdirs
-
 from tokenmeter.errors import (
     ConfigurationError,
     StoreUnavailableError,
@@ -29,6 +27,7 @@ from tokenmeter.errors import (
     TokenmeterError,
     reason_of,
 )
+from tokenmeter.paths import full_path, user_folder
 from tokenmeter.processes import CAN_SHARE, lock_file
 
 _CHUNK = 1 << 20
@@ -67,7 +66,7 @@ def place_of(to: str | os.PathLike[str]) -> str:
         raise ConfigurationError(
             "Name a folder or a bucket for archived months: /var/lib/app/archive, s3://bucket/usage."
         )
-    return str(Path(text).expanduser().resolve())
+    return str(full_path(text))
 
 
 def joined(place: str, name: str) -> str:
@@ -258,7 +257,7 @@ UNFINISHED = ".making-"
 
 def kept_path(name: str) -> Path:
     """Where something made of an archive file is kept on this machine."""
-    return Path(platformdirs.user_cache_path("tokenmeter", appauthor=False)) / "archive" / name
+    return user_folder("cache", "XDG_CACHE_HOME to a folder") / "archive" / name
 
 
 def make_folder() -> Path:

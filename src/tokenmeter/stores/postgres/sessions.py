@@ -25,6 +25,7 @@ from psycopg.adapt import Buffer, Loader
 from psycopg.conninfo import conninfo_to_dict, make_conninfo, timeout_from_conninfo
 
 from tokenmeter.errors import ConfigurationError, StoreUnavailableError
+from tokenmeter.paths import expand, user_folder
 from tokenmeter.stores.engine import Engine
 from tokenmeter.stores.urls import redacted
 
@@ -425,12 +426,10 @@ def _number(own: dict[str, str], name: str, *, least: int) -> int:
 def _spool(folder: str, target: dict[str, Any], schema: str) -> Path:
     """The spool of this host for this ledger: hosts that share a home directory keep apart."""
     if not folder:
-        import platformdirs  # noqa: PLC0415 - not needed when a folder is named
-
-        folder = str(platformdirs.user_state_path("tokenmeter", appauthor=False) / "spool")
+        folder = str(user_folder("state", "add spool=/a/folder to the PostgreSQL URL") / "spool")
     place = {name: target.get(name) or os.environ.get(variable, "") for name, variable in _PLACE.items()}
     identity = "\n".join((socket.gethostname(), schema, *map(str, place.values())))
-    return Path(folder).expanduser() / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+    return expand(folder) / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
 
 
 _PLACE = {"host": "PGHOST", "hostaddr": "PGHOSTADDR", "port": "PGPORT", "dbname": "PGDATABASE", "service": "PGSERVICE"}

@@ -18,6 +18,7 @@ from random import SystemRandom
 from typing import TypeVar
 
 from tokenmeter.errors import ConfigurationError, StoreBusyError, StoreError, StoreUnavailableError
+from tokenmeter.paths import full_path
 from tokenmeter.stores.sqlite.forking import FORK_PATIENCE, Reading, ask_at_forks
 from tokenmeter.stores.sqlite.opened import OpenFile, explained, identity, is_busy, keep_for_ever, sqlite3
 from tokenmeter.stores.urls import SideLock, is_mounted_alone, is_network, make_private_file, unusable
@@ -71,7 +72,7 @@ class Database:
         check: Callable[[sqlite3.Connection, Path], None] | None = None,
         patience: float = PATIENCE,
     ) -> None:
-        self.path = Path(os.path.realpath(Path(path).expanduser()))
+        self.path = full_path(path)
         if self.path.is_dir():
             raise ConfigurationError(
                 f"{self.path} is a directory; name a file in it, such as {self.path / 'ledger.db'}."
