@@ -11,7 +11,7 @@ from tokenmeter.attribution import Attribution
 from tokenmeter.errors import ReconciliationError
 from tokenmeter.ledger import Charge, Entry
 from tokenmeter.reconciliation import reconcile
-from tokenmeter.reconciliation.files import model_id
+from tokenmeter.reconciliation.file_rows import model_id
 from tokenmeter.reconciliation.statement import family_of
 from tokenmeter.stores import open_store
 from tokenmeter.usage import Usage
@@ -240,6 +240,17 @@ def test_a_date_with_slashes_that_nothing_tells_is_refused(store, tmp_path):
         ("Support plan", "100.00", "fee"),
         ("ChatGPT seats", "30.00", "fee"),
         ("Rounding", "0.01", "fee"),
+        ("Umsatzsteuer 19 %", "0.24", "tax"),
+        ("TVA 20 %", "0.25", "tax"),
+        ("IVA", "0.26", "tax"),
+        ("消費税 10%", "0.13", "tax"),
+        ("Gutschrift Störung", "-1.00", "credit"),
+        ("Crédito promocional", "-1.00", "credit"),
+        ("Rückerstattung", "-1.00", "refund"),
+        ("Remboursement d'octobre", "-1.00", "refund"),
+        ("退款", "-1.00", "refund"),
+        ("Bearbeitungsgebühr", "2.00", "fee"),
+        ("Frais de service", "2.00", "fee"),
     ],
 )
 def test_what_is_no_traffic_is_a_cause_of_its_own_and_never_proposed(record, compare, item, amount, cause):
@@ -252,6 +263,67 @@ def test_what_is_no_traffic_is_a_cause_of_its_own_and_never_proposed(record, com
     assert [(one.cause, one.amount) for one in outcome.discrepancies] == [(cause, Decimal(amount))]
     assert (outcome.proposals, outcome.difference) == ((), Decimal(amount))
     assert outcome.ok
+
+
+@pytest.mark.parametrize("item", ["web search, container", "Austausch", "custom speech", "file storage"])
+def test_traffic_that_names_no_model_is_no_tax(record, compare, item):
+    row = f'1790812800,1790899200,,,0.25,usd,,,"{item}",,,,,,,,\n'
+    (found,) = compare({"cost.csv": OPENAI + row}, provider="openai").discrepancies
+    assert found.cause == "unrecorded"
+
+
+@pytest.mark.parametrize("ends", ["Total", "Summe", "GRAND TOTAL", "合計"])
+def test_a_row_of_sums_and_rows_of_nothing_are_no_days(record, compare, ends):
+    record("claude-haiku-4-5-20251001", at="2026-10-01T09:00", input=(1_000_000, "1.00"))
+    text = COSTS + haiku("2026-10-01", "input_no_cache", "1.00") + haiku(ends, "", "1.00", model="", cost_type="")
+    outcome = compare({"cost.csv": text + "\n" + "," * 13 + "\n"})
+    assert (outcome.discrepancies, outcome.theirs.cost) == ((), 1)
+    assert "1 row of sums was left out." in outcome.notes
+
+
+def test_a_row_that_names_no_amount_is_not_zero_but_missing(record, compare):
+    record("gpt-5", at="2026-10-01T09:00", provider="openai", input=(1_000_000, "1.25"))
+    rows = (
+        '1790812800,1790899200,,,1.25,usd,1000000,tokens,"gpt-5-2025-08-07, input",,key_1,proj_a,,,,,\n'
+        '1790812800,1790899200,,,,usd,1000000,tokens,"gpt-5-2025-08-07, output",,key_1,proj_a,,,,,\n'
+    )
+    outcome = compare({"cost.csv": OPENAI + rows}, provider="openai")
+    assert outcome.discrepancies == ()
+    assert "1 row says what for, and no amount; it is missing in the statement's cost." in outcome.notes
+
+
+@pytest.mark.parametrize("unit", [1000, 1_000_000, 1_000_000_000])
+def test_times_in_thousandths_and_exports_without_seconds_are_read(record, compare, unit):
+    record("gpt-5", at="2026-10-01T09:00", provider="openai", input=(1_000_000, "1.25"))
+    row = f'{1790812800 * unit},{1790899200 * unit},,,1.25,usd,,,"gpt-5-2025-08-07, input",,,,,,,,\n'
+    assert compare({"cost.csv": OPENAI + row}, provider="openai").discrepancies == ()
+    iso = "start_time_iso,end_time_iso,amount_value,amount_currency,line_item\n"
+    iso += '2026-10-01T00:00:00+00:00,2026-10-02T00:00:00+00:00,1.25,usd,"gpt-5-2025-08-07, input"\n'
+    assert compare({"iso.csv": iso}, provider="openai").discrepancies == ()
+
+
+@pytest.mark.parametrize(
+    ("heading", "amount", "currency"),
+    [
+        *(("Cost", "€1.25", "EUR"), ("Cost", "1,25 €", "EUR"), ("Kosten (EUR)", "1,25", "EUR")),
+        *(("cost_gbp", "1.25", "GBP"), ("Cost in CHF", "1.25", "CHF"), ("Price £", "1.25", "GBP")),
+    ],
+    ids=lambda told: str(told).encode("ascii", "backslashreplace").decode(),
+)
+def test_a_currency_in_the_amount_or_its_heading_is_not_read_as_dollars(record, compare, heading, amount, currency):
+    record("m", at="2026-10-01T09:00", provider="azure", input=(1_000, "2.50"))
+    told = {"provider": "azure", "columns": {"day": "Day", "cost": heading}}
+    files = {"bill.csv": f"Day;{heading}\n2026-10-01;{amount}\n"}
+    with pytest.raises(ReconciliationError, match=f"is in {currency}"):
+        compare(files, **told)
+    assert compare(files, **told, exchange_rates={currency: "2"}).discrepancies == ()
+
+
+@pytest.mark.parametrize("heading", ["Cost in USD", "cost", "Surcharge", "Europe cost", "Cost ($)"])
+def test_a_heading_that_names_no_other_currency_is_dollars(record, compare, heading):
+    record("m", at="2026-10-01T09:00", provider="azure", input=(1_000, "1.25"))
+    files = {"bill.csv": f"Day,{heading}\n2026-10-01,$1.25\n"}
+    assert compare(files, provider="azure", columns={"day": "Day", "cost": heading}).discrepancies == ()
 
 
 @pytest.mark.parametrize(

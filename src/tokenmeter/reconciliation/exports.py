@@ -85,8 +85,8 @@ _EXPORTS: tuple[Columns, ...] = (
     _known(
         "openai",
         batch="batch",
-        day="start_time",
-        until="?end_time",
+        day="start_time|start_time_iso",
+        until="?end_time|end_time_iso",
         model="model",
         api_key="?api_key_id",
         project="?project_id",
@@ -100,8 +100,8 @@ _EXPORTS: tuple[Columns, ...] = (
     ),
     _known(
         "openai",
-        day="start_time",
-        until="?end_time",
+        day="start_time|start_time_iso",
+        until="?end_time|end_time_iso",
         cost="amount_value|cost_usd|amount_usd",
         currency="?amount_currency",
         item="?line_item",

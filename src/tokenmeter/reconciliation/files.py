@@ -5,18 +5,16 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime, time
+from datetime import date, time
 from decimal import Decimal
 from pathlib import Path
 
 from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError, ReconciliationError, reason_of
-from tokenmeter.money import EXACT, ZERO
+from tokenmeter.money import ZERO
 from tokenmeter.periods import Period
 from tokenmeter.reconciliation.exports import (
     COUNTS,
@@ -27,7 +25,7 @@ from tokenmeter.reconciliation.exports import (
     heading_key,
     recognised_export,
 )
-from tokenmeter.reconciliation.openai import item_model
+from tokenmeter.reconciliation.file_rows import FileRow
 from tokenmeter.reconciliation.statement import (
     GRAIN,
     TOKEN_CLASSES,
@@ -35,21 +33,14 @@ from tokenmeter.reconciliation.statement import (
     CostLine,
     ProviderStatement,
     UsageLine,
-    day_begins,
-    in_dollars,
     kind_of_cost,
-    tier_name,
 )
 from tokenmeter.tables import (
     UNPACKING,
     DecimalMark,
     NotATableError,
-    Slashes,
     first_of_slashes,
-    is_ambiguous,
     open_text,
-    parse_moment,
-    parse_number,
     read_table,
     unpacked,
 )
@@ -131,7 +122,7 @@ def read_files(
             )
         slashes = first_of_slashes(row.get(one, "") for _, row in rows for one in how.names["day"])
         once = _once(path, rows, seen, found.notes)
-        lines = (_FileRow(row, how, path, number, mark, slashes, again) for number, row, again in once)
+        lines = (FileRow(row, how, path, number, mark, slashes, again) for number, row, again in once)
         _read(found, how, lines, period=period, rates=exchange_rates or {})
     return _statement(found, paths, provider, period)
 
@@ -148,7 +139,7 @@ def _note_empty(path: Path, found: _Gathered) -> None:
 def _read(
     found: _Gathered,
     how: Columns,
-    lines: Iterator[_FileRow],
+    lines: Iterable[FileRow],
     *,
     period: Period,
     rates: Mapping[str, Decimal],
@@ -164,26 +155,44 @@ def _read(
     if "cost" in how.names:
         found.costs = found.costs or []
         found.quanta.add(how.quantum)
-    outside: list[date] = []
-    begins: set[time | None] = set()
-    for line in lines:
-        begins.add(line.begins)
-        found.saw(line.day, how)
-        if not period.start.date() <= line.day < period.end.date():
-            outside.append(line.day)
-            continue
+    blank = 0
+    for line in _of_period(found, how, lines, period):
         bucket, item = line.bucket, line.item
         by_name = kind_of_cost(bucket.model, ZERO, model=None)
         if by_name != "usage":  # "Refund" or "VAT 19 %" where models stand
             bucket, item = bucket._replace(model=None), f"{bucket.model} {item}".strip()
         if how.counts and found.usage is not None and (by_name == "usage" or line.counts):
             found.usage.append(UsageLine(bucket, line.counts, line.requests, line.again))
-        if "cost" in how.names and found.costs is not None and not line.is_empty_bucket:
-            amount = line.dollars(rates)
-            found.costs.append(
-                CostLine(bucket, item, amount, kind_of_cost(item, amount, model=bucket.model), line.again)
-            )
+        if found.costs is None or "cost" not in how.names or line.is_empty_bucket:
+            continue
+        if line.lacks_amount:
+            blank += 1
+            continue
+        amount = line.dollars(rates)
+        found.costs.append(CostLine(bucket, item, amount, kind_of_cost(item, amount, model=bucket.model), line.again))
+    if blank:
+        said = counted(blank, "row says what for, and no amount; it is", "rows say what for, and no amount; they are")
+        found.notes.append(f"{said} missing in the statement's cost.")
+
+
+def _of_period(found: _Gathered, how: Columns, lines: Iterable[FileRow], period: Period) -> Iterator[FileRow]:
+    """The rows of the period's days; what others there are is noted."""
+    outside: list[date] = []
+    begins: set[time | None] = set()
+    sums = 0
+    for line in lines:
+        if line.is_sum:
+            sums += 1
+            continue
+        begins.add(line.begins)
+        found.saw(line.day, how)
+        if period.start.date() <= line.day < period.end.date():
+            yield line
+        else:
+            outside.append(line.day)
     found.begins |= {each for each in begins if each is not None and None not in begins}
+    if sums:
+        found.notes.append(f"{counted(sums, 'row of sums was', 'rows of sums were')} left out.")
     if outside:
         days = " to ".join(dict.fromkeys((min(outside).isoformat(), max(outside).isoformat())))
         said = counted(
@@ -239,7 +248,7 @@ def _content(path: Path) -> bytes:
 def _table(path: Path, content: bytes) -> tuple[list[str], list[tuple[int, dict[str, str]]], DecimalMark | None]:
     headings, rows, mark = read_table(open_text(io.BytesIO(content), content[:4]))
     try:
-        return headings, list(rows), mark
+        return headings, [one for one in rows if any(map(str.strip, one[1].values()))], mark
     except csv.Error as error:
         raise ReconciliationError(f"{path} cannot be read as CSV: {error}.") from error
 
@@ -278,123 +287,3 @@ def _once(
                 f"rows of {path.name} are word for word another row of it; each counts.",
             )
         )
-
-
-def model_id(name: str) -> str:
-    """A model's id from the name that Anthropic's console shows; a name that is an id already stays.
-
-    ``Claude 3.5 Sonnet 2024-10-22`` is ``claude-3-5-sonnet-20241022``, ``Claude Haiku 4.5`` ``claude-haiku-4-5``.
-    """
-    if " " not in name.strip():
-        return name.strip()
-    words = re.sub(r"(\d{4})-(\d{2})-(\d{2})", r"\1\2\3", name.strip().lower())
-    return re.sub(r"[\s.]+", "-", words)
-
-
-@dataclass(frozen=True, slots=True)
-class _FileRow:
-    row: Mapping[str, str]
-    how: Columns
-    path: Path
-    number: int
-    mark: DecimalMark | None
-    slashes: Slashes | None
-    again: bool
-
-    def text(self, name: str) -> str | None:
-        cells = [self.row.get(one, "").strip() for one in self.how.names.get(name, ())]
-        return next((cell for cell in cells if cell), None)
-
-    @property
-    def day(self) -> date:
-        return self._instant("day").date()
-
-    @property
-    def begins(self) -> time | None:
-        """When its day begins, UTC, by how long it says that it is, or as midnight of its own zone; None = not told."""
-        if self.text("until") is not None:
-            return day_begins(self._instant("day"), self._instant("until"))
-        with suppress(ValueError):
-            written = parse_moment(self.text("day") or "", self.slashes)
-            if written.time() == time():
-                return self._instant("day").time()
-        return None
-
-    def _instant(self, name: str) -> datetime:
-        """An instant in UTC; a day is its midnight."""
-        cell = self.text(name) or ""
-        try:
-            if cell.isdigit() and len(cell) > len("20261123"):
-                return datetime.fromtimestamp(int(cell), UTC)
-            moment = parse_moment(cell, self.slashes)
-        except (ValueError, OverflowError, OSError):
-            unsaid = "; no row tells whether its days or its months stand first" if "/" in cell else ""
-            raise self._bad(cell, f"a date or time (2026-11-23, ISO 8601 or seconds){unsaid}") from None
-        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
-
-    @property
-    def item(self) -> str:
-        """What the amount is for; of several columns the words of all."""
-        return " ".join(cell for one in self.how.names.get("item", ()) if (cell := self.row.get(one, "").strip()))
-
-    @property
-    def bucket(self) -> Bucket:
-        model = self.text("model") or (item_model(self.text("item")) if "model" not in self.how.names else None)
-        batch = self.row.get(self.how.batch or "", "").strip().lower() in {"true", "batch", "1"}
-        return Bucket(
-            self.day,
-            model_id(model) if model is not None and self.how.provider == "anthropic" else model,
-            self.text("api_key"),
-            self.text("project"),
-            tier_name(self.text("service_tier"), batch=batch),
-        )
-
-    @property
-    def is_empty_bucket(self) -> bool:
-        """A day without use: a row with its times only."""
-        return self.text("cost") is None and not self.item
-
-    @property
-    def counts(self) -> dict[str, int]:
-        counts = {name: self._whole(name) for name in COUNTS if name in self.how.names}
-        whole = counts.pop("input_including_cache", None)
-        if whole is not None:
-            counts["input"] = whole - counts.get("cache_read", 0) - counts.get("cache_write", 0)
-        return {name: count for name, count in counts.items() if count}
-
-    @property
-    def requests(self) -> int | None:
-        return self._whole("requests") if "requests" in self.how.names else None
-
-    def dollars(self, rates: Mapping[str, Decimal]) -> Decimal:
-        """The amount in US dollars."""
-        amount = self._sum("cost")
-        if self.how.cost_unit == "cents":
-            amount = EXACT.divide(amount, Decimal(100))
-        return in_dollars(amount, self.text("currency"), rates, where=f"{self.path}, line {self.number}")
-
-    def _whole(self, name: str) -> int:
-        number = self._sum(name)
-        if number != number.to_integral_value(context=EXACT):
-            raise self._bad(str(number), f"a whole number for {name}")
-        return int(number)
-
-    def _sum(self, name: str) -> Decimal:
-        total = ZERO
-        for heading in self.how.names[name]:
-            cell = self.row.get(heading, "").strip()
-            if not cell:
-                continue
-            if self.mark is None and is_ambiguous(cell):
-                where = f"{self.path}, line {self.number}"
-                raise ReconciliationError(
-                    f"{where}: {cell!r} can be read in two ways; say which decimal mark the file has (--decimal)."
-                )
-            try:
-                total = EXACT.add(total, parse_number(cell, self.mark))
-            except ValueError:
-                raise self._bad(cell, f"a number for {name}") from None
-        return total
-
-    def _bad(self, cell: str, wanted: str) -> ReconciliationError:
-        return ReconciliationError(f"{self.path}, line {self.number}: {cell!r} is not {wanted}.")

@@ -23,17 +23,33 @@ TOKEN_CLASSES = ("input", "cache_read", "cache_write", "output")
 GRAIN = ("model", "api_key", "project", "service_tier")
 #: What an amount is for. Only ``usage`` is traffic that a ledger of calls could have.
 CostKind = Literal["usage", "credit", "refund", "tax", "fee"]
-_KINDS: tuple[tuple[CostKind, re.Pattern[str]], ...] = (
-    ("tax", re.compile(r"\b(tax(es)?|vat|gst|hst|pst)\b", re.IGNORECASE)),
-    ("refund", re.compile(r"\b(refund(s|ed)?|chargeback)\b", re.IGNORECASE)),
-    ("credit", re.compile(r"\b(credits?|grants?|promo(tion(al)?)?|coupon|discount|adjustment)\b", re.IGNORECASE)),
-    (
-        "fee",
-        re.compile(
-            r"\b(fees?|surcharge|rounding|support( plan)?|seats?|subscription|minimum commitment|true-?up)\b",
-            re.IGNORECASE,
-        ),
+#: What says so, whole words and those of languages that put no blanks between theirs.
+_WORDS: Mapping[CostKind, tuple[str, str]] = {
+    "tax": (
+        r"tax(es)?|vat|gst|hst|pst|qst|\w*steuer|mwst|ust|tva|taxes?|iva|btw|moms|mva|kdv|alv|imp(ues|os)t[oa]s?|ндс",
+        "税|稅|세금|부가세",
     ),
+    "refund": (
+        r"refund(s|ed)?|chargeback|\w*erstattung(en)?|remboursements?|reembolsos?|rimborso|devolución|terugbetaling",
+        "退款|返金|払い戻し|환불",
+    ),
+    "credit": (
+        (
+            r"credits?|grants?|promo(tion(al)?)?|coupon|discount|adjustment|gutschrift(en)?|guthaben|rabatt|crédits?|avoir"
+            r"|remise|cr[ée]ditos?|descuento|desconto|sconto|tegoed|korting"
+        ),
+        "抵扣|赠金|優惠|优惠|クレジット|割引|크레딧|할인",
+    ),
+    "fee": (
+        (
+            r"fees?|surcharge|rounding|support( plan)?|seats?|subscription|minimum commitment|true-?up|\w*gebühr(en)?"
+            r"|frais|rundung(sdifferenz)?|arrondis?|abonnement|comisi[óo]n|commissione|redondeo|arrotondamento|afronding"
+        ),
+        "手数料|手续费|四捨五入|舍入|수수료",
+    ),
+}
+_KINDS: tuple[tuple[CostKind, re.Pattern[str]], ...] = tuple(
+    (kind, re.compile(rf"\b(?:{words})\b|{unspaced}", re.IGNORECASE)) for kind, (words, unspaced) in _WORDS.items()
 )
 
 
@@ -139,12 +155,16 @@ def kind_of_cost(item: str | None, amount: Decimal, *, model: str | None) -> Cos
     return "usage"
 
 
+_DOLLARS = frozenset({"", "USD", "US$", "$", "US DOLLAR", "US DOLLARS", "DOLLARS"})
+_SIGNS = {"\N{EURO SIGN}": "EUR", "\N{POUND SIGN}": "GBP"}
+
+
 def in_dollars(amount: Decimal, currency: str | None, rates: Mapping[str, Decimal], *, where: str) -> Decimal:
     """An amount in US dollars.
 
     Args:
         amount: The amount.
-        currency: ISO 4217 code in any case; nothing means dollars.
+        currency: ISO 4217 code in any case, or a sign; nothing means dollars.
         rates: US dollars per unit of other currencies.
         where: Where it stands, for the message.
 
@@ -152,7 +172,8 @@ def in_dollars(amount: Decimal, currency: str | None, rates: Mapping[str, Decima
         ReconciliationError: another currency without a rate.
     """
     code = (currency or "USD").strip().upper()
-    if code in {"", "USD", "US$", "$"}:
+    code = _SIGNS.get(code, code)
+    if code in _DOLLARS:
         return amount
     if code not in rates:
         raise ReconciliationError(
