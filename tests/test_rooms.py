@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ast
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from tokenmeter.providers import registry
+from tokenmeter.providers.base import Dialect
+from tokenmeter.providers.prompts import PromptRule
 
 SOURCE = Path(__file__).parent.parent / "src" / "tokenmeter"
 #: What only one provider says: paths and endpoints, fields of bodies, events, classes, headers.
@@ -88,6 +91,21 @@ def test_nothing_outside_a_room_names_what_is_one_providers():
     unnamed = {path: names for path, names in hits.items() if path not in EXCEPTIONS}
     assert not unnamed, "move it into the provider's room, or name the module and the reason"
     assert set(EXCEPTIONS) <= set(hits), "the exception is no longer needed: take it out"
+
+
+@pytest.mark.parametrize("name", registry.FORMATS)
+def test_a_room_has_what_is_asked_of_it_by_name(name):
+    assert isinstance(registry.dialect(name), Dialect)
+    assert registry.dialect(name).name == name
+    rules = import_module(f"tokenmeter.providers.{name}.requests").PROMPT_RULES
+    assert all(isinstance(rule, PromptRule) for rule in rules)
+
+
+@pytest.mark.parametrize("name", registry.ROOMS)
+def test_a_room_says_how_its_usage_objects_are_known(name):
+    shapes = import_module(f"tokenmeter.providers.{name}.usage").SHAPES
+    assert shapes
+    assert all(shape.own | shape.shared for shape in shapes)
 
 
 @pytest.mark.parametrize("name", registry.ROOMS)

@@ -16,14 +16,7 @@ from rich.markup import escape
 import tokenmeter
 from tokenmeter.cli.configuration import unset_keys
 from tokenmeter.cli.frame import Exit, Frame, app, command, emit, out, progress_out, show_table
-from tokenmeter.cli.options import (
-    PeriodOption,
-    SinceOption,
-    TzOption,
-    UntilOption,
-    Where,
-    query_of,
-)
+from tokenmeter.cli.options import PeriodOption, SinceOption, TzOption, UntilOption, Where, query_of
 from tokenmeter.config import Settings
 from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError
@@ -36,7 +29,7 @@ from tokenmeter.pricing.edition import installed_digest
 from tokenmeter.reports.query import BEGINNING, closed
 from tokenmeter.reports.table import visible
 from tokenmeter.stores import default_path
-from tokenmeter.stores.base import Fault
+from tokenmeter.stores.base import Fault, Verification
 from tokenmeter.stores.urls import redacted
 
 #: A price list older than this may miss models and price changes.
@@ -95,17 +88,18 @@ def verify(
             key=secret,
             progress=lambda done, of: shown.update(f"verifying: {done:,} of {counted(of, 'record')}"),
         )
-    entries = counted(outcome.entries, "entry", "entries")
     if frame.as_json:
-        emit(
-            {
-                "ok": outcome.ok,
-                "entries": outcome.entries,
-                "head": outcome.head,
-                "faults": [_fault(one) for one in outcome.faults],
-            }
-        )
-    elif outcome.ok:
+        faults = [_fault(one) for one in outcome.faults]
+        emit({"ok": outcome.ok, "entries": outcome.entries, "head": outcome.head, "faults": faults})
+    else:
+        _tell(outcome)
+    if not outcome.ok:
+        raise typer.Exit(Exit.FOUND)
+
+
+def _tell(outcome: Verification) -> None:
+    entries = counted(outcome.entries, "entry", "entries")
+    if outcome.ok:
         out.print(f"[green]Nothing is wrong.[/] {entries} checked, none edited, removed or cut off.")
         if outcome.after_head is not None:
             out.print(f"{counted(outcome.after_head, 'record')} came after the head that was asked for.")
@@ -115,8 +109,6 @@ def verify(
         out.print(f"[bold red]{many}[/] in {entries}:")
         _list(outcome.faults)
         out.print("Compare with a backup or an export's manifest; what is right is never overwritten here.")
-    if not outcome.ok:
-        raise typer.Exit(Exit.FOUND)
 
 
 @command(
@@ -196,18 +188,23 @@ def reprice(
             post=post or not changed,
         )
     recorded = post or not changed
+    if not frame.as_json:
+        _tell_corrections(found, changed=changed, recorded=recorded)
+        return
+    emit(
+        {
+            "recorded": recorded,
+            "corrections": len(found),
+            "list_cost": f"{total(entry.list_cost or ZERO for entry in found):f}",
+            "billed_cost": f"{total(entry.billed_cost or ZERO for entry in found):f}",
+            "entries": [entry.entry_id if recorded else entry.corrects for entry in found],
+        }
+    )
+
+
+def _tell_corrections(found: Sequence[Entry], *, changed: bool, recorded: bool) -> None:
     billed = total(entry.billed_cost or ZERO for entry in found)
-    if frame.as_json:
-        emit(
-            {
-                "recorded": recorded,
-                "corrections": len(found),
-                "list_cost": f"{total(entry.list_cost or ZERO for entry in found):f}",
-                "billed_cost": f"{billed:f}",
-                "entries": [entry.entry_id if recorded else entry.corrects for entry in found],
-            }
-        )
-    elif not found:
+    if not found:
         out.print(
             "Nothing to correct: no entry's cost differs."
             if changed

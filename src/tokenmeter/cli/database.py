@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +25,7 @@ from tokenmeter.reports.database import open_database
 from tokenmeter.reports.table import visible
 from tokenmeter.stores import backup as backups
 from tokenmeter.stores import merging, moving
+from tokenmeter.stores.base import SumsDifference
 from tokenmeter.stores.sqlite.database import sqlite3
 from tokenmeter.stores.urls import redacted
 
@@ -130,26 +131,7 @@ def rebuild(
     elif not found:
         out.print("[green]Nothing to do:[/] every kept sum is what its entries come to.")
     else:
-        rows = [
-            (
-                one.table,
-                visible(one.of),
-                str(one.account or ""),
-                visible(one.sku_meter or ""),
-                name,
-                *(_figure(name, value) for value in change),
-            )
-            for one in found
-            for name, change in one.changes.items()
-        ]
-        show_table(
-            ("table", "of", "account", "meter", "figure", "kept", "should be"),
-            rows[:_SHOWN],
-            figures={"account", "kept", "should be"},
-            whole={"of"},
-        )
-        if len(rows) > _SHOWN:
-            out.print(f"... and {counted(len(rows) - _SHOWN, 'more figure')}: --json has all of them.")
+        _show_differences(found)
         wrong = counted(len(found), "sum differs", "sums differ")
         out.print(
             f"{wrong}: `tokenmeter db rebuild` makes sums anew."
@@ -158,6 +140,29 @@ def rebuild(
         )
     if dry_run and found:
         raise typer.Exit(Exit.FOUND)
+
+
+def _show_differences(found: Sequence[SumsDifference]) -> None:
+    rows = [
+        (
+            one.table,
+            visible(one.of),
+            str(one.account or ""),
+            visible(one.sku_meter or ""),
+            name,
+            *(_figure(name, value) for value in change),
+        )
+        for one in found
+        for name, change in one.changes.items()
+    ]
+    show_table(
+        ("table", "of", "account", "meter", "figure", "kept", "should be"),
+        rows[:_SHOWN],
+        figures={"account", "kept", "should be"},
+        whole={"of"},
+    )
+    if len(rows) > _SHOWN:
+        out.print(f"... and {counted(len(rows) - _SHOWN, 'more figure')}: --json has all of them.")
 
 
 def _figure(name: str, value: int) -> str:
@@ -402,22 +407,24 @@ def erase(
             | {"documents": [{name: getattr(one, name) for name in one.__slots__} for one in done.documents]}
         )
     else:
-        out.print(
-            f"Erased. {counted(done.entries, 'entry now shows', 'entries now show')} {done.pseudonym}.", markup=False
-        )
-        if done.changed:
-            out.print(f"{counted(done.changed, 'document has', 'documents have')} it in place of the name.")
-        out.print(f"Record of it in the chain: {done.record}")
-        for one in done.documents:
-            until = f"to be kept until {one.keep_until}" if one.keep_until else "it is a budget's own name"
-            out.print(f"[yellow]names the person[/]  {one.kind} {escape(one.number or one.key)}: {until}.")
-        for text in done.left:
-            out.print(f"[yellow]still here[/]  {text}")
-        out.print("Not held by this ledger, and yours to handle:")
-        for text in done.elsewhere:
-            out.print(f"  {text}")
+        _tell_erasure(done)
     if done.left and store.url.startswith("sqlite"):
         raise typer.Exit(Exit.FOUND)
+
+
+def _tell_erasure(done: erasing.Erasure) -> None:
+    out.print(f"Erased. {counted(done.entries, 'entry now shows', 'entries now show')} {done.pseudonym}.", markup=False)
+    if done.changed:
+        out.print(f"{counted(done.changed, 'document has', 'documents have')} it in place of the name.")
+    out.print(f"Record of it in the chain: {done.record}")
+    for one in done.documents:
+        until = f"to be kept until {one.keep_until}" if one.keep_until else "it is a budget's own name"
+        out.print(f"[yellow]names the person[/]  {one.kind} {escape(one.number or one.key)}: {until}.")
+    for text in done.left:
+        out.print(f"[yellow]still here[/]  {text}")
+    out.print("Not held by this ledger, and yours to handle:")
+    for text in done.elsewhere:
+        out.print(f"  {text}")
 
 
 @command(

@@ -16,7 +16,7 @@ from tokenmeter.dimensions import WhoArguments
 from tokenmeter.display import dollars
 from tokenmeter.errors import ConfigurationError, StoreUnavailableError, reason_of
 from tokenmeter.importing import SOURCES, ImportOutcome, import_usage
-from tokenmeter.ledger import utcnow
+from tokenmeter.ledger import Entry, utcnow
 from tokenmeter.paths import expand
 from tokenmeter.periods import parse_instant
 from tokenmeter.providers import to_wire
@@ -77,10 +77,7 @@ def import_(
     that the ledger has already under the same id is left as it is. Exit code 1 when rows were left out or disagree.
     """
     source, paths = _split(what)
-    attribution = Attribution(
-        **who,
-        tags=dict(_pair(text, "--tag") for text in tag or ()),
-    )
+    attribution = Attribution(**who, tags=dict(_pair(text, "--tag") for text in tag or ()))
     fields = dict(_pair(part, "--map") for text in map_ or () for part in text.split(",") if part.strip())
     with frame.meter(make=True) as meter, progress_out.status("reading") as shown:
         outcome = import_usage(
@@ -158,19 +155,18 @@ def record(
             "switched off."
         )
     else:
-        if entry.status == "error" and entry.cost_source == "none":
-            out.print(
-                f"Recorded: an error ({visible(entry.error_type or 'unknown')}), which costs nothing, entry "
-                f"{entry.entry_id}",
-                markup=False,
-            )
-            return
-        used = f"{count(entry.usage.input_tokens)} in, {count(entry.usage.output_tokens)} out"
-        if "usage_unknown" in entry.flags:
-            used = "usage unknown"
-        cost = "unpriced" if entry.billed_cost is None else f"{dollars(entry.billed_cost)} billed"
-        named = visible(entry.model or entry.endpoint)
-        out.print(f"Recorded: {named}, {used}, {cost}, entry {entry.entry_id}", markup=False)
+        out.print(f"Recorded: {_describe(entry)}, entry {entry.entry_id}", markup=False)
+
+
+def _describe(entry: Entry) -> str:
+    """What was used and what it cost, in a few words."""
+    if entry.status == "error" and entry.cost_source == "none":
+        return f"an error ({visible(entry.error_type or 'unknown')}), which costs nothing"
+    used = f"{count(entry.usage.input_tokens)} in, {count(entry.usage.output_tokens)} out"
+    if "usage_unknown" in entry.flags:
+        used = "usage unknown"
+    cost = "unpriced" if entry.billed_cost is None else f"{dollars(entry.billed_cost)} billed"
+    return f"{visible(entry.model or entry.endpoint)}, {used}, {cost}"
 
 
 def _answer_of(file: Path) -> Any:

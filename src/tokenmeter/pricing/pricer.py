@@ -130,37 +130,51 @@ class Pricer:
             if supplied is not None and supplied.believed:
                 charges.append(supplied_line(consumption, platform))
                 continue
-            first = len(charges)
             if listed is None:
                 flags.add("unknown_model")
-                charges.extend(unpriced_lines(consumption))
+                lines = list(unpriced_lines(consumption))
             else:
-                sheet = self._sheet(
-                    book,
-                    listed,
-                    (
-                        consumption.service_tier,
-                        consumption.processing,
-                        consumption.speed,
-                        consumption.geo,
-                        consumption.region,
-                        endpoint,
-                    ),
-                    at=moment,
-                    prompt_tokens=consumption.prompt_tokens or 0,
-                    platform=platform,
-                )
-                if consumption.prompt_tokens is None and _ambiguous(consumption, listed):
-                    flags.add("tier_ambiguous")
-                charges.extend(priced_lines(consumption, sheet, flags))
+                lines = self._lines(book, listed, consumption, flags, endpoint=endpoint, at=moment, platform=platform)
             if supplied is not None:
-                compare(supplied, charges[first:], flags)
+                compare(supplied, lines, flags)
+            charges += lines
         estimated = "estimated" in observation.flags
         rating = total(tuple(charges), flags, estimated=estimated, price_list_hash=book.price_list.hash)
         # Of a bill with an unknown part the rest is known, and is not the bill.
         if "usage_unknown" in observation.flags:
             return replace(rating, cost_source="unpriced") if charges else _UNKNOWN
         return rating
+
+    def _lines(
+        self,
+        book: _WorkedPrices,
+        listed: ListedModel,
+        consumption: Consumption,
+        flags: set[str],
+        *,
+        endpoint: str,
+        at: datetime,
+        platform: Decimal,
+    ) -> list[Charge]:
+        """The charges of a group whose model is listed; remarks are added to `flags`."""
+        sheet = self._sheet(
+            book,
+            listed,
+            (
+                consumption.service_tier,
+                consumption.processing,
+                consumption.speed,
+                consumption.geo,
+                consumption.region,
+                endpoint,
+            ),
+            at=at,
+            prompt_tokens=consumption.prompt_tokens or 0,
+            platform=platform,
+        )
+        if consumption.prompt_tokens is None and _ambiguous(consumption, listed):
+            flags.add("tier_ambiguous")
+        return priced_lines(consumption, sheet, flags)
 
     def _listed(self, book: _WorkedPrices, provider: str, consumption: Consumption) -> ListedModel | None:
         """Whose prices a group has: what no model did (a container) costs the same whichever asked for it."""

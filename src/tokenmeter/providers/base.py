@@ -276,8 +276,8 @@ class _Route:
 class Routes:
     """The endpoints of one API.
 
-    Rows are ``METHOD /path sdk.method.path operation``, with an answer's form behind where it holds many bills
-    (``lines``, ``items``).
+    Rows are ``METHOD /path sdk.method.path operation``, without ``.create`` at the method's end, and with an
+    answer's form behind where it holds many bills (``lines``, ``items``).
 
     Args:
         roots: First segments of every resource. Those without a row are files, stores and settings, free to call.

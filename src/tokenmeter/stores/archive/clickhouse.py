@@ -170,39 +170,64 @@ def load_clickhouse(
         ((ledger,),) = star.execute("SELECT ledger FROM ledger").fetchall()
         for statement in _tables(star, database):
             run(statement)
-        for name in _DIMENSIONS:
-            rows = star.sql(f"SELECT '{ledger}' AS ledger, * FROM {name}").to_arrow_table()  # noqa: S608 - names of our own
-            if rows.num_rows:
-                columns = ", ".join(rows.column_names)
-                run(f"INSERT INTO {database}.{name} ({columns}) FORMAT Parquet", _parquet(rows))
-                run(f"OPTIMIZE TABLE {database}.{name} FINAL")  # earlier versions, with names that may be erased, go
-        due = dict(star.execute(f"SELECT seq // {_STRETCH}, count(*) FROM entries GROUP BY 1 ORDER BY 1").fetchall())  # noqa: S608 - a number
-        there = _there(run, database, ledger)
-        sent = 0
-        for stretch in [number for number, count in due.items() if there.get(number) != count]:
-            rows = star.sql(
-                f"SELECT '{ledger}' AS ledger, * FROM entries "  # noqa: S608 - a digest and numbers
-                f"WHERE seq >= {stretch * _STRETCH} AND seq < {(stretch + 1) * _STRETCH} ORDER BY seq"
-            ).to_arrow_table()
-            run(
-                f"INSERT INTO {database}.entries ({', '.join(_ENTRIES)}) FORMAT Parquet",
-                _parquet(rows.select(list(_ENTRIES))),
-            )
-            sent += rows.num_rows
-            if progress is not None:
-                progress(sent)
-        total = ", ".join(f"toString(ifNull(sum({name}), 0))" for name in ("billed_cost", "output_tokens"))
-        asked = f"SELECT count(), {total} FROM {database}.entries FINAL WHERE ledger = '{ledger}' FORMAT TSV"  # noqa: S608 - as above
-        found = run(asked).split()
-        count, *sums = star.execute(
-            "SELECT count(*), coalesce(sum(billed_cost), 0), coalesce(sum(output_tokens), 0) FROM entries"
-        ).fetchall()[0]
+        _replace_dimensions(run, star, database, ledger)
+        sent = _send_entries(run, star, database, ledger, progress)
+        return Loaded(database, _compare(run, star, database, ledger), sent)
+
+
+def _replace_dimensions(run: ClickHouse, star: DuckDBPyConnection, database: str, ledger: str) -> None:
+    for name in _DIMENSIONS:
+        rows = star.sql(f"SELECT '{ledger}' AS ledger, * FROM {name}").to_arrow_table()  # noqa: S608 - names of our own
+        if rows.num_rows:
+            columns = ", ".join(rows.column_names)
+            run(f"INSERT INTO {database}.{name} ({columns}) FORMAT Parquet", _parquet(rows))
+            run(f"OPTIMIZE TABLE {database}.{name} FINAL")  # earlier versions, with names that may be erased, go
+
+
+def _send_entries(
+    run: ClickHouse,
+    star: DuckDBPyConnection,
+    database: str,
+    ledger: str,
+    progress: Callable[[int], object] | None,
+) -> int:
+    """Send each stretch that is not whole there; how many entries that were."""
+    due = dict(star.execute(f"SELECT seq // {_STRETCH}, count(*) FROM entries GROUP BY 1 ORDER BY 1").fetchall())  # noqa: S608 - a number
+    there = _there(run, database, ledger)
+    sent = 0
+    for stretch in [number for number, count in due.items() if there.get(number) != count]:
+        rows = star.sql(
+            f"SELECT '{ledger}' AS ledger, * FROM entries "  # noqa: S608 - a digest and numbers
+            f"WHERE seq >= {stretch * _STRETCH} AND seq < {(stretch + 1) * _STRETCH} ORDER BY seq"
+        ).to_arrow_table()
+        run(
+            f"INSERT INTO {database}.entries ({', '.join(_ENTRIES)}) FORMAT Parquet",
+            _parquet(rows.select(list(_ENTRIES))),
+        )
+        sent += rows.num_rows
+        if progress is not None:
+            progress(sent)
+    return sent
+
+
+def _compare(run: ClickHouse, star: DuckDBPyConnection, database: str, ledger: str) -> int:
+    """How many entries there are, on both sides.
+
+    Raises:
+        LedgerError: the two differ.
+    """
+    total = ", ".join(f"toString(ifNull(sum({name}), 0))" for name in ("billed_cost", "output_tokens"))
+    asked = f"SELECT count(), {total} FROM {database}.entries FINAL WHERE ledger = '{ledger}' FORMAT TSV"  # noqa: S608 - as above
+    found = run(asked).split()
+    count, *sums = star.execute(
+        "SELECT count(*), coalesce(sum(billed_cost), 0), coalesce(sum(output_tokens), 0) FROM entries"
+    ).fetchall()[0]
     if int(found[0]) != count or list(map(Decimal, found[1:])) != sums:
         raise LedgerError(
             f"ClickHouse has {found[0]} of this ledger's entries, at {found[1]} in all, the ledger has {count}, at "
             f"{sums[0]}: somebody else wrote to {database}.entries. Drop the table and run this again."
         )
-    return Loaded(database, count, sent)
+    return int(count)
 
 
 def _there(run: Callable[..., str], database: str, ledger: str) -> dict[int, int]:
