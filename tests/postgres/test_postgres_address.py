@@ -6,6 +6,7 @@ import sys
 import traceback
 
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from tokenmeter.errors import ConfigurationError, StoreUnavailableError
 from tokenmeter.stores import open_store
@@ -38,6 +39,8 @@ def test_a_password_is_not_shown(url):
         "postgresql://ada:hunter/xyz@db.example/books",
         "postgresql://ada:hunter?xyz@db.example/books",
         "postgresql://ada:hunter#xyz@db.example/books",
+        "postgresql://ada:hunter@xyz@db.example/books",
+        "postgresql://ada@tenant:hunter@db.example/books",
         "postgresql://db.example:hunter/books",
         "postgresql://[::1/books?password=hunter",
         "postgresqll://ada:hunter/xyz@db.example/books",
@@ -62,6 +65,13 @@ def test_a_url_that_cannot_be_read_is_refused_without_its_password(url):
 )
 def test_only_secrets_are_hidden(url, shown):
     assert redacted(url) == shown
+
+
+def test_a_name_and_a_password_may_have_any_character_in_code(tmp_path):
+    address = Address.parse(f"postgresql://ada%40tenant:p%40ss%2F%3A%25%3F%23@db.example/books?spool={tmp_path}")
+    target = conninfo_to_dict(address.conninfo)
+    assert (target["user"], target["password"], target["host"]) == ("ada@tenant", "p@ss/:%?#", "db.example")
+    assert address.url == f"postgresql://ada%40tenant:***@db.example/books?spool={tmp_path}"
 
 
 def test_several_hosts_and_ipv6_are_read(tmp_path):

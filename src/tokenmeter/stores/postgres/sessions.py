@@ -357,10 +357,10 @@ class Address:
         if parts is None:
             raise ConfigurationError("The PostgreSQL URL cannot be read; write postgresql://user@host/db.")
         netloc, path = parts["netloc"], parts["path"]
-        if parts["fragment"] or not _HOSTS.fullmatch(netloc.rpartition("@")[2]):
+        if parts["fragment"] or netloc.count("@") > 1 or not _HOSTS.fullmatch(netloc.rpartition("@")[2]):
             raise ConfigurationError(
                 "The PostgreSQL URL has a port that is no number, or a password with characters that end a part of a "
-                "URL: percent-encode them (/ is %2F, ? is %3F, # is %23), or leave it to PGPASSWORD or ~/.pgpass."
+                "URL: percent-encode them (@ is %40, / is %2F, ? is %3F), or leave it to PGPASSWORD or ~/.pgpass."
             )
         query = parse_qsl(parts["query"] or "", keep_blank_values=True)
         own = _OWN | {name: value for name, value in query if name in _OWN}
