@@ -660,6 +660,32 @@ OBSERVATION = {
 }
 
 
+@pytest.mark.parametrize("status", ["HIT", "hit", "SEMANTIC HIT"])
+def test_what_portkeys_caches_answered_is_no_call(meter, write, status):
+    row = {"id": "pk1", "created_at": "2026-10-17T10:00:00Z", "ai_org": "openai", "ai_model": "gpt-5"}
+    row |= {"req_units": 100, "res_units": 20, "cost": 0.0325, "cost_currency": "USD"}
+    rows = [{**row, "cache_status": status}, {**row, "id": "pk2", "cache_status": "SEMANTIC MISS"}]
+    outcome = import_usage(meter, write("portkey.jsonl", rows))
+    assert (outcome.recorded, outcome.not_calls, outcome.left_out) == (1, 1, [])
+
+
+@pytest.mark.parametrize("name", ["spend_logs", "rows", "results", "data"])
+def test_an_export_may_hold_its_rows_under_any_name(meter, write, name):
+    row = {"request_id": "r1", "call_type": "acompletion", "spend": 0.1, "prompt_tokens": 40, "completion_tokens": 5}
+    row |= {"endTime": "2026-10-13T10:00:02.000Z", "model": "gpt-5", "cache_hit": "False", "metadata": {}}
+    outcome = import_usage(meter, write("page.json", json.dumps({"total": 1, "tags": ["a"], name: [row]})))
+    assert (outcome.recorded, outcome.left_out) == (1, [])
+
+
+@pytest.mark.parametrize("kind", ["GENERATION", "generation", "EMBEDDING"])
+def test_an_observation_without_its_trace_is_one(meter, write, kind):
+    row = {"id": "ob1", "type": kind, "start_time": "2026-10-14 10:00:00.125000", "provided_model_name": "gpt-5"}
+    details = {"input": 900, "input_cached_tokens": 2048, "output": 200, "output_reasoning_tokens": 100, "total": 3248}
+    outcome = import_usage(meter, write("observations.jsonl", [{**row, "usage_details": details}]))
+    assert outcome.left_out == []
+    assert tokens(meter) == {"gpt-5": {"calls": 1, "input": 900, "cache_read": 2048, "output": 300}}
+
+
 @pytest.mark.parametrize(
     "usage",
     [

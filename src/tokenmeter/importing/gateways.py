@@ -285,7 +285,10 @@ def openrouter(row: Row, where: str, given: Given) -> ImportedCall | None:
 
 def portkey(row: Row, where: str, given: Given) -> ImportedCall | None:
     """A log of Portkey: its costs are cents; a hit of its cache is no call of a provider."""
-    if str(row.get("cache_status")).upper() == "HIT" or str(row.get("is_success")).lower() in {"0", "false"}:
+    if str(row.get("cache_status")).upper() in {"HIT", "SEMANTIC HIT"} or str(row.get("is_success")).lower() in {
+        "0",
+        "false",
+    }:
         return None
     if _failed(row, "response_status_code"):
         return None

@@ -240,7 +240,11 @@ def _held_by(row: Row) -> list[object] | None:
     """The rows in a page of an export (``{"data": [...], "meta": ...}``); None where it is a row itself."""
     if row.get("object") == "list" or source_of(row) is not None:
         return None
-    return next((row[name] for name in ("data", "observations", "logs") if isinstance(row.get(name), list)), None)
+    lists = {name: cast("list[object]", value) for name, value in row.items() if isinstance(value, list)}
+    named = next((lists[name] for name in ("data", "observations", "logs") if name in lists), None)
+    if named is not None:
+        return named
+    return next((held for held in lists.values() if held and source_of(mapping_of(held[0])) in _GATEWAYS), None)
 
 
 def _listed(path: Path, rows: list[object], size: int) -> Iterator[Line]:
@@ -299,7 +303,7 @@ _MARKS: tuple[tuple[Source, Callable[[Row], bool]], ...] = (
     ("openrouter", _has("generation_id", "tokens_prompt")),
     ("portkey", _has("ai_model", "req_units")),
     ("helicone", lambda row: "request_id" in row and ("response_model" in row or "request_created_at" in row)),
-    ("langfuse", lambda row: ("trace_id" in row or "traceId" in row) and ("start_time" in row or "startTime" in row)),
+    ("langfuse", lambda row: ("start_time" in row or "startTime" in row) and _is_observation(row)),
     ("codex", _has("timestamp", "type", "payload")),
     ("aider", _has("event", "properties", "time")),
     ("opencode", lambda row: "role" in row and ("providerID" in row or "sessionID" in row)),
@@ -308,6 +312,8 @@ _MARKS: tuple[tuple[Source, Callable[[Row], bool]], ...] = (
     ("gemini", lambda row: "projectHash" in row or (row.get("type") == "gemini" and "tokens" in row)),
     ("responses", lambda row: "custom_id" in row or "object" in row or "usage" in row or row.get("type") == "message"),
 )
+#: Those whose exports may hold their rows under any name.
+_GATEWAYS = frozenset[Source | None]({"litellm", "langfuse", "helicone", "openrouter", "portkey"})
 #: Headings of files that hold sums, not calls.
 _SUMS: tuple[Callable[[Row], bool], ...] = (
     _has("Date", "Slug", "Requests"),
@@ -316,6 +322,11 @@ _SUMS: tuple[Callable[[Row], bool], ...] = (
     _has("day", "total_cost", "request_count"),
     lambda row: bool(isinstance(row.get("results"), list) and _is_sum(row["results"])),
 )
+
+
+def _is_observation(row: Row) -> bool:
+    kinds = {"GENERATION", "EMBEDDING", "SPAN", "EVENT"}
+    return "trace_id" in row or "traceId" in row or str(row.get("type")).upper() in kinds
 
 
 def _is_sum(rows: list[Any]) -> bool:
