@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from decimal import Decimal
 from functools import partial
 from operator import attrgetter
 
 from tokenmeter.budgets.alerts import AlertTarget, Notice, Rule
-from tokenmeter.budgets.bounds import Ceilings, Expectations, Sizes, longest_prompt, picodollars
-from tokenmeter.budgets.counting import Openings, audit, count, spent_by, with_held
+from tokenmeter.budgets.bounds import Ceilings, Expectations, Sizes, longest_prompt
+from tokenmeter.budgets.counting import Openings, audit, count, spent_by
 from tokenmeter.budgets.definitions import InForce
 from tokenmeter.budgets.holds import Amounts, Fault, Holds, Rate, Sent, unanswered
 from tokenmeter.budgets.limits import AskedLimits, room
-from tokenmeter.budgets.matching import Cap, CapIndex, Matched, Matching, Subject, parse_scope, place_in_code
+from tokenmeter.budgets.matching import Cap, CapIndex, Matched, Matching, Subject, parse_scope
 from tokenmeter.budgets.missed import MissedBudgets
 from tokenmeter.budgets.plan import Demand, HeldBudget, UnboundedError, explain, make_plan, refuse
 from tokenmeter.budgets.policy import (
-    IN_FLIGHT,
     Budget,
     Unit,
     limit_table,
@@ -29,20 +26,16 @@ from tokenmeter.budgets.policy import (
 from tokenmeter.budgets.registry import Registry
 from tokenmeter.budgets.runs import Run, RunClaims, runs_of
 from tokenmeter.budgets.status import Balance, balances
-from tokenmeter.budgets.telling import Telling
+from tokenmeter.budgets.telling import Telling, tell_who_passes
 from tokenmeter.budgets.tokens import TokenCounter
 from tokenmeter.budgets.windows import from_microseconds, microseconds
 from tokenmeter.call import Call, PlainRequest, RequestFacts
 from tokenmeter.errors import StoreBusyError
 from tokenmeter.ledger import Claim, CounterKey, Entry, Posting, Reservation, new_id
-from tokenmeter.money import ZERO
 from tokenmeter.pricing import Pricer
 from tokenmeter.processes import process_name
 from tokenmeter.stores.base import CapReachedError, Store
 from tokenmeter.stores.base import Fault as CounterFault
-from tokenmeter.usage import Usage
-
-log = logging.getLogger("tokenmeter")
 
 #: How often a plan is made anew when its counters moved before it was held.
 _ATTEMPTS = 3
@@ -151,7 +144,7 @@ class Budgets(Registry):
         self.telling.catch_up_sometimes()
         if not (state.hard or runs):
             return self._open_call(Demand(call, at), hold_id, wait=wait)
-        self._tell_who_passes(state, call)
+        tell_who_passes(state, call, self._told)
         self._holds.sweep_sometimes()
         swept, attempt = False, 1
         while True:
@@ -194,18 +187,6 @@ class Budgets(Registry):
             self._fault("note down a stream", error)
             return None
         return Held(reservation, None, RunClaims({}))
-
-    def _tell_who_passes(self, state: InForce, call: Call) -> None:
-        """Say once per budget that a call without a member (or the like) is not caught by a cap on each member."""
-        subject = Subject.of_call(call)
-        for field, name in state.open_fields.items():
-            if subject.value(field) is None and (name, 0) not in self._told:
-                self._told.add((name, 0))
-                log.warning(
-                    "Budget %r caps each %s by itself: the call to %s at %s has no %s and is not caught by it, nor are "
-                    'others like it. Require it with require=["%s"], or add a budget without that scope.',
-                    name, field, call.endpoint, place_in_code(), field, field,
-                )  # fmt: skip
 
     def _reserve(self, plan: Demand, *, wait: bool, hold_id: str | None) -> Held:
         """Hold everything a plan asks for, or nothing.
@@ -448,29 +429,6 @@ class Budgets(Registry):
             self._fault("look up a budget's limit", error)
             return ()
         return tuple(threshold_amounts(cap.budget, limit)) if limit else ()
-
-    def bound_violated(self, reservation: Reservation, usage: Usage, billed_cost: Decimal | None) -> bool:
-        """Whether a call used more than the strict bound that was held for it."""
-        spent: dict[Unit, int] = {
-            "usd": picodollars(billed_cost or ZERO),
-            "tokens": usage.total_tokens,
-            "requests": 1,
-            IN_FLIGHT: 1,
-        }
-        caps = self._state.caps
-        held = ((claim.amount, caps.get(claim.key.budget)) for claim in reservation.claims)
-        return any(cap is not None and amount < spent[cap.unit] and cap.strict for amount, cap in held)
-
-    def with_held(self, entry: Entry, reservation: Reservation | None) -> Entry:
-        """`entry`; where nobody knows what it used, with what was held for it, which then counts."""
-        if reservation is None:
-            return entry
-        caps = self._state.caps
-        held: list[tuple[Unit, int]] = []
-        for claim in reservation.claims:
-            if claim.key.budget in caps:
-                held.append((caps[claim.key.budget].unit, claim.amount))  # noqa: PERF401 - a type checker reads it
-        return with_held(entry, held)
 
     def learn(self, entry: Entry) -> None:
         """Remember what a call used and how long it took: what others are expected to, and have to wait."""

@@ -20,15 +20,16 @@ from tokenmeter.budgets.matching import (
     scope_text,
     value_fits,
 )
-from tokenmeter.budgets.policy import Unit, amount_of
+from tokenmeter.budgets.policy import IN_FLIGHT, Unit, amount_of
 from tokenmeter.budgets.windows import from_microseconds, microseconds
 from tokenmeter.dimensions import INPUT_METERS, OUTPUT_METERS
 from tokenmeter.errors import StoreBusyError
-from tokenmeter.ledger import CounterKey, Entry
+from tokenmeter.ledger import CounterKey, Entry, Reservation
 from tokenmeter.money import EXACT, ZERO, quantize, to_picodollars
 from tokenmeter.pricing import Pricer
 from tokenmeter.stores.base import Aggregate, EntryFilter, Store
 from tokenmeter.stores.base import Fault as CounterFault
+from tokenmeter.usage import Usage
 
 #: Scope field -> the dimensions that tell it, the first that is set: a model budget goes by the name the caller used. A
 #: key is its fingerprint; its names are matched, too. Every other field is a dimension of its own.
@@ -60,15 +61,29 @@ def spent_by(entry: Entry, unit: Unit, pricer: Pricer) -> int:
     return -1 if back else 1
 
 
-def with_held(entry: Entry, claims: Iterable[tuple[Unit, int]]) -> Entry:
-    """`entry` with what was held for it, where nobody knows what it used: that counts, never nothing."""
-    if UNKNOWN_USAGE not in entry.flags:
+def with_held(entry: Entry, reservation: Reservation | None, caps: Mapping[str, Cap]) -> Entry:
+    """`entry`; where nobody knows what it used, with what was held for it: that counts, never nothing."""
+    if reservation is None or UNKNOWN_USAGE not in entry.flags:
         return entry
     most: dict[Unit, int] = {}
-    for unit, amount in claims:
-        most[unit] = max(amount, most.get(unit, 0))
-    flags = {*entry.flags, *(f"{_HELD}{unit}={amount}" for unit, amount in most.items() if unit in {"usd", "tokens"})}
+    for claim in reservation.claims:
+        cap = caps.get(claim.key.budget)
+        if cap is not None and cap.unit in {"usd", "tokens"}:
+            most[cap.unit] = max(claim.amount, most.get(cap.unit, 0))
+    flags = {*entry.flags, *(f"{_HELD}{unit}={amount}" for unit, amount in most.items())}
     return replace(entry, flags=tuple(sorted(flags)))
+
+
+def passes_bound(reservation: Reservation, usage: Usage, billed_cost: Decimal | None, caps: Mapping[str, Cap]) -> bool:
+    """Whether a call used more than the strict bound that was held for it."""
+    spent: dict[Unit, int] = {
+        "usd": picodollars(billed_cost or ZERO),
+        "tokens": usage.total_tokens,
+        "requests": 1,
+        IN_FLIGHT: 1,
+    }
+    held = ((claim.amount, caps.get(claim.key.budget)) for claim in reservation.claims)
+    return any(cap is not None and amount < spent[cap.unit] and cap.strict for amount, cap in held)
 
 
 def _held(entry: Entry, unit: Unit) -> int | None:

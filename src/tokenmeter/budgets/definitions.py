@@ -256,17 +256,6 @@ def history(policy: Policy, name: str | None = None) -> list[Change]:
     return sorted(found, key=lambda change: (change.at is None, change.at or 0, change.version))
 
 
-def grants_of(policy: Policy, name: str, scope: Mapping[str, str] | None = None) -> list[Grant]:
-    """The grants of one budget, or of one of its counters, in the order of their filing."""
-    found = [
-        grant
-        for (budget, _, text), grants in policy.grants.items()
-        if budget == name and (scope is None or text == scope_text(scope))
-        for grant in grants
-    ]
-    return sorted(found, key=lambda grant: grant.at)
-
-
 def in_words(budget: Budget) -> str:
     """A definition as people read it, with the fields as a row of the settings has them."""
     row = {name: value for name, value in budget.to_dict().items() if name not in {"name", "tags"}}

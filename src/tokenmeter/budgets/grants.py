@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -60,6 +60,10 @@ class Grant:
         }
 
 
+#: All grants by budget, unit and scope text, in the order of their filing.
+Granted = Mapping[tuple[str, Unit, str], Sequence[Grant]]
+
+
 def grant_of(document: Document, body: Mapping[str, Any]) -> Grant:
     """The grant that a document says."""
     expires = body.get("expires")
@@ -78,7 +82,36 @@ def grant_of(document: Document, body: Mapping[str, Any]) -> Grant:
     )
 
 
-def asked_for(grant: Grant) -> tuple[object, ...]:
+def grants_of(granted: Granted, name: str, scope: Mapping[str, str] | None = None) -> list[Grant]:
+    """The grants of one budget, or of one of its counters, in the order of their filing."""
+    found = [
+        grant
+        for (budget, _, text), grants in granted.items()
+        if budget == name and (scope is None or text == scope_text(scope))
+        for grant in grants
+    ]
+    return sorted(found, key=lambda grant: grant.at)
+
+
+def find_filed(granted: Granted, grant: Grant) -> Grant | None:
+    """The grant that was filed under the identity of `grant`.
+
+    Raises:
+        ConfigurationError: something else was granted under it.
+    """
+    own = reversed(granted.get((grant.budget, grant.unit, scope_text(grant.scope)), ()))
+    found = next((one for one in own if one.grant_id == grant.grant_id), None) or next(
+        (one for one in grants_of(granted, grant.budget) if one.grant_id == grant.grant_id), None
+    )
+    if found is not None and _asked_for(found) != _asked_for(grant):
+        raise ConfigurationError(
+            f"The key {grant.grant_id!r} was used for a grant of {found.amount:f} {found.unit} to "
+            f"{scope_text(found.scope) or 'all calls'} ({found.reason}); give what is something else a key of its own."
+        )
+    return found
+
+
+def _asked_for(grant: Grant) -> tuple[object, ...]:
     """What was asked for, whenever it was."""
     return scope_text(grant.scope), grant.unit, grant.amount, grant.expires, grant.reason
 

@@ -418,7 +418,7 @@ def _rebuild(values: dict[str, Any]) -> Budget:
 
 def _check_text(value: object, name: str) -> None:
     if value is not None and (not isinstance(value, str) or not value.strip() or not value.isprintable()):
-        raise ConfigurationError(f"{name} must be a non-empty text, not {shown(value)}.")
+        raise ConfigurationError(f"{name} must be a non-empty text of printable characters, not {shown(value)}.")
 
 
 def _checked_tags(tags: object) -> Mapping[str, str]:

@@ -19,7 +19,6 @@ from tokenmeter.budgets.definitions import (
     file_change,
     file_grant,
     file_name,
-    grants_of,
     history,
     in_words,
     is_news,
@@ -30,11 +29,11 @@ from tokenmeter.budgets.definitions import (
     what_counts,
     whoami,
 )
-from tokenmeter.budgets.grants import Grant, asked_for, full_scope
+from tokenmeter.budgets.grants import Grant, find_filed, full_scope, grants_of
 from tokenmeter.budgets.holds import Fault
-from tokenmeter.budgets.matching import Cap, scope_text
+from tokenmeter.budgets.matching import Cap
 from tokenmeter.budgets.policy import Budget, Unit, check_consistent, parse_limit, refuse_shared_counters
-from tokenmeter.budgets.status import aliases_in_use, key_names
+from tokenmeter.budgets.status import aliases_in_use, by_fingerprint
 from tokenmeter.budgets.windows import microseconds
 from tokenmeter.errors import ConfigurationError, StoreBusyError
 from tokenmeter.ledger import new_id
@@ -99,7 +98,7 @@ class Registry:
 
     def grants(self, name: str, scope: Mapping[str, str] | None = None) -> list[Grant]:
         """The grants of a budget, or of one of its counters, the first first."""
-        return grants_of(self._read().policy, name, scope)
+        return grants_of(self._read().policy.grants, name, scope)
 
     def declare(self) -> None:
         """File what is declared now, so that others know it before the first call. Never raises; a call tries again."""
@@ -266,8 +265,11 @@ class Registry:
                 in_words(budget),
                 what_counts(change),
             )
-        if self._source.startswith("code of "):
-            return
+        if not self._source.startswith("code of "):
+            self._tell_forgotten(policy)
+
+    def _tell_forgotten(self, policy: Policy) -> None:
+        """Say which budgets the file of this process declared earlier and does not name any more."""
         here = {budget.name for budget in self.declared}
         for name, change in policy.in_force().items():
             if change.source == self._source and name not in here and (name, change.version) not in self._told:
@@ -416,7 +418,7 @@ class Registry:
         state = self._read_applied()
         budget = self._named(state, name)
         cap = _cap_of(state, budget, unit)
-        full = full_scope(budget, self._by_fingerprint(scope or {}))
+        full = full_scope(budget, by_fingerprint(self._store, scope or {}))
         number = parse_decimal(amount, name="amount")
         if not number:
             raise ConfigurationError("amount must not be zero.")
@@ -441,44 +443,12 @@ class Registry:
             reason=reason,
         )
         if dry_run:
-            return grant if key is None else self._once(grant) or grant
+            return grant if key is None else find_filed(self._read().policy.grants, grant) or grant
         file_grant(self._store, grant)
-        found = self._once(grant)
+        found = find_filed(self._read().policy.grants, grant)
         if found is None:
             raise ConfigurationError(f"key {key!r} names another document of this ledger; give the grant another key.")
         return found
-
-    def _once(self, grant: Grant) -> Grant | None:
-        """The grant that was filed under the identity of `grant`.
-
-        Raises:
-            ConfigurationError: something else was granted under it.
-        """
-        policy = self._read().policy
-        own = reversed(policy.grants.get((grant.budget, grant.unit, scope_text(grant.scope)), ()))
-        found = next((one for one in own if one.grant_id == grant.grant_id), None) or next(
-            (one for one in grants_of(policy, grant.budget) if one.grant_id == grant.grant_id), None
-        )
-        if found is not None and asked_for(found) != asked_for(grant):
-            raise ConfigurationError(
-                f"The key {grant.grant_id!r} was used for a grant of {found.amount:f} {found.unit} to "
-                f"{scope_text(found.scope) or 'all calls'} ({found.reason}); give what is something else a key of "
-                "its own."
-            )
-        return found
-
-    def _by_fingerprint(self, scope: Mapping[str, str]) -> Mapping[str, str]:
-        """`scope` with its API key as it is counted, by whatever name it is given."""
-        wanted = scope.get("api_key")
-        if wanted is None:
-            return scope
-        found = [one for one, names in key_names(self._store).items() if wanted == one or wanted in names]
-        if len(found) != 1:
-            problem = "is not known to the ledger" if not found else "names several keys"
-            raise ConfigurationError(
-                f"api_key={wanted!r} {problem}; give the fingerprint, as `tokenmeter entries` does."
-            )
-        return {**scope, "api_key": found[0]}
 
     def _read_applied(self) -> InForce:
         return self._current(wait=True)

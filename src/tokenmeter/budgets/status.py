@@ -15,6 +15,7 @@ from tokenmeter.budgets.matching import Cap, parse_scope, scope_text, value_fits
 from tokenmeter.budgets.policy import amount_of
 from tokenmeter.budgets.windows import from_microseconds, microseconds
 from tokenmeter.display import dollars, facts_html, number_text
+from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import CounterKey
 from tokenmeter.money import divide, multiply
 from tokenmeter.pricing import Pricer
@@ -176,6 +177,22 @@ def key_names(store: Store) -> dict[str, list[str]]:
         if fingerprint is not None and name is not None:
             found.setdefault(fingerprint, []).append(name)
     return {fingerprint: sorted(names, key=lambda name: name.startswith("...")) for fingerprint, names in found.items()}
+
+
+def by_fingerprint(store: Store, scope: Mapping[str, str]) -> Mapping[str, str]:
+    """`scope` with its API key as it is counted, by whatever name it is given.
+
+    Raises:
+        ConfigurationError: the ledger knows no such key, or several.
+    """
+    wanted = scope.get("api_key")
+    if wanted is None:
+        return scope
+    found = [one for one, names in key_names(store).items() if wanted == one or wanted in names]
+    if len(found) != 1:
+        problem = "is not known to the ledger" if not found else "names several keys"
+        raise ConfigurationError(f"api_key={wanted!r} {problem}; give the fingerprint, as `tokenmeter entries` does.")
+    return {**scope, "api_key": found[0]}
 
 
 def aliases_in_use(store: Store, said: Mapping[str, tuple[str, datetime]]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import threading
@@ -10,14 +11,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 
 from tokenmeter.budgets.alerts import Alert, AlertTarget, Notice, Rule, Sight, check
+from tokenmeter.budgets.definitions import InForce
 from tokenmeter.budgets.delivery import AlertQueue, Deliveries
 from tokenmeter.budgets.holds import Fault
-from tokenmeter.budgets.matching import Cap, parse_scope
+from tokenmeter.budgets.matching import Cap, Subject, parse_scope, place_in_code
 from tokenmeter.budgets.policy import amount_of, threshold_amounts
 from tokenmeter.budgets.status import Balance
 from tokenmeter.budgets.windows import from_microseconds
+from tokenmeter.call import Call
 from tokenmeter.ledger import CounterKey, ThresholdCrossing
 from tokenmeter.stores.base import Store
+
+log = logging.getLogger("tokenmeter")
 
 _HOST = socket.gethostname()
 #: Seconds between two looks, and from the start to the first of the rules.
@@ -133,3 +138,16 @@ class Telling:
             self.check_rules(faults=faults)
         except Exception as error:  # noqa: BLE001 - nobody waits for it
             self._fault("check rules", error)
+
+
+def tell_who_passes(state: InForce, call: Call, told: set[tuple[str, int]]) -> None:
+    """Say once per budget that a call without a member (or the like) is not caught by a cap on each member."""
+    subject = Subject.of_call(call)
+    for field, name in state.open_fields.items():
+        if subject.value(field) is None and (name, 0) not in told:
+            told.add((name, 0))
+            log.warning(
+                "Budget %r caps each %s by itself: the call to %s at %s has no %s and is not caught by it, nor are "
+                'others like it. Require it with require=["%s"], or add a budget without that scope.',
+                name, field, call.endpoint, place_in_code(), field, field,
+            )  # fmt: skip

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tokenmeter.attribution import ApiKey, Attribution
 from tokenmeter.budgets import AlertTarget, Balance, Budget, Budgets, Grant
 from tokenmeter.budgets.alerts import Rule
+from tokenmeter.budgets.counting import passes_bound, with_held
 from tokenmeter.budgets.delivery import EXIT_SECONDS
 from tokenmeter.budgets.holds import PlannedHold
 from tokenmeter.budgets.limits import LimitUnknownError
@@ -284,7 +285,7 @@ class Meter:
         self._read_prices(wait=wait)
         known = self.budgets.known
         try:
-            entry = self.budgets.with_held(self._entry(authorization, outcome), authorization.reservation)
+            entry = with_held(self._entry(authorization, outcome), authorization.reservation, known.caps)
             settlement = self.store.settle(
                 entry,
                 self.budgets.postings(entry, wait=wait),
@@ -491,7 +492,8 @@ class Meter:
             outcome,
             rating,
             price_list_hash=self.pricer.price_list_hash,
-            bound_violated=held is not None and self.budgets.bound_violated(held, seen.usage, rating.billed_cost),
+            bound_violated=held is not None
+            and passes_bound(held, seen.usage, rating.billed_cost, self.budgets.known.caps),
         )
 
     def _rate(self, observation: Observation, call: Call | Entry, at: datetime) -> Rating:
