@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 import shlex
 import tomllib
@@ -54,6 +55,21 @@ def test_a_budgets_page_says_what_it_is_where_it_stands_and_who_changed_it(meter
     page.get_by_role("link", name="What it counts").click()
     page.wait_for_url("**/explore?since=*team=search*")
     assert page.locator(".values tfoot").inner_text().split() == ["total", "$0.0084", "1", "4,000", NONE, "$0.0084"]
+
+
+def test_a_budget_says_how_much_of_it_has_no_known_price(make_meter, record_in, serve):
+    made = make_meter([{"limit_usd": 10, "period": "total", "name": "all"}])
+    served = serve(made)
+    record_in(made)
+    assert "of it assumed" not in served.get("/budgets")[2]
+    record_in(made, model="not-priced", input=1000)
+    (balance,) = made.remaining()
+    assert 0 < balance.assumed < balance.spent
+    page = re.sub(r"<[^>]+>|\s+", " ", served.get("/budgets")[2])
+    (shown,) = re.findall(r"of it assumed +\$([0-9.]+)", page)
+    assert Decimal(shown) == balance.assumed
+    (told,) = json.loads(served.get("/api/v1/balances")[2])["balances"]
+    assert (Decimal(told["assumed"]), Decimal(told["spent"])) == (balance.assumed, balance.spent)
 
 
 def test_a_budget_says_when_it_is_full(make_meter, record):
