@@ -55,8 +55,15 @@ TOKENIZERS = "budgets/tokens.py"
 TIER_HEADER = "x-gemini-service-tier"
 
 
+#: Rooms that only add a usage object.
+OF_ONE_FILE = registry.ROOMS[len(registry.FORMATS) :]
+
+
 def outside():
-    rooms = tuple(SOURCE / "providers" / name for name in registry.ROOMS)
+    rooms = (
+        *(SOURCE / "providers" / name for name in registry.FORMATS),
+        *(SOURCE / "providers" / f"{name}.py" for name in OF_ONE_FILE),
+    )
     for path in sorted(SOURCE.rglob("*.py")):
         if not path.is_relative_to(SOURCE / "testing") and not any(path.is_relative_to(room) for room in rooms):
             yield path
@@ -101,9 +108,9 @@ def test_a_room_has_what_is_asked_of_it_by_name(name):
     assert all(isinstance(rule, PromptRule) for rule in rules)
 
 
-@pytest.mark.parametrize("name", registry.ROOMS)
+@pytest.mark.parametrize("name", [*(f"{name}.usage" for name in registry.FORMATS), *OF_ONE_FILE])
 def test_a_room_says_how_its_usage_objects_are_known(name):
-    shapes = import_module(f"tokenmeter.providers.{name}.usage").SHAPES
+    shapes = import_module(f"tokenmeter.providers.{name}").SHAPES
     assert shapes
     assert all(shape.own | shape.shared for shape in shapes)
 
@@ -111,7 +118,9 @@ def test_a_room_says_how_its_usage_objects_are_known(name):
 @pytest.mark.parametrize("name", registry.ROOMS)
 def test_a_room_names_no_other_room(name):
     others = [other for other in registry.ROOMS if other != name]
-    for path in (SOURCE / "providers" / name).rglob("*.py"):
+    room = SOURCE / "providers" / name
+    files = list(room.rglob("*.py")) or [room.with_suffix(".py")]
+    for path in files:
         imported = re.findall(r"tokenmeter\.providers\.(\w+)", path.read_text(encoding="utf-8"))
         assert not set(imported) & set(others), path
 

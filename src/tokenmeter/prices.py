@@ -305,23 +305,44 @@ def estimate(
     path = endpoint or dialect(who if who in FORMATS else FORMATS[0]).usual_endpoint(whole)
     call = _sized(_call(who, path, {**whole, "model": named}, attribution), sizes, processing=processing, region=region)
     moment = utcnow() if at is None else parse_instant(at)
-    terms = priced.pricer.terms
-    tokenizer, prompt = _count(call, terms.model(who, named)) if input_tokens is None else ("given", input_tokens)
+    return _quote(
+        priced.pricer,
+        call,
+        named,
+        moment,
+        input_tokens=input_tokens,
+        expected_output_tokens=expected_output_tokens,
+    )
+
+
+def _quote(
+    pricer: Pricer,
+    call: Call,
+    model: str,
+    at: datetime,
+    *,
+    input_tokens: int | None,
+    expected_output_tokens: int | None,
+) -> Estimate:
+    """The likely cost and the most it can be, of a call to a model of that name."""
+    terms = pricer.terms
+    name = terms.model(call.provider, model)
+    tokenizer, prompt = _count(call, name) if input_tokens is None else ("given", input_tokens)
     longest = longest_prompt(call.provider, call.facts, terms)
-    ceiling = Ceilings().of(call, moment, priced.pricer, prompt_tokens=longest)
+    ceiling = Ceilings().of(call, at, pricer, prompt_tokens=longest)
     most = bound(call, ceiling, _counter)
     usage, assumed = _likely(call, ceiling, prompt, expected_output_tokens)
-    rating = priced.pricer.rate(
+    rating = pricer.rate(
         Observation(consumptions=(_group(call, usage, prompt),), flags=frozenset({"estimated"})),
-        provider=who,
+        provider=call.provider,
         endpoint=call.endpoint,
-        at=moment,
+        at=at,
         attribution=call.attribution,
     )
     return Estimate(
-        provider=who,
+        provider=call.provider,
         endpoint=call.endpoint,
-        model=named,
+        model=model,
         expected=replace(rating, flags=rating.flags | ({"answer_assumed"} if assumed else set())),
         bound=most,
         upper_lines=_upper_lines(call, most, ceiling),

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 #: The rooms with a wire format. Where a body would fit several, the first one reads it; the first one's format is also
 #: what hosts speak that have no room of their own.
 FORMATS = ("openai", "anthropic", "google")
-#: All rooms: the last two only add a usage object of their own, as gateways and logs repeat it.
+#: All rooms: the last two are one file each, which adds a usage object of their own, as gateways and logs repeat it.
 ROOMS = (*FORMATS, "amazon", "cohere")
 
 
@@ -52,7 +52,8 @@ def dialect_for(provider: str, endpoint: str) -> Dialect:
 @cache
 def shapes() -> tuple[Shape, ...]:
     """The usage objects of all rooms. Of no room is more than these loaded."""
-    return tuple(shape for name in ROOMS for shape in import_module(f"tokenmeter.providers.{name}.usage").SHAPES)
+    files = [*(f"{name}.usage" for name in FORMATS), *ROOMS[len(FORMATS) :]]
+    return tuple(shape for file in files for shape in import_module(f"tokenmeter.providers.{file}").SHAPES)
 
 
 @lru_cache(maxsize=4096)
