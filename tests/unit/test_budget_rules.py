@@ -184,6 +184,24 @@ def test_an_answer_whose_usage_nobody_knows_counts_with_what_was_held_for_it(met
     assert entry.usage.total_tokens == 0
 
 
+@pytest.mark.parametrize(
+    ("scope", "said"),
+    [
+        ({"user": "ada"}, "No budget is scoped by 'user'; use .*end_user"),
+        ({"tag:": "b"}, "No budget is scoped by 'tag:'"),
+        ({"tags": {"env": "prod"}}, "or tag:NAME"),
+        ({"member": ""}, "member must be a text that is not empty, not ''"),
+        ({"member": 7}, "member must be a text that is not empty, not 7"),
+        ({"tag:env": None}, "tag:env must be a text"),
+    ],
+    ids=["no field", "no tag", "a mapping", "empty", "a number", "none"],
+)
+def test_what_no_budget_is_about_is_refused_and_not_answered_with_no_budget(meter_with, scope, said):
+    meter = meter_with(budgets=[Budget(member="*", limit_requests=5)])
+    with pytest.raises(ConfigurationError, match=said):
+        meter.remaining(**scope)
+
+
 def test_a_rate_limit_resets_when_no_window_remembers_what_was_used(meter_with):
     meter = meter_with(budgets=[Budget(limit_requests=5, period="rolling-6h", name="rate")])
     meter.post(a_cost(1, at=NOON))

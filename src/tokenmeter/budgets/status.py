@@ -14,8 +14,9 @@ from tokenmeter.budgets.limits import NO_CAP, LimitUnknownError
 from tokenmeter.budgets.matching import Cap, parse_scope, scope_text, value_fits
 from tokenmeter.budgets.policy import amount_of
 from tokenmeter.budgets.windows import from_microseconds, microseconds
+from tokenmeter.dimensions import SCOPE_FIELDS
 from tokenmeter.display import dollars, facts_html, number_text
-from tokenmeter.errors import ConfigurationError
+from tokenmeter.errors import ConfigurationError, shown
 from tokenmeter.ledger import CounterKey
 from tokenmeter.money import divide, multiply
 from tokenmeter.pricing import Pricer
@@ -125,6 +126,21 @@ class Balance:
             "hard": self.hard,
             "limit_known": self.limit_known,
         }
+
+
+def check_scope(wanted: Mapping[str, object]) -> None:
+    """Refuse what no budget is about: a name mistyped must not be answered with "no budget".
+
+    Raises:
+        ConfigurationError: a name is no field of a scope, or a value no text.
+    """
+    for name, value in wanted.items():
+        if name not in SCOPE_FIELDS and not (name.startswith("tag:") and len(name) > len("tag:")):
+            raise ConfigurationError(
+                f"No budget is scoped by {shown(name)}; use {', '.join(SCOPE_FIELDS)} or tag:NAME."
+            )
+        if not isinstance(value, str) or not value:
+            raise ConfigurationError(f"{name} must be a text that is not empty, not {shown(value)}.")
 
 
 def balances(

@@ -15,10 +15,10 @@ from rich.progress_bar import ProgressBar
 from tokenmeter.budgets import Balance, Budget, Change, Grant
 from tokenmeter.budgets.definitions import in_words, whoami
 from tokenmeter.budgets.policy import Unit
+from tokenmeter.budgets.status import check_scope
 from tokenmeter.cli.frame import HEADINGS, Exit, Frame, app, command, emit, out, progress_out, show_table
 from tokenmeter.cli.options import TzOption
 from tokenmeter.config import load_settings
-from tokenmeter.dimensions import SCOPE_FIELDS
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import add, divide, magnitude, multiply, round_to
 from tokenmeter.periods import zone
@@ -260,10 +260,8 @@ def _parse_scope(scope: Sequence[str]) -> dict[str, str]:
         name, equals, value = part.partition("=")
         if not (name and equals and value):
             raise ConfigurationError(f"{part!r} must read FIELD=VALUE, such as member=ada.")
-        if name not in SCOPE_FIELDS and not (name.startswith("tag:") and len(name) > len("tag:")):
-            known = ", ".join(SCOPE_FIELDS)
-            raise ConfigurationError(f"No budget is scoped by {name!r}; use {known} or tag:NAME.")
         wanted[name] = value
+    check_scope(wanted)
     return wanted
 
 

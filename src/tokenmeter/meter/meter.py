@@ -23,6 +23,7 @@ from tokenmeter.budgets.delivery import EXIT_SECONDS
 from tokenmeter.budgets.holds import PlannedHold
 from tokenmeter.budgets.limits import LimitUnknownError
 from tokenmeter.budgets.matching import Required
+from tokenmeter.budgets.status import check_scope
 from tokenmeter.call import ActiveSpan, Call, Outcome
 from tokenmeter.errors import BudgetExceededError, ConfigurationError, StoreBusyError, StoreUnavailableError
 from tokenmeter.ledger import Entry
@@ -425,16 +426,16 @@ class Meter:
     # -- budgets
 
     def remaining(self, /, *, at: datetime | None = None, **scope: str) -> list[Balance]:
-        """What budgets have left, and when they reset.
+        """What budgets have left, and when they reset: one `Balance` per counter.
 
         Args:
             at: The instant whose windows are meant; default: now.
-            **scope: Which budgets: ``member="ada"``, ``api_key="prod"``, ...; tags as ``**{"tag:env": "prod"}``.
-                Nothing means all.
+            **scope: Which budgets: ``member="ada"``, ...; tags as ``**{"tag:env": "prod"}``. Nothing means all.
 
-        Returns:
-            One `Balance` per counter: limit, spent, reserved, remaining (in the budget's unit), resets_at.
+        Raises:
+            ConfigurationError: no budget can be about such a name.
         """
+        check_scope(scope)
         self._catch_up()
         return self.budgets.remaining(scope, at or self.store.now())
 

@@ -331,6 +331,7 @@ def test_budgets_show_bars_and_remaining_ends_with_5_when_nothing_is_left(
     assert run("remaining", "member=bob").code == 5
     assert run("remaining", "member=ada").code == 0
     assert "FIELD=VALUE" in run("remaining", "bob").err
+    assert "No budget is scoped by 'user'" in run("remaining", "user=bob").err
 
 
 @pytest.mark.usefixtures("ledger")
