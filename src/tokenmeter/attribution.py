@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar, Unpack
 from tokenmeter.dimensions import WHO, Who, WhoArguments
 from tokenmeter.errors import ConfigurationError, shown
 from tokenmeter.money import ZERO, add, to_dollars, to_picodollars
+from tokenmeter.processes import run_alone
 from tokenmeter.running import SCOPES, decorate, runner_of
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ class Scope:
         self._own = own
         self._outer = outer
         self._merged = (own, NOBODY, own)
-        self._lock = threading.Lock()
+        self._lock: Any = threading.RLock()
         self._quantities: dict[str, Quantity] = {}
         self._reasoning = 0
         self._list = 0
@@ -179,16 +180,17 @@ class Scope:
 
         Seen wherever the block is in force: in threads, tasks and inner blocks, too.
         """
-        with self._lock:
-            self._own = attribution.over(self._own)
+        run_alone(self._lock, self._refine, attribution)
+
+    def _refine(self, attribution: Attribution) -> None:
+        self._own = attribution.over(self._own)
 
     @property
     def usage(self) -> Usage:
         """What all calls in this block used together."""
         from tokenmeter.usage import Usage  # noqa: PLC0415 - a client may be made and never used
 
-        with self._lock:
-            return Usage(dict(self._quantities), self._reasoning)
+        return run_alone(self._lock, lambda: Usage(dict(self._quantities), self._reasoning))
 
     @property
     def list_cost(self) -> Decimal:
@@ -219,15 +221,24 @@ class Scope:
         self, quantities: Mapping[str, Quantity], reasoning: int, list_cost: int, billed_cost: int, *, unpriced: bool
     ) -> None:
         """As `add`, with costs in picodollars: sums are made when they are asked for."""
-        with self._lock:
-            mine = self._quantities
-            for meter, quantity in quantities.items():
-                mine[meter] = add(mine.get(meter, 0), quantity)
-            self._reasoning += reasoning
-            self._list += list_cost
-            self._billed += billed_cost
-            self._requests += 1
-            self._unpriced += unpriced
+        lock = self._lock
+        inside = lock._is_owned()  # noqa: SLF001 - a finaliser amid this very counting
+        try:  # as `run_alone`, which would be two steps more on every call's way
+            try:
+                lock.acquire()
+                mine = self._quantities
+                for meter, quantity in quantities.items():
+                    mine[meter] = add(mine.get(meter, 0), quantity)
+                self._reasoning += reasoning
+                self._list += list_cost
+                self._billed += billed_cost
+                self._requests += 1
+                self._unpriced += unpriced
+            finally:
+                lock.release()
+        finally:
+            if not inside and lock._is_owned():  # noqa: SLF001 - an exception came before
+                lock.release()
 
     def __repr__(self) -> str:
         return f"<Scope requests={self._requests} billed_cost={self.billed_cost}>"

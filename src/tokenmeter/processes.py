@@ -1,8 +1,8 @@
-"""Processes: the switch that turns tokenmeter off in one, what tells one from another, locks between them, forks.
+"""Processes: the switch that turns tokenmeter off in one, what tells one from another, locks, forks.
 
-``TOKENMETER_DISABLED=1`` is the switch. Locks are on open files: `flock`, and on Windows a locked byte far behind the
-end of the file. They are ours, since a lock here belongs to a descriptor that the store holds anyway; `filelock` opens
-files of its own. Where there is no fork (Windows), a forked child has nothing to put right.
+``TOKENMETER_DISABLED=1`` is the switch. Locks between processes are on open files: `flock`, and on Windows a byte far
+behind the end of the file. They are ours, since a lock here belongs to a descriptor that the store holds anyway;
+`filelock` opens files of its own. Where there is no fork (Windows), a forked child has nothing to put right.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, TypeVarTuple, Unpack
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 #: None on Windows.
 _register = getattr(os, "register_at_fork", None)
@@ -167,6 +170,30 @@ def _msvcrt() -> Any:
     import msvcrt  # noqa: PLC0415 - Windows only
 
     return msvcrt
+
+
+def run_alone(lock: Any, work: Callable[[Unpack[Ts]], T], *given: *Ts) -> T:
+    """Run `work` with a reentrant lock; whatever is raised at whichever line, here too, the lock is free afterwards.
+
+    At the end of a ``with`` block an exception may come just before the lock is given back.
+
+    Args:
+        lock: A `threading.RLock`.
+        work: Given `given`. Where this thread has the lock already, it keeps it.
+        given: See `work`.
+    """
+    if lock._is_owned():  # noqa: SLF001 - as `threading.Condition` asks
+        return work(*given)
+    try:
+        try:
+            lock.acquire()
+            return work(*given)
+        finally:
+            if lock._is_owned():  # noqa: SLF001 - as above
+                lock.release()
+    finally:
+        if lock._is_owned():  # noqa: SLF001 - as above
+            lock.release()
 
 
 VARIABLE = "TOKENMETER_DISABLED"

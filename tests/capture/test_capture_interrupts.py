@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
 import json
 import os
@@ -81,7 +82,7 @@ class Calls:
         self.loop.run_until_complete(go())
 
 
-def interrupted_at(number, call):
+def interrupted_at(number, call, raised=KeyboardInterrupt):
     """Where line `number` of ours was, at which `call` was interrupted; None when it has fewer."""
     place = None
     passed = 0
@@ -92,7 +93,7 @@ def interrupted_at(number, call):
             passed += 1
             if passed == number:
                 place = f"{frame.f_code.co_qualname}, line {frame.f_lineno}"
-                raise KeyboardInterrupt
+                raise raised
         return line
 
     def enter(frame, _event, _argument):
@@ -101,7 +102,7 @@ def interrupted_at(number, call):
     sys.settrace(enter)
     try:
         call()
-    except KeyboardInterrupt:
+    except raised:
         pass
     finally:
         sys.settrace(None)
@@ -110,45 +111,64 @@ def interrupted_at(number, call):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # where it came in a finaliser
 @pytest.mark.parametrize(
-    ("asynchronous", "streamed", "caps", "step"),
+    ("asynchronous", "streamed", "caps", "step", "raised"),
     [
-        (False, False, 0, 2),
-        (True, False, 0, 5),
-        (False, True, 0, 5),
-        (False, False, 3, 7),
-        (True, False, 3, 17),
-        (False, True, 3, 13),
+        (False, False, 0, 2, KeyboardInterrupt),
+        (True, False, 0, 5, KeyboardInterrupt),
+        (False, True, 0, 5, KeyboardInterrupt),
+        (False, False, 3, 7, KeyboardInterrupt),
+        (True, False, 3, 17, KeyboardInterrupt),
+        (False, True, 3, 13, KeyboardInterrupt),
+        (False, False, 0, 2, MemoryError),
+        (True, False, 0, 5, MemoryError),
+        (False, True, 0, 5, MemoryError),
+        (False, False, 3, 7, MemoryError),
+        (True, False, 3, 17, MemoryError),
+        (False, True, 3, 13, MemoryError),
     ],
-    ids=["call", "async call", "stream", "capped call", "async capped call", "capped stream"],
+    ids=[
+        f"{raised} {call}"
+        for raised in ("interrupted", "no memory")
+        for call in ("call", "async call", "stream", "capped call", "async capped call", "capped stream")
+    ],
 )
-def test_no_bill_is_lost_and_no_hold_stays(asynchronous, streamed, caps, step, priced, tmp_path):
+def test_no_bill_is_lost_and_no_hold_stays(asynchronous, streamed, caps, step, raised, priced, tmp_path):
     budgets = [
         tokenmeter.Budget(limit_usd=10**6),
         tokenmeter.Budget(limit_tokens=10**12),
         tokenmeter.Budget(limit_requests=10**9),
     ][:caps]
     meter = Meter(store=open_store(f"sqlite:///{tmp_path}/ledger.db"), pricer=priced.pricer, budgets=budgets)
-    call = Calls(meter, asynchronous=asynchronous, streamed=streamed)
+    calls = Calls(meter, asynchronous=asynchronous, streamed=streamed)
+
+    def call():  # in a context of its own: a block whose end is interrupted stays open where it was
+        contextvars.copy_context().run(inside)
+
+    def inside():
+        with block:
+            calls()
+
+    block = tokenmeter.attribute(member="ada")
     for _ in range(3):
         call()
     number, expected = 1, 3
     while True:
-        billed = call.billed
-        place = interrupted_at(number, call)
+        billed = calls.billed
+        place = interrupted_at(number, call, raised)
         if place is None:
             break
         gc.collect()
-        expected += max(call.billed - billed, 0)
+        expected += max(calls.billed - billed, 0)
         call()  # as if nothing had been
         expected += 1
         recorded = len(list(meter.store.entries()))
         assert recorded >= expected, f"a bill is lost: {place}"
-        if call.billed - billed > 1:
+        if calls.billed - billed > 1:
             assert recorded == expected, f"a bill is there twice: {place}"
         expected = recorded  # one that was interrupted just before it was sent has an entry with an unknown bill
         assert not meter.store.expired(meter.store.now() + timedelta(days=1)), f"a hold stays: {place}"
         number += step
     assert meter.store.verify().ok
     meter.close()
-    if call.loop is not None:
-        call.loop.close()
+    if calls.loop is not None:
+        calls.loop.close()

@@ -230,7 +230,7 @@ class TestSpool:
 
         def work():
             grow_up_to(200_000)
-            with pytest.raises(StoreUnavailableError, match="Nothing was recorded"):
+            with pytest.raises(StoreUnavailableError, match=r"File too large\. .*ulimit -f"):
                 fill()
             grow_up_to(resource.RLIM_INFINITY)
             server.start()

@@ -9,7 +9,6 @@ caller's own cap, else the model's maximum (its context window, where that is al
 from __future__ import annotations
 
 import logging
-import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -24,7 +23,6 @@ from tokenmeter.ledger import Entry
 from tokenmeter.money import EXACT, ZERO, multiply, subtract, to_dollars
 from tokenmeter.pricing import Ceiling, Pricer
 from tokenmeter.pricing.price import Terms
-from tokenmeter.processes import after_fork_in_child
 from tokenmeter.providers.prompts import estimate
 from tokenmeter.providers.registry import prompt_rule
 from tokenmeter.usage import Observation
@@ -428,16 +426,6 @@ def input_estimate(call: Call) -> Observation:
 _Used = tuple[int, int | None, int | None]
 
 
-#: Reentrant, since a finaliser may settle a call in the middle of another one's authorization.
-_lock = threading.RLock()
-
-
-@after_fork_in_child
-def _renew_lock() -> None:
-    global _lock  # noqa: PLW0603 - a lock held by another thread at the fork would never be freed in the child
-    _lock = threading.RLock()
-
-
 class Expectations:
     """What recent calls of each route and model used, in this process: the basis of ``expected`` holds.
 
@@ -467,10 +455,9 @@ class Expectations:
         samples, key = self._samples, (route, model)
         sample = samples.get(key)
         if sample is None:
-            with _lock:
-                sample = samples.setdefault(key, deque(maxlen=_SAMPLE_SIZE))
-                if len(samples) > _PAIRS:
-                    samples.popitem(last=False)
+            sample = samples.setdefault(key, deque(maxlen=_SAMPLE_SIZE))
+            if len(samples) > _PAIRS:
+                samples.popitem(last=False)
         else:
             try:  # noqa: SIM105 - every call comes here, and `suppress` is three more
                 samples.move_to_end(key)

@@ -24,7 +24,7 @@ from tokenmeter.budgets.alerts import NOTICE, Alert, AlertTarget, Notice
 from tokenmeter.budgets.matching import parse_scope, scope_text
 from tokenmeter.budgets.windows import from_microseconds, microseconds
 from tokenmeter.ledger import CounterKey, ThresholdCrossing
-from tokenmeter.processes import after_fork_in_child, has_ended, process_name
+from tokenmeter.processes import after_fork_in_child, has_ended, process_name, run_alone
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.documents import DocumentQuery
 
@@ -252,10 +252,12 @@ class _Outbox:
     def _put(self, item: Alert | Notice | _CatchUp) -> None:
         self._queue.put(item)
         if self._thread is None:
-            with _starting:
-                if self._thread is None:
-                    self._thread = threading.Thread(target=self._work, name="tokenmeter-alerts", daemon=True)
-                    self._thread.start()
+            run_alone(_starting, self._start)
+
+    def _start(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="tokenmeter-alerts", daemon=True)
+            self._thread.start()
 
     def mark(self) -> threading.Event:
         """Set as soon as everything that waits now was delivered."""

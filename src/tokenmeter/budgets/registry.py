@@ -39,7 +39,7 @@ from tokenmeter.errors import ConfigurationError, StoreBusyError
 from tokenmeter.ledger import new_id
 from tokenmeter.money import magnitude, parse_decimal
 from tokenmeter.periods import parse_instant
-from tokenmeter.processes import after_fork_in_child
+from tokenmeter.processes import after_fork_in_child, run_alone
 from tokenmeter.stores.base import Store
 
 log = logging.getLogger("tokenmeter")
@@ -104,8 +104,7 @@ class Registry:
         """File what is declared now, so that others know it before the first call. Never raises; a call tries again."""
         try:
             if self.declared:
-                with _reading:
-                    self._apply_declared()
+                run_alone(_reading, self._apply_declared)
         except Exception as error:  # noqa: BLE001 - a program that only reads may not write, and need not
             log.info("Declared budgets are filed with the first call, since they could not be now: %s", error)
 
@@ -160,8 +159,7 @@ class Registry:
             if state.applied and state.generation == self._store.generation():
                 return state
             if wait:
-                with _reading:
-                    return self._apply_declared()
+                return run_alone(_reading, self._apply_declared)
         except Exception as error:  # noqa: BLE001 - what is known holds on; a hard cap's own reserve fails closed
             self._fault("read the ledger's budgets", error)
             return state
@@ -204,14 +202,16 @@ class Registry:
         if not wait:
             raise StoreBusyError("A key's name has to be written down first; call again from a thread.")
         try:
-            with _reading:
-                while said not in self._said and not file_name(self._store, self._read_policy(), *said):
-                    pass
-                self._said.add(said)
+            run_alone(_reading, self._say, said)
         except Exception as error:  # noqa: BLE001 - this process knows the name, others go by the one before
             self._fault("write down a key's name", error)
             return state
         return self._current(wait=wait)
+
+    def _say(self, said: tuple[str, str]) -> None:
+        while said not in self._said and not file_name(self._store, self._read_policy(), *said):
+            pass
+        self._said.add(said)
 
     def _file_declared(self, policy: Policy) -> bool:
         """File what this process declares and the ledger does not have; whether anything was filed."""

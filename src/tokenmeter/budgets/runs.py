@@ -12,6 +12,7 @@ from tokenmeter.budgets.matching import Cap
 from tokenmeter.budgets.plan import HeldBudget
 from tokenmeter.budgets.policy import Budget, Unit, amount_of
 from tokenmeter.ledger import Claim, CounterKey
+from tokenmeter.processes import run_alone
 from tokenmeter.stores.base import CapReachedError, Counter
 
 
@@ -83,29 +84,33 @@ class Run(Scope):
         Raises:
             CapReachedError: one does not fit.
         """
-        with self._room:
-            for claim in claims:
-                counter = self._counters[claim.key.budget]
-                if claim.limit is not None and counter.settled + counter.reserved + claim.amount > claim.limit:
-                    raise CapReachedError(claim, counter.settled, counter.reserved)
-            for claim in claims:
-                counter = self._counters[claim.key.budget]
-                self._counters[claim.key.budget] = Counter(counter.settled, counter.reserved + claim.amount)
+        run_alone(self._room, self._hold, claims)
+
+    def _hold(self, claims: Sequence[Claim]) -> None:
+        for claim in claims:
+            counter = self._counters[claim.key.budget]
+            if claim.limit is not None and counter.settled + counter.reserved + claim.amount > claim.limit:
+                raise CapReachedError(claim, counter.settled, counter.reserved)
+        self._reserve({claim.key.budget: claim.amount for claim in claims})
 
     def free(self, claims: Sequence[Claim]) -> None:
         """Give back what `claims` hold."""
-        with self._room:
-            for claim in claims:
-                counter = self._counters[claim.key.budget]
-                self._counters[claim.key.budget] = Counter(counter.settled, counter.reserved - claim.amount)
+        run_alone(self._room, self._reserve, {claim.key.budget: -claim.amount for claim in claims})
+
+    def _reserve(self, amounts: Mapping[str, int]) -> None:
+        """Hold more of each counter, or less: all at once."""
+        counters = self._counters
+        standing = {name: Counter(counters[name].settled, counters[name].reserved + amounts[name]) for name in amounts}
+        counters.update(standing)
 
     def post(self, spent: Callable[[Unit], int]) -> None:
         """Count one settled entry: `spent` says how much of a unit it used."""
-        with self._room:
-            for cap in self.caps:
-                if cap.counts:
-                    counter = self._counters[cap.counter_name]
-                    self._counters[cap.counter_name] = Counter(counter.settled + spent(cap.unit), counter.reserved)
+        run_alone(self._room, self._post, {cap.counter_name: spent(cap.unit) for cap in self.caps if cap.counts})
+
+    def _post(self, amounts: Mapping[str, int]) -> None:
+        counters = self._counters
+        standing = {name: Counter(counters[name].settled + amounts[name], counters[name].reserved) for name in amounts}
+        counters.update(standing)
 
     def __repr__(self) -> str:
         left = ", ".join(f"{amount:f} {unit}" for unit, amount in self.left.items())

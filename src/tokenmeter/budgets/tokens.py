@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from tokenmeter.processes import after_fork_in_child
+from tokenmeter.processes import after_fork_in_child, run_alone
 
 log = logging.getLogger("tokenmeter")
 
@@ -99,10 +99,12 @@ class TokenCounter:
         return self._encodings[encoding] is not None
 
     def _begin(self, encoding: str) -> None:
-        with _starting:
-            if encoding not in self._encodings:
-                self._encodings[encoding] = None
-                threading.Thread(target=self.load, args=(encoding,), name="tokenmeter-tokens", daemon=True).start()
+        run_alone(_starting, self._begin_once, encoding)
+
+    def _begin_once(self, encoding: str) -> None:
+        if encoding not in self._encodings:
+            self._encodings[encoding] = None
+            threading.Thread(target=self.load, args=(encoding,), name="tokenmeter-tokens", daemon=True).start()
 
 
 def _load(encoding: str) -> Encoding | None:

@@ -23,6 +23,7 @@ from tokenmeter.capture.settlement import (
     has_waiting,
     settle,
     settle_async,
+    twice,
     watch,
 )
 from tokenmeter.errors import (
@@ -62,6 +63,7 @@ class InFlight:
         plan_key: What tells it from calls that are not like it; None for one that no plan is made for.
 
     Attributes:
+        answers: Its responses so far.
         answering: The response whose body the SDK is decoding right now, while the call is on its way.
         attempts: HTTP requests sent so far.
         awaits_key: Whether leave cannot be asked for yet, since the key is not known.
@@ -78,7 +80,6 @@ class InFlight:
     """
 
     __slots__ = (
-        "_answers",
         "_authorization",
         "_body",
         "_call",
@@ -90,6 +91,7 @@ class InFlight:
         "_request",
         "_returned",
         "answering",
+        "answers",
         "api_key",
         "attempts",
         "attribution",
@@ -135,7 +137,7 @@ class InFlight:
         self._body = body
         self._made_in = processes.this_process
         self.streamed = streamed
-        self._answers: list[Exchange] = []
+        self.answers: list[Exchange] = []
         self._hold_id: str | None = None
         self.hold: PlannedHold | None = None
         self._readings: Readings | None = None
@@ -200,33 +202,37 @@ class InFlight:
         Raises:
             BudgetExceededError: nothing must be sent.
         """
-        hold_id = self._ask_plan(wait=True)
-        if hold_id is None:
-            return
-        try:
-            self._take(self.meter.authorize(self._asked(), hold_id=hold_id))
-        except REFUSALS:
-            raise
-        except Exception as error:  # noqa: BLE001 - only a budget stops a call
-            self.meter.fault("authorize", error)
+        for _ in range(2):  # what fails once may pass, as want of memory does
+            try:
+                hold_id = self._ask_plan(wait=True)
+                if hold_id is not None:
+                    self._take(self.meter.authorize(self._asked(), hold_id=hold_id))
+            except REFUSALS:
+                raise
+            except Exception as error:  # noqa: BLE001 - only a budget stops a call
+                self.meter.fault("authorize", error)
+            else:
+                return
 
     async def authorize_async(self) -> None:
         """As `authorize`, without making the event loop wait."""
-        hold_id = self._ask_plan(wait=False)
-        if hold_id is None:
-            return
-        try:
-            self._take(await authorize_async(self.meter, self._asked(), hold_id))
-        except REFUSALS:
-            raise
-        except Exception as error:  # noqa: BLE001 - only a budget stops a call
-            self.meter.fault("authorize", error)
+        for _ in range(2):
+            try:
+                hold_id = self._ask_plan(wait=False)
+                if hold_id is not None:
+                    self._take(await authorize_async(self.meter, self._asked(), hold_id))
+            except REFUSALS:
+                raise
+            except Exception as error:  # noqa: BLE001 - only a budget stops a call
+                self.meter.fault("authorize", error)
+            else:
+                return
 
     def _ask_plan(self, *, wait: bool) -> str | None:
         """Have what the call may use held by its plan; the identity of a hold that is for the meter to make, if any."""
         self.awaits_key = False
         plan = self.plan
-        if self.goes_freely:
+        if self.goes_freely or self.hold is not None:
             return None
         if plan is not None:
             self._hold_id = new_id()
@@ -234,6 +240,7 @@ class InFlight:
                 self.hold = self.meter.plans.hold(plan, self, self.started_us, self._hold_id, wait=wait)
             except Exception as error:  # noqa: BLE001 - the general way says what comes of it
                 self.meter.fault("hold a call's budget by its plan", error)
+                self.meter.free(self._hold_id)  # it may have come just after it was made
             if self.hold is not None:
                 return None
             self.plan = None
@@ -304,10 +311,23 @@ class InFlight:
             streamed=streamed,
             holding=streamed and self._holds,
         )
-        self._answers.append(exchange)
+        self.answers.append(exchange)
         if streamed:
             watch(exchange)
         return exchange
+
+    def take_back(self, before: int) -> None:
+        """Forget the answers but the first `before`: they could not be watched."""
+        for exchange in self.answers[before:]:
+            exchange.void()
+        del self.answers[before:]
+
+    def answered_unseen(self, *, streamed: bool) -> None:
+        """There is an answer of which nothing can be learnt: what it used is recorded as unknown."""
+        try:
+            self.respond({}, streamed=streamed).give_up()
+        except Exception as error:  # noqa: BLE001 - the caller gets his answer
+            self.meter.fault("watch a response", error)
 
     @property
     def _holds(self) -> bool:
@@ -332,13 +352,13 @@ class InFlight:
             return []
         if not self._returned:
             return None
-        alone = len(self._answers) == 1
+        alone = len(self.answers) == 1
         plain: Plain | None = None
         if alone and self._key is not None and exchange.body is not None and exchange.status in _WENT_WELL:
             plain = None if self._read_answer is None else self._read_answer(exchange.body)
             if plain is not None and self.plan is not None:
                 return [Planned(self, exchange, plain)]
-        last = alone or all(other.closed for other in self._answers)
+        last = alone or all(other.closed for other in self.answers)
         return list(self.general(exchange, plain, last=last))
 
     def _read_elsewhere(self) -> Readings:
@@ -346,8 +366,10 @@ class InFlight:
             self._readings = Readings(self.meter, self.endpoint)
         return self._readings
 
-    def general(self, exchange: Exchange, plain: Plain | None, *, last: bool) -> Iterator[Settling]:
-        """What is to be written down of an answer, the general way."""
+    def general(
+        self, exchange: Exchange, plain: Plain | None, *, last: bool, entry_id: str | None = None
+    ) -> Iterator[Settling]:
+        """What is to be written down of an answer, the general way; under an identity that it had before, if any."""
         polled = self.endpoint.kind == "polled"
         seen = exchange.observation
         if self._is_left_out(seen):
@@ -356,7 +378,7 @@ class InFlight:
             return
         if seen.deduplicate and not (polled or self.endpoint.kept or self.call.facts.background):
             seen = replace(seen, deduplicate=False)  # every call is a bill of its own, whatever id it came with
-        outcome = exchange.outcome(seen, last=last)
+        outcome = exchange.outcome(seen, last=last, entry_id=entry_id)
         settling = self._read_elsewhere().bill(self.authorization, outcome) if polled else None
         account = self.authorization if settling is None else settling.authorization
         for bill in seen.shared:
@@ -377,49 +399,68 @@ class InFlight:
     # -- the end
 
     def returned(self) -> None:
-        """The call returned a value: write down what it cost, before the caller gets it."""
-        due = self._due()
-        for settling in due:
+        """The call returned a value: write down what it cost, before the caller gets it. Never raises."""
+        try:
+            due = self._due()
+            for settling in due:
+                settle(settling)
+            for exchange in self.answers:
+                exchange.let_go()
+            if not due and has_waiting():
+                catch_up()
+        except Exception as error:  # noqa: BLE001 - the caller gets his answer
+            self.meter.fault("record a call", error)
+            twice(self.meter, self._write_down)
+
+    def _write_down(self) -> None:
+        for settling in self._due():
             settle(settling)
-        for exchange in self._answers:
-            exchange.let_go()
-        if not due and has_waiting():
-            catch_up()
 
     async def returned_async(self) -> None:
         """As `returned`, without making the event loop wait."""
-        due = self._due()
-        for settling in due:
-            await settle_async(settling)
-        for exchange in self._answers:
-            exchange.let_go()
-        if not due and has_waiting():
-            await catch_up_async()
+        try:
+            due = self._due()
+            for settling in due:
+                await settle_async(settling)
+            for exchange in self.answers:
+                exchange.let_go()
+            if not due and has_waiting():
+                await catch_up_async()
+        except Exception as error:  # noqa: BLE001 - the caller gets his answer
+            self.meter.fault("record a call", error)
+            self.returned()
 
     def raised(self, error: BaseException) -> None:
-        """The call raised `error`: write down what it may have cost, before the caller gets it."""
+        """The call raised `error`: write down what it may have cost, before the caller gets it. Never raises."""
+        twice(self.meter, lambda: self._write_down_after(error))
+
+    def _write_down_after(self, error: BaseException) -> None:
         for settling in self._due_after(error):
             settle(settling)
 
     async def raised_async(self, error: BaseException) -> None:
         """As `raised`, without making the event loop wait."""
-        for settling in self._due_after(error):
-            await settle_async(settling)
+        try:
+            for settling in self._due_after(error):
+                await settle_async(settling)
+        except Exception as fault:  # noqa: BLE001 - the caller gets the SDK's error
+            self.meter.fault("record a call", fault)
+            self.raised(error)
 
     def _due(self) -> list[Settling]:
         self._returned = True
-        if not self._answers:  # middleware answered by itself: nothing was billed
+        if not self.answers:  # middleware answered by itself: nothing was billed
             self._release()
             return []
-        if len(self._answers) == 1:
-            (exchange,) = self._answers
+        if len(self.answers) == 1:
+            (exchange,) = self.answers
             return exchange.unwritten() if exchange.closed else []
-        return [settling for exchange in self._answers if exchange.closed for settling in exchange.unwritten()]
+        return [settling for exchange in self.answers if exchange.closed for settling in exchange.unwritten()]
 
     def _due_after(self, error: BaseException) -> list[Settling]:
         """What is to be written down of a call that raised; where an interrupt came amid the writing, the rest."""
-        if self._answers:
-            for exchange in self._answers:
+        if self.answers:
+            for exchange in self.answers:
                 exchange.stop(error)
             return self._due()
         self._returned = True
@@ -472,17 +513,16 @@ class Planned(Settling):
             if call.plan is not None and self._plain.response_id not in meter.by_hand:
                 try:
                     if meter.plans.write(call.plan, call, self._exchange, self._plain, self._entry_id, wait=wait):
-                        if meter.budgets.telling.looks:
-                            meter.budgets.telling.look_sometimes(faults=meter.faults)
+                        if meter.budgets.telling.looks or meter.waiting.kept:
+                            meter.look_around(wait=wait)
                         return
-                except StoreBusyError:
-                    if not wait:
+                except (StoreBusyError, StoreUnavailableError) as error:  # the general way tries once more
+                    if not wait and isinstance(error, StoreBusyError):
                         raise
-                except StoreUnavailableError:
-                    pass  # the general way tries once more
                 except Exception as error:  # noqa: BLE001 - as above
                     meter.fault("record a call by its plan", error)
-            self._rest = list(call.general(self._exchange, self._plain, last=True))
+            # Under the same identity: should it be written already, it counts once.
+            self._rest = list(call.general(self._exchange, self._plain, last=True, entry_id=self._entry_id))
         for settling in self._rest:
             settling.write(wait=wait)
 
@@ -564,17 +604,18 @@ def open_call(
     meter = binding.own_meter
     if meter is None and (meter := binding.meter()) is None:
         return None
-    try:
-        text = key or binding.sdk.api_key(client)
-        kind: Kind | None = binding.kinds.get((*place, text, key is None))
-        if kind is None or kind.base_url is not client.base_url or kind.meter() is not meter:
-            kind = _kind(client, binding, meter, endpoint, (*place, text, key is None))
-        who = _whose(binding, meter, body)
-        plan_key = _plan_key(meter, kind, who, body, streamed=streamed)
-        return InFlight(binding, meter, kind, who, body, streamed=streamed, plan_key=plan_key)
-    except Exception as error:  # noqa: BLE001 - the call itself goes on
-        meter.fault("see a call", error)
-        return None
+    for by_plan in (True, False):
+        try:
+            text = key or binding.sdk.api_key(client)
+            kind: Kind | None = binding.kinds.get((*place, text, key is None))
+            if kind is None or kind.base_url is not client.base_url or kind.meter() is not meter:
+                kind = _kind(client, binding, meter, endpoint, (*place, text, key is None))
+            who = _whose(binding, meter, body)
+            plan_key = _plan_key(meter, kind, who, body, streamed=streamed) if by_plan else None
+            return InFlight(binding, meter, kind, who, body, streamed=streamed, plan_key=plan_key)
+        except Exception as error:  # noqa: BLE001 - the call itself goes on; what failed once may pass
+            meter.fault("see a call", error)
+    return None
 
 
 class Kind(NamedTuple):

@@ -198,19 +198,27 @@ def _capped_raw(call: InFlight, request: Any) -> Any:
 
 def _responded(call: InFlight, response: Any) -> Exchange | None:
     """The exchange of a response: read, where its body is in memory; else heard as the caller takes it."""
-    try:
-        from tokenmeter.capture.streams import is_read, watch_body  # noqa: PLC0415 - only those who use interactions
+    for _ in range(2):  # what fails once may pass, as want of memory does
+        before = len(call.answers)
+        try:
+            return _watched(call, response)
+        except Exception as error:  # noqa: BLE001 - the caller gets his answer
+            call.meter.fault("watch a response", error)
+            call.take_back(before)
+    call.answered_unseen(streamed=False)
+    return None
 
-        if not response.is_success:
-            return None
-        streamed = "event-stream" in response.headers.get("content-type", "")
-        exchange = call.respond(response.headers, streamed=streamed)
-        if is_read(response):
-            exchange.read_content(response.content, response.headers)
-        else:
-            exchange.read_bytes_aside(response.headers)
-            watch_body(response, exchange)
-    except Exception as error:  # noqa: BLE001 - the caller gets his answer
-        call.meter.fault("watch a response", error)
+
+def _watched(call: InFlight, response: Any) -> Exchange | None:
+    from tokenmeter.capture.streams import is_read, watch_body  # noqa: PLC0415 - only those who use interactions
+
+    if not response.is_success:
         return None
+    streamed = "event-stream" in response.headers.get("content-type", "")
+    exchange = call.respond(response.headers, streamed=streamed)
+    if is_read(response):
+        exchange.read_content(response.content, response.headers)
+    else:
+        exchange.read_bytes_aside(response.headers)
+        watch_body(response, exchange)
     return exchange

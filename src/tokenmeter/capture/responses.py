@@ -12,7 +12,7 @@ from tokenmeter import processes
 from tokenmeter.call import Outcome
 from tokenmeter.capture.raw import Kind, RawReader, read_whole
 from tokenmeter.capture.sdk import Sdk
-from tokenmeter.capture.settlement import Settling, settle, settle_async, settle_from_anywhere
+from tokenmeter.capture.settlement import Settling, settle, settle_async, settle_from_anywhere, twice
 from tokenmeter.dimensions import Status
 from tokenmeter.ledger import new_id
 from tokenmeter.usage import Observation
@@ -206,6 +206,15 @@ class Exchange:
         self.ended = self.closed = self._deaf = True
         return True
 
+    def void(self) -> None:
+        """It could not be watched: another one takes its place, and this one makes no entry."""
+        self._pending, self._lines = [], []
+        self.closed = self._deaf = True
+
+    def give_up(self) -> None:
+        """Nothing can be learnt of the answer: it is recorded as one whose usage is unknown."""
+        self.ended = self.closed = self._deaf = True
+
     def saw_body(self, body: Any) -> None:
         """The whole decoded body: JSON, text, or None for one that carries no text."""
         if not self._many:
@@ -296,20 +305,25 @@ class Exchange:
         # A generator that is closed may be in the hands of the garbage collector, which runs in any thread at any
         # moment, also while that thread holds a lock of the meter or the store: it must not wait.
         write = settle_from_anywhere if isinstance(sys.exception(), GeneratorExit) else settle
-        for settling in self._close():
-            write(settling)
-        self.let_go()
+        twice(self._meter, lambda: self._finish(write))
 
     async def finish_async(self) -> None:
         """Nothing more will come (async). Settles without making the event loop wait."""
-        for settling in self._close():
-            await settle_async(settling)
-        self.let_go()
+        try:
+            for settling in self._close():
+                await settle_async(settling)
+            self.let_go()
+        except Exception as error:  # noqa: BLE001 - the caller gets his answer
+            self._meter.fault("record a call", error)
+            self.finish()
 
     def abandon(self) -> None:
         """Nobody holds the response any more, or the process ends. Settles without waiting."""
+        twice(self._meter, lambda: self._finish(settle_from_anywhere))
+
+    def _finish(self, write: Callable[[Settling], None]) -> None:
         for settling in self._close():
-            settle_from_anywhere(settling)
+            write(settling)
         self.let_go()
 
     def let_go(self) -> None:
@@ -389,8 +403,8 @@ class Exchange:
                 self._observation = _UNKNOWN
         return self._observation or _UNKNOWN
 
-    def outcome(self, observation: Observation, *, last: bool) -> Outcome:
-        """The outcome to settle."""
+    def outcome(self, observation: Observation, *, last: bool, entry_id: str | None = None) -> Outcome:
+        """The outcome to settle, under an identity that it had before, if any."""
         return Outcome(
             status=self.status or ("ok" if self.ended or not self.streamed else "aborted"),
             observation=observation,
@@ -399,7 +413,7 @@ class Exchange:
             first_token_us=self.first_token_us,
             error_type=self._error_type,
             last=last,
-            entry_id=new_id(),
+            entry_id=entry_id or new_id(),
         )
 
 

@@ -69,24 +69,41 @@ class Settling:
         if self.done or self._begun_in not in {None, get_ident()}:
             return
         try:
-            if self._begun_in is not None and self._is_recorded():
-                self.done = True
-                return
-            self._begun_in = get_ident()
-            self.record(wait=wait)
+            for _ in range(2):  # what fails once may pass, as want of memory does
+                try:
+                    if self._begun_in is None or not self._is_recorded():
+                        self._begun_in = get_ident()
+                        self.record(wait=wait)
+                    break
+                except StoreBusyError:
+                    raise
+                except Exception as error:  # noqa: BLE001 - the call's own result goes through
+                    self.meter.fault("settle", error)
         except StoreBusyError:
             self._begun_in = None
             if not wait:
                 raise
             self.meter.fault("settle", StoreBusyError("the store stayed busy although asked to wait"))
-        except Exception as error:  # noqa: BLE001 - the call's own result goes through
-            self.meter.fault("settle", error)
         self.done = True
 
     def _is_recorded(self) -> bool:
         """Whether an earlier beginning, which an interrupt ended, got as far as the ledger."""
         entry_id = self.outcome.entry_id
         return entry_id is not None and self.meter.store.entry(entry_id) is not None
+
+
+def twice(meter: Meter, act: Callable[[], object]) -> None:
+    """Run `act`, and once more when something of ours fails amid it: that may pass, as want of memory does.
+
+    Never raises. For what can be begun anew, however far it got.
+    """
+    for _ in range(2):
+        try:
+            act()
+        except Exception as error:  # noqa: BLE001 - the caller gets his answer
+            meter.fault("record a call", error)
+        else:
+            return
 
 
 class _SettlingThread(threading.local):

@@ -10,9 +10,12 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from itertools import filterfalse
 from types import MethodType
 from typing import TYPE_CHECKING, Any
+
+from tokenmeter.capture.settlement import twice
 
 if TYPE_CHECKING:
     from tokenmeter.capture.calls import InFlight
@@ -24,46 +27,61 @@ RAW_RESPONSE_HEADER = "x-stainless-raw-response"
 PLAIN = "_tokenmeter_plain"
 
 
-def responded(call: InFlight, response: Any, *, streamed: bool) -> Exchange | None:
+def responded(call: InFlight, response: Any, *, streamed: bool, again: bool = False) -> Exchange | None:
     """The exchange of a response with a success status; None when nothing is billed."""
-    call.answering = None
+    before = len(call.answers)
     try:
         if not 200 <= response.status_code <= 299:  # noqa: PLR2004 - HTTP's
+            call.answering = None
             return None
         form = call.endpoint.form
-        exchange = call.respond(response.headers, streamed=streamed and form != "lines")
-        if is_read(response) and not (streamed and _is_binary_stream(response)):
-            call.answering = exchange
-        else:
+        call.answering = exchange = call.respond(response.headers, streamed=streamed and form != "lines")
+        if not is_read(response) or (streamed and _is_binary_stream(response)):
+            call.answering = None
             # An SDK may leave out lines and events that it does not know.
             if form != "one" or response.request.headers.get(RAW_RESPONSE_HEADER) == "stream":
                 exchange.read_bytes_aside(response.headers)
             watch_body(response, exchange)
     except Exception as error:  # noqa: BLE001 - the caller gets his answer
+        call.answering = None
         call.meter.fault("watch a response", error)
-        return None
-    return exchange
+        call.take_back(before)
+        if again:
+            call.answered_unseen(streamed=streamed)
+            return None
+    else:
+        return exchange
+    return responded(call, response, streamed=streamed, again=True)  # what fails once may pass, as want of memory does
 
 
 def answered(client: Any, call: InFlight, exchange: Exchange | None, response: Any, value: Any) -> None:
     """After the SDK made its value: a body in memory is all there is, a stream is listened to."""
-    whole, call.answering = call.answering, None
+    whole = call.answering
     if whole is not None:
-        if not whole.took_whole():
-            whole.read_content(response.content, response.headers)
-            whole.finish()
+        try:
+            if not whole.took_whole():
+                _read_whole(whole, response)
+        except Exception as error:  # noqa: BLE001 - the caller gets his answer
+            call.meter.fault("read a response", error)
+            twice(call.meter, partial(_read_whole, whole, response))
+        call.answering = None
         if whole is exchange and not call.usage_asked:
             return
-    hide = call.binding.sdk.dialect().usage_hider() if call.usage_asked else None
-    heard = exchange if exchange is not whole else None
-    if hide is None and heard is None:
-        return
     try:
+        hide = call.binding.sdk.dialect().usage_hider() if call.usage_asked else None
+        heard = exchange if exchange is not whole else None
+        if hide is None and heard is None:
+            return
         if heard is not None and not heard.follows_pieces and getattr(value, "_client", None) is None:
             heard.read_bytes_aside(response.headers)  # the caller has the response itself
         _listen(client, heard, value, hide, call.binding.sdk.name)
     except Exception as error:  # noqa: BLE001 - the caller gets his answer
         call.meter.fault("watch a response", error)
+
+
+def _read_whole(exchange: Exchange, response: Any) -> None:
+    exchange.read_content(response.content, response.headers)
+    exchange.finish()
 
 
 def is_read(response: Any) -> bool:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
-import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -25,15 +22,16 @@ from tokenmeter.budgets.limits import LimitUnknownError
 from tokenmeter.budgets.matching import Required
 from tokenmeter.budgets.status import check_scope
 from tokenmeter.call import ActiveSpan, Call, Outcome
-from tokenmeter.errors import BudgetExceededError, ConfigurationError, StoreBusyError, StoreUnavailableError
+from tokenmeter.errors import BudgetExceededError, ConfigurationError, StoreBusyError, StoreError, StoreUnavailableError
 from tokenmeter.ledger import Entry
 from tokenmeter.meter.plans import Plans
 from tokenmeter.meter.recording import NOTHING_SEEN, Authorization, KeyRing, record_of
+from tokenmeter.meter.waiting import Unwritten, UnwrittenOutcomes
 from tokenmeter.money import parse_decimal
 from tokenmeter.pricing import Pricer, Rating
-from tokenmeter.processes import after_fork_in_child
+from tokenmeter.processes import after_fork_in_child, run_alone
 from tokenmeter.providers.hosts import canonical_provider
-from tokenmeter.stores.base import Fault, Spooling, Store
+from tokenmeter.stores.base import Fault, Settlement, Spooling, Store
 from tokenmeter.stores.slots import from_microseconds
 from tokenmeter.usage import Observation
 
@@ -43,6 +41,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("tokenmeter")
 
+#: What a store or the memory that is full may do again later; anything else fails the same way each time.
+_PASSES = (StoreUnavailableError, MemoryError, OSError)
 _UNRATED = Rating(cost_source="unpriced", flags=frozenset({"rating_failed"}))
 #: Entries to a transaction: large enough to be quick, small enough to be held in memory.
 _BATCH = 8_192
@@ -74,6 +74,7 @@ class Meter:
 
     Attributes:
         plans: What is known of calls that are alike.
+        waiting: Outcomes that could not be written down yet.
         keys: The keys that clients have used.
         request_fields: As given.
         faults: How often something inside tokenmeter failed while the call itself went on.
@@ -117,8 +118,7 @@ class Meter:
         self._logged: set[str] = set()
         self._prices_read = False
         self.by_hand: dict[str | None, str] = {}
-        self._waiting: deque[tuple[int, Authorization, Outcome]] = deque()
-        self._exit_hook_set = False
+        self.waiting = UnwrittenOutcomes(self._settle_late)
         self.extend_every_ns = hold_seconds * 1_000_000_000 // 3
         self.budgets = Budgets(
             store,
@@ -200,6 +200,8 @@ class Meter:
         except (BudgetExceededError, StoreBusyError):
             raise
         except Exception as error:  # noqa: BLE001 - a fault of ours stops only calls that a cap must see
+            if hold_id is not None and not isinstance(error, StoreError):  # it may have come just after it was made
+                self.free(hold_id)
             self._without_store(authorization, error)
         return authorization
 
@@ -251,26 +253,18 @@ class Meter:
         Never raises, except `StoreBusyError` with ``wait=False`` (nothing was written: call again, from a thread).
 
         Returns:
-            The entry as recorded; None when it could not be (logged, counted in `faults`), was a repetition, or
-            is written down later, since this thread is in the middle of a write (a finaliser, a signal handler).
+            The entry as recorded; None when it was a repetition, or has to wait (`waiting`), since the store cannot
+            be written, or this thread is in the middle of a write (a finaliser, a signal handler).
         """
-        if self._waiting and wait:
-            self._catch_up()
+        late = Unwritten(authorization, outcome)
         try:
-            return self._settle(authorization, outcome, wait=wait)
+            return self._settle(late, wait=wait)
         except StoreBusyError:
             if not wait:
                 raise
-        self._put_by(authorization, outcome)
-        return None
-
-    def _put_by(self, authorization: Authorization, outcome: Outcome) -> None:
-        """Keep an outcome until the write that it came in the middle of is over."""
         authorization.settled = True
-        self._waiting.append((os.getpid(), authorization, outcome))
-        if not self._exit_hook_set:
-            self._exit_hook_set = True
-            atexit.register(self._catch_up)
+        self.waiting.keep(late)
+        return None
 
     def recorded_by_hand(self, provider: str, response_id: str) -> None:
         """The answer is being recorded by hand: whoever ends reading it later finds it recorded."""
@@ -278,58 +272,91 @@ class Meter:
         if len(self.by_hand) > _BY_HAND:
             self.by_hand.pop(next(iter(self.by_hand)), None)
 
-    def _settle(self, authorization: Authorization, outcome: Outcome, *, wait: bool) -> Entry | None:
-        seen = outcome.observation
-        if self.by_hand and seen is not None and self.by_hand.get(seen.response_id) == authorization.call.provider:
-            outcome = replace(outcome, observation=replace(seen, deduplicate=True))
-        reservation = authorization.reservation if outcome.last else None
-        self._read_prices(wait=wait)
-        known = self.budgets.known
+    def _settle(self, late: Unwritten, *, wait: bool) -> Entry | None:
+        """`settle`; what the store cannot take now waits.
+
+        Raises:
+            StoreBusyError: nothing was written.
+        """
         try:
-            entry = with_held(self._entry(authorization, outcome), authorization.reservation, known.caps)
-            settlement = self.store.settle(
-                entry,
-                self.budgets.postings(entry, wait=wait),
-                reservation_id=None if reservation is None else reservation.reservation_id,
-                wait=wait,
-            )
+            entry, settlement = self._written(late, wait=wait)
         except StoreBusyError:
             raise
         except Exception as error:  # noqa: BLE001 - the call's own result goes through
-            authorization.settled = True
-            if authorization.runs is not None and outcome.last:
-                authorization.runs.free()
-            self.fault("record a call", error)
+            self._count_in_process(late)
+            if isinstance(error, _PASSES):
+                run_alone(_lock, self._count_fault, "wait")
+                self.waiting.keep(late, error)
+            else:
+                self.fault("record a call", error)
             return None
-        authorization.settled = True
-        self.budgets.count_in_since(known, wait=wait)
-        runs = authorization.runs if outcome.last else None
-        self.budgets.settle_runs(authorization.call, entry if settlement.recorded else None, runs)
-        if reservation is not None and not settlement.hold_found:
-            self.budgets.take_back_estimate(reservation)
-        if not settlement.recorded:
-            return None
-        for scope in authorization.call.scopes:
-            scope.add(entry.usage, entry.list_cost, entry.billed_cost, unpriced=entry.cost_source == "unpriced")
-        self._tell(entry, authorization.call.span)
-        self.budgets.learn(entry)
-        self.budgets.telling.announce(settlement.crossings)
-        self.budgets.telling.look_sometimes(faults=self.faults)
-        return entry
+        self._tell_of(late, entry, settlement)
+        self.look_around(wait=wait)
+        return entry if settlement.recorded else None
 
-    def _catch_up(self) -> None:
-        """Write down what finalisers left, since they came in the middle of something."""
-        for _ in range(len(self._waiting)):
-            try:
-                process, authorization, outcome = self._waiting.popleft()
-            except IndexError:  # another thread took the last one
-                return
-            if process != os.getpid():  # left to a parent before the fork, which writes it down itself
-                continue
-            try:
-                self._settle(authorization, outcome, wait=True)
-            except StoreBusyError:
-                self._put_by(authorization, outcome)
+    def look_around(self, *, wait: bool) -> None:
+        """After a call was written down, so that the store works: write what waits, and see whom to tell of what."""
+        if self.waiting.kept and wait:
+            self.waiting.catch_up()
+        self.budgets.telling.look_sometimes(faults=self.faults)
+
+    def _settle_late(self, late: Unwritten) -> bool:
+        """Write down what had to wait; False when it has to wait on."""
+        try:
+            entry, settlement = self._written(late, wait=True)
+        except StoreBusyError:
+            raise
+        except Exception as error:  # noqa: BLE001 - nobody waits for it
+            if isinstance(error, _PASSES):
+                self.waiting.failed_again(error)
+                return False
+            self._count_in_process(late)
+            self.fault("record a call", error)
+            return True
+        self._tell_of(late, entry, settlement)
+        return True
+
+    def _written(self, late: Unwritten, *, wait: bool) -> tuple[Entry, Settlement]:
+        authorization, outcome = late.authorization, late.outcome
+        seen = outcome.observation
+        if self.by_hand and seen is not None and self.by_hand.get(seen.response_id) == authorization.call.provider:
+            late.outcome = outcome = replace(outcome, observation=replace(seen, deduplicate=True))
+        self._read_prices(wait=wait)
+        known = self.budgets.known
+        if late.entry is None:
+            late.entry = with_held(self._entry(authorization, outcome), authorization.reservation, known.caps)
+        reservation = authorization.reservation if outcome.last else None
+        settlement = self.store.settle(
+            late.entry,
+            self.budgets.postings(late.entry, wait=wait),
+            reservation_id=None if reservation is None else reservation.reservation_id,
+            wait=wait,
+        )
+        self.budgets.count_in_since(known, wait=wait)
+        return late.entry, settlement
+
+    def _tell_of(self, late: Unwritten, entry: Entry, settlement: Settlement) -> None:
+        authorization = late.authorization
+        self._count_in_process(late, recorded=settlement.recorded)
+        if late.outcome.last and authorization.reservation is not None and not settlement.hold_found:
+            self.budgets.take_back_estimate(authorization.reservation)
+        if settlement.recorded:
+            self._tell(entry, authorization.call.span)
+            self.budgets.learn(entry)
+            self.budgets.telling.announce(settlement.crossings)
+
+    def _count_in_process(self, late: Unwritten, *, recorded: bool = True) -> None:
+        """Count an outcome in the blocks and runs around its call, which end with this process; once."""
+        authorization, entry = late.authorization, late.entry if recorded else None
+        authorization.settled = True
+        if late.counted:
+            return
+        late.counted = True
+        runs = authorization.runs if late.outcome.last else None
+        self.budgets.settle_runs(authorization.call, entry, runs)
+        if entry is not None:
+            for scope in authorization.call.scopes:
+                scope.add(entry.usage, entry.list_cost, entry.billed_cost, unpriced=entry.cost_source == "unpriced")
 
     def _tell(self, entry: Entry, span: ActiveSpan | None) -> None:
         if span is not None and self.spans is not None:
@@ -393,18 +420,24 @@ class Meter:
 
     def fault(self, where: str, error: BaseException) -> None:
         """Count a fault of our own; log each kind once with its cause. The call's result goes through."""
-        with _lock:
-            self.faults += 1
-            kind = f"{where}: {type(error).__name__}"
-            first = kind not in self._logged
-            self._logged.add(kind)
-        if first:
-            log.error("tokenmeter could not %s; the call itself goes on", where, exc_info=error)
+        if run_alone(_lock, self._count_fault, f"{where}: {type(error).__name__}"):
+            if isinstance(error, StoreError):  # its words say all there is
+                log.error("tokenmeter could not %s; the call itself goes on: %s", where, error)
+            else:
+                log.error("tokenmeter could not %s; the call itself goes on", where, exc_info=error)
+
+    def _count_fault(self, kind: str) -> bool:
+        """Whether it is the first of its kind."""
+        self.faults += 1
+        first = kind not in self._logged
+        self._logged.add(kind)
+        return first
 
     def flush(self, timeout: int = 10) -> int:
-        """Wait until entries that only this host acknowledged are on the shared server, and alerts are handed over.
+        """Wait until entries that only this process or host has are in the ledger, and alerts are handed over.
 
-        Only a PostgreSQL ledger has such entries, while its server is away; they are safe on this host's disk.
+        This process has such entries while the ledger's folder cannot be written (`tokenmeter` keeps them in memory);
+        this host, while the server of a PostgreSQL ledger is away (they are safe on its disk).
 
         Args:
             timeout: Seconds to wait at most.
@@ -412,12 +445,14 @@ class Meter:
         Returns:
             How many entries still wait.
         """
+        self.waiting.catch_up()
         self.budgets.alerts.flush(timeout)
-        return self.store.flush(timeout) if isinstance(self.store, Spooling) else 0
+        spooled = self.store.flush(timeout) if isinstance(self.store, Spooling) else 0
+        return spooled + len(self.waiting)
 
     def close(self) -> None:
         """Hand over the alerts that still wait (for 3 seconds at most) and close the store."""
-        self._catch_up()
+        self.waiting.catch_up()
         self.budgets.missed.finish()
         self.closed = True
         self.budgets.alerts.flush(EXIT_SECONDS)
@@ -436,7 +471,7 @@ class Meter:
             ConfigurationError: no budget can be about such a name.
         """
         check_scope(scope)
-        self._catch_up()
+        self.waiting.catch_up()
         return self.budgets.remaining(scope, at or self.store.now())
 
     def raise_budget(

@@ -33,7 +33,7 @@ from tokenmeter.stores.effects import (
 )
 from tokenmeter.stores.live import DIRTY, Live, digest_of
 from tokenmeter.stores.record import hold_record, quoted
-from tokenmeter.stores.tail import frame
+from tokenmeter.stores.tail import TornWriteError, frame
 from tokenmeter.stores.writer import Writer
 
 T = TypeVar("T")
@@ -449,8 +449,8 @@ class Journal(Writer):
         memory[DIRTY] = True
         try:
             self._append(framed, there=there)
-        except StoreUnavailableError:
-            memory[DIRTY] = False
+        except StoreUnavailableError as error:
+            memory[DIRTY] = isinstance(error.__cause__, TornWriteError)  # else nothing was written
             raise
         for place, pair in packed:
             memory[place : place + 32] = pair

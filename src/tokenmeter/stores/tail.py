@@ -35,6 +35,10 @@ _PAGE = 1 << 20
 Frame = tuple[int, bytes, bytes]
 
 
+class TornWriteError(OSError):
+    """Only a part of some frames was written, which may hold whole ones."""
+
+
 class TailGoneError(OSError):
     """The segment was removed or cut off under its writer."""
 
@@ -101,7 +105,8 @@ class Segment:
 
         Raises:
             TailGoneError: somebody removed, renamed or cut off the file.
-            OSError: the disk is full or fails; nothing counts as written.
+            TornWriteError: the disk is full or fails, after a part was written.
+            OSError: the disk is full or fails; nothing was written.
         """
         if there:
             size = os.lseek(self._descriptor, 0, os.SEEK_END)
@@ -119,11 +124,23 @@ class Segment:
             raise TailGoneError(errno.ENOENT, "was removed or cut off", str(self.path))
         self._seen = size
         written = os.write(self._descriptor, framed)
-        if written != len(framed):  # a torn frame stays behind; the whole is tried once more
-            written = os.write(self._descriptor, framed)
-            if written != len(framed):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+        if written != len(framed) and not self._write_rest(framed, written):
+            raise TornWriteError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
         return size
+
+    def _write_rest(self, framed: bytes, written: int) -> bool:
+        """Go on behind what was written of frames, or with all of them anew, should others have written between."""
+        for _ in range(2):
+            start = os.lseek(self._descriptor, 0, os.SEEK_END) - written
+            try:
+                while written < len(framed) and (more := os.write(self._descriptor, framed[written:])):
+                    written += more
+            except OSError as error:
+                raise TornWriteError(error.errno, error.strerror, str(self.path)) from error
+            if os.pread(self._descriptor, len(framed), start) == framed:
+                return True
+            written = 0
+        return False
 
     @property
     def in_place(self) -> bool:

@@ -6,6 +6,8 @@ import logging
 import threading
 import time
 
+from tokenmeter.processes import run_alone
+
 log = logging.getLogger("tokenmeter")
 
 #: Seconds between two tellings of a trouble that goes on.
@@ -26,7 +28,7 @@ class Trouble:
 
     def __init__(self, what: str, comfort: str) -> None:
         self._what, self._comfort = what, comfort
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._since = 0
         self._told_at = 0.0
         self.count = 0
@@ -37,22 +39,26 @@ class Trouble:
 
     def failed(self, error: BaseException) -> None:
         """It failed once more."""
+        times = run_alone(self._lock, self._count, str(error) or type(error).__name__)
+        if times:
+            log.error("tokenmeter could not %s (%d times by now): %s %s", self._what, times, self.reason, self._comfort)
+
+    def _count(self, reason: str) -> int:
+        """How often it failed by now, if that is to be told; else 0."""
         now = time.monotonic()
-        with self._lock:
-            self.count += 1
-            self._since += 1
-            due = self.reason is None or now - self._told_at >= _AGAIN
-            self.reason = str(error)
-            if due:
-                self._told_at = now
-            times = self._since
+        self.count += 1
+        self._since += 1
+        due = self.reason is None or now - self._told_at >= _AGAIN
+        self.reason = reason
         if due:
-            log.error("tokenmeter could not %s (%d times by now): %s %s", self._what, times, error, self._comfort)
+            self._told_at = now
+        return self._since if due else 0
 
     def worked(self) -> None:
         """It worked; says so if it did not before."""
-        if self.reason is None:
-            return
-        with self._lock:
-            times, self._since, self.reason = self._since, 0, None
-        log.warning("tokenmeter can %s again, after %d failures.", self._what, times)
+        if self.reason is not None:
+            log.warning("tokenmeter can %s again, after %d failures.", self._what, run_alone(self._lock, self._end))
+
+    def _end(self) -> int:
+        times, self._since, self.reason = self._since, 0, None
+        return times

@@ -88,9 +88,35 @@ def unusable(path: Path, error: OSError) -> StoreUnavailableError:
     """Why no ledger can be made or used at `path`."""
     reason = f"{errno.errorcode.get(error.errno or 0, type(error).__name__)} ({error.strerror})"
     return StoreUnavailableError(
-        f"{error.filename or path} cannot be used: {reason}. Check the permissions of its directory, or name another "
-        "file in configure(store=...) or TOKENMETER_STORE."
+        f"{error.filename or path} cannot be used: {reason}. {advice(error)} Or name another file in "
+        "configure(store=...) or TOKENMETER_STORE."
     )
+
+
+def unwritable(path: Path, error: OSError) -> StoreUnavailableError:
+    """Why a file of a ledger that is in use cannot be written."""
+    return StoreUnavailableError(f"{path} cannot be written: {error.strerror or error}. {advice(error)}")
+
+
+_NO_LOCKS = "This file system has no locks or no shared memory: put the ledger on a local disk, or use PostgreSQL."
+_NO_RIGHTS = "Check the permissions of the file and of its directory."
+_ADVICE = {
+    "EACCES": _NO_RIGHTS,
+    "EPERM": _NO_RIGHTS,
+    "ENOSPC": "Free some space on its disk.",
+    "EDQUOT": "The quota of its owner is used up: free some space, or have it raised.",
+    "EFBIG": "It may not grow any more: raise the limit of this program (ulimit -f).",
+    "EROFS": "The file system can only be read: mount it for writing.",
+    "EIO": "The disk fails: look into the system's log, and move the ledger to another one.",
+    "EMFILE": "This program has too many files open: close some, or raise its limit (ulimit -n).",
+    "ENFILE": "The system has too many files open.",
+    **dict.fromkeys(("ENOLCK", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "ENODEV", "EINVAL"), _NO_LOCKS),
+}
+
+
+def advice(error: OSError) -> str:
+    """What to do about an error of the file system."""
+    return _ADVICE.get(errno.errorcode.get(error.errno or 0, ""), "Check its directory and its disk.")
 
 
 class SideLock:

@@ -25,6 +25,7 @@ from tokenmeter.stores.effects import Book, Shared, Standing, apply_effects
 from tokenmeter.stores.live import DIRTY, SITUATION, STATE, Live, LiveHeader, Slot, digest_of
 from tokenmeter.stores.record import FORMAT
 from tokenmeter.stores.tail import Segment, TailGoneError, frame, frames, owner_of, segment_path, segments
+from tokenmeter.stores.urls import unwritable
 
 log = logging.getLogger("tokenmeter")
 T = TypeVar("T")
@@ -189,7 +190,7 @@ class Writer(Shared):
         try:
             bare, live = Live.locked(self._live_path)
         except OSError as error:
-            raise _unwritable(self._live_path, error) from error
+            raise unwritable(self._live_path, error) from error
         try:
             self._file = _file_at(self._ledger_name)
             self._look_where()
@@ -232,7 +233,7 @@ class Writer(Shared):
         try:
             live = Live.make(self._live_path, header, {digest_of(key): pair for key, pair in balances.items()})
         except OSError as error:
-            raise _unwritable(self._live_path, error) from error
+            raise unwritable(self._live_path, error) from error
         self._live = live
         if old is not None:
             old.retire()
@@ -337,7 +338,7 @@ class Writer(Shared):
             except FileNotFoundError:
                 self._replace_tail(live)
             except OSError as error:
-                raise _unwritable(segment_path(self._ledger, number), error) from error
+                raise unwritable(segment_path(self._ledger, number), error) from error
             self._bring_over(left)
         self._state = live.state
 
@@ -362,7 +363,7 @@ class Writer(Shared):
             segment = Segment(self._ledger, number, make=True)
             segment.append(frame(to_json(record)))
         except OSError as error:
-            raise _unwritable(path, error) from error
+            raise unwritable(path, error) from error
         return segment
 
     def _write(self, framed: bytes) -> None:
@@ -378,7 +379,7 @@ class Writer(Shared):
         except TailGoneError:
             self._append_elsewhere(framed)
         except OSError as error:
-            raise _unwritable(segment_path(self._ledger, 0).with_suffix(""), error) from error
+            raise unwritable(segment_path(self._ledger, 0).with_suffix(""), error) from error
         else:
             if size > SEGMENT_BYTES:
                 with contextlib.suppress(StoreError):  # the full one takes more
@@ -485,9 +486,3 @@ def _folder_at(path: str) -> tuple[int, int, int] | None:
         return None
     # Who restores files can set back when it was modified; and what Windows calls a change is when it was made.
     return status.st_dev, status.st_ino, max(status.st_ctime_ns, status.st_mtime_ns)
-
-
-def _unwritable(path: Path, error: OSError) -> StoreUnavailableError:
-    return StoreUnavailableError(
-        f"{path} cannot be written: {error.strerror}. Nothing was recorded. Free some space, or mend the permissions."
-    )

@@ -1,0 +1,168 @@
+"""What could not be written down when it was known: kept in memory, told of, and written once that is possible."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import Decimal
+
+from tokenmeter.call import Outcome
+from tokenmeter.display import counted
+from tokenmeter.errors import StoreBusyError
+from tokenmeter.ledger import Entry
+from tokenmeter.meter.recording import Authorization
+from tokenmeter.money import ZERO, add
+from tokenmeter.processes import run_alone
+from tokenmeter.stores.trouble import Trouble
+
+log = logging.getLogger("tokenmeter")
+
+#: Seconds between two attempts while no call tells that the store works again.
+_AGAIN = 2
+#: Outcomes that are kept at most, some 5 kB each: more than a store is away for before somebody looks.
+_MOST = 20_000
+#: Answers that are named in the log, of those that a process took with it.
+_MOST_NAMED = 50
+
+
+@dataclass(slots=True)
+class Unwritten:
+    """One outcome on its way into the ledger.
+
+    Attributes:
+        authorization: What its call was allowed with.
+        outcome: How it ended; it names the entry's identity, so that it is recorded once however often it is tried.
+        entry: What is to be recorded, once it was rated.
+        counted: Whether the blocks and runs around its call have counted it.
+        process: Whose it is: a forked child leaves it to its parent.
+    """
+
+    authorization: Authorization
+    outcome: Outcome
+    entry: Entry | None = None
+    counted: bool = False
+    process: int = 0
+
+
+class UnwrittenOutcomes:
+    """The outcomes that wait.
+
+    They are tried again after every call that could be written, every few seconds by a thread of their own, and at
+    the end of the process.
+
+    Args:
+        write: Writes one down: True when it is done with, False when it has to wait on. Raises `StoreBusyError` when
+            this thread is in the middle of a write.
+
+    Attributes:
+        kept: Those that wait, the first first, and what a fork brought along of its parent's.
+    """
+
+    def __init__(self, write: Callable[[Unwritten], bool]) -> None:
+        self._write = write
+        self.kept: deque[Unwritten] = deque()
+        self._lock = threading.RLock()
+        self._trouble = Trouble("record a call", "It is kept in memory, and recorded once the ledger can be written.")
+        self._wake = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._at_exit = self._ending = False
+        self._process = os.getpid()
+
+    def __len__(self) -> int:
+        """How many wait."""
+        return sum(late.process == os.getpid() for late in tuple(self.kept))
+
+    def keep(self, late: Unwritten, error: BaseException | None = None) -> None:
+        """Keep an outcome.
+
+        Args:
+            late: The outcome.
+            error: Why it could not be written; None for one that came in the middle of another one's writing.
+        """
+        late.process = os.getpid()
+        if self._ending:
+            _tell_lost([late])
+            return
+        self.kept.append(late)
+        if not self._at_exit:
+            self._at_exit = True
+            atexit.register(self._end)
+        if error is not None:
+            self._trouble.failed(error)
+            self._watch()
+        while len(self.kept) > _MOST:
+            _tell_lost([self.kept.popleft()])
+
+    def failed_again(self, error: BaseException) -> None:
+        """One that waits could not be written this time either."""
+        self._trouble.failed(error)
+
+    def catch_up(self) -> None:
+        """Write down what waits, in the order it came; stops at the first that has to wait on. Never raises."""
+        if not self._lock._is_owned():  # type: ignore[attr-defined]  # noqa: SLF001 - a finaliser amid this very loop leaves it to it
+            run_alone(self._lock, self._catch_up)
+
+    def _catch_up(self) -> None:
+        while self.kept:
+            late = self.kept[0]  # it goes when it is written: whoever is interrupted finds it again
+            if late.process == os.getpid():
+                try:
+                    if not self._write(late):
+                        return
+                except StoreBusyError:  # somebody further up in this thread: the next call tries again
+                    return
+            if self.kept and self.kept[0] is late:
+                self.kept.popleft()
+        self._trouble.worked()
+
+    # -- while nobody calls
+
+    def _watch(self) -> None:
+        """Have a thread try again, should no call do so."""
+        if self._process != os.getpid():  # a forked child has no threads
+            self._process, self._thread, self._wake = os.getpid(), None, threading.Event()
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._try_again, name="tokenmeter-waiting", daemon=True)
+            try:
+                self._thread.start()
+            except RuntimeError:  # no thread can be had, or the interpreter ends: the next call tries, and the end
+                self._thread = None
+
+    def _try_again(self) -> None:
+        while self.kept and not self._wake.wait(_AGAIN):
+            self.catch_up()
+
+    def _end(self) -> None:
+        """The process ends: try once more, and say what it takes with it."""
+        self._wake.set()
+        self.catch_up()
+        self._ending = True
+        lost = [late for late in self.kept if late.process == os.getpid()]
+        self.kept.clear()
+        if lost:
+            _tell_lost(lost)
+
+
+def _tell_lost(lost: list[Unwritten]) -> None:
+    """Say in the log what is in no ledger, so that it can be told to it by hand."""
+    cost: Decimal = ZERO
+    named: list[str] = []
+    for late in lost:
+        entry = late.entry
+        cost = add(cost, (entry and entry.billed_cost) or ZERO)
+        if len(named) < _MOST_NAMED:
+            call, seen = late.authorization.call, late.outcome.observation
+            answer = (seen and seen.response_id) or late.outcome.response_id or "an answer without id"
+            named.append(f"{call.provider} {call.facts.model} {answer}")
+    log.error(
+        "tokenmeter could not record %s of %s US dollars in all, since the ledger could not be written: %s. "
+        "`tokenmeter reconcile` finds what is missing in the provider's own figures.",
+        counted(len(lost), "call"),
+        cost,
+        "; ".join(named),
+    )

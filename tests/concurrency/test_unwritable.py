@@ -1,0 +1,42 @@
+"""While not even the tail can be written, calls without a cap go on; what they cost waits and is written later."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = Path(__file__).parent / "unwritable.py"
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="sets a limit of the system's")
+
+
+def run(*arguments):
+    done = subprocess.run([sys.executable, PROGRAM, *map(str, arguments)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout), done.stderr
+
+
+@pytest.mark.parametrize("ends", ["a call tells", "nobody calls"])
+@pytest.mark.parametrize("how", ["call", "async", "stream"])
+def test_what_cannot_be_written_waits_and_is_written_later(how, ends, tmp_path):
+    told, log = run(how, tmp_path, ends)
+    assert told["during"] == {"waiting": 8, "flush": 8, "counted": 3}
+    assert told["faults"] >= 8
+    calls = 13 if ends == "a call tells" else 12
+    assert told["sent"] == calls
+    assert told["after"] == {"waiting": 0, "entries": calls}
+    assert told["ada"] == 3
+    assert told["verified"]
+    assert log.count("could not record a call (1 times by now)") == 1
+    assert "kept in memory" in log
+    assert "can record a call again, after" in log
+    assert "Traceback" not in log
+
+
+def test_what_a_process_takes_with_it_is_named(tmp_path):
+    told, log = run("call", tmp_path, "killed by its own end")
+    assert told["during"]["waiting"] == 8
+    lost = next(line for line in log.splitlines() if "could not record 8 calls" in line)
+    assert lost.count("gpt-5-mini chatcmpl") == 8
+    assert "tokenmeter reconcile" in lost
