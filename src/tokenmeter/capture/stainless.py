@@ -19,8 +19,9 @@ from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, cast, get_origin
 
-from tokenmeter.capture.sdk import BINDING, TEMPLATE, Binding, Sdk, UnreadBody, binding_of, bound_to
+from tokenmeter.capture.sdk import BINDING, TEMPLATE, Binding, Sdk, UnreadBody, binding_of, bound_to, complain
 from tokenmeter.capture.streams import PLAIN, RAW_RESPONSE_HEADER, answered, responded
+from tokenmeter.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from tokenmeter.capture.calls import InFlight
@@ -356,14 +357,21 @@ _IN_PLACE = frozenset({BINDING, _HOOKED, "copy", "with_options", *_HOOKS})
 
 def _open(client: Any, options: Any, kwargs: Mapping[str, Any]) -> InFlight | None:
     """The call that is about to be made; None for one that makes no bill or that cannot be metered."""
-    binding = binding_of(client)
-    if binding is None:
-        return None
-    body, streamed = options.json_data, bool(kwargs.get("stream"))
-    if type(body) is not dict or options.extra_json:
-        body = effective_body(options)
-    key = _key_given(client, options)
-    return _capture.open_call(client, binding, options.method, str(options.url), body, streamed=streamed, key=key)
+    for _ in range(2):  # what fails once may pass, as want of memory does
+        try:
+            binding = binding_of(client)
+            if binding is None:
+                return None
+            body, streamed = options.json_data, bool(kwargs.get("stream"))
+            if type(body) is not dict or options.extra_json:
+                body = effective_body(options)
+            key, url = _key_given(client, options), str(options.url)
+            return _capture.open_call(client, binding, options.method, url, body, streamed=streamed, key=key)
+        except ConfigurationError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the call itself goes on
+            complain("see a call", error)
+    return None
 
 
 class _Capture:
