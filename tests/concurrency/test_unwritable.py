@@ -5,7 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import openai
 import pytest
+
+import tokenmeter
+from tokenmeter.errors import StoreUnavailableError
+from tokenmeter.testing import FakeProvider
 
 PROGRAM = Path(__file__).parent / "unwritable.py"
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="sets a limit of the system's")
@@ -40,3 +45,28 @@ def test_what_a_process_takes_with_it_is_named(tmp_path):
     lost = next(line for line in log.splitlines() if "could not record 8 calls" in line)
     assert lost.count("gpt-5-mini chatcmpl") == 8
     assert "tokenmeter reconcile" in lost
+
+
+def test_a_meter_that_is_closed_leaves_no_thread_and_what_waits_is_written_when_it_is_used_again():
+    meter = tokenmeter.make_meter(store="memory:")
+    works = meter.store.settle
+
+    def broken(*_args, **_kwargs):
+        raise StoreUnavailableError("The disk is on fire.")
+
+    with FakeProvider() as provider:
+        client = tokenmeter.wrap(openai.OpenAI(api_key="sk-test", base_url=provider.openai_url), meter)
+        ask = {"model": "gpt-5-mini", "messages": [{"role": "user", "content": "x"}]}
+        meter.store.settle = broken
+        client.chat.completions.create(**ask)
+        thread = meter.waiting._thread
+        assert thread.is_alive()
+        meter.close()
+        thread.join()
+        assert len(meter.waiting) == 1
+        meter.store.settle = works
+        client.chat.completions.create(**ask)
+        assert len(meter.waiting) == 0
+        assert len(list(meter.store.entries())) == 2
+        client.close()
+    meter.close()

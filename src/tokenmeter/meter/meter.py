@@ -452,7 +452,7 @@ class Meter:
 
     def close(self) -> None:
         """Hand over the alerts that still wait (for 3 seconds at most) and close the store."""
-        self.waiting.catch_up()
+        self.waiting.close()
         self.budgets.missed.finish()
         self.closed = True
         self.budgets.alerts.flush(EXIT_SECONDS)

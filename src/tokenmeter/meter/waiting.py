@@ -120,6 +120,11 @@ class UnwrittenOutcomes:
                 self.kept.popleft()
         self._trouble.worked()
 
+    def close(self) -> None:
+        """Try once more; what is left waits for the end of the process, or for who records again."""
+        self._wake.set()
+        self.catch_up()
+
     # -- while nobody calls
 
     def _watch(self) -> None:
@@ -127,6 +132,7 @@ class UnwrittenOutcomes:
         if self._process != os.getpid():  # a forked child has no threads
             self._process, self._thread, self._wake = os.getpid(), None, threading.Event()
         if self._thread is None or not self._thread.is_alive():
+            self._wake.clear()
             self._thread = threading.Thread(target=self._try_again, name="tokenmeter-waiting", daemon=True)
             try:
                 self._thread.start()
