@@ -103,7 +103,7 @@ class UnwrittenOutcomes:
         self._trouble.failed(error)
 
     def catch_up(self) -> None:
-        """Write down what waits, in the order it came; stops at the first that has to wait on. Never raises."""
+        """Write down what waits, in the order it came; stops where one has to wait on. Never raises."""
         if not self._lock._is_owned():  # type: ignore[attr-defined]  # noqa: SLF001 - a finaliser amid this very loop leaves it to it
             run_alone(self._lock, self._catch_up)
 
@@ -113,6 +113,7 @@ class UnwrittenOutcomes:
             if late.process == os.getpid():
                 try:
                     if not self._write(late):
+                        self.kept.rotate(-1)  # it may be the only one that cannot be written
                         return
                 except StoreBusyError:  # somebody further up in this thread: the next call tries again
                     return
