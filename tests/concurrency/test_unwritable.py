@@ -1,8 +1,10 @@
 """While not even the tail can be written, calls without a cap go on; what they cost waits and is written later."""
 
 import json
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import openai
@@ -10,6 +12,7 @@ import pytest
 
 import tokenmeter
 from tokenmeter.errors import StoreUnavailableError
+from tokenmeter.meter.waiting import UnwrittenOutcomes
 from tokenmeter.testing import FakeProvider
 
 PROGRAM = Path(__file__).parent / "unwritable.py"
@@ -70,3 +73,30 @@ def test_a_meter_that_is_closed_leaves_no_thread_and_what_waits_is_written_when_
         assert len(list(meter.store.entries())) == 2
         client.close()
     meter.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_forked_child_leaves_what_waits_to_its_parent_and_waits_for_no_lock_of_its_threads():
+    written, begun, go_on = [], threading.Event(), threading.Event()
+
+    def write(late):
+        begun.set()
+        go_on.wait()
+        written.append(late)
+        return True
+
+    waiting = UnwrittenOutcomes(write)
+    waiting.keep("outcome")
+    thread = threading.Thread(target=waiting.catch_up)
+    thread.start()
+    begun.wait()  # the thread has the lock
+    child = os.fork()
+    if not child:
+        waiting.catch_up()
+        os._exit(len(waiting))
+    _, status = os.waitpid(child, 0)
+    assert status == 0
+    go_on.set()
+    thread.join()
+    assert written == ["outcome"]
+    assert len(waiting) == 0

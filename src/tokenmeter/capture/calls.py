@@ -210,7 +210,7 @@ class InFlight:
             except REFUSALS:
                 raise
             except Exception as error:  # noqa: BLE001 - only a budget stops a call
-                self.meter.fault("authorize", error)
+                self._forget_leave(error)
             else:
                 return
 
@@ -224,9 +224,15 @@ class InFlight:
             except REFUSALS:
                 raise
             except Exception as error:  # noqa: BLE001 - only a budget stops a call
-                self.meter.fault("authorize", error)
+                self._forget_leave(error)
             else:
                 return
+
+    def _forget_leave(self, error: Exception) -> None:
+        """Something of ours failed amid asking for leave, perhaps just after something was held."""
+        self.meter.fault("authorize", error)
+        if self._hold_id is not None and self.hold is None and self._authorization is None:
+            self.meter.free(self._hold_id)
 
     def _ask_plan(self, *, wait: bool) -> str | None:
         """Have what the call may use held by its plan; the identity of a hold that is for the meter to make, if any."""

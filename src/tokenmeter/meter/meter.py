@@ -351,7 +351,7 @@ class Meter:
         authorization.settled = True
         if late.counted:
             return
-        late.counted = True
+        late.counted = late.entry is not None
         runs = authorization.runs if late.outcome.last else None
         self.budgets.settle_runs(authorization.call, entry, runs)
         if entry is not None:

@@ -39,14 +39,12 @@ class Unwritten:
         outcome: How it ended; it names the entry's identity, so that it is recorded once however often it is tried.
         entry: What is to be recorded, once it was rated.
         counted: Whether the blocks and runs around its call have counted it.
-        process: Whose it is: a forked child leaves it to its parent.
     """
 
     authorization: Authorization
     outcome: Outcome
     entry: Entry | None = None
     counted: bool = False
-    process: int = 0
 
 
 class UnwrittenOutcomes:
@@ -60,22 +58,31 @@ class UnwrittenOutcomes:
             this thread is in the middle of a write.
 
     Attributes:
-        kept: Those that wait, the first first, and what a fork brought along of its parent's.
+        kept: Those that wait, the first first; in a forked child its parent's, until it looks.
     """
 
     def __init__(self, write: Callable[[Unwritten], bool]) -> None:
         self._write = write
+        self._at_exit = self._ending = False
+        self._begin()
+
+    def _begin(self) -> None:
+        """Anew in a forked child: what its parent keeps is the parent's, whose lock nobody frees here."""
+        self._process = os.getpid()
         self.kept: deque[Unwritten] = deque()
         self._lock = threading.RLock()
         self._trouble = Trouble("record a call", "It is kept in memory, and recorded once the ledger can be written.")
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
-        self._at_exit = self._ending = False
-        self._process = os.getpid()
+
+    def _know_process(self) -> None:
+        if self._process != os.getpid():
+            self._begin()
 
     def __len__(self) -> int:
         """How many wait."""
-        return sum(late.process == os.getpid() for late in tuple(self.kept))
+        self._know_process()
+        return len(self.kept)
 
     def keep(self, late: Unwritten, error: BaseException | None = None) -> None:
         """Keep an outcome.
@@ -84,7 +91,7 @@ class UnwrittenOutcomes:
             late: The outcome.
             error: Why it could not be written; None for one that came in the middle of another one's writing.
         """
-        late.process = os.getpid()
+        self._know_process()
         if self._ending:
             _tell_lost([late])
             return
@@ -104,19 +111,19 @@ class UnwrittenOutcomes:
 
     def catch_up(self) -> None:
         """Write down what waits, in the order it came; stops where one has to wait on. Never raises."""
+        self._know_process()
         if not self._lock._is_owned():  # type: ignore[attr-defined]  # noqa: SLF001 - a finaliser amid this very loop leaves it to it
             run_alone(self._lock, self._catch_up)
 
     def _catch_up(self) -> None:
         while self.kept:
             late = self.kept[0]  # it goes when it is written: whoever is interrupted finds it again
-            if late.process == os.getpid():
-                try:
-                    if not self._write(late):
-                        self.kept.rotate(-1)  # it may be the only one that cannot be written
-                        return
-                except StoreBusyError:  # somebody further up in this thread: the next call tries again
+            try:
+                if not self._write(late):
+                    self.kept.rotate(-1)  # it may be the only one that cannot be written
                     return
+            except StoreBusyError:  # somebody further up in this thread: the next call tries again
+                return
             if self.kept and self.kept[0] is late:
                 self.kept.popleft()
         self._trouble.worked()
@@ -130,8 +137,6 @@ class UnwrittenOutcomes:
 
     def _watch(self) -> None:
         """Have a thread try again, should no call do so."""
-        if self._process != os.getpid():  # a forked child has no threads
-            self._process, self._thread, self._wake = os.getpid(), None, threading.Event()
         if self._thread is None or not self._thread.is_alive():
             self._wake.clear()
             self._thread = threading.Thread(target=self._try_again, name="tokenmeter-waiting", daemon=True)
@@ -149,7 +154,7 @@ class UnwrittenOutcomes:
         self._wake.set()
         self.catch_up()
         self._ending = True
-        lost = [late for late in self.kept if late.process == os.getpid()]
+        lost = list(self.kept)
         self.kept.clear()
         if lost:
             _tell_lost(lost)
@@ -158,18 +163,22 @@ class UnwrittenOutcomes:
 def _tell_lost(lost: list[Unwritten]) -> None:
     """Say in the log what is in no ledger, so that it can be told to it by hand."""
     cost: Decimal = ZERO
+    unknown = 0
     named: list[str] = []
     for late in lost:
-        entry = late.entry
-        cost = add(cost, (entry and entry.billed_cost) or ZERO)
+        if late.entry is None or late.entry.billed_cost is None:
+            unknown += 1
+        else:
+            cost = add(cost, late.entry.billed_cost)
         if len(named) < _MOST_NAMED:
             call, seen = late.authorization.call, late.outcome.observation
             answer = (seen and seen.response_id) or late.outcome.response_id or "an answer without id"
             named.append(f"{call.provider} {call.facts.model} {answer}")
     log.error(
-        "tokenmeter could not record %s of %s US dollars in all, since the ledger could not be written: %s. "
+        "tokenmeter could not record %s of %s US dollars in all%s, since the ledger could not be written: %s. "
         "`tokenmeter reconcile` finds what is missing in the provider's own figures.",
         counted(len(lost), "call"),
         cost,
+        f" and {unknown:,} whose cost is not known" if unknown else "",
         "; ".join(named),
     )
