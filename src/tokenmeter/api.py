@@ -549,6 +549,7 @@ class Meter(CallMeter):
     draft_invoices = _of_profile(billing.draft_invoices)
     issue_invoice = _of_ledger(billing.issue_invoice)
     issue_invoices = _of_ledger(billing.issue_invoices)
+    preview_invoices = _of_ledger(billing.preview_invoices)
     find_invoice = _of_ledger(billing.find_invoice)
     invoice_coverage = _of_ledger(billing.invoice_coverage)
     credit_invoice = _of_ledger(billing.credit_invoice)

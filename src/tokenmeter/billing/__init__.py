@@ -6,15 +6,15 @@ from tokenmeter.billing.credit_note import CreditLine, CreditNote
 from tokenmeter.billing.drafting import Coverage, draft_invoice, draft_invoices
 from tokenmeter.billing.einvoice import make_einvoice, missing_for_einvoice
 from tokenmeter.billing.events import Event
+from tokenmeter.billing.filed import credit_notes, find_invoice, invoices
 from tokenmeter.billing.handover import HandOver, HandOverError, Reading, ReadingRefusedError, hand_over
 from tokenmeter.billing.invoice import Invoice, InvoiceStatus
 from tokenmeter.billing.issuing import (
-    credit_notes,
-    find_invoice,
+    InvoicePreview,
     invoice_coverage,
-    invoices,
     issue_invoice,
     issue_invoices,
+    preview_invoices,
 )
 from tokenmeter.billing.journal import JournalEntry, Posting, journal_entries
 from tokenmeter.billing.journal_forms import export_journal
@@ -38,6 +38,7 @@ __all__ = [
     "HandOver",
     "HandOverError",
     "Invoice",
+    "InvoicePreview",
     "InvoiceStatus",
     "JournalEntry",
     "Lago",
@@ -74,6 +75,7 @@ __all__ = [
     "late_entries",
     "make_einvoice",
     "missing_for_einvoice",
+    "preview_invoices",
     "record_payment",
     "void_invoice",
     "write_off_invoice",

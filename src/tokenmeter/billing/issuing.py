@@ -1,4 +1,4 @@
-"""Invoices: issued ones are read, drafts are checked, numbered and filed, and every filing names who did it.
+"""Drafts are checked, numbered and filed, and every filing names who did it.
 
 A period's invoices are filed in one sequence: of two who issue at the same time the second finds its place taken and
 looks at what the first did. What happens to an invoice later is in `tokenmeter.billing.receivables`.
@@ -8,116 +8,27 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import replace
-from datetime import date, datetime, timedelta
-from decimal import Decimal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import date, timedelta
 from typing import Any
 
-from tokenmeter.billing.credit_note import CreditNote
 from tokenmeter.billing.drafting import Billable, Coverage
 from tokenmeter.billing.einvoice import missing_for_einvoice
-from tokenmeter.billing.events import Event
-from tokenmeter.billing.invoice import Invoice, InvoiceStatus, number_text
+from tokenmeter.billing.filed import INVOICE, read_filed
+from tokenmeter.billing.invoice import Invoice
 from tokenmeter.billing.period import acting, zone_of_books
+from tokenmeter.billing.profile import BillingProfile
 from tokenmeter.display import counted
-from tokenmeter.errors import ConfigurationError, LedgerError
+from tokenmeter.errors import ConfigurationError, LedgerError, TokenmeterError
 from tokenmeter.ledger import utcnow
 from tokenmeter.money import money_text, total
 from tokenmeter.periods import Period, parse_day, parse_period, zone
 from tokenmeter.stores.base import Store
-from tokenmeter.stores.documents import Document, DocumentQuery, NewDocument
+from tokenmeter.stores.documents import DocumentQuery, NewDocument
 
-INVOICE, EVENT = "invoice", "invoice_event"
-_LEAST_DIGITS = 5
-
-
-# -- reading
-
-
-def invoices(
-    store: Store, *, period: str | None = None, status: InvoiceStatus | None = None, lines: bool = True
-) -> list[Invoice]:
-    """Issued invoices in the order of their filing.
-
-    Args:
-        store: The ledger.
-        period: Only with this label, such as ``"2026-11"``.
-        status: Only those that stand so.
-        lines: Whether to read their lines; a list of thousands is quicker without.
-    """
-    found = _read(store, store.documents(DocumentQuery(INVOICE)), lines=lines)
-    return [one for one in found if period in {None, one.period.label} and status in {None, one.status}]
-
-
-def _read(store: Store, filed: Iterable[Document], *, lines: bool) -> list[Invoice]:
-    happened: dict[str, list[Document]] = defaultdict(list)
-    for document in store.documents(DocumentQuery(EVENT)):
-        happened[document.key.rpartition(" #")[0]].append(document)
-    read = (Invoice.of(document, lines=lines) for document in filed)
-    return [replace(one, events=tuple(_event(each) for each in happened[str(one.number)])) for one in read]
-
-
-def find_invoice(store: Store, number: str) -> Invoice:
-    """The issued invoice with this number, as it stands now.
-
-    Raises:
-        LedgerError: there is none.
-    """
-    return load_invoice(store, find_document(store, number))
-
-
-def find_document(store: Store, number: str) -> Document:
-    """Where the invoice with this number is filed.
-
-    Raises:
-        LedgerError: there is none.
-    """
-    name = number.strip()
-    digits = len(name) - len(name.rstrip("0123456789"))
-    for count in range(digits, _LEAST_DIGITS - 1, -1):  # a series may end with digits, too
-        series, place = name[:-count], int(name[-count:])
-        for document in store.documents(DocumentQuery(INVOICE, None, series, place)):
-            if number_text(document) == name:
-                return document
-    for document in store.documents(DocumentQuery(EVENT)):
-        if document.series is not None and number_text(document) == name:
-            invoice = json.loads(document.body)["invoice"]
-            raise LedgerError(f"{name} is a credit note; what it gives back is of invoice {invoice}.")
-    raise LedgerError(f"There is no invoice {number!r} in this ledger; `tokenmeter invoice list` names them.")
-
-
-def load_invoice(store: Store, document: Document) -> Invoice:
-    """The invoice that is filed there, with what happened to it so far."""
-    invoice = Invoice.of(document)
-    happened = store.documents(DocumentQuery(EVENT, f"{invoice.number} #"))
-    return replace(invoice, events=tuple(_event(one) for one in happened))
-
-
-def _event(document: Document) -> Event:
-    body: dict[str, Any] = json.loads(document.body)
-    if document.series is None:
-        return Event.of(body)
-    return Event(
-        kind="credit_note",
-        at=datetime.fromisoformat(body["at"]),
-        by=body["issued_by"],
-        on=date.fromisoformat(body["issued_on"]),
-        amount=Decimal(body["total"]),
-        number=number_text(document),
-        note=body["reason"],
-    )
-
-
-def credit_notes(store: Store, *, invoice: str | None = None) -> list[CreditNote]:
-    """Issued credit notes, oldest first; of one invoice, or all."""
-    happened = store.documents(DocumentQuery(EVENT, None if invoice is None else f"{invoice} #"))
-    notes = [document for document in happened if document.series is not None]
-    if not notes:
-        return []
-    found = invoices(store) if invoice is None else [find_invoice(store, invoice)]
-    known = {one.number: one for one in found}
-    return [CreditNote.of(note, known[json.loads(note.body)["invoice"]]) for note in notes]
+#: Reasons that an error lists; a preview has all of them.
+_MOST_TOLD = 10
 
 
 def invoice_coverage(store: Store, *, period: str | Period, tz: str | None = None) -> Coverage:
@@ -134,7 +45,21 @@ def invoice_coverage(store: Store, *, period: str | Period, tz: str | None = Non
     return Coverage.of(billable, [one.scope for one in standing.invoices])
 
 
-# -- issuing
+@dataclass(frozen=True, slots=True)
+class InvoicePreview:
+    """What would become of a draft.
+
+    Attributes:
+        invoice: The draft; where an invoice says the same already, that one.
+        refused: Why it would not be issued, and what to do; None when it would be.
+    """
+
+    invoice: Invoice
+    refused: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The invoice, JSON-ready, with ``refused``."""
+        return {**self.invoice.to_dict(), "refused": self.refused}
 
 
 def issue_invoice(
@@ -180,16 +105,50 @@ def issue_invoices(
     """Issue several drafts of one period, in order; see `issue_invoice`. Nothing is filed when one of them cannot be.
 
     Raises:
-        LedgerError: as for `issue_invoice`.
+        LedgerError: as for `issue_invoice`; of several it names each that is refused, and why.
         ConfigurationError: as for `issue_invoice`.
     """
     waiting = list(drafts)
     if not waiting:
         return []
-    issuing = _Issuing(store, waiting[0].period, on=on, by=acting(by), allow_overlap=allow_overlap)
-    for draft in waiting:
-        issuing.check(draft, force=force, allow_unpriced=allow_unpriced)
-    return [issuing.file(draft) for draft in waiting]
+    issuing = _Issuing(store, waiting[0].period, on, force=force, unpriced=allow_unpriced, overlap=allow_overlap)
+    refused = {at: error for at, draft in enumerate(waiting) if (error := issuing.look_at(draft)) is not None}
+    if refused:
+        raise _none_issued(waiting, refused)
+    return issuing.file(waiting, by=acting(by))
+
+
+def preview_invoices(
+    store: Store,
+    drafts: Iterable[Invoice],
+    *,
+    on: date | str | None = None,
+    force: bool = False,
+    allow_unpriced: bool = False,
+    allow_overlap: str | None = None,
+) -> list[InvoicePreview]:
+    """What `issue_invoices` would do with each draft; nothing is written. Those that are not refused can be issued.
+
+    Args:
+        store: The ledger.
+        drafts: From `draft_invoices`.
+        on: As for `issue_invoice`, as is what follows.
+        force: Whether accounts without usage, or with an amount of 0, get an invoice.
+        allow_unpriced: Whether usage without a known price stops none.
+        allow_overlap: Why usage is billed again.
+
+    Raises:
+        ConfigurationError: `on` is not a day.
+    """
+    waiting = list(drafts)
+    if not waiting:
+        return []
+    issuing = _Issuing(store, waiting[0].period, on, force=force, unpriced=allow_unpriced, overlap=allow_overlap)
+    looked = [(draft, issuing.look_at(draft)) for draft in waiting]
+    return [
+        InvoicePreview(draft, str(error)) if error else InvoicePreview(issuing.standing_of(draft) or draft)
+        for draft, error in looked
+    ]
 
 
 def check_invoice(
@@ -201,9 +160,28 @@ def check_invoice(
         LedgerError: as for `issue_invoice`.
         ConfigurationError: as for `issue_invoice`.
     """
-    checking = _Issuing(store, draft.period, on=on, by="", allow_overlap=None)
-    checking.check(draft, force=force, allow_unpriced=allow_unpriced)
-    return checking.standing_of(draft) or draft
+    issuing = _Issuing(store, draft.period, on, force=force, unpriced=allow_unpriced, overlap=None)
+    if error := issuing.look_at(draft):
+        raise error
+    return issuing.standing_of(draft) or draft
+
+
+def _none_issued(drafts: Sequence[Invoice], refused: Mapping[int, TokenmeterError]) -> TokenmeterError:
+    """The one error of a run: why nothing of it was issued."""
+    if len(drafts) == 1:
+        return refused[0]
+    accounts: dict[str, list[str]] = defaultdict(list)
+    for at, error in refused.items():
+        accounts[str(error)].append(drafts[at].account)
+    told = [f"{'; '.join(names)}: {reason}" for reason, names in accounts.items()]
+    left = f"\n- and {len(told) - _MOST_TOLD} more" if told[_MOST_TOLD:] else ""
+    listed = "".join(f"\n- {one}" for one in told[:_MOST_TOLD])
+    only_settings = all(isinstance(error, ConfigurationError) for error in refused.values())
+    rest = " preview_invoices() tells which can be issued without them (--skip-refused)."
+    return (ConfigurationError if only_settings else LedgerError)(
+        f"Nothing was issued: {len(refused)} of {len(drafts)} invoices are refused."
+        f"{rest if len(refused) < len(drafts) else ''}{listed}{left}"
+    )
 
 
 class _LiveInvoices:
@@ -216,7 +194,7 @@ class _LiveInvoices:
 
     def read(self) -> None:
         """Look again."""
-        found = _read(self._store, self._store.documents(DocumentQuery(INVOICE, self._prefix)), lines=True)
+        found = read_filed(self._store, self._store.documents(DocumentQuery(INVOICE, self._prefix)), lines=True)
         self.count = len(found)
         self.invoices = [one for one in found if one.status != "void"]
 
@@ -232,18 +210,20 @@ class _LiveInvoices:
 
 
 class _Issuing:
-    """Issuing drafts of one period."""
+    """Issuing drafts of one period, which is that of the first."""
 
     def __init__(
-        self, store: Store, period: Period, *, on: date | str | None, by: str, allow_overlap: str | None
+        self, store: Store, period: Period, on: date | str | None, *, force: bool, unpriced: bool, overlap: str | None
     ) -> None:
-        self._store, self._on, self._by, self._allow_overlap = store, parse_day(on), by, allow_overlap
+        self._store, self._on = store, parse_day(on)
+        self._force, self._allow_unpriced, self._allow_overlap = force, unpriced, overlap
         self._billable = Billable(store, period)
         self._standing = _LiveInvoices(store, self._billable.period)
+        self._last: dict[str, Invoice | None] = {}
         self._index()
 
     def _index(self) -> None:
-        self._by_account = {one.account: one for one in self._standing.invoices}
+        self._by_account: dict[str, Invoice] = {}
         self._holders: dict[int, Invoice] = {}
         for one in self._standing.invoices:
             self._hold(one)
@@ -253,16 +233,27 @@ class _Issuing:
         for at in self._billable.positions(invoice.scope):
             self._holders.setdefault(at, invoice)
 
-    def check(self, draft: Invoice, *, force: bool, allow_unpriced: bool) -> None:
-        """Refuse what must not be issued.
-
-        Raises:
-            LedgerError: says why, and what to do.
-        """
+    def look_at(self, draft: Invoice) -> ConfigurationError | LedgerError | None:
+        """Why a draft must not be issued, and what to do; one that may be counts as issued for those that follow."""
         if draft.number is not None:
-            return
-        closed = self._billable.closed
-        label = draft.period.label
+            return None
+        try:
+            self._check_period(draft)
+            if self.standing_of(draft) is not None:
+                return None
+            self._check_usage(draft)
+            self._check_profile(draft)
+            self._check_day(draft)
+            self._check_overlap(draft)
+        except (ConfigurationError, LedgerError) as error:
+            return error
+        self._hold(draft)
+        return None
+
+    def _check_period(self, draft: Invoice) -> None:
+        closed, period, label = self._billable.closed, self._billable.period, draft.period.label
+        if (draft.period.start, draft.period.end) != (period.start, period.end):
+            raise LedgerError(f"This draft is for {label}, the first for {period.label}: issue each period by itself.")
         if closed is None or closed.document is None:
             raise LedgerError(
                 f"{label} is still open: entries may yet be added. Close it first with tokenmeter."
@@ -270,30 +261,31 @@ class _Issuing:
             )
         if draft.ledger["manifest"] != closed.document.hash:
             raise LedgerError(f"{label} was closed after this draft was made; draft the invoice again.")
-        if self.standing_of(draft) is not None:
-            return
-        if not draft.lines and not force:
+
+    def _check_usage(self, draft: Invoice) -> None:
+        label = draft.period.label
+        if not draft.lines and not self._force:
             raise LedgerError(
                 f"{draft.account} has no usage in {label}; is it spelled as in `tokenmeter report --by "
                 f"{next(iter(draft.scope))}`? force=True (--force) issues an invoice over nothing."
             )
-        if not draft.total and not draft.unpriced and not force:
+        if not draft.total and not draft.unpriced and not self._force:
             raise LedgerError(
                 f"{draft.account} owes {money_text(draft.total, draft.currency)} for {label}; force=True (--force) "
                 "issues it all the same."
             )
-        if draft.unpriced and not allow_unpriced:
+        if draft.unpriced and not self._allow_unpriced:
             of = f"of {draft.account} in {label}"
             raise LedgerError(
                 f"{counted(draft.unpriced, f'charge {of} has', f'charges {of} have')} no known price, so the invoice "
                 "would be too low. Give the price ([[prices]]) and run tokenmeter.reprice(): the difference is billed "
                 "in the next period. Or issue without them: allow_unpriced=True (--allow-unpriced)."
             )
+
+    def _check_profile(self, draft: Invoice) -> None:
         form = self._profile(draft).einvoice
         if form and (missing := missing_for_einvoice(draft, form)):
             raise ConfigurationError(f"For {form} the [billing] settings lack: {'; '.join(missing)}.")
-        self._check_day(draft)
-        self._check_overlap(draft)
 
     def standing_of(self, draft: Invoice) -> Invoice | None:
         """The account's standing invoice, if it says what this draft says."""
@@ -312,11 +304,11 @@ class _Issuing:
             return
         twice = [at for at in self._billable.positions(draft.scope) if at in self._holders]
         if twice:
-            numbers = sorted({str(self._holders[at].number) for at in twice})
+            where = sorted({self._holders[at].number or f"that of {self._holders[at].account}" for at in twice})
             cost = total(self._billable.rows[at][1].billed_cost for at in twice)
             raise LedgerError(
-                f"${cost:,f} of the usage of {draft.account} in {draft.period.label} is on {', '.join(numbers[:5])} "
-                f"already{' and others' if numbers[5:] else ''}. Bill either one; if both are meant, say why: "
+                f"${cost:,f} of the usage of {draft.account} in {draft.period.label} is on {', '.join(where[:5])} "
+                f"already{' and others' if where[5:] else ''}. Bill either one; if both are meant, say why: "
                 "allow_overlap='...' (--allow-overlap)."
             )
 
@@ -331,32 +323,50 @@ class _Issuing:
             raise ConfigurationError(
                 f"An invoice for {draft.period.label} is issued from {first} to today ({today}), not on {day}."
             )
-        filed = (
-            Invoice.of(one, lines=False) for one in self._store.documents(DocumentQuery(INVOICE, None, profile.series))
-        )
-        last = max(filed, key=lambda one: one.issued_on or day, default=None)
+        last = self._last_of(profile.series)
         if last is not None and last.issued_on is not None and last.issued_on > day:
             raise ConfigurationError(
                 f"{last.number} was issued on {last.issued_on}; numbers of a series follow their dates, so the next "
                 f"cannot be of {day}."
             )
 
-    def _profile(self, draft: Invoice) -> Any:
+    def _last_of(self, series: str) -> Invoice | None:
+        """The invoice of a series with the latest day."""
+        if series not in self._last:
+            filed = self._store.documents(DocumentQuery(INVOICE, None, series))
+            found = (Invoice.of(one, lines=False) for one in filed)
+            self._last[series] = max(found, key=lambda one: one.issued_on or date.min, default=None)
+        return self._last[series]
+
+    def _profile(self, draft: Invoice) -> BillingProfile:
         if draft.profile is None:
             raise LedgerError("This draft does not say how it is to be issued; make it with draft_invoice().")
         return draft.profile
 
-    def file(self, draft: Invoice) -> Invoice:
-        """File one draft that was checked."""
-        if draft.number is not None:
-            return draft
+    def file(self, drafts: Iterable[Invoice], *, by: str) -> list[Invoice]:
+        """File drafts that were looked at, in order."""
+        self._index()  # none of them counts as issued any more
+        issued: list[Invoice] = []
+        for draft in drafts:
+            try:
+                issued.append(draft if draft.number is not None else self._file(draft, by))
+            except LedgerError as error:  # somebody else issued at the same time
+                if not issued:
+                    raise
+                done = ", ".join(dict.fromkeys(str(one.number) for one in issued[-_MOST_TOLD:]))
+                raise LedgerError(
+                    f"{error} Issued before that: {done}; to issue them again changes nothing."
+                ) from error
+        return issued
+
+    def _file(self, draft: Invoice, by: str) -> Invoice:
         profile = self._profile(draft)
         day = self._on or utcnow().astimezone(zone(profile.tz)).date()
         due = day + timedelta(days=profile.terms_days)
         final = replace(
             draft,
             issued_on=day,
-            issued_by=self._by,
+            issued_by=by,
             due_on=due,
             overlap=self._allow_overlap,
             payment_terms=profile.payment_terms

@@ -14,8 +14,8 @@ from decimal import Decimal
 from unicodedata import category, normalize
 
 from tokenmeter.billing.credit_note import CreditNote
+from tokenmeter.billing.filed import credit_notes, invoices
 from tokenmeter.billing.invoice import Invoice
-from tokenmeter.billing.issuing import credit_notes, invoices
 from tokenmeter.billing.period import days_of, find_closed, zone_of_books
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import EXACT, USD, ZERO, round_money

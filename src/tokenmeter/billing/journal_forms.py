@@ -15,8 +15,8 @@ from typing import Any, Literal, get_args
 
 from tokenmeter.billing.credit_note import CreditNote
 from tokenmeter.billing.datev import write_datev
+from tokenmeter.billing.filed import credit_notes, invoices
 from tokenmeter.billing.invoice import Invoice
-from tokenmeter.billing.issuing import credit_notes, invoices
 from tokenmeter.billing.journal import (
     AccountChart,
     Accounts,

@@ -16,8 +16,8 @@ from typing import Any
 
 from tokenmeter.billing.credit_note import CreditLine, CreditNote
 from tokenmeter.billing.events import Event
+from tokenmeter.billing.filed import EVENT, find_document, load_invoice
 from tokenmeter.billing.invoice import Invoice
-from tokenmeter.billing.issuing import EVENT, find_document, load_invoice
 from tokenmeter.billing.lines import TaxLine
 from tokenmeter.billing.period import acting
 from tokenmeter.errors import ConfigurationError, LedgerError

@@ -8,9 +8,9 @@ from datetime import date, datetime
 from decimal import Decimal
 from typing import Any, ClassVar, Literal, Unpack
 
+from tokenmeter.billing.filed import invoices
 from tokenmeter.billing.forms import Printable
 from tokenmeter.billing.invoice import Invoice, party_lines
-from tokenmeter.billing.issuing import invoices
 from tokenmeter.billing.paper import Cell, PrintedRow, PrintedSheet
 from tokenmeter.billing.period import days_of, period_dict, zone_of_books
 from tokenmeter.billing.profile import BillingProfile, Party

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,6 +12,7 @@ from tokenmeter.billing import (
     BillingProfile,
     CreditNote,
     Invoice,
+    InvoicePreview,
     Statement,
     credit_invoice,
     credit_notes,
@@ -22,6 +23,7 @@ from tokenmeter.billing import (
     invoices,
     issue_invoices,
     make_einvoice,
+    preview_invoices,
     record_payment,
     void_invoice,
     write_off_invoice,
@@ -83,30 +85,15 @@ class _DraftRequest:
             raise ConfigurationError(
                 f"Name the account as FIELD=VALUE with {', '.join(ACCOUNTS)}; or --by member for an invoice to each."
             )
-        profile = BillingProfile.parse(frame.settings.billing)
-        exchange = None if self.rate is None else {"rate": self.rate, "source": self.rate_source}
-        if self.each:
-            return draft_invoices(
-                store,
-                period=self.period,
-                each=self.each,
-                lines_by=self.lines_by,
-                profile=profile,
-                currency=self.currency,
-                exchange_rate=exchange,
-                **scope,
-            )
-        return [
-            draft_invoice(
-                store,
-                period=self.period,
-                lines_by=self.lines_by,
-                profile=profile,
-                currency=self.currency,
-                exchange_rate=exchange,
-                **scope,
-            )
-        ]
+        terms: dict[str, Any] = {
+            "period": self.period,
+            "lines_by": self.lines_by,
+            "profile": BillingProfile.parse(frame.settings.billing),
+            "currency": self.currency,
+            "exchange_rate": None if self.rate is None else {"rate": self.rate, "source": self.rate_source},
+            **scope,
+        }
+        return draft_invoices(store, each=self.each, **terms) if self.each else [draft_invoice(store, **terms)]
 
 
 @command(
@@ -158,6 +145,9 @@ def issue(
     rate_source: RateSource = None,
     on: Day = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="With --by: issue what the preview shows.")] = False,
+    skip_refused: Annotated[
+        bool, typer.Option("--skip-refused", help="With --by and --yes: issue the others where some are refused.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Even without usage, or over 0.00.")] = False,
     allow_unpriced: Annotated[
         bool, typer.Option("--allow-unpriced", help="Even if some usage has no known price.")
@@ -167,30 +157,30 @@ def issue(
     ] = None,
     actor: Actor = None,
 ) -> None:
-    """Number and file an account's invoice for a closed period; with --by one for each account, after a preview."""
+    """Number and file an account's invoice for a closed period; with --by one for each account, after a preview.
+
+    Where some are refused, the preview says why and what to do, and none is issued unless --skip-refused issues the
+    others; exit code 1 then, and of such a preview.
+    """
     wanted = _DraftRequest(account, by, period, lines_by, currency, rate, rate_source)
+    terms: dict[str, Any] = {"on": on, "force": force, "allow_unpriced": allow_unpriced, "allow_overlap": allow_overlap}
     with frame.ledger() as opened:
         drafts = wanted.drafts(frame, opened)
-        if by is not None and not yes:
-            _list(frame, drafts)
-            if not frame.as_json:
-                out.print("Nothing was issued yet; --yes issues these.")
-            return
-        issued = issue_invoices(
-            opened,
-            drafts,
-            on=on,
-            by=actor,
-            force=force,
-            allow_unpriced=allow_unpriced,
-            allow_overlap=allow_overlap,
-        )
         if by is None:
-            _show(frame, issued[0])
+            (issued,) = issue_invoices(opened, drafts, by=actor, **terms)
+            _show(frame, issued)
             return
-        _list(frame, issued)
-        if issued and not frame.as_json:
-            out.print(str(invoice_coverage(opened, period=issued[0].period)), markup=False)
+        previews = preview_invoices(opened, drafts, **terms)
+        if yes:
+            ready = [one.invoice for one in previews if one.refused is None or not skip_refused]
+            filed = iter(issue_invoices(opened, ready, by=actor, **terms))
+            previews = [one if one.refused else InvoicePreview(next(filed)) for one in previews]
+        _list_previews(frame, previews, done=yes)
+        if yes and not frame.as_json:
+            tz = BillingProfile.parse(frame.settings.billing).tz
+            out.print(str(invoice_coverage(opened, period=period, tz=tz)), markup=False)
+    if any(one.refused for one in previews):
+        raise typer.Exit(Exit.FOUND)
 
 
 @command(invoice_app, "list")
@@ -342,10 +332,38 @@ def write_file(path: Path, content: str | bytes) -> None:
         out.print(str(path), markup=False)
 
 
+def _list_previews(frame: Frame, previews: list[InvoicePreview], *, done: bool) -> None:
+    """What is issued, or would be, and what is refused."""
+    if frame.as_json:
+        emit([{**one.to_dict(), "lines": len(one.invoice.lines)} for one in previews])
+        return
+    refused = [one for one in previews if one.refused is not None]
+    ready = len(previews) - len(refused)
+    if not previews:
+        out.print("No account of that kind has usage in the period: nothing to issue.")
+        return
+    _show_invoices([(one.invoice, one.refused is not None) for one in previews])
+    for one in refused:
+        out.print(f"Refused: {one.invoice.account}: {one.refused}", markup=False)
+    if done:
+        return
+    if not refused:
+        out.print("Nothing was issued yet; --yes issues these.")
+    elif ready:
+        out.print(f"Nothing was issued yet; --yes --skip-refused issues the other {ready}.")
+    else:
+        out.print("Nothing can be issued as it is.")
+
+
 def _list(frame: Frame, found: list[Invoice]) -> None:
     if frame.as_json:
         emit([{**one.to_dict(), "lines": len(one.lines)} for one in found])
-        return
+    else:
+        _show_invoices([(one, False) for one in found])
+
+
+def _show_invoices(found: list[tuple[Invoice, bool]]) -> None:
+    """A line for each invoice, and whether it is refused."""
     heads = ("number", "account", "to", "period", "total", "credited", "paid", "balance", "status")
     rows = [
         (
@@ -355,9 +373,9 @@ def _list(frame: Frame, found: list[Invoice]) -> None:
             one.period.label,
             f"{one.total:,f} {one.currency}",
             *(f"{amount:,f}" for amount in (one.credited, one.paid, one.balance)),
-            one.status if not one.unpriced else f"{one.status}, {one.unpriced} unpriced",
+            ("refused" if refused else one.status) + (f", {one.unpriced} unpriced" if one.unpriced else ""),
         )
-        for one in found
+        for one, refused in found
     ]
     show_table(heads, rows, figures=("total", "credited", "paid", "balance"), whole=("number", "account"))
 

@@ -1,0 +1,107 @@
+"""Issued invoices and credit notes, read from the ledger as they stand now."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import date, datetime
+from decimal import Decimal
+from typing import Any
+
+from tokenmeter.billing.credit_note import CreditNote
+from tokenmeter.billing.events import Event
+from tokenmeter.billing.invoice import Invoice, InvoiceStatus, number_text
+from tokenmeter.errors import LedgerError
+from tokenmeter.stores.base import Store
+from tokenmeter.stores.documents import Document, DocumentQuery
+
+INVOICE, EVENT = "invoice", "invoice_event"
+_LEAST_DIGITS = 5
+
+
+def invoices(
+    store: Store, *, period: str | None = None, status: InvoiceStatus | None = None, lines: bool = True
+) -> list[Invoice]:
+    """Issued invoices in the order of their filing.
+
+    Args:
+        store: The ledger.
+        period: Only with this label, such as ``"2026-11"``.
+        status: Only those that stand so.
+        lines: Whether to read their lines; a list of thousands is quicker without.
+    """
+    found = read_filed(store, store.documents(DocumentQuery(INVOICE)), lines=lines)
+    return [one for one in found if period in {None, one.period.label} and status in {None, one.status}]
+
+
+def read_filed(store: Store, filed: Iterable[Document], *, lines: bool) -> list[Invoice]:
+    """Invoices with what happened to them so far."""
+    happened: dict[str, list[Document]] = defaultdict(list)
+    for document in store.documents(DocumentQuery(EVENT)):
+        happened[document.key.rpartition(" #")[0]].append(document)
+    read = (Invoice.of(document, lines=lines) for document in filed)
+    return [replace(one, events=tuple(_event(each) for each in happened[str(one.number)])) for one in read]
+
+
+def find_invoice(store: Store, number: str) -> Invoice:
+    """The issued invoice with this number, as it stands now.
+
+    Raises:
+        LedgerError: there is none.
+    """
+    return load_invoice(store, find_document(store, number))
+
+
+def find_document(store: Store, number: str) -> Document:
+    """Where the invoice with this number is filed.
+
+    Raises:
+        LedgerError: there is none.
+    """
+    name = number.strip()
+    digits = len(name) - len(name.rstrip("0123456789"))
+    for count in range(digits, _LEAST_DIGITS - 1, -1):  # a series may end with digits, too
+        series, place = name[:-count], int(name[-count:])
+        for document in store.documents(DocumentQuery(INVOICE, None, series, place)):
+            if number_text(document) == name:
+                return document
+    for document in store.documents(DocumentQuery(EVENT)):
+        if document.series is not None and number_text(document) == name:
+            invoice = json.loads(document.body)["invoice"]
+            raise LedgerError(f"{name} is a credit note; what it gives back is of invoice {invoice}.")
+    raise LedgerError(f"There is no invoice {number!r} in this ledger; `tokenmeter invoice list` names them.")
+
+
+def load_invoice(store: Store, document: Document) -> Invoice:
+    """The invoice that is filed there, with what happened to it so far."""
+    invoice = Invoice.of(document)
+    happened = store.documents(DocumentQuery(EVENT, f"{invoice.number} #"))
+    return replace(invoice, events=tuple(_event(one) for one in happened))
+
+
+def _event(document: Document) -> Event:
+    body: dict[str, Any] = json.loads(document.body)
+    if document.series is None:
+        return Event.of(body)
+    return Event(
+        kind="credit_note",
+        at=datetime.fromisoformat(body["at"]),
+        by=body["issued_by"],
+        on=date.fromisoformat(body["issued_on"]),
+        amount=Decimal(body["total"]),
+        number=number_text(document),
+        note=body["reason"],
+    )
+
+
+def credit_notes(store: Store, *, invoice: str | None = None) -> list[CreditNote]:
+    """Issued credit notes, oldest first; of one invoice, or all."""
+    happened = store.documents(DocumentQuery(EVENT, None if invoice is None else f"{invoice} #"))
+    notes = [document for document in happened if document.series is not None]
+    if not notes:
+        return []
+    found = invoices(store) if invoice is None else [find_invoice(store, invoice)]
+    known = {one.number: one for one in found}
+    return [CreditNote.of(note, known[json.loads(note.body)["invoice"]]) for note in notes]
