@@ -45,7 +45,7 @@ def main() -> None:
             key = (listed.provider, listed.model)
             launched = any(listed.provider in launch.providers for launch in overrides.launches)
             before[kind] += 1
-            told = key in own or key in overrides.moved or listed.model in CONSTANT
+            told = key in own or key in overrides.doubts or listed.model in CONSTANT
             after[kind] += not (told or (kind == "modes" and launched))
     print("| kind | models, catalog alone | still undated |\n|---|---|---|")
     for kind, told in KINDS.items():

@@ -145,6 +145,7 @@ UNITS: Final[dict[str, str]] = {
     "web_searches": "Searches",
     "file_searches": "Searches",
     "attachment_searches": "Searches",
+    "search_units": "Searches",  # a query of a reranking model
     "grounded_prompts": "Prompts",
     "search_sources": "Sources",
     "code_executions": "Executions",

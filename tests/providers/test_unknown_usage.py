@@ -341,7 +341,7 @@ class TestOtherEndpoints:
             ("audio.transcriptions", {"text": "hello", "usage": {"tokens": 4}}),
             ("beta.dreams", {"type": "dream", "status": "completed", "usage": {}}),
             ("/v1/rerank", {"results": [], "usage": {"units": 3}}),
-            ("/v1/rerank", {"results": [], "meta": {"billed_units": {"search_units": 1}}}),
+            ("/v1/rerank", {"results": [], "meta": {"billed_units": {"classifications": 1}}}),
         ],
     )
     def test_what_nobody_said_is_unknown(self, endpoint, body):

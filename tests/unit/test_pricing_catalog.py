@@ -24,8 +24,6 @@ UNPRICED = {
     "dall-e-2",
     "dall-e-3",
     "gpt-6.2-astra-law",
-    "gpt-daybreak-blue-latest",
-    "gpt-daybreak-red-latest",
 }
 
 

@@ -33,6 +33,26 @@ DATED = [
     ("deepseek", "deepseek-chat", "2025-12-01T12:00Z", 1_000_000, 500_000, 1_000_000, "0.574"),
     ("mistral", "mistral-large-latest", "2025-11-30T12:00Z", 1_000_000, 0, 0, "2"),
     ("mistral", "mistral-large-latest", "2026-06-20T12:00Z", 2_100, 1_408, 200, "0.0007164"),
+    ("mistral", "mistral-medium-3", "2026-03-01T12:00Z", 1_000_000, 400_000, 100_000, "0.456"),  # before 3.5
+    ("mistral", "mistral-medium-3", "2026-11-01T12:00Z", 1_000_000, 0, 0, "1.5"),
+    ("mistral", "ministral-3b-latest", "2026-11-01T12:00Z", 1_000_000, 0, 0, "0.1"),
+    ("deepseek", "deepseek-chat", "2025-01-10T20:00Z", 1_000_000, 500_000, 1_000_000, "0.357"),  # V3's first weeks
+    ("google", "gemini-2.5-pro", "2025-08-01T12:00Z", 100_000, 100_000, 0, "0.031"),
+    ("google", "gemini-2.5-pro", "2025-08-01T12:00Z", 300_000, 300_000, 0, "0.1875"),
+    ("google", "gemini-2.5-pro", "2025-12-01T12:00Z", 100_000, 100_000, 0, "0.0125"),
+    ("google", "gemini-2.5-flash", "2025-08-01T12:00Z", 100_000, 100_000, 0, "0.0075"),
+    ("google", "gemini-1.5-pro", "2024-09-30T12:00Z", 100_000, 0, 10_000, "0.455"),
+    ("google", "gemini-1.5-pro", "2024-10-01T12:00Z", 100_000, 0, 10_000, "0.175"),
+    ("google", "gemini-1.5-flash", "2024-08-11T12:00Z", 200_000, 0, 0, "0.14"),
+    ("openai", "gpt-4o", "2024-10-01T12:00Z", 1_000_000, 0, 100_000, "6.5"),
+    ("openai", "gpt-4o", "2024-10-02T12:00Z", 1_000_000, 0, 100_000, "3.5"),
+    ("groq", "openai/gpt-oss-20b", "2025-08-10T12:00Z", 1_000_000, 0, 1_000_000, "0.6"),
+    ("groq", "openai/gpt-oss-20b", "2025-12-01T12:00Z", 1_000_000, 0, 1_000_000, "0.375"),
+    ("x-ai", "grok-4.5", "2026-08-01T12:00Z", 100_000, 100_000, 0, "0.05"),
+    ("x-ai", "grok-4.5", "2026-11-01T12:00Z", 100_000, 100_000, 0, "0.03"),
+    ("x-ai", "grok-4.20-reasoning", "2026-11-01T12:00Z", 100_000, 0, 0, "0.125"),
+    ("openai", "ft:davinci-002:acme::b7", "2026-03-02", 1_000, 0, 1_000, "0.024"),
+    ("openai", "gpt-daybreak-blue-latest", "2026-11-20", 1_000_000, 0, 0, "8"),
     ("openai", "ft:gpt-4.1-mini-2025-04-14:acme::b7", "2026-03-02", 5_000, 2_100, 500, "0.00434"),
     ("openai", "ft:gpt-4o-mini-2024-07-18:acme::b7", "2026-03-02", 6_000, 2_000, 500, "0.0021"),
     ("openai", "ft:o4-mini-2025-04-16:acme::b7", "2026-03-02", 2_000, 1_000, 1_000, "0.021"),
@@ -93,9 +113,28 @@ def test_a_name_that_meant_another_model_once_is_flagged_before_the_day_its_mean
     assert "price_date_assumed" not in after.flags
 
 
+@pytest.mark.parametrize(
+    ("provider", "model", "known", "doubtful", "known_again"),
+    [
+        ("google", "gemini-2.5-flash", "2025-08-01", "2025-10-10", "2025-11-06"),
+        ("groq", "openai/gpt-oss-120b", "2025-08-06", "2025-10-10", "2025-11-11"),
+        ("x-ai", "grok-4.5", "2026-08-01", "2026-09-10", "2026-09-22"),
+        ("mistral", "mistral-medium-3", "2026-04-28", "2026-05-10", "2026-09-22"),
+    ],
+)
+def test_weeks_in_which_a_price_changed_on_a_day_nobody_recorded_are_flagged(
+    provider, model, known, doubtful, known_again
+):
+    flagged = [
+        "price_date_assumed" in cost(provider, model, f"{day}T12:00Z", 1_000, 500, 10).flags
+        for day in (known, doubtful, known_again)
+    ]
+    assert flagged == [False, True, False]
+
+
 def test_every_shipped_fact_names_its_source_and_the_day_it_was_read():
     raw = tomllib.loads(OVERRIDES.read_text(encoding="utf-8"))
-    for table in ("prices", "rules", "launches", "moved"):
+    for table in ("prices", "rules", "launches", "doubts"):
         for row in raw[table]:
             assert row["source"].startswith("https://"), row
             assert isinstance(row["verified_on"], date), row

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from tokenmeter.money import EXACT, ONE
 from tokenmeter.pricing.price import EVERY_MODEL, TOKEN_CLASSES, Price, canonical_condition
-from tokenmeter.pricing.rules import RateRule
+from tokenmeter.pricing.rules import Doubt, RateRule
 
 #: Where a class without a price of its own takes it from, nearest first. A modality falls back to text, a cache read
 #: without a discount is a fresh input token. A write of a longer lifetime never falls back: it would be too cheap.
@@ -105,7 +105,7 @@ class RateCard:
         rows: Its prices of all layers, the strongest layer first.
         rules: Rules; those about this provider and model count.
         name: How the call named the model, where that differs.
-        assumed_before: Before this instant the name may have meant another model, so that the price is an assumption.
+        doubted: When nobody recorded what the name meant or cost, so that the price is an assumption.
     """
 
     def __init__(
@@ -116,9 +116,9 @@ class RateCard:
         rules: Iterable[RateRule],
         *,
         name: str | None = None,
-        assumed_before: datetime | None = None,
+        doubted: Doubt | None = None,
     ) -> None:
-        self.assumed_before = assumed_before
+        self.doubted = doubted
         self.provider = provider
         self.model = model
         self.rows = tuple(rows)
@@ -131,9 +131,8 @@ class RateCard:
         self._derived = [rule for rule in self.rules if rule.kind == "derived"]
         self._place_rules = [rule for rule in self.rules if rule.kind == "multiplier"]
         self.thresholds = tuple(sorted({row.conditions.min_input_tokens for row in self.rows} - {0}))
-        self.boundaries = tuple(
-            sorted(_instants(self.rows, self.rules) | ({assumed_before} if assumed_before else set()))
-        )
+        doubts = {doubted.since, doubted.until} if doubted else set[datetime | None]()
+        self.boundaries = tuple(sorted(_instants(self.rows, self.rules) | {each for each in doubts if each}))
         self.clock = tuple(sorted(_clock(self.rows)))
 
     def changes_after(self, at: datetime) -> datetime | None:

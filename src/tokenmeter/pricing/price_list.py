@@ -201,7 +201,7 @@ class PriceList:
             (*rows, *(listed.rows if listed else ())),
             self._overrides.rules if self._overrides else (),
             name=name,
-            assumed_before=self._overrides.moved.get((provider, name.lower())) if self._overrides else None,
+            doubted=self._overrides.doubts.get((provider, name.lower())) if self._overrides else None,
         )
         limit = self._overrides.max_output_tokens(model.lower()) if self._overrides else None
         return ListedModel(provider, model, name, card, listed.context_window if listed else None, limit)

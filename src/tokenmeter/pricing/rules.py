@@ -70,6 +70,22 @@ class RateRule(NamedTuple):
         return self.when is not None and self.when[0] == dimension and self.when[1] in {value, "*"}
 
 
+class Doubt(NamedTuple):
+    """When nobody recorded what a name meant, or what it cost.
+
+    Attributes:
+        since: First instant of doubt; None = from the beginning.
+        until: First instant at which it is known again.
+    """
+
+    since: datetime | None
+    until: datetime
+
+    def at(self, moment: datetime) -> bool:
+        """Whether a price at `moment` is an assumption."""
+        return moment < self.until and (self.since is None or self.since <= moment)
+
+
 class Overrides(NamedTuple):
     """What the price data lacks, with source and date: further rows, rules, launches, limits and aliases.
 
@@ -79,7 +95,7 @@ class Overrides(NamedTuple):
         launches: See `tokenmeter.pricing.edition.Launch`.
         limits: Model id pattern -> largest answer in tokens.
         aliases: provider -> {name: listed id}.
-        moved: (provider, name) of names that mean another model from time to time -> since when the meaning is known.
+        doubts: (provider, name) of names that meant, or of models that cost, something else on a day nobody recorded.
         text: The file, for hashing.
     """
 
@@ -88,7 +104,7 @@ class Overrides(NamedTuple):
     launches: tuple[Launch, ...]
     limits: tuple[tuple[str, int], ...]
     aliases: dict[str, dict[str, str]]
-    moved: dict[tuple[str, str], datetime]
+    doubts: dict[tuple[str, str], Doubt]
     text: str
 
     @property
@@ -117,11 +133,7 @@ def load_overrides() -> Overrides:
         launches=tuple(_launch(each) for each in raw["launches"]),
         limits=tuple((pattern, limit) for pattern, limit in raw["max_output_tokens"].items()),
         aliases=raw["aliases"],
-        moved={
-            (each["provider"], name): midnight(_day(each["known_since"]))
-            for each in raw["moved"]
-            for name in each["names"]
-        },
+        doubts={(each["provider"], name): _doubt(each) for each in raw["doubts"] for name in each["names"]},
         text=text,
     )
 
@@ -196,6 +208,11 @@ def _launch(raw: dict[str, Any]) -> Launch:
         recorded=(_day(raw["recorded"][0]), _day(raw["recorded"][1])),
         models=frozenset(raw.get("models", ())),
     )
+
+
+def _doubt(raw: dict[str, Any]) -> Doubt:
+    since = midnight(_day(raw["unknown_since"])) if "unknown_since" in raw else None
+    return Doubt(since, midnight(_day(raw["known_since"])))
 
 
 def _any(patterns: tuple[str, ...], names: tuple[str, ...]) -> bool:

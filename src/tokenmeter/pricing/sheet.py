@@ -192,7 +192,7 @@ class RateSheet:
         identity = "".join((quote.row.identity(self.price_list_hash), *(f"*{rule.factor}" for rule in quote.rules)))
         price_id = with_context(identity, context)
         flags = {"cache_rate_assumed"} if quote.assumes_for(sku_meter) else set[str]()
-        if card.assumed_before is not None and at < card.assumed_before:
+        if card.doubted is not None and card.doubted.at(at):
             flags.add("price_date_assumed")
         return UnitRate(quote, factors, price_id, unit_of(sku_meter), rates, _whole(rates), frozenset(flags))
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from tokenmeter.providers.wire import JSON, Reading, Shape, count, has_unknown, part, put, said_by
 from tokenmeter.usage import Quantity, Usage
 
-_KNOWN = frozenset({"input_tokens", "output_tokens"})
+#: Units that are billed beside tokens: queries of a reranking, pictures of an embedding (of newer models their tokens).
+_UNITS = {"search_units": "search_units", "images": "images", "image_tokens": "input_image"}
+_KNOWN = frozenset({"input_tokens", "output_tokens", *_UNITS})
 
 
 def billed_units(usage: JSON) -> Reading:
     """The ``usage`` of a chat, the ``meta`` of anything else. What Cohere adds to a prompt is not billed.
 
-    Units without tokens (searches of a reranking, classifications) have no price in the list: they are unknown.
+    Units that nobody knows (classifications) are flagged; where there are no others, the usage is unknown.
     Source: https://docs.cohere.com/reference/chat
     """
     flags: set[str] = set()
@@ -20,9 +22,14 @@ def billed_units(usage: JSON) -> Reading:
     quantities: dict[str, Quantity] = {}
     put(quantities, "input", prompt or 0)
     put(quantities, "output", answer or 0)
+    pieces: dict[str, Quantity] = {}
+    for name, meter in _UNITS.items():
+        put(pieces, meter, count(units, name, flags=flags) or 0)
     if has_unknown(units, _KNOWN, ""):
         flags.add("unknown_token_class")
-    return said_by(Usage(quantities), prompt, flags, {"input": prompt, "output": answer})
+    if pieces and answer is None:
+        prompt = prompt or 0  # a search or a picture is the whole bill
+    return said_by(Usage({**quantities, **pieces}), prompt, flags, {"input": prompt, "output": answer})
 
 
-SHAPES = (Shape(billed_units, own=frozenset(("billed_units",))),)
+SHAPES = (Shape(billed_units, own=frozenset(("billed_units",)), nested=("meta",)),)

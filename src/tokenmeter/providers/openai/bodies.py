@@ -142,6 +142,8 @@ def _any(body: JSON, context: Context) -> Observation:
         return completion(body, context)
     wire = usage_of(body)
     said = read_usage(wire) or NOTHING_SAID
+    if "rerank" in context.endpoint:
+        said = _whole_total(wire, said)  # Voyage, Jina: it answers in scores, so that the total is the input
     answer = [body[name] for name in _ANSWERS if body.get(name)]
     reading = context.complete(
         said,
