@@ -95,6 +95,191 @@ def test_rq(load, accounts, warnings):
     assert warnings.messages == []
 
 
+@pytest.fixture
+def huey(load, monkeypatch, tmp_path):
+    """The example's module, and what a consumer does with its queue, until that is empty."""
+    monkeypatch.setenv("HUEY_FILE", f"{tmp_path}/huey.db")
+    app = load("with_huey")
+
+    def work():
+        while (task := app.huey.dequeue()) is not None:
+            app.huey.execute(task)
+
+    return app, work
+
+
+def test_huey(huey, accounts, warnings):
+    app, work = huey
+    app.send("ada")
+    app.send("grace")
+    app.ask("nobody's")
+    work()
+    assert accounts() == sorted(
+        [("-", "-", "-")]
+        + [(member, "-", route) for member in ("ada", "grace") for route in ("/later", *["/send"] * 3)]
+    )
+    assert [record for record in warnings.records if record.name.startswith("tokenmeter")] == []
+    assert app.huey.all_results(), "what the tasks returned is kept"
+
+
+def test_what_a_huey_task_leads_to_is_on_its_senders_account(huey, accounts):
+    app, work = huey
+    chord = pytest.importorskip("huey").chord
+    seen = []
+
+    @app.huey.task(name="note")
+    def note(*found, **named):
+        seen.append((tokenmeter.attribution.current_attribution().member, named))
+
+    @app.huey.task(name="fail")
+    def fail():
+        raise RuntimeError("as it must")
+
+    with tokenmeter.attribute(member="ada"):
+        app.huey.enqueue(fail.s().error(note, baggage="its own"))
+        app.huey.enqueue(chord([app.ask.s("one"), app.ask.s("two")], note.s()))
+        note.schedule(delay=0)
+    with tokenmeter.attribute(member="grace"):
+        note(name="her own")
+    note()
+    work()
+    assert sorted(seen, key=str) == sorted(
+        [("ada", {"baggage": "its own"}), ("ada", {}), ("ada", {}), ("grace", {"name": "her own"}), (None, {})], key=str
+    )
+    assert accounts() == [("ada", "-", "-")] * 2
+
+
+def test_a_huey_task_that_is_called_off_leaves_no_block_behind(huey, warnings):
+    app, work = huey
+    call_off_for_good = pytest.importorskip("huey").CancelExecution
+    seen = []
+
+    @app.huey.pre_execute("another hook")
+    def call_off(task):
+        if task.args == ("not this one",):
+            raise call_off_for_good
+
+    @app.huey.task(name="note")
+    def note(text):
+        seen.append((text, tokenmeter.attribution.current_attribution().member))
+        raise KeyboardInterrupt
+
+    with tokenmeter.attribute(member="ada"):
+        note("not this one")
+        note("this one")
+    note("nobody's")
+    work()
+    assert seen == [("this one", "ada"), ("nobody's", None)]
+    assert tokenmeter.attribution.current_scopes() == ()
+    assert [record for record in warnings.records if record.name.startswith("tokenmeter")] == []
+
+
+def test_an_immediate_huey_task_is_on_the_account_of_its_caller(huey, accounts):
+    app, _ = huey
+    app.huey.immediate = True
+    with tokenmeter.attribute(member="ada") as scope:
+        app.ask("one")
+    assert accounts() == [("ada", "-", "-")]
+    assert scope.requests == 1
+
+
+@pytest.fixture
+def arq_pool(monkeypatch):
+    """Makes pools of one Redis, which a worker's start asks nothing about."""
+    arq, worker = pytest.importorskip("arq"), pytest.importorskip("arq.worker")
+    from fakeredis import FakeAsyncRedis, FakeServer
+
+    of_arq = {"default_queue_name": "arq:queue", "expires_extra_ms": 86_400_000}
+    pool = type("Pool", (FakeAsyncRedis, arq.ArqRedis), {"__init__": FakeAsyncRedis.__init__, **of_arq})
+
+    def make_pool():
+        made = pool(server=server)
+        made.job_serializer = made.job_deserializer = None
+        return made
+
+    async def log_nothing(*_):
+        pass
+
+    monkeypatch.setattr(worker, "log_redis_info", log_nothing)  # INFO, which this Redis does not know
+    server = FakeServer()
+    return make_pool
+
+
+async def run_jobs(settings):
+    """What the command `arq` does with a class of settings, until the queue is empty."""
+    worker = pytest.importorskip("arq.worker").create_worker(
+        settings, burst=True, handle_signals=False, poll_delay=0.01
+    )
+    await worker.main()
+    await worker.pool.aclose()
+
+
+async def test_arq(load, arq_pool, accounts, warnings, monkeypatch):
+    app = load("with_arq")
+
+    async def create_pool(*_):
+        return arq_pool()
+
+    monkeypatch.setattr(app, "create_pool", create_pool)
+    await app.send("ada")
+    await app.send("grace")
+    await arq_pool().enqueue_job("ask", "of a program without our hooks")
+    monkeypatch.setattr(app.WorkerSettings, "redis_pool", app.carry_attribution(arq_pool()), raising=False)
+    await run_jobs(app.WorkerSettings)
+    assert accounts() == sorted(
+        [("-", "-", "-")] + [(member, "-", route) for member in ("ada", "grace") for route in ("/later", "/send")]
+    )
+    assert warnings.messages == []
+
+
+@pytest.mark.parametrize("told", ["the settings", "the worker"])
+async def test_an_arq_worker_keeps_its_own_hooks_and_serializers(configured, arq_pool, told):
+    import json
+
+    arq = pytest.importorskip("arq.worker")
+    from tokenmeter.queues.arq import carry_attribution
+
+    seen = []
+
+    async def note(ctx, text):
+        seen.append((text, ctx["job_id"], ctx["mine"], tokenmeter.attribution.current_attribution().member))
+        return text
+
+    async def start(ctx):
+        ctx["mine"] = tokenmeter.attribution.current_attribution().member
+
+    own = {"job_serializer": lambda job: json.dumps(job).encode(), "job_deserializer": json.loads}
+    pool = arq_pool()
+    vars(pool).update(own)
+    assert carry_attribution(pool) is pool
+    with tokenmeter.attribute(member="ada"):
+        job = await pool.enqueue_job("note", "hers", _job_id="1")
+    await pool.enqueue_job("note", "nobody's", _job_id="2")
+    assert (await job.info()).args == ["hers"]
+    assert tokenmeter.attribution.current_attribution().member is None, "who reads a job is not its sender"
+
+    settings = {
+        "functions": [arq.func(note, name="note")],
+        "redis_pool": pool,
+        "on_job_start": start,
+        "handle_signals": False,
+        **own,
+    }
+    settings |= {"burst": True, "poll_delay": 0.01}
+    worker = arq.create_worker(carry_attribution(settings) if told == "the settings" else settings)
+    await (worker if told == "the settings" else carry_attribution(worker)).main()
+    assert sorted(seen) == [("hers", "1", "ada", "ada"), ("nobody's", "2", None, None)]
+    assert await job.result(timeout=60) == "hers"
+    await pool.aclose()
+
+
+def test_what_arq_has_no_use_for_is_refused():
+    from tokenmeter.queues.arq import carry_attribution
+
+    with pytest.raises(tokenmeter.ConfigurationError, match=r"arq\.create_pool gave.*not 'redis://localhost'"):
+        carry_attribution("redis://localhost")
+
+
 #: What an attribution may have, and no proxy would pass on: a queue does.
 LONG = {"member": "文" * 512, "team": "字" * 512}
 

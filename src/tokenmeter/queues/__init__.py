@@ -9,7 +9,7 @@ from tokenmeter.attribution import Attribution, attribute
 from tokenmeter.carrying import BAGGAGE, from_baggage, to_baggage
 
 #: Where a task has its sender's attribution. Not in ``baggage``, which a tracer may write anew and a program use.
-_OURS = "tokenmeter.sender"
+SENDER = "tokenmeter.sender"
 
 
 class TaskBlock(attribute):
@@ -22,9 +22,9 @@ def put_sender(message: MutableMapping[Any, Any]) -> None:
     """Put the present attribution into what goes with a task, unless there is none: a retry is sent from nowhere."""
     sender = to_baggage()
     if sender:
-        message[_OURS] = sender
+        message[SENDER] = sender
 
 
 def find_sender(read: Callable[[str], Any]) -> Attribution:
     """The attribution in what came with a task; of who sent it with `to_headers()`, too."""
-    return from_baggage(read(_OURS) or read(BAGGAGE) or "")
+    return from_baggage(read(SENDER) or read(BAGGAGE) or "")
