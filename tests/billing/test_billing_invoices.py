@@ -5,7 +5,7 @@ import pickle
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 
 import pytest
@@ -511,6 +511,29 @@ def test_payments_in_part_and_too_much_leave_a_balance(ready):
         record_payment(ready, bill, "1", on=date(2099, 1, 1))
     with pytest.raises(ConfigurationError, match="minor units"):
         record_payment(ready, bill, "0.001")
+
+
+def test_a_payment_that_is_there_already_is_not_written_down_again_unless_it_is_said_to_be_another(ready):
+    bill = issue_invoice(ready, draft(ready))
+    record_payment(ready, bill, "2", reference="wire 7", on=bill.issued_on)
+    with pytest.raises(LedgerError, match=r"(wire 7).* is written down on INV-00001 already"):
+        record_payment(ready, bill, "2.00", reference="wire 7", on=bill.issued_on)
+    record_payment(ready, bill, "2", reference="wire 7", on=bill.issued_on - timedelta(days=1))
+    record_payment(ready, bill, "3", reference="wire 7", on=bill.issued_on)
+    record_payment(ready, bill, "2", reference="wire 8", on=bill.issued_on)
+    record_payment(ready, bill, "2", on=bill.issued_on)
+    record_payment(ready, bill, "2", on=bill.issued_on)  # two without a reference may be two
+    for _ in range(2):
+        record_payment(ready, bill, "2", reference="wire 7", on=bill.issued_on, key="another")
+    assert find_invoice(ready, "INV-00001").paid == 15
+
+
+def test_what_was_paid_and_given_back_is_credited_and_not_paid(ready):
+    bill = issue_invoice(ready, draft(ready))
+    record_payment(ready, bill, "10")
+    record_payment(ready, bill, "-10")
+    credit_invoice(ready, bill, None, "outage")
+    assert (find_invoice(ready, "INV-00001").status, find_invoice(ready, "INV-00001").balance) == ("credited", 0)
 
 
 def test_each_factor_has_its_name_and_a_line_can_be_redone(store, book, december):

@@ -6,16 +6,21 @@ import csv
 import io
 import shutil
 import subprocess
+from datetime import UTC, datetime
 from decimal import Decimal
 
 import pytest
+import time_machine
 
 from tokenmeter.billing import (
+    age_balances,
     close_period,
     credit_invoice,
     draft_invoice,
     draft_invoices,
+    draw_statement,
     export_journal,
+    find_invoice,
     invoices,
     issue_invoice,
     journal_entries,
@@ -28,6 +33,13 @@ from tokenmeter.money import add, negate, subtract, total
 
 BUYER = 'Müller & Söhne "quoted" GmbH'
 NUMBERS = {"receivable": "10000", "income": "8400", "rounding": "8401", "bank": "1200", "bad_debts": "2400"}
+
+
+@pytest.fixture(autouse=True)
+def _november():
+    """Documents are of the day on which they are made: the tests' month, whenever they run."""
+    with time_machine.travel(datetime(2026, 11, 27, 12, tzinfo=UTC), tick=True):
+        yield
 
 
 @pytest.fixture
@@ -279,3 +291,99 @@ def test_accounts_are_opened_once_in_the_files_of_one_book(booked, tmp_path):
 def test_a_name_that_a_spreadsheet_would_run_is_text(two_currencies):
     content = export_journal(two_currencies, period="2026-11", form="xero").decode()
     assert {row["*ContactName"][0] for row in csv.DictReader(io.StringIO(content))} == {"'", "A"}
+
+
+#: Names of different buyers that come to the same letters, digits and dashes.
+ALIKE = ("O'Neill", "O Neill", "o-neill", "O-Neill-2", "@@", "::", "X", "王", "X-王")
+
+
+def month_of(store, book, members, month, now):
+    for member in members:
+        book("10", member=member, at=f"{month}-10T12:00")
+    close_period(store, month, now=now)
+    for draft in draft_invoices(store, each="member", period=month):
+        issue_invoice(store, draft)
+
+
+def receivables(store, period, **accounts):
+    entries = journal_entries(store, period=period, accounts=accounts)
+    posted = ((entry.payee, one) for entry in entries for one in entry.postings)
+    return {payee: one.account for payee, one in posted if one.role == "receivable"}
+
+
+def test_no_two_names_share_an_account_and_each_keeps_its_own_whoever_comes_later(store, book, december):
+    month_of(store, book, ALIKE, "2026-10", december)
+    first = receivables(store, "2026-11")
+    assert sorted(first) == sorted(ALIKE)
+    assert len(set(first.values())) == len(ALIKE)
+
+    later = ("0'Neill", "O`Neill", *reversed(ALIKE))
+    with time_machine.travel(datetime(2027, 1, 2, tzinfo=UTC)):
+        month_of(store, book, later, "2026-11", december)
+    second = receivables(store, "2027-01")
+    assert {name: second[name] for name in ALIKE} == first
+    assert len(set(second.values())) == len(later)
+    assert receivables(store, "2026-11") == first
+
+
+def test_a_name_written_with_other_code_points_is_the_same_buyer(store, book, december):
+    month_of(store, book, ("Café", "Cafe\u0301"), "2026-11", december)
+    assert set(receivables(store, "2026-11").values()) == {"Assets:Receivable:Café"}
+
+
+def test_what_is_given_back_goes_to_the_account_that_the_line_was_booked_on(store, book, december):
+    book("10", team="search", member="ada")
+    book("5", team="search")  # on no member
+    close_period(store, "2026-11", now=december)
+    issue_invoice(store, draft_invoice(store, team="search", period="2026-11", lines_by="member"))
+    credit_invoice(store, "INV-00001", [(1, "1"), ("Goodwill", "2")], "outage")
+    for income in ("Income:{member}", {"member=ada": "Income:Ada", "default": "Income:X"}):
+        booked = journal_entries(store, period="2026-11", accounts={"income": income})
+        found = {
+            entry.kind: {one.account: one.amount for one in entry.postings if one.role == "income"} for entry in booked
+        }
+        assert found["invoice"] == {"Income:Ada": -10, "Income:X": -5}
+        assert found["credit_note"] == {"Income:Ada": 1, "Income:X": 2}
+
+
+@pytest.mark.parametrize(
+    ("paid", "recovered", "owed"),
+    [
+        (["40"], ["40"], 0),
+        (["40", "-15", "80"], ["40", "-15", "70"], -10),
+        (["120"], ["95"], -25),
+        ([], [], 0),
+    ],
+    ids=["in part", "back and forth", "too much", "nothing"],
+)
+def test_money_for_what_was_written_off_makes_the_loss_smaller_and_changes_nothing_earlier(
+    store, book, december, paid, recovered, owed
+):
+    book("100", member="ada")
+    close_period(store, "2026-11", now=december)
+    issue_invoice(store, draft_invoice(store, member="ada", period="2026-11"))
+    record_payment(store, "INV-00001", "5")
+    write_off_invoice(store, "INV-00001", "insolvent")
+    before = [one for one in journal_entries(store, period="2026-11") if one.kind != "provider_cost"]
+    for amount in paid:
+        record_payment(store, "INV-00001", amount)
+    after = [one for one in journal_entries(store, period="2026-11") if one.kind != "provider_cost"]
+    assert [one for one in after if one in before] == before
+    losses = [one.postings[0].amount for one in after if one.kind == "write_off"]
+    assert losses == [95, *(negate(Decimal(amount)) for amount in recovered)]
+    due = total(each.amount for one in after for each in one.postings if each.role == "receivable")
+    statement = draw_statement(store, member="ada", period="2026-11", basis="invoices")
+    assert due == statement.closing == find_invoice(store, "INV-00001").balance == owed
+    assert total(one.total for one in age_balances(store)) == owed
+
+
+def test_what_was_written_off_and_then_voided_leaves_nothing(store, book, december):
+    month_of(store, book, ["ada"], "2026-11", december)
+    write_off_invoice(store, "INV-00001", "insolvent")
+    void_invoice(store, "INV-00001", "never delivered")
+    sums = {}
+    for entry in journal_entries(store, period="2026-11"):
+        for posting in entry.postings if entry.kind != "provider_cost" else ():
+            sums[posting.role] = add(sums.get(posting.role, Decimal(0)), posting.amount)
+    assert set(sums.values()) == {0}
+    assert draw_statement(store, member="ada", period="2026-11", basis="invoices").closing == 0

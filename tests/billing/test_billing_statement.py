@@ -7,6 +7,7 @@ from decimal import Decimal
 import pytest
 
 from tokenmeter.billing import (
+    age_balances,
     close_period,
     credit_invoice,
     draft_invoice,
@@ -82,6 +83,33 @@ def test_documents_stand_on_the_day_they_count_for_as_in_the_journal(store, book
     ]
     after = draw_statement(store, member="ada", period="2026-11", basis="invoices")
     assert (after.opening, after.lines) == (statement.closing, ())
+
+
+def test_balances_by_age_are_those_of_the_statements_that_end_on_that_day(store, book):
+    """Whatever was issued, credited and paid since."""
+    book("10", at="2026-08-15T00:00", member="ada")
+    book("7", at="2026-09-15T00:00", member="ada")
+    for month in ("2026-08", "2026-09"):
+        close_period(store, month)
+    first = issue_invoice(store, draft_invoice(store, member="ada", period="2026-08"), on=date(2026, 9, 1))
+    issue_invoice(store, draft_invoice(store, member="ada", period="2026-09"), on=date(2026, 10, 31))
+    record_payment(store, first, "4", on=date(2026, 10, 2))
+    record_payment(store, first, "8", on=date(2026, 11, 1))
+    found = {}
+    for day in ("2026-08-31", "2026-09-30", "2026-10-01", "2026-10-02", "2026-10-31", "2026-11-01"):
+        aged = age_balances(store, as_of=day)
+        drawn = draw_statement(store, member="ada", period=day, basis="invoices")
+        assert total(one.total for one in aged) == drawn.closing
+        ages = ("not_due", "days_30", "days_60", "overpaid", "older")
+        found[day] = {age: str(getattr(one, age)) for one in aged for age in ages if getattr(one, age)}
+    assert found == {
+        "2026-08-31": {},
+        "2026-09-30": {"not_due": "10.00"},
+        "2026-10-01": {"not_due": "10.00"},  # the day on which it is due
+        "2026-10-02": {"days_30": "6.00"},
+        "2026-10-31": {"days_30": "6.00", "not_due": "7.00"},
+        "2026-11-01": {"overpaid": "-2.00", "not_due": "7.00"},
+    }
 
 
 def test_nobody_has_an_empty_statement(store):

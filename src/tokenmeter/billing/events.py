@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any, Literal
 
+from tokenmeter.money import EXACT, ZERO
+
 EventKind = Literal["payment", "credit_note", "void", "uncollectible"]
+#: What an event moves; ``recovered``: what was written off counts again, since it is paid or the invoice void.
+MovementKind = Literal[EventKind, "recovered"]
 _EVENT_TEXT: Mapping[EventKind, str] = {
     "payment": "Payment",
     "credit_note": "Credit note",
@@ -77,3 +81,37 @@ class Event:
             note=values["note"],
             key=values.get("key"),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Movement:
+    """What an event took off what was due, as things stood then; of ``recovered`` it is negative."""
+
+    event: Event
+    kind: MovementKind
+    amount: Decimal
+
+
+def movements(due: Decimal, events: Iterable[Event]) -> Iterator[Movement]:
+    """What happened to an invoice over `due`, in the order of filing: what comes later changes no earlier amount.
+
+    Money that comes for what was written off is recovered first: the account ends even, and the loss is the smaller.
+    """
+    left, lost, recovered, came = due, ZERO, ZERO, ZERO
+    for event in events:
+        back = ZERO
+        if event.kind == "payment" and lost:
+            came = EXACT.add(came, event.amount or ZERO)
+            least, most = sorted((ZERO, lost))
+            back = EXACT.subtract(min(max(came, least), most), recovered)
+        elif event.kind == "void":
+            back = EXACT.subtract(lost, recovered)
+        if back:
+            recovered, left = EXACT.add(recovered, back), EXACT.add(left, back)
+            yield Movement(event, "recovered", back.copy_negate())
+        amount = left if event.amount is None else event.amount
+        if event.kind == "uncollectible":
+            lost = amount
+        left = EXACT.subtract(left, amount)
+        if amount or event.kind == "void":
+            yield Movement(event, event.kind, amount)

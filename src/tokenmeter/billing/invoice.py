@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import date
 from decimal import Decimal
 from typing import Any, ClassVar, Literal
@@ -98,7 +98,7 @@ class Invoice(Printable):
         if "void" in kinds:
             return "void"
         if kinds and multiply(self._left, self._sign) <= 0:
-            return "paid" if "payment" in kinds else "credited"
+            return "paid" if self.paid else "credited"
         return "uncollectible" if "uncollectible" in kinds else "issued"
 
     @property
@@ -120,6 +120,12 @@ class Invoice(Printable):
     def balance(self) -> Decimal:
         """What is still to be paid; negative: what the buyer has paid too much. 0 once it is void or given up."""
         return ZERO if self.status in {"void", "uncollectible"} else self._left
+
+    def as_of(self, day: date) -> Invoice | None:
+        """The invoice as it stood on a day, by the days that what happened counts for; None before its issue."""
+        if self.issued_on is not None and self.issued_on > day:
+            return None
+        return replace(self, events=tuple(one for one in self.events if one.on <= day))
 
     @property
     def _left(self) -> Decimal:

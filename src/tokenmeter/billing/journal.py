@@ -7,16 +7,20 @@ Accounts are settings: one name, a pattern with ``{buyer}``, ``{team}``, ``{prov
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from decimal import Decimal
+from itertools import chain, count
 from unicodedata import category, normalize
 
 from tokenmeter.billing.credit_note import CreditNote
+from tokenmeter.billing.events import movements
 from tokenmeter.billing.filed import credit_notes, invoices
 from tokenmeter.billing.invoice import Invoice
-from tokenmeter.billing.period import days_of, find_closed, zone_of_books
+from tokenmeter.billing.lines import LineItem
+from tokenmeter.billing.period import closed_periods, days_of, find_closed, zone_of_books
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import EXACT, USD, ZERO, round_money
 from tokenmeter.periods import Period, parse_period
@@ -34,6 +38,12 @@ ACCOUNTS: Mapping[str, str] = {
     "accrued": "Liabilities:Accrued:{provider}",
 }
 Accounts = Mapping[str, "str | Mapping[str, str]"]
+#: What moves a receivable -> kind of its entry, role of the account against it, text where the event's would not do.
+_SETTLING = {
+    "payment": ("payment", "bank", None),
+    "uncollectible": ("write_off", "bad_debts", None),
+    "recovered": ("write_off", "bad_debts", "What was written off counts again"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,26 +99,25 @@ def journal_entries(
         ConfigurationError: an unknown role, or a pattern that names something unknown.
     """
     asked = period if isinstance(period, Period) else parse_period(period, zone_of_books(store, tz))
-    chart = AccountChart(accounts or {})
+    filed = invoices(store)
+    chart = AccountChart.of(store, accounts or {}, filed)
     first, last = days_of(asked)
-    found = [entry for entry in _all(store, chart) if first <= entry.on <= last]
+    found = [entry for entry in _all(store, filed, chart) if first <= entry.on <= last]
     return [*sorted(found, key=lambda one: one.on), *_provider_costs(store, asked, chart)]
 
 
-def _all(store: Store, chart: AccountChart) -> Iterator[JournalEntry]:
-    for invoice in invoices(store):
+def _all(store: Store, filed: Sequence[Invoice], chart: AccountChart) -> Iterator[JournalEntry]:
+    for invoice in filed:
         booked = _of_invoice(invoice, chart)
         yield booked
-        for event in invoice.events:
-            if event.kind == "payment":
-                paid = event.amount or ZERO
-                yield _settled(invoice, chart, on=event.on, amount=paid, kind="payment", role="bank", text=event.text)
-            elif event.kind == "void":
+        for moved in movements(invoice.total, invoice.events):
+            event = moved.event
+            if moved.kind == "void":
                 yield _turned(booked, event.on, "void", str(invoice.number), f"Voided: {event.note}")
-            elif event.kind == "uncollectible":
-                left = EXACT.subtract(EXACT.subtract(invoice.total, invoice.credited), invoice.paid)
-                told = {"kind": "write_off", "role": "bad_debts", "text": event.text}
-                yield _settled(invoice, chart, on=event.on, amount=left, **told)
+            elif moved.kind in _SETTLING:
+                kind, role, text = _SETTLING[moved.kind]
+                told = {"kind": kind, "role": role, "text": text or event.text}
+                yield _settled(invoice, chart, on=event.on, amount=moved.amount, **told)
     for note in credit_notes(store):
         yield _of_credit_note(note, chart)
 
@@ -118,8 +127,7 @@ def _of_invoice(invoice: Invoice, chart: AccountChart) -> JournalEntry:
     money, totals = invoice.currency, invoice.totals
     income: dict[str, Decimal] = {}
     for line in invoice.lines:
-        named = {name: value for name, value in line.group.items() if value}
-        account = chart.account("income", {**facts, **named, "provider": line.provider, "model": line.model or ""})
+        account = chart.account("income", {**facts, **_facts_of_line(line)})
         income[account] = EXACT.add(income.get(account, ZERO), line.amount)
     postings = [chart.post("receivable", facts, totals.total, money)]
     postings += [
@@ -146,11 +154,12 @@ def _of_credit_note(note: CreditNote, chart: AccountChart) -> JournalEntry:
     facts = facts_of(note.invoice)
     money = note.invoice.currency
     by_position = {line.position: line for line in note.invoice.lines}
+    nowhere = dict.fromkeys((name for line in note.invoice.lines for name in _facts_of_line(line)), "")
     income: dict[str, Decimal] = {}
     for credit in note.lines:
         line = by_position.get(credit.line or 0)
-        told = {} if line is None else {"provider": line.provider, "model": line.model or ""}
-        account = chart.account("income", {"provider": "", "model": "", **facts, **told})
+        told = {**nowhere, **facts} if line is None else {**facts, **_facts_of_line(line)}
+        account = chart.account("income", told)
         income[account] = EXACT.add(income.get(account, ZERO), credit.amount)
     postings = [chart.post("receivable", facts, note.total.copy_negate(), money)]
     postings += [Posting("income", account, amount, money) for account, amount in income.items()]
@@ -236,14 +245,48 @@ def facts_of(invoice: Invoice) -> dict[str, str]:
     return {"buyer": invoice.buyer.name, "account": invoice.account, "currency": invoice.currency, **invoice.scope}
 
 
+def _facts_of_line(line: LineItem) -> dict[str, str]:
+    group = {name: value or "" for name, value in line.group.items()}
+    return {**group, "provider": line.provider, "model": line.model or ""}
+
+
 class AccountChart:
-    """Which account a role has for given facts."""
+    """Which account a role has for given facts.
+
+    Two names never share an account that is called after them: where both come to the same part of an account's name,
+    the one that came into the ledger later gets a number behind it, in every export the same.
+    """
 
     def __init__(self, accounts: Accounts) -> None:
         for role in accounts:
             if role not in ACCOUNTS:
                 raise ConfigurationError(f"accounts: unknown role {role!r}; use {', '.join(ACCOUNTS)}.")
         self._accounts = {**ACCOUNTS, **accounts}
+        self._parts: dict[str, dict[str, str]] = defaultdict(dict)
+        self._taken: dict[str, set[str]] = defaultdict(set)
+
+    @classmethod
+    def of(cls, store: Store, accounts: Accounts, filed: Sequence[Invoice]) -> AccountChart:
+        """A chart that knows the names of the ledger's documents, in the order in which they came."""
+        chart = cls(accounts)
+        for closed in closed_periods(store):
+            for row in closed.rows:
+                chart._part("provider", row.rate.provider)
+        for invoice in filed:
+            for facts in (facts_of(invoice), *map(_facts_of_line, invoice.lines)):
+                for name, value in facts.items():
+                    chart._part(name, value)
+        return chart
+
+    def _part(self, name: str, value: str) -> str:
+        """What stands for a value in an account's name."""
+        known, taken, value = self._parts[name], self._taken[name], normalize("NFC", value)
+        if value not in known:
+            plain = _part(value)
+            numbered = (f"{plain}-{at}" for at in count(2))
+            known[value] = next(one for one in chain([plain], numbered) if one not in taken)
+            taken.add(known[value])
+        return known[value]
 
     def account(self, role: str, facts: Mapping[str, str]) -> str:
         """The account; parts that come from names keep letters, digits and dashes only."""
@@ -255,7 +298,7 @@ class AccountChart:
                 raise ConfigurationError(f"accounts.{role} has nothing for {dict(facts)!r}: add 'default'.")
             named = chosen
         try:
-            return named.format_map({name: _part(value) for name, value in facts.items()})
+            return named.format_map({name: self._part(name, value) for name, value in facts.items()})
         except (KeyError, ValueError, IndexError) as error:
             raise ConfigurationError(
                 f"accounts.{role} is {named!r}, which names something unknown ({error}); known: {', '.join(facts)}."
@@ -272,7 +315,7 @@ _BEGINS = {"Lu", "Nd"}
 
 def _part(name: str) -> str:
     """A name as a part of an account's, as beancount takes it: a capital or a digit, then letters, digits, dashes."""
-    letters = (one if _stands_in_part(one) else "-" for one in normalize("NFC", name))
+    letters = (one if _stands_in_part(one) else "-" for one in name)
     kept = re.sub("-+", "-", "".join(letters)).strip("-")
     kept = kept[:1].upper() + kept[1:]
     return kept if kept and category(kept[0]) in _BEGINS else f"X-{kept}".rstrip("-")

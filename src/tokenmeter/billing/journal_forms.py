@@ -80,11 +80,12 @@ def export_journal(
         content = write_datev(journal_entries(store, period=asked, accounts=accounts), asked, given)
     else:
         first, last = days_of(asked)
-        documents: list[Invoice | CreditNote] = [*invoices(store), *credit_notes(store)]
+        filed = invoices(store)
+        documents: list[Invoice | CreditNote] = [*filed, *credit_notes(store)]
         chosen = [one for one in documents if first <= (one.issued_on or date.min) <= last]
         chosen = [one for one in chosen if not isinstance(one, Invoice) or one.status != "void"]
         write = _xero if form == "xero" else _quickbooks
-        content = write(chosen, AccountChart(accounts or {"income": "200"}), given).encode()
+        content = write(chosen, AccountChart.of(store, accounts or {"income": "200"}, filed), given).encode()
     if given:
         raise ConfigurationError(f"{form} has no option {', '.join(given)}.")
     return content

@@ -57,8 +57,8 @@ def record_payment(
         The invoice as it then is. Paying a paid invoice again without an amount changes nothing.
 
     Raises:
-        LedgerError: a draft, void, nothing left to pay, more given back than was paid, or a key that another payment
-            was written down with.
+        LedgerError: a draft, void, nothing left to pay, more given back than was paid, a key that another payment was
+            written down with, or, without a key, a payment of that day, amount and reference that is there already.
         ConfigurationError: not an amount in whole minor units, or a day to come.
     """
     return _follow(store, invoice, payment_of(amount, on=on, reference=reference, by=by, key=key))
@@ -93,9 +93,25 @@ def payment_of(
                 f"Invoice {current.number}: {current.paid} {current.currency} was paid; {magnitude(paid)} cannot be "
                 "given back of it."
             )
-        return Event(kind="payment", at=utcnow(), by=who, on=_day(current, day), amount=paid, note=reference, key=key)
+        made = Event(kind="payment", at=utcnow(), by=who, on=_day(current, day), amount=paid, note=reference, key=key)
+        _check_not_there(current, made)
+        return made
 
     return pay
+
+
+def _check_not_there(invoice: Invoice, made: Event) -> None:
+    """Refuse what looks like a payment that was written down before, unless a key says that it is another."""
+    said = ("payment", made.on, made.amount, made.note)
+    if (
+        made.key is None
+        and made.note
+        and any((one.kind, one.on, one.amount, one.note) == said for one in invoice.events)
+    ):
+        raise LedgerError(
+            f"A payment of {made.amount} {invoice.currency} on {made.on} ({made.note}) is written down on "
+            f"{invoice.number} already; if this is another one, give it a reference or a key (--key) of its own."
+        )
 
 
 def _check_same_payment(

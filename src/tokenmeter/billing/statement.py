@@ -8,6 +8,7 @@ from datetime import date, datetime
 from decimal import Decimal
 from typing import Any, ClassVar, Literal, Unpack
 
+from tokenmeter.billing.events import movements
 from tokenmeter.billing.filed import invoices
 from tokenmeter.billing.forms import Printable
 from tokenmeter.billing.invoice import Invoice, party_lines
@@ -20,7 +21,7 @@ from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import utcnow
 from tokenmeter.money import EXACT, USD, ZERO, round_money, total
-from tokenmeter.periods import CALENDAR_UNITS, CalendarUnit, Period, buckets, parse_day, parse_period
+from tokenmeter.periods import CALENDAR_UNITS, CalendarUnit, Period, buckets, parse_day, parse_period, zone
 from tokenmeter.stores.base import EntryFilter, Store
 
 Basis = Literal["usage", "invoices"]
@@ -163,7 +164,7 @@ def _day_of(label: str) -> date | str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Movement:
+class _BalanceChange:
     on: date
     filed_at: datetime
     currency: str
@@ -273,27 +274,27 @@ def _by_invoices(store: Store, scope: Mapping[str, str], period: Period) -> Stat
     return replace(_blank(scope, period, "invoices"), **_summed(opening, lines), currency=currency)
 
 
-def _movements(store: Store, scope: Mapping[str, str]) -> list[_Movement]:
+def _movements(store: Store, scope: Mapping[str, str]) -> list[_BalanceChange]:
     """What moved the account's balance, by the day it counts for, as in the journal; within a day as it was filed."""
-    moved: list[_Movement] = []
+    moved: list[_BalanceChange] = []
     for invoice in invoices(store, lines=False):
         if invoice.scope == scope:
             moved += _moved_by(invoice)
     return sorted(moved, key=lambda one: (one.on, one.filed_at))
 
 
-def _moved_by(invoice: Invoice) -> Iterator[_Movement]:
+def _moved_by(invoice: Invoice) -> Iterator[_BalanceChange]:
     assert invoice.document is not None  # noqa: S101 - it was read from one
     what = f"{invoice.title} {invoice.number} for {invoice.period.label}"
     filed = invoice.document.recorded_at
-    yield _Movement(invoice.issued_on or filed.date(), filed, invoice.currency, what, invoice.total)
-    left = invoice.total
-    for event in invoice.events:
-        amount = left if event.amount is None else event.amount
-        left = EXACT.subtract(left, amount)
-        if amount:
-            text = f"{event.name} on {invoice.number}{f': {event.note}' if event.note else ''}"
-            yield _Movement(event.on, event.at, invoice.currency, text, amount.copy_negate())
+    yield _BalanceChange(invoice.issued_on or filed.date(), filed, invoice.currency, what, invoice.total)
+    for moved in movements(invoice.total, invoice.events):
+        event, why = moved.event, f": {moved.event.note}" if moved.event.note else ""
+        text = f"{event.name} on {invoice.number}{why}"
+        if moved.kind == "recovered":
+            text = f"Written off on {invoice.number}, counts again"
+        if moved.amount:
+            yield _BalanceChange(event.on, event.at, invoice.currency, text, moved.amount.copy_negate())
 
 
 def _blank(scope: Mapping[str, str], period: Period, basis: Basis) -> Statement:
@@ -353,13 +354,16 @@ def age_balances(store: Store, *, as_of: date | str | None = None) -> list[AgedB
 
     Args:
         store: The ledger.
-        as_of: On which day; default: today. Payments written down since then count all the same.
+        as_of: On which day; default: today where each invoice was issued. What counts for a later day is left out, so
+            that the balances are those of the statements that end on it.
     """
-    day = parse_day(as_of) or utcnow().date()
+    asked = parse_day(as_of)
     found: dict[tuple[str, str, str], AgedBalance] = {}
-    for invoice in invoices(store, lines=False):
-        if not invoice.balance:
+    for issued in invoices(store, lines=False):
+        invoice = issued if asked is None else issued.as_of(asked)
+        if invoice is None or not invoice.balance:
             continue
+        day = asked or utcnow().astimezone(zone(invoice.period.tz)).date()
         key = invoice.buyer.name, invoice.account, invoice.currency
         known = found.get(key) or AgedBalance(buyer=key[0], account=key[1], currency=key[2])
         age = _age(invoice, day)

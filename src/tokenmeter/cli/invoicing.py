@@ -287,11 +287,12 @@ def paid(
     *,
     note: Annotated[str | None, typer.Option("--note", help="The payment's reference.")] = None,
     on: Day = None,
+    key: Annotated[str | None, typer.Option("--key", help="Identity of this payment: one key pays once.")] = None,
     actor: Actor = None,
 ) -> None:
     """Note that an invoice has been paid, in part or in full."""
     with frame.ledger() as opened:
-        _show(frame, record_payment(opened, number, amount, on=on, reference=note, by=actor))
+        _show(frame, record_payment(opened, number, amount, on=on, reference=note, by=actor, key=key))
 
 
 @command(invoice_app, "void")
