@@ -270,7 +270,6 @@ class _Forgetful:
     """A store that only counts, so that memory can be told to be capture's."""
 
     url = "memory:"
-    left_since = None
     hears_late = False
 
     def __init__(self):

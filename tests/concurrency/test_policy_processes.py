@@ -1,8 +1,13 @@
 """Budgets over processes: one declares, all obey; prepaid credit is drained to exactly zero."""
 
+import signal
+import time
+from dataclasses import replace
+
 import pytest
 
 from tokenmeter.budgets import Budget
+from tokenmeter.ledger import new_id
 from tokenmeter.meter import Meter
 from tokenmeter.pricing import PriceList, Pricer
 from tokenmeter.stores import open_store
@@ -116,5 +121,40 @@ def test_what_others_spend_while_a_budget_is_set_is_in_its_counter(store_url, ru
     said = run_processes(3, PROGRAM + MIDWAY, store_url, "()", tmp_path)
     meter = read(store_url)
     assert [one.spent for one in meter.remaining()] == [sum(map(int, said))]
+    assert meter.audit_budgets() == ()
+    meter.close()
+
+
+KILLED = """
+def spend(times):
+    for _ in range(times):
+        assert meter.settle(meter.authorize(call), answered) is not None
+
+spend(2)
+meter.flush()
+Path(sys.argv[4], "ready").touch()
+while not Path(sys.argv[4], "go on").exists():
+    time.sleep(0.01)
+spend(3)
+os.kill(os.getpid(), 9)
+"""
+
+
+@SHARED
+def test_a_process_that_is_killed_leaves_the_counter_of_a_budget_that_was_just_set_right(
+    store_url, start_process, tmp_path
+):
+    killed = start_process(PROGRAM + KILLED, store_url, 1, "()", tmp_path)
+    while not (tmp_path / "ready").exists():
+        assert killed.poll() is None, killed.communicate()
+        time.sleep(0.01)
+    meter = read(store_url)
+    meter.budgets.set(Budget(member="*", limit_requests=10**6, period="month", name="each"))
+    entry = next(meter.store.entries())
+    meter.post(replace(entry, entry_id=new_id()))
+    (tmp_path / "go on").touch()
+    assert killed.wait() == -signal.SIGKILL
+    meter.flush()
+    assert [one.spent for one in meter.remaining()] == [6]
     assert meter.audit_budgets() == ()
     meter.close()

@@ -494,6 +494,14 @@ class TestSums:
             store.settle(make_entry(occurred_at=edge))
         assert [(a.bucket, a.requests) for a in store.aggregate(edges, [])] == [(0, 1), (1, 1), (2, 1)]
 
+    @pytest.mark.parametrize("by", [[], ["sku_meter"], ["tag:job"]], ids=["totals", "meters", "entries"])
+    def test_a_question_about_all_time_finds_the_oldest_and_the_newest_month(self, store, make_entry, by):
+        ages = [datetime(1970, 1, 1, tzinfo=UTC), datetime(8999, 12, 31, 23, tzinfo=UTC)]
+        assert store.aggregate(ages, by) == []
+        for when in (ages[0], datetime(2026, 11, 23, 12, 30, tzinfo=UTC), ages[1] - timedelta(minutes=1)):
+            store.settle(make_entry(occurred_at=when))
+        assert {a.requests for a in store.aggregate(ages, by)} == {3}
+
     @pytest.mark.parametrize("boundaries", [0, 1, 2, 3])
     def test_impossible_boundaries_are_refused(self, store, noon, boundaries):
         impossible = [[], [noon], [noon, noon - DAY], [noon.replace(tzinfo=None), noon]][boundaries]

@@ -120,7 +120,7 @@ class Budgets(Registry):
         self._ceilings = Ceilings()
         self._asked = AskedLimits()
         self._openings = Openings(store, pricer, fault)
-        self.missed = MissedBudgets(store, pricer, fault, self._read)
+        self.missed = MissedBudgets(store, pricer, fault, read=self._read, in_force=lambda: self._state)
         #: Whether streams have holds without claims.
         self.keeps_open_calls: bool = getattr(getattr(store, "journal", None), "keeps_open_calls", False)
 

@@ -106,12 +106,13 @@ class Policy:
         return next((one for one in reversed(self.changes.get(name, ())) if one.source == source), None)
 
 
-def read_policy(store: Store, before: Policy | None = None) -> Policy:
+def read_policy(store: Store, before: Policy | None = None, *, until: int | None = None) -> Policy:
     """Read the ledger's definitions and grants.
 
     Args:
         store: The ledger.
         before: What was read before: only what was filed since is read.
+        until: Position of the last document that is read; None = all.
 
     Raises:
         StoreUnavailableError: they cannot be read.
@@ -121,6 +122,8 @@ def read_policy(store: Store, before: Policy | None = None) -> Policy:
     changes, grants, names = dict(before.changes), dict(before.grants), dict(before.names)
     position, revision = before.position, before.revision
     for document in store.documents(DocumentQuery(kind=KIND, after=position)):
+        if until is not None and document.position > until:
+            break
         body, position = _body(document), document.position
         if body["what"] == "grant":
             grant = grant_of(document, body)

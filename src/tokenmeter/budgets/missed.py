@@ -1,6 +1,7 @@
-"""Budgets of which a process did not know while it recorded calls: it counts those in when it hears of them.
+"""Budgets of which a process did not know while it recorded calls.
 
-Such calls are in the ledger, and in no counter where somebody else had opened it before they arrived there.
+Such calls are in the ledger, and in no counter where somebody else had opened it before they arrived there. A process
+counts them in when it hears of a budget; a store to which they come later has whoever brings them count them in.
 """
 
 from __future__ import annotations
@@ -8,15 +9,16 @@ from __future__ import annotations
 import atexit
 import logging
 import weakref
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 
 from tokenmeter.budgets.counting import tally
-from tokenmeter.budgets.definitions import InForce
+from tokenmeter.budgets.definitions import InForce, Policy, read_policy
 from tokenmeter.budgets.holds import Fault
 from tokenmeter.budgets.matching import Cap, scope_text
+from tokenmeter.budgets.status import aliases_in_use
 from tokenmeter.budgets.windows import microseconds
-from tokenmeter.errors import StoreBusyError
+from tokenmeter.errors import StoreBusyError, StoreError
 from tokenmeter.ledger import CounterKey
 from tokenmeter.pricing import Pricer
 from tokenmeter.stores.base import Store
@@ -38,13 +40,23 @@ class MissedBudgets:
         pricer: For tokens whose price is not known.
         fault: Told of what must not reach a caller.
         read: Reads what is in force, and tells `learn`.
+        in_force: By what this process counts at this moment.
     """
 
-    def __init__(self, store: Store, pricer: Pricer, fault: Fault, read: Callable[[], object]) -> None:
-        self._store, self._pricer, self._fault, self._read = store, pricer, fault, read
-        self._left_since = store.left_since
+    def __init__(
+        self,
+        store: Store,
+        pricer: Pricer,
+        fault: Fault,
+        *,
+        read: Callable[[], object],
+        in_force: Callable[[], InForce],
+    ) -> None:
+        self._store, self._pricer, self._fault, self._read, self._in_force = store, pricer, fault, read, in_force
         self._missed: dict[tuple[str, str], tuple[Cap, Mapping[str, str]]] = {}
         self._has_recorded = False
+        self._then = Policy()
+        store.policy = self
 
     def __bool__(self) -> bool:
         return bool(self._missed)
@@ -59,13 +71,8 @@ class MissedBudgets:
     def learn(self, before: InForce, now: InForce) -> None:
         """Other budgets are in force than before."""
         if before.generation is None:
-            since, self._left_since = self._left_since, None
-            if since is not None:  # another process left entries here that it cannot count in any more
-                self._miss(cap for cap in now.caps.values() if cap.counted_since_us > since)
             return
-        for key, name in (now.names or {}).items():
-            if (before.names or {}).get(key) != name:  # what it spent under its other names counts in those of this one
-                self._miss((cap for cap in now.caps.values() if cap.budget.api_key == name), api_key=key)
+        self._miss(_renamed(before, now))
         if self._has_recorded:
             self.compare(before, now)
             self.count_in()
@@ -73,13 +80,47 @@ class MissedBudgets:
     def compare(self, before: InForce, now: InForce) -> None:
         """Something was recorded by what was in force before; `count_in` is to see to the rest."""
         if before is not now:
-            self._miss(cap for name, cap in now.caps.items() if name not in before.caps)
+            self._miss(_added(before, now))
 
-    def _miss(self, caps: Iterable[Cap], **exact: str) -> None:
-        for cap in caps:
+    def _miss(self, found: Iterable[tuple[Cap, Mapping[str, str]]]) -> None:
+        for cap, scope in found:
             if cap.counts:
-                scope = {**cap.budget.scope, **exact}
                 self._missed[cap.counter_name, scope_text(scope)] = cap, scope
+
+    # -- for the store: see `PolicyReader`
+
+    @property
+    def heard(self) -> int:
+        """Position of the last document of budgets by which this process counts."""
+        return self._in_force().policy.position
+
+    def due(self, heard: int, moments: Collection[int]) -> Due:
+        """What the counters should hold of the budgets that came after the document at `heard`.
+
+        Raises:
+            StoreUnavailableError: the ledger cannot be read.
+        """
+        try:
+            then = read_policy(self._store, self._then if self._then.position <= heard else None, until=heard)
+            now = read_policy(self._store, then)
+            self._then = then
+            before, after = self._prepare(then), self._prepare(now)
+            found: dict[CounterKey, tuple[int, int | None]] = {}
+            for cap, scope in (*_renamed(before, after), *_added(before, after)):
+                for start, end in {span for moment in moments for span in cap.spans(moment)} if cap.counts else ():
+                    found |= _due(cap, scope, start, end, store=self._store, pricer=self._pricer)
+        except StoreError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the entries come into the ledger; `tokenmeter audit` finds the difference
+            self._fault("count calls into a new budget", error)
+            return {}
+        return found
+
+    def _prepare(self, policy: Policy) -> InForce:
+        def aliases(policy: Policy) -> Mapping[str, str]:
+            return aliases_in_use(self._store, policy.names)
+
+        return InForce.of(policy, policy.in_force(), generation=None, applied=True, aliases=aliases)
 
     def count_in(self) -> None:
         """Count in what is missed. Never raises."""
@@ -105,6 +146,29 @@ class MissedBudgets:
             self.count_in()
         except Exception as error:  # noqa: BLE001 - the entries are recorded
             log.info("Whether there are new budgets could not be asked: %s", error)
+
+
+def _added(before: InForce, now: InForce) -> Iterator[tuple[Cap, Mapping[str, str]]]:
+    """Limits that were not in force before, each with its scope."""
+    for name, cap in now.caps.items():
+        if name not in before.caps:
+            keys = _keys_called(cap.budget.api_key, now)
+            yield from ((cap, {**cap.budget.scope, "api_key": key}) for key in keys)
+            if not keys:
+                yield cap, cap.budget.scope
+
+
+def _renamed(before: InForce, now: InForce) -> Iterator[tuple[Cap, Mapping[str, str]]]:
+    """Limits of names that keys were given: what a key spent under its other names counts there, too."""
+    for cap in now.caps.values():
+        for key in _keys_called(cap.budget.api_key, now):
+            if (before.names or {}).get(key) != cap.budget.api_key:
+                yield cap, {**cap.budget.scope, "api_key": key}
+
+
+def _keys_called(name: str | None, now: InForce) -> list[str]:
+    """Fingerprints of the keys of that name: all that such a key spent counts, however it was called then."""
+    return [key for key, called in (now.names or {}).items() if called == name]
 
 
 def count_in(

@@ -28,7 +28,7 @@ from tokenmeter.ledger import CounterKey, Entry
 from tokenmeter.pricing import Pricer
 from tokenmeter.reports import Query, Row, read_report
 from tokenmeter.serving.access import AccessScope
-from tokenmeter.stores.base import Aggregate, Counter, Crossing, EntryFilter, Health, Store
+from tokenmeter.stores.base import Aggregate, Counter, Crossing, EntryFilter, Health, PolicyReader, Store
 from tokenmeter.stores.documents import ERASURE, Document, DocumentQuery
 from tokenmeter.stores.engine import matches
 from tokenmeter.stores.sketch import Latencies
@@ -315,7 +315,7 @@ class Lens:
         return self._store.now()
 
     hears_late = False
-    left_since: int | None = None
+    policy: PolicyReader | None = None
 
     def generation(self, *, ask: bool = False) -> int:
         """Changes with the ledger's."""

@@ -6,7 +6,7 @@ Stores know entries, holds and counters; what a budget means is not their busine
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from decimal import Decimal
@@ -268,6 +268,24 @@ class Archives(Protocol):
         ...
 
 
+class PolicyReader(Protocol):
+    """What a store knows of budgets."""
+
+    @property
+    def heard(self) -> int:
+        """Position of the last document of budgets by which this process counts; 0 = it has read none."""
+        ...
+
+    def due(self, heard: int, moments: Collection[int]) -> Mapping[CounterKey, tuple[int, int | None]]:
+        """What counters should hold that may have missed entries: their settled amount, and the end of their window.
+
+        Args:
+            heard: By what those entries were counted, the least.
+            moments: When they occurred, in microseconds since the epoch.
+        """
+        ...
+
+
 @runtime_checkable
 class Store(Protocol):
     """An append-only ledger with atomic holds. Safe for threads and, where files or servers are shared, processes.
@@ -289,9 +307,9 @@ class Store(Protocol):
 
     #: Whether what others file of budgets is known here after a while only; see `generation`.
     hears_late: bool
-    #: When the first of the entries was recorded that another process left on this host, unsent, before the store was
-    #: opened; in microseconds since the epoch. It may not have known of today's budgets. None = there are none.
-    left_since: int | None
+    #: By what this process counts, if it counts; set by who does. Asked where entries come into the ledger later than
+    #: they were recorded: whoever recorded them may not have heard of today's budgets, and may have ended.
+    policy: PolicyReader | None
 
     def settle(
         self,

@@ -31,7 +31,7 @@ from tokenmeter.stores.fold import MICRO, NANO, TYPED, AccountFacts, measured
 from tokenmeter.stores.packing import Stretch, is_many, read_packed
 from tokenmeter.stores.record import compact_json
 from tokenmeter.stores.sketch import Latencies
-from tokenmeter.stores.slots import Term, slots, terms
+from tokenmeter.stores.slots import Level, Term, is_slot, slots, terms
 from tokenmeter.usage import Quantity
 
 _COSTS = ("list_micro", "list_pico", "contracted_micro", "contracted_pico", "billed_micro", "billed_pico")
@@ -44,6 +44,8 @@ _BY_METER = ", ".join(f"sum({name})" for name in ("n", *_MARKS, "quantity", "nan
 _FEW_TERMS = 4
 #: Accounts whose sums are looked up one by one, unless they are more than one of so many: then all rows are read.
 _FEW_ACCOUNTS, _ONE_OF = 1_000, 4
+#: A question about more months is about all time: only those of the ledger are looked for.
+_MANY_MONTHS = 120
 
 Group = tuple[str | None, ...]
 
@@ -232,6 +234,19 @@ class _Grouping:
         digest = self._tags[tags].get(name.removeprefix("tag:"))
         return None if digest is None else self._look_up(bytes.fromhex(digest), "digest")
 
+    def _slots(self, term: Term) -> range:
+        """The slots of `term`; of all time, those months between the first and the last that the ledger has."""
+        wanted = slots(term)
+        if term.level is not Level.MONTH or len(wanted) <= _MANY_MONTHS:
+            return wanted
+        first, last = self._connection.execute(
+            "SELECT (SELECT min(slot) FROM sums WHERE level = ?), (SELECT max(slot) FROM sums WHERE level = ?)",
+            (Level.MONTH, Level.MONTH),
+        ).fetchone()
+        if not (is_slot(Level.MONTH, first) and is_slot(Level.MONTH, last)):
+            return wanted if first is not None else range(0)
+        return range(max(wanted.start, first), min(wanted.stop, last + 1))
+
 
 class _Summing(_Grouping):
     """One report.
@@ -270,7 +285,7 @@ class _Summing(_Grouping):
                     loose.append((bucket, term))
                 else:
                     place = term.sign * (bucket + 1)
-                    kept += [(place, term.level, slot) for slot in slots(term)]
+                    kept += [(place, term.level, slot) for slot in self._slots(term)]
         if kept and self._cells:
             self._add_kept(kept)
         for archived in self._archived(loose):
@@ -473,7 +488,7 @@ class _Timing(_Grouping):
                     loose.append((bucket, term))
                 else:
                     place = term.sign * (bucket + 1)
-                    kept += [(place, term.level, slot) for slot in slots(term)]
+                    kept += [(place, term.level, slot) for slot in self._slots(term)]
         if kept and self._cells:
             self._add_kept(compact_json(kept))
         for archived in self._archived(loose):

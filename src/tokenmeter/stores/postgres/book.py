@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import threading
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from functools import partial
@@ -15,6 +16,7 @@ from pydantic_core import to_json
 
 from tokenmeter.errors import ConfigurationError, StoreBusyError, StoreError, StoreUnavailableError
 from tokenmeter.ledger import CounterKey, ThresholdCrossing
+from tokenmeter.stores.base import PolicyReader
 from tokenmeter.stores.book import ENTRY_COLUMNS, SUM_COLUMNS, Folding, FoldingBook, RepeatedError, sum_rows
 from tokenmeter.stores.documents import told_of_move
 from tokenmeter.stores.effects import Standing
@@ -37,6 +39,8 @@ _ALONE = "SELECT pg_advisory_xact_lock('ledger'::regclass::oid::bigint)"
 _WAITS = 3
 #: Rows from which on they are sent by COPY.
 _COPY_FROM = 200
+_OCCURRED_AT = ENTRY_COLUMNS.index("occurred_at")
+_HEARD = re.compile(rb'\{"heard":(\d+)')
 _COLUMNS = {table: tuple(columns.split(", ")) for table, columns in SUM_COLUMNS.items()} | {
     "entries": ENTRY_COLUMNS[:-1]
 }
@@ -61,6 +65,7 @@ class PostgresBook(FoldingBook):
         settled: Where counters stand, as this process last heard, its own postings added.
         told: Thresholds that were crossed, as far as this process knows.
         late: Crossings that are to be reported.
+        policy: By what programs count; see `Store.policy`.
     """
 
     engine = ENGINE
@@ -73,6 +78,7 @@ class PostgresBook(FoldingBook):
         self.settled: dict[CounterKey, int] = {}
         self.told: set[tuple[CounterKey, int]] = set()
         self.late: list[ThresholdCrossing] = []
+        self.policy: PolicyReader | None = None
         self._waited = 0
         self.after_fork_in_child()
 
@@ -237,9 +243,17 @@ class PostgresBook(FoldingBook):
         """Rows of one statement."""
         return self.run(lambda rows: rows.execute(statement, values).fetchall())
 
+    def within(self, rows: ServerRows, count: Callable[[], T]) -> T:
+        """Run `count`: what it reads of the ledger, it reads in the transaction of `rows`."""
+        self._correcting.rows = rows
+        try:
+            return count()
+        finally:
+            self._correcting.rows = None
+
     @property
     def _within(self) -> ServerRows | None:
-        """The transaction of `correct_counters` that this thread is in: what it reads meanwhile, it reads there."""
+        """The transaction in which this thread counts; see `within`."""
         return getattr(self._correcting, "rows", None)
 
     def correct_counters(self, count: Callable[[], Mapping[CounterKey, tuple[int, int | None]]]) -> None:
@@ -251,11 +265,12 @@ class PostgresBook(FoldingBook):
         head = rows.execute("SELECT begin_fold(?)", (self.identity,)).fetchall()[0][0]
         if head["moved"]:
             raise StoreUnavailableError(told_of_move(head["moved"]))
-        self._correcting.rows = rows
-        try:
-            due = count()
-        finally:
-            self._correcting.rows = None
+        due = self.within(rows, count)
+        self.put_right(rows, due, head["seq"])
+        self.settled.update((key, amount) for key, (amount, _) in due.items())
+
+    def put_right(self, rows: ServerRows, due: Mapping[CounterKey, tuple[int, int | None]], seq: int) -> None:
+        """Have counters say what they should, within a fold's transaction; `seq` is where the ledger stands."""
         wanted = json_text([parts(key) for key in due])
         standing = {
             CounterKey(*place): int(settled)
@@ -271,9 +286,8 @@ class PostgresBook(FoldingBook):
             if amount != standing.get(key, 0)
         ]
         if posts:
-            batch = {"host": self.identity.hex(), "seq": head["seq"], "staged": False, "posts": posts}
+            batch = {"host": self.identity.hex(), "seq": seq, "staged": False, "posts": posts}
             rows.execute("SELECT fold(?)", (json_text(batch | dict.fromkeys(_NO_ENTRIES, ())),)).fetchall()
-        self.settled.update((key, amount) for key, (amount, _) in due.items())
 
     def cross(
         self, entry_id: str, at: int, reached: Sequence[tuple[CounterKey, Sequence[int]]]
@@ -405,8 +419,9 @@ class _Folding(Folding):
     """See `Folding`.
 
     Here the effects of a frame say more: ``needed`` (the record is taken only while that hold is open), ``alert`` (the
-    thresholds of each posting), ``lease`` (the epoch of the leases that a hold was made from) and ``seek`` (an entry of
-    this identity may be there; indices keep it from coming twice within a month only).
+    thresholds of each posting), ``lease`` (the epoch of the leases that a hold was made from), ``seek`` (an entry of
+    this identity may be there; indices keep it from coming twice within a month only) and ``heard`` (the position of
+    the last document of budgets that was known where the entry was recorded; without it, none).
 
     Attributes:
         reached: Where the counters stand that were posted to.
@@ -430,6 +445,7 @@ class _Folding(Folding):
         self.reached: dict[CounterKey, int] = {}
         self.seen: list[ThresholdCrossing] = []
         self.crossed: list[ThresholdCrossing] = []
+        self._heard: dict[int, list[int]] = {}
         head = connection.execute("SELECT begin_fold(?)", (self._book.identity,)).fetchall()[0][0]
         if head["moved"]:
             raise StoreUnavailableError(told_of_move(head["moved"]))
@@ -471,12 +487,15 @@ class _Folding(Folding):
 
     def take(self, connection: ServerRows, record: bytes, effects: bytes) -> None:
         """See `Folding`. An identity that may be there already is looked for in every month."""
-        careful = self._careful
+        careful, taken = self._careful, len(self._rows)
         self._careful = careful or b'"seek":' in effects
         try:
             super().take(connection, record, effects)
         finally:
             self._careful = careful
+        if len(self._rows) > taken:
+            heard = _HEARD.match(effects)
+            self._heard.setdefault(int(heard[1]) if heard else 0, []).append(self._rows[-1][_OCCURRED_AT])
 
     def affect(self, effects: Mapping[str, Any], record: bytes, values: Mapping[str, Any], *, counted: bool) -> None:
         """See `Folding`."""
@@ -526,10 +545,24 @@ class _Folding(Folding):
                 table: [dict(zip(_COLUMNS[table], map(_told, row), strict=True)) for row in some]
                 for table, some in rows.items()
             }
-        moved = connection.execute("SELECT fold(?)", (json_text(told),)).fetchall()[0][0]
+        moved, newest = connection.execute(
+            "SELECT fold(?), (SELECT max(position) FROM documents WHERE kind = 'budget')", (json_text(told),)
+        ).fetchall()[0]
         for budget, scope, start, settled in moved:
             self.reached[CounterKey(budget, scope, start)] = int(settled)
         self._cross(connection)
+        self._count_unheard(connection, newest or 0)
+
+    def _count_unheard(self, connection: ServerRows, newest: int) -> None:
+        """Count entries into the budgets of which those who recorded them had not heard; they may have ended since."""
+        book, late = self._server, {heard: moments for heard, moments in self._heard.items() if heard < newest}
+        if not late or book.policy is None:
+            return
+        moments = {moment for some in late.values() for moment in some}
+        due = book.within(connection, partial(book.policy.due, min(late), moments))
+        if due:
+            book.put_right(connection, due, self._seq)
+            self.reached.update((key, amount) for key, (amount, _) in due.items())
 
     def _stage(self, connection: ServerRows, rows: Mapping[str, Sequence[Sequence[Any]]]) -> bool:
         """Send many rows by COPY; False where they are few, or where a pooler would hand the session to others."""

@@ -171,7 +171,14 @@ class ServerJournal(Writer):
             StoreUnavailableError: it cannot be written anywhere.
         """
         self._check(generation)
-        self._write_framed(frame(record, effects))
+        self._write_framed(frame(record, self._with_heard(effects) if b'"record":"entry"' in record[:40] else effects))
+
+    def _with_heard(self, effects: bytes) -> bytes:
+        """The effects of an entry with what of budgets it is counted by, which may be old when the server has it."""
+        policy = self._server.policy
+        if policy is None or not (heard := policy.heard):
+            return effects
+        return b'{"heard":%d,%b' % (heard, effects[1:]) if effects else b'{"heard":%d}' % heard
 
     def _check(self, generation: int | None) -> None:
         if generation is not None and generation != self.generation:
@@ -319,7 +326,8 @@ class ServerJournal(Writer):
             fresh.append(new)
             if new:
                 known |= {entry.entry_id} | ({key} if key is not None else set())
-                framed.append(frame(record, _effects(postings, None, seek=entry.entry_id in asked)))
+                effects = _effects(postings, None, seek=entry.entry_id in asked)
+                framed.append(frame(record, self._with_heard(effects)))
         if framed:
             self._written.update(entry.entry_id for entry, _ in batch if is_own(entry.entry_id))
             self._write_framed(b"".join(framed))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import json
 import logging
 import time
 import weakref
@@ -24,6 +23,7 @@ from tokenmeter.stores.base import (
     Counter,
     Fault,
     Health,
+    PolicyReader,
     Settlement,
     SumsDifference,
     Verification,
@@ -77,10 +77,17 @@ class PostgresStore(BookStore[PostgresBook]):
         self.journal = ServerJournal(self._book, self._send, most_bytes=self.address.spool_bytes)
         self._budgets: int | None = None
         _STORES.add(self)
-        self.left_since: int | None = None
         if self._may_write and self._book.waiting() and segments(self._spool.path):
-            self.left_since = self._first_unsent()
             self.journal.wake()
+
+    @property
+    def policy(self) -> PolicyReader | None:
+        """See `Store.policy`."""
+        return self._book.policy
+
+    @policy.setter
+    def policy(self, reader: PolicyReader | None) -> None:
+        self._book.policy = reader
 
     def after_fork_in_child(self) -> None:
         """See `ServerJournal.after_fork_in_child`."""
@@ -268,14 +275,6 @@ class PostgresStore(BookStore[PostgresBook]):
             for _, record, _ in frames(segment_path(path, number), reached(number)):
                 if b'"record":"entry"' in record[:40]:
                     yield record
-
-    def _first_unsent(self) -> int | None:
-        """See `Store.left_since`."""
-        places: dict[int, int] = {}
-        with contextlib.suppress(StoreError):
-            places.update(self._places())
-        record = next(self._unsent(lambda number: places.get(number, 0)), None)
-        return None if record is None else int(json.loads(record)["recorded_at"])
 
     # -- reading
 

@@ -22,6 +22,7 @@ from tokenmeter.stores.base import (
     Counter,
     EntryFilter,
     Health,
+    PolicyReader,
     Settlement,
 )
 from tokenmeter.stores.direct import DirectJournal, Transaction
@@ -67,7 +68,7 @@ class SQLiteStore(BookStore[SQLiteBook]):
         SchemaVersionError: a newer release wrote it.
     """
 
-    left_since: int | None = None
+    policy: PolicyReader | None = None
 
     def __init__(self, path: Path, *, patience: float = PATIENCE) -> None:
         super().__init__(SQLiteBook(path, patience=patience))
