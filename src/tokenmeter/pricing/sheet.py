@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 from tokenmeter.call import RequestFacts
 from tokenmeter.dimensions import INPUT_METERS, OUTPUT_METERS, unit_of
@@ -21,14 +21,6 @@ from tokenmeter.pricing.card import Circumstances, Quote, RateCard
 from tokenmeter.pricing.price import Terms
 from tokenmeter.pricing.price_list import ListedModel
 from tokenmeter.usage import Consumption, Quantity, Usage
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-    from datetime import datetime
-
-    from tokenmeter.pricing.price import Terms
-    from tokenmeter.pricing.price_list import ListedModel
-
 
 _NO_FLAGS: frozenset[str] = frozenset()
 

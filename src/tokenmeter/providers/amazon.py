@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from tokenmeter.money import total
-from tokenmeter.providers.wire import JSON, Reading, Shape, count, entries, put, said_by
+from tokenmeter.providers.readings import Reading, Shape, put, said_by
+from tokenmeter.providers.wire import JSON, count, entries
 from tokenmeter.usage import Quantity, Usage
 
 

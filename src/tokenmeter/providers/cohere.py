@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tokenmeter.providers.wire import JSON, Reading, Shape, count, has_unknown, part, put, said_by
+from tokenmeter.providers.readings import Reading, Shape, has_unknown, put, said_by
+from tokenmeter.providers.wire import JSON, count, part
 from tokenmeter.usage import Quantity, Usage
 
 #: Units that are billed beside tokens: queries of a reranking, pictures of an embedding (of newer models their tokens).

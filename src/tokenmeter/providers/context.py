@@ -13,18 +13,8 @@ from tokenmeter.dimensions import INPUT_METERS, OUTPUT_METERS
 from tokenmeter.money import EXACT, MOST_DOLLARS, ONE, ZERO
 from tokenmeter.providers.hosts import host_of
 from tokenmeter.providers.prompts import input_tokens, tokens_of
-from tokenmeter.providers.wire import (
-    BOTH_SIDES,
-    JSON,
-    LONGEST_NAME,
-    NO_FLAGS,
-    Reading,
-    amount,
-    is_object,
-    put,
-    section,
-    text,
-)
+from tokenmeter.providers.readings import BOTH_SIDES, NO_FLAGS, Reading, put
+from tokenmeter.providers.wire import JSON, LONGEST_NAME, amount, is_object, section, text
 from tokenmeter.usage import Consumption, Observation, SuppliedCost, Usage
 
 if TYPE_CHECKING:

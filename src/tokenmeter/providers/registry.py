@@ -17,7 +17,7 @@ from tokenmeter.usage import Observation
 
 if TYPE_CHECKING:
     from tokenmeter.providers.base import Dialect
-    from tokenmeter.providers.wire import Reading, Shape
+    from tokenmeter.providers.readings import Reading, Shape
 
 
 #: The rooms with a wire format. Where a body would fit several, the first one reads it; the first one's format is also

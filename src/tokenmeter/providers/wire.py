@@ -1,7 +1,4 @@
-"""Values as they come off the wire: SDK objects to plain JSON, counts to int, amounts to exact Decimal.
-
-And what every format of a usage object is read into, and by what keys a format is known.
-"""
+"""Values as they come off the wire: SDK objects to plain JSON, counts to int, amounts to exact Decimal."""
 
 from __future__ import annotations
 
@@ -9,14 +6,10 @@ import base64
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal, InvalidOperation
 from enum import Enum
 from typing import Any, NamedTuple, TypeGuard, cast
-
-from tokenmeter.money import add
-from tokenmeter.usage import Quantity, Usage
 
 #: A decoded JSON object.
 JSON = Mapping[str, Any]
@@ -150,27 +143,35 @@ def latest(before: JSON, after: JSON) -> dict[str, Any]:
 
 
 def _is_zero(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value == 0
+    return _number(value) == 0
 
 
 def count(body: JSON, *names: str, flags: set[str]) -> int | None:
     """The first of `names` that holds a count in `body`; None when none does, so that nobody said it.
 
-    An integer in another dress (``"900"``, ``900.0``) is that integer, flagged ``nonstandard_count``. What is no count
-    (a negative number, a fraction, a boolean, more than one bill can hold) is not said, flagged ``malformed_count``.
+    A zero beside a count under another of the names is a field that the host does not fill. An integer in another dress
+    (``"900"``, ``900.0``) is that integer, flagged ``nonstandard_count``. What is no count (a negative number, a
+    fraction, a boolean, more than one bill can hold) is not said, flagged ``malformed_count``.
     """
+    zero: int | None = None
     for name in names:
         value = body.get(name)
         if value is None:
             continue
         if type(value) is int and 0 <= value <= MOST:
-            return value
+            if value:
+                return value
+            zero = 0
+            continue
         number = _number(value)
         if number is not None and number == int(number):
             flags.add("nonstandard_count")
-            return int(number)
-        flags.add("malformed_count")
-    return None
+            if number:
+                return int(number)
+            zero = 0
+        else:
+            flags.add("malformed_count")
+    return zero
 
 
 def amount(body: JSON, *names: str, flags: set[str]) -> Decimal | None:
@@ -207,173 +208,22 @@ def utf8_length(value: str) -> int:
     return len(value) if value.isascii() else len(value.encode("utf-8", "surrogatepass"))
 
 
-NO_FLAGS: frozenset[str] = frozenset()
-#: The sides of an exchange that a usage object should state: what went in, and what came out.
-BOTH_SIDES = frozenset({"input", "output"})
-INPUT_SIDE = frozenset({"input"})
-#: What tokens are of, if not text.
-MODALITIES = ("audio", "image", "video")
+#: Where in the parts of an answer stands what a model wrote, not what it is called or where it lies.
+_WRITTEN = ("text", "thinking", "content", "summary", "transcript", "refusal", "arguments", "input", "name", "code")
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """A usage object in disjoint classes.
-
-    A count that contradicts the total it should be inside of is kept as stated and flagged; the rest is then 0, so that
-    no class is ever negative and nothing is clamped in silence.
-
-    Attributes:
-        usage: The classes.
-        prompt_tokens: The prompt's size with everything cached in it; None when it is a sum over several prompts.
-        flags: Doubts.
-        unsaid: The sides that it does not state: they are unknown, not zero.
-    """
-
-    usage: Usage
-    prompt_tokens: int | None = None
-    flags: frozenset[str] = NO_FLAGS
-    unsaid: frozenset[str] = NO_FLAGS
-
-
-#: There is no usage object, or none that says anything.
-NOTHING_SAID = Reading(Usage(), unsaid=BOTH_SIDES)
-
-
-def said_by(usage: Usage, prompt: int | None, flags: set[str], totals: Mapping[str, int | None]) -> Reading:
-    """The reading of a usage object whose `totals`, by side, may be None where it does not state them.
-
-    A part that was no number is as good as left out: what the rest makes of it is an estimate.
-    """
-    if None in totals.values():
-        unsaid = frozenset(side for side, total in totals.items() if total is None)
-        return Reading(usage, prompt, frozenset(flags), unsaid)
-    if "malformed_count" in flags:
-        flags.add("estimated")
-    return Reading(usage, prompt, frozenset(flags) if flags else NO_FLAGS)
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """One format of usage objects.
-
-    Attributes:
-        read: Reads one.
-        own: Keys that only this format has.
-        shared: Keys that it has as well as others.
-        nested: Keys of a body under which it is found, beside ``usage``.
-        whole: Whether a body with such a key is a usage object itself; else the key may stand beside one.
-    """
-
-    read: Callable[[JSON], Reading]
-    own: frozenset[str]
-    shared: frozenset[str] = frozenset()
-    nested: tuple[str, ...] = ()
-    whole: bool = True
-
-
-def put(quantities: dict[str, Quantity], meter: str, quantity: Quantity) -> None:
-    """Add `quantity` to a class; nothing used leaves no class."""
-    if quantity:
-        quantities[meter] = add(quantities.get(meter, 0), quantity)
-
-
-def split_input(
-    quantities: dict[str, Quantity],
-    prompt: int,
-    flags: set[str],
-    *,
-    cached: int,
-    parts: Mapping[str, int],
-    hits: Mapping[str, int] | None,
-) -> None:
-    """Divide a prompt, whose size includes everything, into fresh and cached tokens, each by modality.
-
-    Args:
-        quantities: Classes; what they hold already is a part of the prompt (written to a cache).
-        prompt: Its size.
-        flags: Doubts are added here.
-        cached: How much of it a cache served.
-        parts: What of it is no text, by modality.
-        hits: What of that the cache served, and of ``text`` where that is stated; None where nobody breaks it down.
-    """
-    rest = prompt - sum(map(int, quantities.values())) if quantities else prompt
-    if parts or hits is not None:
-        shares = _assumed_hits(cached, rest, parts, flags) if hits is None else _stated_hits(cached, hits, flags)
-        for name in MODALITIES:
-            size, hit = parts.get(name, 0), shares.get(name, 0)
-            if hit > size:
-                flags.add("cached_exceeds_input")
-            put(quantities, f"input_{name}", max(size - hit, 0))
-            put(quantities, f"cache_read_{name}", hit)
-            rest -= max(size, hit)
-        cached = shares["text"]
-    if cached > rest:
-        flags.add("cached_exceeds_input" if cached else "input_parts_exceed_total")
-    put(quantities, "input", max(rest - cached, 0))
-    put(quantities, "cache_read", cached)
-
-
-def _stated_hits(cached: int, hits: Mapping[str, int], flags: set[str]) -> dict[str, int]:
-    """Cached tokens by modality, as the wire breaks them down; the rest is text."""
-    rest = cached - sum(size for name, size in hits.items() if name != "text")
-    stated = hits.get("text")
-    if stated is not None and cached and stated != rest:
-        flags.add("cached_split_mismatch")
-    return {**hits, "text": max(rest, 0) if stated is None else max(stated, rest)}
-
-
-def _assumed_hits(cached: int, rest: int, parts: Mapping[str, int], flags: set[str]) -> dict[str, int]:
-    """Cached tokens by modality where nobody says: text is taken first, then the modalities in order."""
-    if cached:
-        flags.add("cached_modality_assumed")
-    hits = {"text": min(cached, max(rest - sum(parts.values()), 0))}
-    left = cached - hits["text"]
-    for name, size in parts.items():
-        hits[name] = min(left, size)
-        left -= hits[name]
-    hits["text"] += left
-    return hits
-
-
-def split_output(
-    quantities: dict[str, Quantity],
-    answer: int,
-    parts: Mapping[str, int],
-    flags: set[str],
-    *,
-    meter: str = "output",
-    words: int | None = None,
-) -> None:
-    """Divide an answer, whose size includes everything, by modality.
-
-    Args:
-        quantities: Classes.
-        answer: Its size.
-        parts: What of it is no text, by modality.
-        flags: Doubts are added here.
-        meter: Class of what no part claims.
-        words: What of it is text, where that is not what is left.
-    """
-    rest = answer
-    for name, part in parts.items():
-        put(quantities, f"output_{name}", part)
-        rest -= part
-    if words is not None:
-        put(quantities, "output", words)
-        rest -= words
-    if rest < 0:
-        flags.add("output_parts_exceed_total")
-    put(quantities, meter, max(rest, 0))
-
-
-def has_unknown(details: JSON, known: frozenset[str], suffix: str = "_tokens") -> bool:
-    """Whether `details` counts something under a name with `suffix` that is not `known`."""
-    if known.issuperset(details):
-        return False
-    return any(
-        value and not isinstance(value, bool | Mapping) and key.endswith(suffix) and key not in known
-        for key, value in details.items()
-    )
+def written_bytes(*values: Any) -> int:
+    """UTF-8 bytes of what a model wrote into `values`: texts, parts with text in them, lists of either."""
+    size, stack = 0, list(values)
+    while stack:
+        value = stack.pop()
+        if isinstance(value, str):
+            size += utf8_length(value)
+        elif is_array(value):
+            stack += value
+        elif is_object(value):
+            stack += map(value.get, _WRITTEN)
+    return size
 
 
 class BodyError(NamedTuple):

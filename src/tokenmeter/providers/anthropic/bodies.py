@@ -12,29 +12,15 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tokenmeter.dimensions import TOKEN_METERS
 from tokenmeter.providers.anthropic.usage import exclusive
 from tokenmeter.providers.context import Context, billed_tier, joined, observation, pending, supplied_cost, unknown
+from tokenmeter.providers.readings import NO_FLAGS, Reading
 from tokenmeter.providers.registry import usage_of
-from tokenmeter.providers.wire import (
-    JSON,
-    NO_FLAGS,
-    Reading,
-    amount,
-    entries,
-    is_array,
-    is_object,
-    members,
-    section,
-    text,
-    utf8_length,
-)
+from tokenmeter.providers.wire import JSON, amount, entries, is_array, is_object, members, section, text, utf8_length
 from tokenmeter.usage import Consumption, Observation, Usage
-
-if TYPE_CHECKING:
-    from tokenmeter.providers.wire import Reading
 
 _Reader = Callable[[JSON, Context], Observation]
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from tokenmeter.money import total
-from tokenmeter.providers.wire import JSON, Reading, Shape, count, has_unknown, part, put, said_by
+from tokenmeter.providers.readings import Reading, Shape, has_unknown, put, said_by
+from tokenmeter.providers.wire import JSON, count, part
 from tokenmeter.usage import Quantity, Usage
 
 _KNOWN_TTLS = frozenset({"ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens"})

@@ -16,22 +16,9 @@ from tokenmeter.money import EXACT, quantize
 from tokenmeter.providers.context import Context, pending, unknown
 from tokenmeter.providers.google.requests import is_song_model, model_name, tier_name
 from tokenmeter.providers.google.usage import interaction_usage, usage_metadata
+from tokenmeter.providers.readings import INPUT_SIDE, NOTHING_SAID, Reading, put
 from tokenmeter.providers.registry import is_usage, read_usage, usage_of
-from tokenmeter.providers.wire import (
-    INPUT_SIDE,
-    JSON,
-    NOTHING_SAID,
-    Reading,
-    count,
-    entries,
-    is_array,
-    latest,
-    members,
-    put,
-    section,
-    text,
-    utf8_length,
-)
+from tokenmeter.providers.wire import JSON, count, entries, is_array, latest, members, section, text, utf8_length
 from tokenmeter.usage import Observation, Quantity, Usage
 
 
@@ -93,19 +80,17 @@ def _with(reading: Reading, more: dict[str, Quantity]) -> Reading:
 
 def _content_bytes(body: JSON) -> int:
     """UTF-8 bytes of what the model wrote, calls of functions included."""
-    size = 0
-    for candidate in members(body, "candidates"):
-        for part in members(section(candidate, "content"), "parts"):
-            said = part.get("text")
-            if isinstance(said, str):
-                size += utf8_length(said)
-            elif part:
-                size += utf8_length(json.dumps(_without_data(part), ensure_ascii=False, default=str))
-    return size
+    contents = (section(candidate, "content") for candidate in members(body, "candidates"))
+    return sum(part_bytes(part) for content in contents for part in members(content, "parts"))
 
 
-def _without_data(part: JSON) -> JSON:
-    return {key: value for key, value in part.items() if key not in {"inlineData", "thoughtSignature"}}
+def part_bytes(part: JSON) -> int:
+    """UTF-8 bytes of a part of an answer; of a picture or a sound there is its kind at least."""
+    said = part.get("text")
+    if isinstance(said, str):
+        return utf8_length(said)
+    shown = {key: value for key, value in part.items() if key not in {"inlineData", "thoughtSignature"}}
+    return utf8_length(json.dumps(shown, ensure_ascii=False, default=str)) if part else 0
 
 
 def _songs(body: JSON, model: str | None) -> int:

@@ -26,7 +26,8 @@ from tokenmeter.providers.google.answers import (
     pictures,
 )
 from tokenmeter.providers.google.requests import OPERATION, model_name
-from tokenmeter.providers.wire import JSON, Reading, count, is_array, is_object, members, section, text, utf8_length
+from tokenmeter.providers.readings import Reading
+from tokenmeter.providers.wire import JSON, count, is_array, is_object, members, section, text, utf8_length
 from tokenmeter.usage import Observation, Usage
 
 _Reader = Callable[[JSON, Context], Observation]

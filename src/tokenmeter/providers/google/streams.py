@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from tokenmeter.providers.base import Read
 from tokenmeter.providers.context import Context, pending
+from tokenmeter.providers.google.answers import part_bytes
 from tokenmeter.providers.prompts import tokens_of
 from tokenmeter.providers.wire import JSON, count, is_object, latest, members, section, text, utf8_length
 from tokenmeter.usage import Observation
@@ -63,11 +64,7 @@ class AnswerStream:
                 kept = {"index": whose, "content": {"parts": [{"inlineData": {"mimeType": kind}}]}}
                 if kept not in self._candidates:
                     self._candidates.append(kept)
-            words = part.get("text")
-            if isinstance(words, str):
-                self._bytes += utf8_length(words)
-            elif call := part.get("functionCall"):
-                self._bytes += len(str(call))
+            self._bytes += part_bytes(part)
 
     def body(self) -> Any:
         """The answer, as far as its bill goes."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple, cast
 
-from tokenmeter.providers.wire import JSON, Reading, Shape, count, entries, put, said_by, split_input, split_output
+from tokenmeter.providers.readings import Reading, Shape, put, said_by, split_input, split_output
+from tokenmeter.providers.wire import JSON, count, entries
 from tokenmeter.usage import Quantity, Usage
 
 #: A page of a PDF is billed as a picture of it (https://ai.google.dev/gemini-api/docs/document-processing).
@@ -99,8 +100,8 @@ def _read(usage: JSON, names: _Names, *, totals_thoughts: bool) -> Reading:
     if thoughts and totals_thoughts and total == (prompt or 0) + tools + spoken and thoughts <= spoken:
         answer = spoken  # early previews of 2.5 counted them among the candidates
         flags.add("thoughts_included")
-    elif None not in (total, prompt) and totals_thoughts and total != (prompt or 0) + tools + answer:
-        flags.add("total_mismatch")
+    elif total is not None and totals_thoughts:
+        prompt, answer = _by_total(total - tools, prompt, answer, flags)
     quantities: dict[str, Quantity] = {}
     parts = _parts(usage, names.prompt_parts, names, flags)
     hits = _parts(usage, names.cached_parts, names, flags)
@@ -109,6 +110,18 @@ def _read(usage: JSON, names: _Names, *, totals_thoughts: bool) -> Reading:
     split_output(quantities, answer, _parts(usage, names.answer_parts, names, flags), flags)
     sent = tools if prompt is None and tools else prompt
     return said_by(Usage(quantities, thoughts), prompt, flags, {"input": sent, "output": answer})
+
+
+def _by_total(total: int, prompt: int | None, answer: int, flags: set[str]) -> tuple[int | None, int]:
+    """Prompt and answer, either of which follows from what both come to where it is not stated, or is 0."""
+    gap = total - (prompt or 0) - answer
+    if gap and prompt is not None:
+        flags.add("total_mismatch")
+    if gap > 0 and answer and not prompt:
+        return gap, answer
+    if gap > 0 and prompt and not answer:
+        return prompt, gap
+    return prompt, answer
 
 
 def _total(usage: JSON, names: _Names, flags: set[str]) -> int | None:

@@ -18,25 +18,15 @@ from tokenmeter.providers.openai.extras import (
     builtin_calls,
     conversation,
     extra_meters,
+    message_bytes,
     models_asked,
     write_meter,
 )
 from tokenmeter.providers.openai.usage import inclusive
 from tokenmeter.providers.prompts import measure
+from tokenmeter.providers.readings import BOTH_SIDES, INPUT_SIDE, NO_FLAGS, NOTHING_SAID, Reading
 from tokenmeter.providers.registry import read_usage, usage_of
-from tokenmeter.providers.wire import (
-    BOTH_SIDES,
-    INPUT_SIDE,
-    JSON,
-    NOTHING_SAID,
-    Reading,
-    is_array,
-    is_object,
-    members,
-    section,
-    text,
-    utf8_length,
-)
+from tokenmeter.providers.wire import JSON, count, is_array, is_object, members, section, text, utf8_length
 from tokenmeter.usage import Observation, Usage
 
 _Reader = Callable[[JSON, Context], Observation]
@@ -113,27 +103,20 @@ def completion(body: JSON, context: Context) -> Observation:
 
 
 def _whole_total(wire: JSON, said: Reading) -> Reading:
-    """Some hosts of embeddings only state a total, which is then all input."""
-    if "input" not in said.unsaid or wire.get("total_tokens") is None:
+    """Of what answers in no tokens the total is the input, where that is not stated by itself."""
+    total = count(wire, "total_tokens", flags=set())
+    if total is None:
         return said
-    whole = inclusive({"prompt_tokens": wire["total_tokens"]})
-    return replace(whole, flags=whole.flags | said.flags - {"estimated"})
+    prompt = count(wire, "prompt_tokens", "input_tokens", flags=set()) or total
+    whole = inclusive({**wire, "prompt_tokens": prompt, "total_tokens": prompt, "completion_tokens": 0})
+    doubts = said.flags - {"estimated", "total_mismatch"} | ({"total_mismatch"} if prompt != total else NO_FLAGS)
+    return replace(whole, flags=whole.flags | doubts)
 
 
 def _answer_bytes(body: JSON) -> int:
     """UTF-8 bytes of everything the model wrote; the mere presence of other content counts as one."""
-    size = sum(_choice_bytes(choice) for choice in members(body, "choices"))
+    size = sum(message_bytes(section(choice, "message") or choice) for choice in members(body, "choices"))
     return size or int(bool(body.get("data")))
-
-
-def _choice_bytes(choice: JSON) -> int:
-    message = section(choice, "message") or choice
-    words = [message.get(name) for name in ("content", "text", "reasoning", "reasoning_content", "refusal")]
-    for call in [*members(message, "tool_calls"), {"function": section(message, "function_call")}]:
-        function = section(call, "function", "custom")
-        words += [function.get(name) for name in ("name", "arguments", "input")]
-    words.append(section(message, "audio").get("transcript"))
-    return sum(utf8_length(word) for word in words if isinstance(word, str))
 
 
 def _any(body: JSON, context: Context) -> Observation:

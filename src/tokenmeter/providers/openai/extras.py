@@ -11,19 +11,19 @@ from tokenmeter.dimensions import TOKEN_METERS
 from tokenmeter.providers.context import Context, observation, unknown
 from tokenmeter.providers.hosts import canonical_provider
 from tokenmeter.providers.openai.usage import inclusive
+from tokenmeter.providers.readings import Reading, put
 from tokenmeter.providers.registry import usage_of
 from tokenmeter.providers.wire import (
     JSON,
-    Reading,
     amount,
     count,
     entries,
     members,
     part,
-    put,
     section,
     text,
     utf8_length,
+    written_bytes,
 )
 from tokenmeter.usage import Consumption, Observation, Quantity, Usage
 
@@ -151,6 +151,21 @@ def own_tools(message: JSON) -> list[JSON]:
     """The calls of tools that are the host's own: their names begin with a dollar."""
     calls = members(message, "tool_calls")
     return [call for call in calls if str(section(call, "function").get("name")).startswith("$")]
+
+
+#: Names of a model's thoughts in a message; hosts repeat the same under several.
+_THOUGHTS = ("reasoning_content", "reasoning", "reasoning_details")
+_WORDS = ("content", "text", "refusal", "audio")
+#: Parts of a message that are no text, by whose presence it has content.
+_OTHER_PARTS = ("audio", "images")
+
+
+def message_bytes(message: JSON) -> int:
+    """UTF-8 bytes of what a model wrote into a message, or into a piece of one; other content counts as one."""
+    calls = [*members(message, "tool_calls"), {"function": section(message, "function_call")}]
+    size = written_bytes(*map(message.get, _WORDS), *(section(call, "function", "custom") for call in calls))
+    size += max(written_bytes(message.get(name)) for name in _THOUGHTS)
+    return size or int(any(map(message.get, _OTHER_PARTS)) or bool(members(message, "content")))
 
 
 def connected(usage: JSON, flags: set[str]) -> Reading:

@@ -8,8 +8,9 @@ from typing import Any
 
 from tokenmeter.providers.context import Context, joined, observation, pending, unknown
 from tokenmeter.providers.openai.usage import inclusive
+from tokenmeter.providers.readings import Reading
 from tokenmeter.providers.registry import read_usage, usage_of
-from tokenmeter.providers.wire import JSON, Reading, count, is_object, members, section, text
+from tokenmeter.providers.wire import JSON, count, is_object, members, section, text
 from tokenmeter.usage import Observation, Usage
 
 _UNDER_WAY = frozenset(

@@ -9,8 +9,9 @@ from tokenmeter.providers.context import Context, observation, pending, unknown
 from tokenmeter.providers.hosts import host_of
 from tokenmeter.providers.openai.usage import inclusive
 from tokenmeter.providers.prompts import speech_tokens, tokens_of
+from tokenmeter.providers.readings import NO_FLAGS, Reading
 from tokenmeter.providers.registry import usage_of
-from tokenmeter.providers.wire import JSON, NO_FLAGS, Reading, amount, is_array, is_object, members, section, text
+from tokenmeter.providers.wire import JSON, amount, is_array, is_object, members, section, text
 from tokenmeter.usage import Consumption, Observation, Quantity, Usage
 
 _ESTIMATED = frozenset({"estimated"})

@@ -11,8 +11,9 @@ from tokenmeter.providers.hosts import host_of
 from tokenmeter.providers.openai.extras import bills_tools_by_call, extra_meters, states_tools, write_meter
 from tokenmeter.providers.openai.media import svg
 from tokenmeter.providers.openai.usage import inclusive
+from tokenmeter.providers.readings import NO_FLAGS, Reading
 from tokenmeter.providers.registry import usage_of
-from tokenmeter.providers.wire import JSON, NO_FLAGS, Reading, count, error_in, members, section, text, utf8_length
+from tokenmeter.providers.wire import JSON, count, error_in, members, section, text, written_bytes
 from tokenmeter.usage import Consumption, Observation, Quantity, Usage
 
 #: Items that send the model round once more inside one response: its input is then a sum over several prompts.
@@ -97,11 +98,9 @@ def _unbilled(body: JSON, received: int) -> Observation | None:
 
 
 def _item_bytes(item: JSON) -> int:
-    """UTF-8 bytes of what the model wrote into an item of the output."""
-    words = [part.get(name) for part in members(item, "content") for name in ("text", "refusal")]
-    words += [part.get("text") for part in members(item, "summary")]
-    words += [item.get(name) for name in ("arguments", "input", "name", "code", "encrypted_content")]
-    return sum(utf8_length(word) for word in words if isinstance(word, str))
+    """UTF-8 bytes of what the model wrote into an item of the output; one without words is content all the same."""
+    words = map(item.get, ("content", "summary", "arguments", "input", "name", "code", "encrypted_content"))
+    return written_bytes(*words) or int(item.get("type") != "message")
 
 
 def tool_meters(body: JSON, items: list[JSON], flags: set[str]) -> dict[str, Quantity]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tokenmeter.providers.base import Read, SocketEvents, StreamReader
 from tokenmeter.providers.context import Context, joined, pending
-from tokenmeter.providers.openai.extras import executed_tools, own_tools
+from tokenmeter.providers.openai.extras import executed_tools, message_bytes, own_tools
 from tokenmeter.providers.prompts import estimate
 from tokenmeter.providers.wire import JSON, is_object, latest, members, section, text, utf8_length
 from tokenmeter.usage import Observation
@@ -73,11 +73,11 @@ class ChatStream:
         try:
             for choice in event.get("choices") or ():
                 delta = choice.get("delta")
-                content = delta.get("content") if delta else choice.get("text")
-                if type(content) is str:
-                    self._bytes += utf8_length(content)
-                if delta and (len(delta) > 1 or content is None):
-                    self._bytes += self._other_text(delta)
+                words = delta.get("content") if delta else choice.get("text")
+                if type(words) is str and (not delta or len(delta) == 1):
+                    self._bytes += utf8_length(words)
+                elif delta:
+                    self._take_other(delta)
                 if choice.get("finish_reason"):
                     self._end(event, choice)
         except (AttributeError, TypeError):
@@ -101,13 +101,13 @@ class ChatStream:
         if self._bytes and event.get("choices") == []:
             self._finished = max(self._finished, self._context.request.choices)
 
-    def _other_text(self, delta: Mapping[str, Any]) -> int:
-        """Bytes of reasoning, refusals and tool arguments in a chunk; notes which of the host's own tools it calls."""
+    def _take_other(self, delta: Mapping[str, Any]) -> None:
+        """Take a piece that is not text alone: thoughts, a refusal, parts, calls of tools."""
         if "tool_calls" in delta:
             self._builtin += own_tools(delta)
         if "executed_tools" in delta:
             self._executed += executed_tools(delta)
-        return _other_text(delta)
+        self._bytes += message_bytes(delta)
 
     def _end(self, event: Mapping[str, Any], choice: JSON) -> None:
         """Take the end of an answer, beside whose reason to stop Moonshot puts the usage."""
@@ -136,20 +136,6 @@ class ChatStream:
         seen = self._read(body, replace(self._context, received=self._bytes))
         # Hosts that count up with every chunk have only said what was used so far.
         return seen if self.terminal else replace(seen, flags=seen.flags | _ESTIMATED)
-
-
-def _other_text(delta: Mapping[str, Any]) -> int:
-    """Bytes of reasoning, refusals and tool arguments in a chunk."""
-    size = 0
-    for key in ("reasoning_content", "reasoning", "refusal"):
-        value = delta.get(key)
-        if type(value) is str:
-            size += utf8_length(value)
-    for call in [*members(delta, "tool_calls"), {"function": section(delta, "function_call")}]:
-        for words in section(call, "function", "custom").values():
-            if type(words) is str:
-                size += utf8_length(words)
-    return size
 
 
 _TERMINAL = frozenset({"response.completed", "response.incomplete", "response.failed", "response.cancelled"})

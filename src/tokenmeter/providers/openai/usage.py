@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from tokenmeter.providers.wire import (
-    JSON,
+from tokenmeter.providers.readings import (
     MODALITIES,
     Reading,
     Shape,
-    amount,
-    count,
     has_unknown,
-    is_object,
-    part,
     put,
     said_by,
     split_input,
     split_output,
 )
+from tokenmeter.providers.wire import JSON, amount, count, is_object, part
 from tokenmeter.usage import Quantity, Usage
 
 _MODALITY_KEYS = tuple(f"{name}_tokens" for name in MODALITIES)
@@ -140,10 +136,15 @@ def _totals(usage: JSON, reasoning: int, flags: set[str], *, hidden_output: bool
     if answer is None:
         answer = max(total - prompt, 0)
     gap = total - prompt - answer
-    if gap > 0 and (gap == reasoning or hidden_output):
+    if gap > 0 and answer and not prompt:
+        flags.add("total_mismatch")  # a zero that the total denies is a field nobody filled
+        prompt = gap
+    elif gap > 0 and (gap == reasoning or hidden_output):
         answer += gap  # some hosts state reasoning beside the answer, not inside it
     elif gap:
         flags.add("total_mismatch")
+        if gap > 0 and prompt and not answer:
+            answer = gap
     return prompt, answer
 
 
@@ -168,9 +169,7 @@ def _cache_writes(usage: JSON, details: JSON, write_meter: str, flags: set[str])
 
 def _cached(usage: JSON, details: JSON, flags: set[str]) -> tuple[int, dict[str, int] | None]:
     """How much of the prompt a cache served, and of what, where that is broken down."""
-    cached = count(details, "cached_tokens", flags=flags)
-    if cached is None:
-        cached = count(usage, *_CACHED, flags=flags) or 0
+    cached = count(details, "cached_tokens", flags=flags) or count(usage, *_CACHED, flags=flags) or 0
     split = part(details, "cached_tokens_details", flags=flags) or part(usage, "cached_tokens_details", flags=flags)
     if not split:
         return cached, None

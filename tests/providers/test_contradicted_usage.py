@@ -1,0 +1,165 @@
+"""What a usage object says against itself, and answers whose content is no plain text: no zero is taken on trust."""
+
+from __future__ import annotations
+
+import pytest
+
+from tokenmeter.call import RequestFacts
+from tokenmeter.providers import dialect_for
+
+WORDS = "x" * 400  # 100 tokens by estimate
+REQUEST = RequestFacts(model="m", input_bytes=4000)  # 1,000 tokens by estimate
+CHAT = {"object": "chat.completion", "model": "m", "choices": [{"message": {"content": WORDS}}]}
+EMBEDDINGS = {"object": "list", "model": "m", "data": [{"embedding": [0.1]}]}
+GOOGLE = {"candidates": [{"content": {"parts": [{"text": WORDS}]}, "finishReason": "STOP"}]}
+NOTHING = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+
+
+def read(body, endpoint="chat.completions", provider="somebody"):
+    return dialect_for(provider, endpoint).read(body, provider=provider, endpoint=endpoint, request=REQUEST)
+
+
+def totals(prompt, answer, total, **more):
+    return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": total, **more}
+
+
+@pytest.mark.parametrize(
+    ("usage", "quantities", "flags"),
+    [
+        (totals(0, 50, 150), {"input": 100, "output": 50}, {"total_mismatch"}),
+        (totals("0", 50, 150), {"input": 100, "output": 50}, {"total_mismatch", "nonstandard_count"}),
+        (
+            totals(0, 50, 150, prompt_tokens_details={"cached_tokens": 20}),
+            {"input": 80, "cache_read": 20, "output": 50},
+            {"total_mismatch"},
+        ),
+        (totals(100, 0, 150), {"input": 100, "output": 50}, {"total_mismatch"}),
+        (totals(0, 0, 150), {"input": 1000, "output": 100}, {"estimated", "total_mismatch"}),
+        (totals(100, 0, 100), {"input": 100, "output": 100}, {"estimated"}),
+        (totals(100, 50, 150, input_tokens=0, output_tokens=0), {"input": 100, "output": 50}, set()),
+        (totals(0, 0, 150, input_tokens=100, output_tokens=50), {"input": 100, "output": 50}, set()),
+        (
+            totals(100, 50, 150, prompt_tokens_details={"cached_tokens": 0}, prompt_cache_hit_tokens=40),
+            {"input": 60, "cache_read": 40, "output": 50},
+            set(),
+        ),
+    ],
+)
+def test_a_zero_that_the_rest_denies_is_a_field_nobody_filled(usage, quantities, flags):
+    found = read({**CHAT, "usage": usage})
+    assert dict(found.usage.quantities) == quantities
+    assert found.flags == flags
+
+
+@pytest.mark.parametrize(
+    ("usage", "size", "flags"),
+    [
+        ({"prompt_tokens": 0, "total_tokens": 100}, 100, set()),
+        ({"prompt_tokens": 7, "total_tokens": 100}, 7, {"total_mismatch"}),
+        ({"prompt_tokens": 100, "total_tokens": "1e3"}, 100, {"total_mismatch", "nonstandard_count"}),
+        ({"prompt_tokens": -1, "total_tokens": 100}, 100, {"malformed_count"}),
+        ({"prompt_tokens": 100, "total_tokens": 0}, 100, {"total_mismatch"}),
+        ({"prompt_tokens": 100, "completion_tokens": 0, "total_tokens": 100}, 100, set()),
+    ],
+)
+def test_embeddings_have_no_output_whatever_their_total_says(usage, size, flags):
+    found = read({**EMBEDDINGS, "usage": usage}, "embeddings")
+    assert dict(found.usage.quantities) == {"input": size}
+    assert found.flags == flags
+
+
+@pytest.mark.parametrize(
+    ("usage", "quantities", "flags"),
+    [
+        ({"promptTokenCount": 100, "totalTokenCount": 160}, {"input": 100, "output": 60}, {"total_mismatch"}),
+        ({"candidatesTokenCount": 60, "totalTokenCount": 160}, {"input": 100, "output": 60}, set()),
+        (
+            {"promptTokenCount": 0, "candidatesTokenCount": 60, "totalTokenCount": 160},
+            {"input": 100, "output": 60},
+            {"total_mismatch"},
+        ),
+        (
+            {"promptTokenCount": 100, "thoughtsTokenCount": 60, "totalTokenCount": 160},
+            {"input": 100, "output": 60},
+            set(),
+        ),
+        (
+            {"promptTokenCount": 100, "toolUsePromptTokenCount": 30, "totalTokenCount": 190},
+            {"input": 130, "output": 60},
+            {"total_mismatch"},
+        ),
+    ],
+)
+def test_a_side_that_google_leaves_out_follows_from_its_total(usage, quantities, flags):
+    found = read({**GOOGLE, "usageMetadata": usage}, "models.generate_content", "google")
+    assert dict(found.usage.quantities) == quantities
+    assert found.flags == flags
+
+
+#: Messages that hold the 400 bytes of `WORDS` in other shapes than a text.
+SHAPES = {
+    "parts": {"content": [{"type": "text", "text": WORDS}]},
+    "thinking": {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": WORDS}]}]},
+    "reasoning": {"content": "", "reasoning_details": [{"type": "reasoning.text", "text": WORDS}]},
+    "reasoning twice": {"content": None, "reasoning": WORDS, "reasoning_details": [{"text": WORDS}]},
+    "sound": {"content": None, "audio": {"id": "a", "transcript": WORDS, "data": "aGk="}},
+    "refusal": {"content": None, "refusal": WORDS},
+    "a call": {"content": None, "tool_calls": [{"function": {"name": "f", "arguments": WORDS[1:]}}]},
+    "a call of one's own": {"content": None, "tool_calls": [{"custom": {"name": "f", "input": WORDS[1:]}}]},
+}
+
+
+@pytest.mark.parametrize("message", SHAPES.values(), ids=SHAPES)
+def test_zeros_beside_content_of_any_shape_are_no_usage(message):
+    found = read({**CHAT, "choices": [{"message": message, "finish_reason": "stop"}], "usage": NOTHING})
+    assert dict(found.usage.quantities) == {"input": 1000, "output": 100}
+    assert found.flags == {"estimated"}
+
+
+@pytest.mark.parametrize("message", SHAPES.values(), ids=SHAPES)
+def test_a_stream_of_any_shape_is_estimated_by_what_came(message):
+    reader = dialect_for("somebody", "chat.completions").stream(
+        provider="somebody", endpoint="chat.completions", request=REQUEST
+    )
+    reader.feed({"id": "c", "model": "m", "choices": [{"delta": {"role": "assistant", **message}}]})
+    reader.feed({"id": "c", "model": "m", "choices": [{"delta": {}, "finish_reason": "stop"}]})
+    found = reader.observation()
+    assert dict(found.usage.quantities) == {"input": 1000, "output": 100}
+    assert found.flags == {"estimated"}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [{"content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}, {"content": "", "images": [{"url": "u"}]}],
+)
+def test_a_picture_without_words_is_content(message):
+    found = read({**CHAT, "choices": [{"message": message}], "usage": NOTHING})
+    assert "estimated" in found.flags
+    assert found.usage["input"] == 1000
+
+
+@pytest.mark.parametrize("kind", ["computer_call", "shell_call", "web_search_call", "reasoning"])
+def test_zeros_beside_an_item_without_words_are_no_usage(kind):
+    body = {"object": "response", "id": "r", "model": "m", "status": "completed", "output": [{"type": kind}]}
+    found = read({**body, "usage": {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}}, "responses")
+    assert "estimated" in found.flags
+    assert found.usage["input"] == 1000
+
+
+def test_a_zero_in_another_dress_does_not_undo_a_count_of_a_stream():
+    reader = dialect_for("somebody", "chat.completions").stream(
+        provider="somebody", endpoint="chat.completions", request=REQUEST
+    )
+    reader.feed({"choices": [{"delta": {"content": "hi"}, "finish_reason": "stop"}], "usage": totals(120, 8, 128)})
+    reader.feed({"choices": [], "usage": totals("0", "0.0", "0")})
+    found = reader.observation()
+    assert dict(found.usage.quantities) == {"input": 120, "output": 8}
+    assert not found.flags
+
+
+def test_content_nested_without_end_breaks_nothing():
+    content = WORDS
+    for _ in range(5_000):
+        content = [content]
+    found = read({**CHAT, "choices": [{"message": {"content": content}}], "usage": NOTHING})
+    assert dict(found.usage.quantities) == {"input": 1000, "output": 100}
