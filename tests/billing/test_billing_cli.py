@@ -104,9 +104,9 @@ def test_what_the_ledger_refuses_ends_with_code_4(run):
     assert run("invoice", "show", "INV-00009")[0] == 4
 
 
-@pytest.mark.parametrize("account", ["search", "colour=red", "team="])
-def test_an_account_must_be_named(run, account):
-    assert run("invoice", "draft", account, "--period", "2026-10")[0] == 2
+@pytest.mark.parametrize("account", ["search", "colour=red", "team=", "team=search team=ads"])
+def test_an_account_must_be_named_and_once(run, account):
+    assert run("invoice", "draft", *account.split(), "--period", "2026-10")[0] == 2
 
 
 def test_reconciling_with_a_file_tells_by_its_exit_code(run, tmp_path):

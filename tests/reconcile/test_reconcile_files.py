@@ -1,13 +1,16 @@
 """CSV files: the consoles' exports by their headings, anything else with a column map."""
 
+import ast
 import bz2
 import gzip
 import lzma
+import shlex
 from datetime import date
 from decimal import Decimal
 
 import pytest
 
+from tokenmeter.cli.options import lists_of
 from tokenmeter.errors import ConfigurationError, ReconciliationError
 from tokenmeter.periods import parse_period
 from tokenmeter.reconciliation import reconcile
@@ -88,6 +91,38 @@ def test_a_column_map_reads_anything(write, unit, dollars):
     assert statement.usage[0].tokens == {"input": 1000, "output": 5}
     assert statement.costs[0].amount == Decimal(dollars)
     assert statement.classes == ("input", "output")
+
+
+@pytest.mark.parametrize(
+    ("provider", "headings", "row"),
+    [
+        ("openai", "Datum;Modell;Eingabe-Token;Zwischengespeicherte Eingabe-Token;Ausgabe-Token", "m;1000;300;5"),
+        ("openai", "Fecha;Modelo;Tokens de entrada;Entrada en caché;Tokens de salida", "m;1000;300;5"),
+        (
+            "anthropic",
+            "Date;Modèle;Entrée (sans cache);Lecture du cache;Sortie;Écriture du cache 5 min;Écriture du cache 1h",
+            "m;700;300;5;20;40",
+        ),
+    ],
+    ids=["german", "spanish", "french"],
+)
+def test_headings_in_another_language_are_told_with_the_map_that_reads_them(write, provider, headings, row):
+    path = write(f"{headings}\n2026-11-10;{row}\n")
+    with pytest.raises(ReconciliationError, match="is not a known export") as refused:
+        read(path, provider=provider)
+    told = str(refused.value)
+    given = told[told.index("{") : told.index("}") + 1]
+    statement = read(path, provider=provider, columns=ast.literal_eval(given))
+    counts = {"input": 700, "cache_read": 300, "output": 5, **({} if provider == "openai" else {"cache_write": 60})}
+    assert statement.usage[0].tokens == counts
+    options = shlex.split(told[told.index("--column") : told.index(". Its headings")])
+    parsed = lists_of([one for one in options if one != "--column"])
+    assert read(path, provider=provider, columns=parsed) == statement
+
+
+def test_what_nothing_is_known_of_is_not_guessed(write):
+    with pytest.raises(ReconciliationError, match=r"Say what is what with columns=.*Its headings: a, b;"):
+        read(write("a,b\n1,2\n"), provider="openai")
 
 
 def test_days_outside_the_period_are_left_out(write):

@@ -32,6 +32,7 @@ from tokenmeter.cli.options import (
     BillPeriod,
     BooksTzOption,
     account_of,
+    lists_of,
     pairs_of,
 )
 from tokenmeter.display import counted
@@ -263,7 +264,10 @@ def reconcile(
     period: BillPeriod = "last-month",
     file: Annotated[list[Path] | None, typer.Option("--file", "-f", help="CSV statement; repeat for more.")] = None,
     column: Annotated[
-        list[str] | None, typer.Option("--column", help="NAME=HEADING, such as day=Date or cost=Amount.")
+        list[str] | None,
+        typer.Option(
+            "--column", help="NAME=HEADING, such as day=Date or cost=Amount; of a name given twice both are added up."
+        ),
     ] = None,
     cost_unit: Annotated[str, typer.Option("--cost-unit", help="usd or cents, with --column.")] = "usd",
     decimal: Annotated[
@@ -303,7 +307,7 @@ def reconcile(
                 source=source,
                 by=grain,
                 reports=reports,
-                columns=pairs_of(column) if column else None,
+                columns=lists_of(column) if column else None,
                 cost_unit=cost_unit,
                 decimal=decimal,
                 exchange_rates=rates,

@@ -202,12 +202,25 @@ def pairs_of(parts: list[str]) -> dict[str, str]:
     """``["member=ada"]`` as a mapping.
 
     Raises:
+        ConfigurationError: one of them has no name, or no ``=``, or a name has two values.
+    """
+    lists = lists_of(parts)
+    for name, (first, *others) in lists.items():
+        if set(others) - {first}:
+            raise ConfigurationError(f"{name} is given twice: {', '.join((first, *others))}.")
+    return {name: values[0] for name, values in lists.items()}
+
+
+def lists_of(parts: list[str]) -> dict[str, list[str]]:
+    """``["cost=Net", "cost=Tax"]`` as a mapping to lists.
+
+    Raises:
         ConfigurationError: one of them has no name, or no ``=``.
     """
-    pairs: dict[str, str] = {}
+    lists: dict[str, list[str]] = {}
     for part in parts:
         name, equals, value = part.partition("=")
         if not name or not equals:
             raise ConfigurationError(f"{part!r} is not NAME=VALUE.")
-        pairs[name] = value
-    return pairs
+        lists.setdefault(name, []).append(value)
+    return lists

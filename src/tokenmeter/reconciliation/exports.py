@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
+from shlex import quote
 from typing import Literal
+from unicodedata import combining, normalize
 
 from tokenmeter.errors import ConfigurationError, ReconciliationError
 from tokenmeter.reconciliation.statement import GRAIN
@@ -56,7 +58,7 @@ class Columns:
             raise ConfigurationError("columns: 'day' is missing: name the column with the date or time.")
         if "input" in columns and "input_including_cache" in columns:
             raise ConfigurationError("columns: give 'input' or 'input_including_cache', not both.")
-        names = {name: (given,) if isinstance(given, str) else tuple(given) for name, given in columns.items()}
+        names = {name: _listed(given) for name, given in columns.items()}
         if cost_unit == "usd":
             return cls(names, "usd")
         if cost_unit == "cents":
@@ -153,10 +155,52 @@ def recognised_export(headings: Sequence[str], path: Path, provider: str) -> Col
             return replace(
                 export, names={name: ones for name, ones in kept.items() if ones}, batch=known.get(export.batch or "")
             )
-    raise ReconciliationError(
-        f"{path} is not a known export of {provider}; say what is what with columns={{'day': ..., 'model': ..., "
-        f"'cost': ...}} (names: {', '.join(COLUMNS)}). Its headings: {', '.join(headings) or 'none'}."
+    raise ReconciliationError(f"{path} is not a known export of {provider}. {_map_to_give(headings, provider)}")
+
+
+#: What a heading is about, by words of four languages in it (without accents), most telling first.
+_ABOUT = tuple(
+    (name, re.compile(words))
+    for name, words in (
+        ("currency", "currency|wa?e?hrung|devise|monnaie|moneda|divisa"),
+        ("cost", "cost|amount|kosten|betrag|cout|montant|importe|gasto"),
+        ("cache_write", "cache.*(writ|schr|ecri|escri|creat)|(writ|schr|ecri|escri|creat).*cache"),
+        ("input", "uncached|(no|ohne|sans|sin).cache"),
+        ("cache_read", "cache|zwischengespeichert"),
+        ("output", "output|completion|ausgabe|sortie|salida"),
+        ("input", "input|prompt|eingabe|entree|entrada"),
+        ("requests", "requests|anfragen|aufrufe|requetes|appels|solicitudes|peticiones|llamadas"),
+        ("api_key", "key|schlussel|schluessel|cle.(d.)?api|clave"),
+        ("project", "proje|proyecto|workspace|arbeitsbereich|espace.de.travail|espacio.de.trabajo"),
+        ("model", "mod[ae]l"),
+        ("day", r"\b(date|day|datum|tag|jour|fecha|dia)\b|start_?time|startzeit"),
+        ("item", "item|posten|position|beschreibung|descri|libelle|concepto"),
     )
+)
+
+
+def _map_to_give(headings: Sequence[str], provider: str) -> str:
+    """What to say of a file with unknown headings: the map that they seem to ask for, ready to be given."""
+    found: dict[str, str | list[str]] = {}
+    for heading in headings:
+        plain = "".join(one for one in normalize("NFKD", heading.lower()) if not combining(one)).replace("_", " ")
+        about = next((name for name, words in _ABOUT if words.search(plain)), None)
+        if about == "cache_write" and about in found:  # one for each lifetime
+            found[about] = [*_listed(found[about]), heading]
+        elif about is not None:
+            found.setdefault(about, heading)
+    if provider == "openai" and "input" in found:  # its counts of input include what was cached
+        found["input_including_cache"] = found.pop("input")
+    told = f"Its headings: {', '.join(headings) or 'none'}; names to map them to: {', '.join(COLUMNS)}."
+    if "day" not in found or not {"cost", "output"} & set(found):
+        return f"Say what is what with columns={{'day': ..., 'model': ..., 'cost': ...}}. {told}"
+    pairs = ((name, heading) for name, headings in found.items() for heading in _listed(headings))
+    options = " ".join(f"--column {quote(f'{name}={heading}')}" for name, heading in pairs)
+    return f"If they mean what they seem to, give columns={found!r}, which is {options}. {told}"
+
+
+def _listed(given: str | Sequence[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def heading_key(heading: str) -> str:
