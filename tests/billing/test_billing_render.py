@@ -2,7 +2,11 @@
 
 import csv
 import io
+import re
+import shutil
+import subprocess
 from decimal import Decimal
+from itertools import combinations
 
 import pytest
 
@@ -123,6 +127,38 @@ def test_a_buyer_of_any_script_is_drawn_in_embedded_letters(store, book, decembe
         assert {"/FontFile2", "/FontFile3"} & set(one["/DescendantFonts"][0].get_object()["/FontDescriptor"])
     if font != "NotoSansArabic":  # a reader gives Arabic back in the order in which it is drawn
         assert page.extract_text().replace("\n", "").count(name) == 3
+
+
+WORD = "Donaudampfschifffahrtselektrizitätenhauptbetriebswerkbauunterbeamtengesellschaft"
+BOX = re.compile(r'<word xMin="([\d.]+)" yMin="([\d.]+)" xMax="([\d.]+)" yMax="([\d.]+)">(.*?)</word>')
+
+
+def test_the_longest_names_stay_in_their_columns(store, book, december, tmp_path):
+    """Of every two words on the page none is printed over the other, and none beside the paper."""
+    pytest.importorskip("typst")
+    reader = shutil.which("pdftotext")
+    if reader is None:
+        pytest.skip("pdftotext is not on this machine")
+    factors = {"discount": "0.123456789", "platform": "1.25"}
+    book("99999999.123456789012", team=WORD * 2, member=WORD, model=f"ft:gpt-5:{'x' * 80}:1", multipliers=factors)
+    close_period(store, "2026-11", now=december)
+    tax = {"name": "Mehrwertsteuer zum ermäßigten Satz nach § 12 Absatz 2 Nummer 1 UStG", "rate": "0.07"}
+    seller = {"name": WORD.upper(), "email": f"{'a' * 60}@{'b' * 60}.example", "payment": [WORD]}
+    profile = {"seller": seller, "taxes": [tax], "payment_terms": WORD, "notes": [WORD * 3]}
+    bill = draft_invoice(store, team=WORD * 2, period="2026-11", lines_by="member", profile=profile)
+    told = subprocess.run([reader, "-bbox", bill.to_pdf(tmp_path / "long.pdf"), "-"], capture_output=True, check=True)
+    pages = [BOX.findall(page) for page in told.stdout.decode().split("<page ")]
+    words = [(at, *map(float, box[:4]), box[4]) for at, page in enumerate(pages) for box in page]
+    assert len(words) > 60
+    assert [one for one in words if one[1] < 0 or one[3] > 595.3] == []
+    over = [
+        (one[5], other[5])
+        for one, other in combinations(words, 2)
+        if one[0] == other[0]
+        and min(one[3], other[3]) - max(one[1], other[1]) > 1  # across
+        and min(one[4], other[4]) - max(one[2], other[2]) > (one[4] - one[2]) / 2  # and down
+    ]
+    assert over == []
 
 
 def test_a_letter_that_no_font_has_is_named(store, book, december):

@@ -146,14 +146,15 @@ h1 { font-size: 18pt; margin: 0 0 2mm; }
 .parties p { margin: 0; overflow-wrap: anywhere; }
 .parties p:first-of-type { font-weight: 600; }
 dl { display: grid; grid-template-columns: auto auto; gap: 0 4mm; margin: 0 0 3mm; font-size: 9pt; }
-dt { color: #57606a; } dd { margin: 0; text-align: right; }
+dl { max-width: 90mm; } .parties > div { min-width: 0; }
+dt { color: #57606a; } dd { margin: 0; text-align: right; overflow-wrap: anywhere; }
 table { width: 100%; border-collapse: collapse; font-size: 9pt; }
 thead { display: table-header-group; }
 th { text-align: left; border-bottom: 1px solid #8c959f; padding: 1mm 1.5mm; font-size: 8pt; }
-td { padding: 1mm 1.5mm; border-bottom: 1px solid #eaeef2; vertical-align: top; overflow-wrap: break-word; }
+td { padding: 1mm 1.5mm; border-bottom: 1px solid #eaeef2; vertical-align: top; overflow-wrap: anywhere; }
 tr { break-inside: avoid; }
 .n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.parties .sums { flex: 0 0 auto; }
+.parties .sums { flex: 0 0 auto; max-width: 80mm; align-self: flex-start; }
 .sums { width: auto; break-inside: avoid; }
 .sums td { border: 0; } .sums tr:last-child td { border-top: 2px solid #1b1f24; font-weight: 700; font-size: 11pt; }
 .due { font-size: 13pt; margin: 0; }
