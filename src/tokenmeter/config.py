@@ -83,7 +83,7 @@ class EmailSettings(BaseModel):
     to: list[Text] = Field(min_length=1)
     sender: Text = Field(alias="from")
     host: Text
-    port: int = Field(default=587, ge=1, le=65_535)
+    port: int | None = Field(default=None, ge=1, le=65_535)
     security: Literal["starttls", "tls", "none"] = "starttls"
     user: Text | None = None
     password: Text | None = Field(default=None, pattern="^env:")

@@ -6,6 +6,7 @@ import email.policy
 import json
 import logging
 import os
+import smtplib
 import socketserver
 import threading
 import time
@@ -66,7 +67,11 @@ class MailServer(socketserver.StreamRequestHandler):
             if verb == "MAIL":
                 sender = line.split("<")[1].split(">")[0]
             elif verb == "RCPT":
-                recipients.append(line.split("<")[1].split(">")[0])
+                recipient = line.split("<")[1].split(">")[0]
+                if recipient in self.server.refused:
+                    say("550 no such user")
+                    continue
+                recipients.append(recipient)
             elif verb == "DATA":
                 say("354 go on")
                 lines = []
@@ -82,7 +87,7 @@ class MailServer(socketserver.StreamRequestHandler):
 @pytest.fixture
 def mail_server():
     server: Any = socketserver.ThreadingTCPServer(("127.0.0.1", 0), MailServer)
-    server.mails = []
+    server.mails, server.refused = [], set()
     server.address = {"host": "127.0.0.1", "port": server.server_address[1], "security": "none"}
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -205,7 +210,11 @@ class TestWebhook:
 
     @pytest.mark.parametrize(
         "url",
-        ["ftp://x/s3cret", "file:///s3cret", "s3cret.example.com", "http://", "http://x/s3cret now", "http://[s3cret"],
+        [
+            *("ftp://x/s3cret", "file:///s3cret", "s3cret.example.com", "http://", "http://x/s3cret now"),
+            *("http://[s3cret", "https://ops:s3cret@x/", "https://s3cret@x/", "http://x:s3cret/", "http://x:0/"),
+            *("http://x:99999/s3cret", "https://x/s3crét"),
+        ],
     )
     def test_only_http_urls_are_accepted_and_what_was_given_is_not_shown(self, url):
         with pytest.raises(ConfigurationError, match="http") as caught:
@@ -269,6 +278,27 @@ class TestTargets:
         ((_, _, message),) = mail_server.mails
         assert email.message_from_string(message, policy=email.policy.default)["Bcc"] is None
 
+    @pytest.mark.parametrize(("security", "port"), [("starttls", 587), ("tls", 465), ("none", 25)])
+    def test_a_mail_server_is_asked_at_the_port_that_its_security_has(self, security, port, monkeypatch):
+        asked = []
+
+        def connect(*where, **_):
+            asked.append(where)
+            raise ConnectionRefusedError
+
+        monkeypatch.setattr(smtplib, "SMTP_SSL" if security == "tls" else "SMTP", connect)
+        with pytest.raises(TargetError):
+            Email("a@example.com", sender="Ada <m@example.com>", host="mail.example.com", security=security)(ALERT)
+        assert asked == [("mail.example.com", port)]
+
+    def test_of_several_recipients_the_log_says_who_was_refused(self, mail_server, caplog):
+        mail_server.refused = {"bob@example.com"}
+        to = ["Ada <ada@example.com>", "bob@example.com"]
+        Email(to, sender="meter@example.com", **mail_server.address)(ALERT)
+        ((_, recipients, _),) = mail_server.mails
+        assert recipients == ["ada@example.com"]
+        assert "bob@example.com was refused by 127.0.0.1: (550" in caplog.text
+
     def test_a_mail_server_that_is_not_there_is_a_clear_error(self):
         with pytest.raises(TargetError, match=r"could not be sent by 127\.0\.0\.1"):
             Email("a@example.com", sender="m@example.com", host="127.0.0.1", port=9, security="none")(ALERT)
@@ -279,6 +309,13 @@ class TestTargets:
             ({"to": []}, "at least one"),
             ({"to": "nobody"}, "not an address"),
             ({"to": "a@b\nBcc: c@d"}, "not an address"),
+            ({"to": "a@b.c, d@e.f"}, "not an address"),
+            ({"to": "a@"}, "not an address"),
+            ({"sender": "Meter, The <m@example.com>"}, "not an address"),
+            ({"host": "mail..example.com"}, "email.host"),
+            ({"host": "mail\nexample.com"}, "email.host"),
+            ({"host": ""}, "email.host"),
+            ({"user": "u", "password": "pässword"}, r"ASCII: SMTP's log-in has no other letters\.$"),
             ({"security": "some"}, "starttls, tls or none"),
         ],
     )

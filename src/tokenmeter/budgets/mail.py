@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
+import logging
 import smtplib
 import ssl
 from collections.abc import Sequence
 from email.message import EmailMessage
-from email.utils import format_datetime
+from email.utils import format_datetime, getaddresses
 
 from tokenmeter.budgets.alerts import Alert, Notice
 from tokenmeter.budgets.delivery import TargetError
 from tokenmeter.errors import ConfigurationError
+
+log = logging.getLogger("tokenmeter")
+
+_PORTS = {"starttls": 587, "tls": 465, "none": 25}
 
 
 class Email:
     """Sends each alert as an e-mail by SMTP.
 
     Args:
-        to: Addresses.
+        to: Addresses, each with a name before it or without one: ``Ada <ada@example.com>``.
         sender: The ``From`` address.
         host: The mail server.
-        port: Its port.
-        security: ``starttls`` (587), ``tls`` from the first byte (465), or ``none`` for a server on this machine.
+        port: Its port; default: the usual one.
+        security: ``starttls`` (587), ``tls`` from the first byte (465), or ``none`` (25) for a server on this machine.
         user: Account to log in with, if any.
-        password: Its password.
+        password: Its password, in ASCII.
         timeout: Seconds to wait for the server.
 
     Raises:
-        ConfigurationError: no recipient, an address with a line break, or an unknown security.
+        ConfigurationError: no recipient, what is no address or no host, a password that SMTP cannot send, or an unknown
+            security.
     """
 
     def __init__(
@@ -36,7 +42,7 @@ class Email:
         *,
         sender: str,
         host: str,
-        port: int = 587,
+        port: int | None = None,
         security: str = "starttls",
         user: str | None = None,
         password: str | None = None,
@@ -44,14 +50,18 @@ class Email:
     ) -> None:
         self._to = [to] if isinstance(to, str) else list(to)
         for address in (*self._to, sender):
-            if "@" not in address or not address.isprintable():
+            if not _is_address(address):
                 raise ConfigurationError(f"email: {address!r} is not an address.")
         if not self._to:
             raise ConfigurationError("email.to must name at least one address.")
         if security not in {"starttls", "tls", "none"}:
             raise ConfigurationError(f"email.security must be starttls, tls or none, not {security!r}.")
+        if not _is_host(host):
+            raise ConfigurationError(f"email.host must be the name of a mail server, not {host!r}.")
+        if not (password or "").isascii():  # which is not shown
+            raise ConfigurationError("email.password must be ASCII: SMTP's log-in has no other letters.")
         self._sender = sender
-        self._server = (host, port)
+        self._server = (host, _PORTS[security] if port is None else port)
         self._security = security
         self._login = (user, password or "") if user else None
         self._timeout = timeout
@@ -96,4 +106,18 @@ class Email:
                 server.starttls(context=context)
             if self._login is not None:
                 server.login(*self._login)
-            server.send_message(message)
+            for address, why in server.send_message(message).items():
+                log.warning("An alert was sent, but %s was refused by %s: %s", address, self._server[0], why)
+
+
+def _is_address(text: str) -> bool:
+    """Whether it is one address as a header has it: ``ada@example.com``, ``Ada <ada@example.com>``."""
+    found = [address.rpartition("@") for _, address in getaddresses([text])]
+    return text.isprintable() and len(found) == 1 and all(found[0]) and " " not in "".join(found[0])
+
+
+def _is_host(text: str) -> bool:
+    try:
+        return bool(text.encode("idna")) and text.isprintable() and not set(text) & set("/@ ")
+    except UnicodeError:
+        return False

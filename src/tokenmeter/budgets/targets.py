@@ -36,11 +36,20 @@ _PAGERDUTY = "https://events.pagerduty.com/v2/enqueue"
 
 
 def _is_http(url: str) -> bool:
+    """Whether alerts can be sent there: what is found out at the first alert is found out too late."""
     try:
         parts = urllib.parse.urlsplit(url)
+        return (
+            parts.scheme in {"http", "https"}
+            and bool(parts.hostname)
+            and parts.port != 0  # which also asks whether it is a port
+            and "@" not in parts.netloc
+            and (parts.path + parts.query).isascii()
+            and url.isprintable()
+            and " " not in url
+        )
     except ValueError:
         return False
-    return parts.scheme in {"http", "https"} and bool(parts.hostname) and url.isprintable() and " " not in url
 
 
 class _Refusal(NamedTuple):
@@ -83,7 +92,10 @@ class _Post:
         sleep: Callable[[int], object] = time.sleep,
     ) -> None:
         if not _is_http(url):  # which is not shown: it may be a secret, in the wrong place
-            raise ConfigurationError(f"{type(self).__name__.lower()} must be an http:// or https:// URL.")
+            raise ConfigurationError(
+                f"{type(self).__name__.lower()} must be an http:// or https:// URL without a user's name or password, "
+                "with a port that is a number, if any, and a path in ASCII."
+            )
         self.url = url
         self._timeout = timeout
         self._attempts = attempts
