@@ -158,13 +158,24 @@ def test_a_retired_ledger_tells_writers_where_it_went_and_hands_on_what_they_rec
     assert sum(one.settled for key, one in new.store.all_counters() if not key.budget.startswith("=")) > 0
 
 
-def test_a_retired_ledger_can_still_be_read_and_proved(way, filled):
+def test_a_retired_ledger_can_still_be_read_proved_and_backed_up(way, filled, record, open_meter, tmp_path, caplog):
     source, target = way
     meter = filled(source)
     before = str(meter.report("member"))
     copy_ledger(source, target, retire=True)
-    assert str(meter.report("member")) == before
-    assert meter.verify().ok
+    for reader in (meter, open_meter(source)):
+        assert str(reader.report("member")) == before
+        assert reader.verify().ok
+    assert caplog.text == "", "nothing waits, so there is nothing to be told of"
+    record(meter, "late", team="search")
+    meter.close()
+    assert copy_ledger(source, target, retire=True).forwarded == 1
+    caplog.clear()
+    reader = open_meter(source)
+    assert str(reader.report("member")) == before
+    made = reader.backup(tmp_path / "retired.db")
+    assert (made.entries, made.verification.ok) == (len(list(reader.entries())), True)
+    assert caplog.text == "", "what waited was handed on"
 
 
 def test_a_ledger_that_is_not_there_or_is_the_same_is_refused(tmp_path, filled):

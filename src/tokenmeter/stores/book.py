@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 from pydantic_core import from_json
 
-from tokenmeter.errors import StoreBusyError, StoreError
+from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError
 from tokenmeter.ledger import utcnow
 from tokenmeter.stores.engine import Engine
 from tokenmeter.stores.fold import (
@@ -384,11 +384,13 @@ class Folding(ABC):
     Attributes:
         places: Segment -> how far it is folded when this is committed.
         left_out: Whether an entry that was there already would have moved counters.
+        moved: What is to be told of a ledger that went elsewhere.
     """
 
     def __init__(self, book: FoldingBook, *, careful: bool, refuse: str | None = None) -> None:
         self.places: dict[int, int] = {}
         self.left_out = False
+        self.moved: str | None = None
         self._book, self._careful, self._refuse = book, careful, refuse
         self._batch = Batch()
         self._rows: list[tuple[Any, ...]] = []
@@ -432,12 +434,22 @@ class Folding(ABC):
         known = dict(self.places)
         done = 0
         for number, end, record, effects in itertools.islice(self._frames(), most):
+            self.refuse_moved()
             self._take(connection, number, end, record, effects)
             self.places[number] = end
             done += 1
-        if done or known != self.places:
+        if done or (known != self.places and self.moved is None):
             self.end(connection, known)
         return done
+
+    def refuse_moved(self) -> None:
+        """Take nothing into a ledger that went elsewhere; it is told only where something would be taken.
+
+        Raises:
+            StoreUnavailableError: it says where.
+        """
+        if self.moved is not None:
+            raise StoreUnavailableError(self.moved)
 
     def start(self, connection: Any) -> None:
         """See where the chain stands."""

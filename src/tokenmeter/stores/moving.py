@@ -130,7 +130,9 @@ def opened(url: str | Path) -> Generator[Movable]:
     """The ledger at `url`, which must be there."""
     path = store_path(url)
     if path is not None and not path.exists():
-        raise ConfigurationError(f"There is no ledger at {path}.")
+        raise ConfigurationError(
+            f"There is no ledger at {path}. Name one that is there; `tokenmeter db copy LEDGER {path}` makes one there."
+        )
     store = open_store(url)
     try:
         if not isinstance(store, Movable):

@@ -447,8 +447,7 @@ class _Folding(Folding):
         self.crossed: list[ThresholdCrossing] = []
         self._heard: dict[int, list[int]] = {}
         head = connection.execute("SELECT begin_fold(?)", (self._book.identity,)).fetchall()[0][0]
-        if head["moved"]:
-            raise StoreUnavailableError(told_of_move(head["moved"]))
+        self.moved = told_of_move(head["moved"]) if head["moved"] else None
         self._folded: dict[int, int] = dict(head["places"])
         path = self._book.path
         places = {number: 0 if 0 < _size(path, number) < end else end for number, end in self._folded.items()}

@@ -179,8 +179,7 @@ class SQLiteBook(FoldingBook):
 
     def moved(self) -> str | None:
         """See `tokenmeter.stores.effects.Book`."""
-        rows = self.fetch("SELECT body FROM documents WHERE kind = ?", (MOVED,))
-        return told_of_move(rows[0][0]) if rows else None
+        return self.database.read(_told_of_move)
 
     def file(self) -> tuple[int, int]:
         """See `tokenmeter.stores.effects.Book`."""
@@ -276,6 +275,7 @@ class SQLiteBook(FoldingBook):
         def run(connection: Connection) -> T:
             folding = _Folding(self, careful=True)
             folding.start(connection)
+            folding.refuse_moved()
             result = work(_Direct(connection, folding))
             folding.end(connection, dict(folding.places))
             return result
@@ -382,9 +382,14 @@ def refuse_moved(connection: Connection) -> None:
     Raises:
         StoreUnavailableError: it says where.
     """
+    told = _told_of_move(connection)
+    if told is not None:
+        raise StoreUnavailableError(told)
+
+
+def _told_of_move(connection: Connection) -> str | None:
     row = connection.execute("SELECT body FROM documents WHERE kind = ?", (MOVED,)).fetchone()
-    if row is not None:
-        raise StoreUnavailableError(told_of_move(row[0]))
+    return None if row is None else told_of_move(row[0])
 
 
 class _Standing:
@@ -456,7 +461,7 @@ class _Folding(Folding):
 
     def begin(self, connection: Connection) -> tuple[int, bytes, dict[int, int]]:
         """See `Folding`."""
-        refuse_moved(connection)
+        self.moved = _told_of_move(connection)
         seq, digest = connection.execute("SELECT seq, hash FROM ledger").fetchone()
         return seq, digest, dict(connection.execute("SELECT segment, folded FROM places"))
 
