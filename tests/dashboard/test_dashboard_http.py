@@ -17,15 +17,17 @@ from decimal import Decimal
 from html.parser import HTMLParser
 
 import pytest
+import uvicorn
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from tokenmeter import dashboard
 from tokenmeter.attribution import ApiKey
-from tokenmeter.dashboard import downloads
+from tokenmeter.dashboard import downloads, reading
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Entry, Reservation
 from tokenmeter.serving.probes import Pulse, entries_of
+from tokenmeter.stores import packing
 
 TOKEN = "a-long-enough-token-for-a-test"
 BOOKS = ("/invoices", "/credit-notes", "/periods", "/reconciliations")
@@ -199,8 +201,6 @@ def test_entries_are_paged_without_gaps_or_repetitions(meter, serve, record):
 
 
 def test_it_works_under_a_path_of_another_application(filed, run_server):
-    import uvicorn
-
     application = Starlette(routes=[Mount("/inside/usage", dashboard.app(filed, token=TOKEN))])
     served = run_server(
         uvicorn.Server(uvicorn.Config(application, port=0, log_level="error", ws="none", lifespan="off"))
@@ -415,3 +415,70 @@ def test_the_command_names_a_missing_ledger(tmp_path):
     assert done.returncode == 2
     assert "There is no ledger" in done.stderr
     assert not (tmp_path / "none.db").exists()
+
+
+@pytest.fixture
+def dense(busy, monkeypatch):
+    """`busy` as if it was so large that its sums are read faster packed; and a way to see which are."""
+    pytest.importorskip("numpy")
+    monkeypatch.setattr(packing, "_MANY", 1)
+    monkeypatch.setattr(packing, "_DENSE", 0)
+
+    def packed():
+        for thread in threading.enumerate():
+            if thread.name == "tokenmeter-pack":
+                thread.join()
+        return busy.store._ask("SELECT count(*) FROM packed_sums")[0][0]
+
+    return packed
+
+
+def test_a_server_packs_sums_while_nobody_asks(dense, busy, serve):
+    serve(busy)
+    assert dense() > 0
+
+
+def test_in_another_server_sums_are_packed_after_the_first_question(dense, busy, run_server, monkeypatch):
+    monkeypatch.setattr(reading, "_QUIET", 0)
+    application = dashboard.app(busy)
+    served = run_server(
+        uvicorn.Server(uvicorn.Config(application, port=0, log_level="error", ws="none", lifespan="off"))
+    )
+    assert dense() == 0
+    assert served.get("/healthz")[0] == 200
+    assert dense() > 0
+
+
+def test_while_somebody_asks_nothing_is_packed_and_a_stop_is_not_waited_for(dense, busy, monkeypatch):
+    monkeypatch.setattr(reading, "_QUIET", 10**6)
+    packer = reading.Packer(busy.store)
+    packer.wait_for()
+    packer.begin()
+    packer.stop()
+    assert dense() == 0
+    monkeypatch.setattr(reading, "_QUIET", 0)
+    packer.begin()
+    assert dense() > 0
+
+
+def test_a_round_of_packing_begins_once_an_hour(dense, busy, monkeypatch):
+    packer = reading.Packer(busy.store)
+    packer.begin()
+    assert dense() > 0
+    busy.store._change(lambda connection: connection.execute("DELETE FROM packed_sums"))
+    packer.begin()
+    assert dense() == 0
+    monkeypatch.setattr(reading, "_EVERY", 0)
+    packer.begin()
+    assert dense() > 0
+
+
+def test_a_ledger_that_is_closed_while_its_sums_are_packed_ends_the_round(dense, busy, monkeypatch):
+    quiet = reading.Packer._is_quiet
+    monkeypatch.setattr(reading.Packer, "_is_ready", lambda packer: busy.close() or quiet(packer))
+    failed = []
+    monkeypatch.setattr(threading, "excepthook", failed.append)
+    packer = reading.Packer(busy.store)
+    packer.begin()
+    packer._thread.join()
+    assert failed == []

@@ -24,6 +24,7 @@ pytest.importorskip("numpy")
 START = datetime(2026, 1, 5, tzinfo=UTC)
 WEEKS = [START + timedelta(days=7 * number) for number in range(-1, 17)]
 HALVES = [START - timedelta(days=9), START + timedelta(days=40, hours=3), START + timedelta(days=130)]
+EDGES = (WEEKS, HALVES)
 MEMBERS = ("ada", "ben", "cyd")
 
 
@@ -114,10 +115,20 @@ class Ledger:
         assert not meter.store.rebuild()
         meter.close()
 
+    def check_packed(self, meter):
+        """Meters and times are read as rows by questions; packed they are the same."""
+
+        def ask():
+            return [(meter.store.aggregate(edges, ("sku_meter",)), meter.store.latencies(edges)) for edges in EDGES]
+
+        rows = ask()
+        meter.store.pack()
+        assert ask() == rows
+
     def check(self):
         meter = self.meter()
         entries = list(meter.entries())
-        for edges in (WEEKS, HALVES):
+        for edges in EDGES:
             for name in ("member", "end_user", "tag:env", "model"):
                 for _ in range(2):  # as rows, which packs them, and as packed
                     found = {
@@ -125,6 +136,7 @@ class Ledger:
                         for one in meter.store.aggregate(edges, (name,))
                     }
                     assert found == added_up(entries, edges, name), name
+        self.check_packed(meter)
         assert not meter.verify(deep=True).faults
         meter.close()
 

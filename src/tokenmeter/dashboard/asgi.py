@@ -6,7 +6,8 @@ import hashlib
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from functools import cached_property
 from http import HTTPStatus
 from importlib import resources
@@ -21,13 +22,14 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Mount, Route, Router
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tokenmeter.api import Meter
 from tokenmeter.dashboard.acts import Acts
 from tokenmeter.dashboard.books import DocumentPages
 from tokenmeter.dashboard.budgets import BudgetPages
 from tokenmeter.dashboard.pages import Pages
+from tokenmeter.dashboard.reading import Packer
 from tokenmeter.dashboard.rendering import base_of, page, prepare
 from tokenmeter.dashboard.security import (
     HEADERS,
@@ -50,6 +52,7 @@ from tokenmeter.serving.lens import Lens, ReadableMeter, look_through, pulse_of
 from tokenmeter.serving.probes import Probes, Pulse, entries_of, metrics_of
 from tokenmeter.serving.problems import BROKEN
 from tokenmeter.serving.rest import make_api
+from tokenmeter.stores.packing import only_answer
 
 _KINDS = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _LONGEST_FORM = 4096
@@ -92,7 +95,7 @@ def app(
     if requests_per_minute < 1:
         raise ConfigurationError(f"requests_per_minute= is at least 1, not {requests_per_minute!r}.")
     chosen = meter or default_meter()
-    sites, probes = _Sites(chosen, tz), Probes(chosen)
+    sites, probes, packer = _Sites(chosen, tz), Probes(chosen), Packer(chosen.store)
     tokens = Tokens(
         chosen.settings if only is None else None, None if token is None else Token(Door.check(token), Access())
     )
@@ -113,10 +116,15 @@ def app(
     middleware.append(Middleware(door.guard))
     if only is not None:
         middleware.append(Middleware(Whose, only=only))
-    middleware += [Middleware(Paced, per_minute=requests_per_minute), Middleware(Bounded)]
+    middleware += [
+        Middleware(Paced, per_minute=requests_per_minute),
+        Middleware(Bounded),
+        Middleware(PackWhenQuiet, packer=packer),
+    ]
     made = Starlette(
         routes=routes,
         middleware=middleware,
+        lifespan=lambda _: _packing(packer),
         exception_handlers={
             TokenmeterError: _failed,
             HTTPException: _refused,
@@ -127,6 +135,32 @@ def app(
     # No mount: what is no route with this method but one with another is refused as that, and not sought among pages.
     made.router.default, made.router.redirect_slashes = sites, False
     return made
+
+
+@asynccontextmanager
+async def _packing(packer: Packer) -> AsyncGenerator[None]:
+    """While a server of its own is up; in another's it begins with the first question."""
+    packer.begin()
+    yield
+    await run_in_threadpool(packer.stop)
+
+
+class PackWhenQuiet:
+    """Has sums packed while nobody asks: no question waits for it."""
+
+    def __init__(self, app: ASGIApp, packer: Packer) -> None:
+        self._app, self._packer = app, packer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        self._packer.wait_for()
+        self._packer.begin()
+        with only_answer():
+            await self._app(scope, receive, send)
+        self._packer.wait_for()
 
 
 def _static_routes() -> list[Route]:

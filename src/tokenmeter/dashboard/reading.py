@@ -1,25 +1,33 @@
-"""Reading the ledger for a page: each report once, what sums of sums give, and what was read last."""
+"""Reading the ledger for a page: each report once, what sums of sums give, what was read last, what makes it quick."""
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from datetime import datetime
-from typing import Generic, NamedTuple, TypeVar
+from importlib import import_module
+from typing import Any, Generic, NamedTuple, TypeVar
 
+from tokenmeter.errors import StoreError
 from tokenmeter.periods import CalendarUnit, Period
 from tokenmeter.reports import Report, Row
 from tokenmeter.reports.query import Query, cut
 from tokenmeter.reports.report import read_report
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.sketch import Latencies
+from tokenmeter.stores.store import BookStore
 
 T = TypeVar("T")
 #: Rows that are summed up here rather than read again.
 MOST_SUMMED = 3_000
+#: Seconds between two rounds of packing, and without a question before it goes on.
+_EVERY, _QUIET = 3_600, 2
+_log = logging.getLogger("tokenmeter")
 #: Bucket and value.
 Place = tuple[int, str | None]
 
@@ -150,3 +158,57 @@ class Memory(Generic[T]):
                 if self._kept.get(key, ("", None))[1] is mine:
                     del self._kept[key]
             mine.set_exception(error)
+
+
+class Packer:
+    """Packs a ledger's sums while nobody asks for anything, in a thread that ends when all are.
+
+    Args:
+        store: The ledger; one without kept sums of ours has nothing to be packed.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store if isinstance(store, BookStore) else None
+        self._thread: threading.Thread | None = None
+        self._stopping = threading.Event()
+        self._begun: float | None = None  # not money: seconds
+        self._asked: float | None = None  # not money: seconds
+
+    def begin(self) -> None:
+        """Start a round, unless the last one began within an hour."""
+        now = time.monotonic()
+        if self._store is not None and (self._begun is None or now >= self._begun + _EVERY):
+            self._begun = now
+            self._stopping.clear()
+            self._thread = threading.Thread(target=self._run, args=[self._store], name="tokenmeter-pack", daemon=True)
+            self._thread.start()
+
+    def wait_for(self) -> None:
+        """Somebody asks, or was answered: nothing is packed for a moment."""
+        self._asked = time.monotonic()
+
+    def stop(self) -> None:
+        """End a round that is under way."""
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join()
+        self._begun = None
+
+    def _run(self, store: BookStore[Any]) -> None:
+        try:
+            if self._is_quiet():
+                store.pack(self._is_ready)
+        except StoreError as error:  # reports are read from rows
+            _log.debug("The ledger's sums cannot be packed now: %s", error)
+
+    def _is_ready(self) -> bool:
+        """Before each few stretches of a large ledger, whose questions are answered with numpy: it is loaded here."""
+        import_module("numpy")
+        return self._is_quiet()
+
+    def _is_quiet(self) -> bool:
+        """Wait until nobody has asked for a moment; False when it is to end."""
+        while self._asked is not None and (rest := self._asked + _QUIET - time.monotonic()) > 0:
+            if self._stopping.wait(rest):
+                break
+        return not self._stopping.is_set()

@@ -122,7 +122,7 @@ def make_server(
             log_level="warning",
             access_log=False,
             ws="none",
-            lifespan="off",
+            lifespan="on",
             server_header=False,
             timeout_graceful_shutdown=1,  # live pages never hang up by themselves
         )

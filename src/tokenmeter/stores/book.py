@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from operator import add
 from pathlib import Path
@@ -29,7 +29,8 @@ from tokenmeter.stores.fold import (
     advance,
     measured,
 )
-from tokenmeter.stores.packing import Stretch, can_be_read, keep, pages
+from tokenmeter.stores.packed import PackedKind, Stretch
+from tokenmeter.stores.packing import can_be_read, find_dense, find_incomplete, in_pages, keep, pages
 from tokenmeter.stores.record import compact_json
 from tokenmeter.stores.sketch import Latencies, packed
 from tokenmeter.stores.slots import month_of, to_microseconds, week_of
@@ -175,13 +176,25 @@ class FoldingBook(ABC):
     def alone(self, work: Callable[[Any], T]) -> T:
         """Run `work` in a transaction that may write, with no fold beside it; not waiting long for another program."""
 
-    def pack(self, stretches: Sequence[Stretch]) -> None:
-        """Pack the sums of some stretches, if that can be done now: the question has been answered from rows."""
-        if not can_be_read():
-            return
+    def may_pack(self) -> bool:
+        """Whether packed sums are of use, and this program may make them."""
+        return can_be_read()
+
+    def pack(self, stretches: Sequence[Stretch], kinds: Collection[PackedKind]) -> None:
+        """Pack sums of some stretches, if that can be done now: the question has been answered from rows."""
         with contextlib.suppress(StoreError):
-            for some in pages(stretches, to_microseconds(utcnow())):
-                self.alone(partial(keep, stretches=some))
+            for some in pages(stretches, to_microseconds(utcnow())) if self.may_pack() else ():
+                self.alone(partial(keep, stretches=some, kinds=kinds))
+
+    def pack_all(self, go_on: Callable[[], bool]) -> None:
+        """See `tokenmeter.stores.store.BookStore.pack`."""
+        dense = self.read(partial(find_dense, now=to_microseconds(utcnow()))) if self.may_pack() else []
+        for some in in_pages(dense):
+            if not go_on():
+                return
+            lacking = self.read(partial(find_incomplete, stretches=some))
+            if lacking:
+                self.alone(partial(keep, stretches=lacking, kinds=set(PackedKind)))
 
     # -- the fold
 

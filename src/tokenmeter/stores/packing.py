@@ -1,31 +1,28 @@
 """Kept sums of stretches that are over, packed by column: what a question over very many of them reads instead of rows.
 
-A year by week in some zone is made of hundreds of thousands of rows of sums. They hardly ever change, so those that a
-question has read are kept beside the rows, one value for all accounts of a stretch, and the next time numpy adds
-them up. They are a copy: whoever adds to a row takes the copy of its stretch away in the same transaction, `verify`
-compares them with the rows, and without numpy the rows are read.
+A year by week in some zone is made of hundreds of thousands of rows of sums, and so is a month by day and meter. They
+hardly ever change, so they are kept beside the rows, one value for all accounts of a stretch, and numpy adds them up.
+The dashboard packs all of them while nobody asks; elsewhere a question packs what it read, where that is quickly done.
+They are a copy: whoever adds to a row takes the copy of its stretch away in the same transaction, `verify` compares
+them with the rows, and without numpy the rows are read.
 """
 
 from __future__ import annotations
 
-import struct
-import sys
-from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tokenmeter.stores.engine import Engine, Rows
-from tokenmeter.stores.fold import AMOUNTS
+from tokenmeter.stores.packed import PackedKind, PackedReader, Stretch, kinds_of, pack_stretch, read_body
 from tokenmeter.stores.record import compact_json
-from tokenmeter.stores.slots import DAY, HOUR, Level, start_of
+from tokenmeter.stores.slots import DAY, HOUR, Level, is_slot, start_of
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-#: (level, slot): a stretch of time.
-Stretch = tuple[int, int]
+#: Bucket of a report + 1, negative where it is to be taken away, level and slot.
+Place = tuple[int, int, int]
 
 #: Rows from which on a question is one for packed sums: to load numpy takes as long as to read a hundred thousand.
 _MANY = 20_000
@@ -33,73 +30,21 @@ _MANY = 20_000
 _DENSE = 12
 #: Most cells of all buckets together, of which each takes 120 bytes while it is added up.
 _MOST_CELLS = 2_000_000
-#: Most stretches that one question has packed, and how many of them in a transaction.
-_MOST, _AT_ONCE = 4_096, 16
+#: Most stretches that one question has packed, and how many of them in a transaction. Of those that are packed while
+#: nobody asks fewer, each with everything: whoever asks, or records, just then waits for a transaction at most.
+_MOST, _AT_ONCE, _FEW = 4_096, 16, 4
 #: A stretch is packed when it has been over for an hour: microseconds from the beginning of the longest of its kind.
 _OVER = {Level.HOUR: 2 * HOUR, Level.DAY: 25 * HOUR, Level.WEEK: 7 * DAY + HOUR, Level.MONTH: 31 * DAY + HOUR}
-#: Columns of a stretch: accounts in ascending order, then what is summed.
-_COLUMNS = ("account", "n", *AMOUNTS)
-_ROWS = f"SELECT {', '.join(_COLUMNS)} FROM sums WHERE level = ? AND slot = ? ORDER BY account"  # noqa: S608 - names of our own
-_SAME, _ZERO = b"=", b"0"
-#: Most rows whose numbers floating point adds up exactly: each is added as 32 bits at most.
-_MOST_ROWS = 1 << 21
-_WIDTHS = {b"b": 1 << 7, b"h": 1 << 15, b"i": 1 << 31, b"q": 1 << 40}
-#: Bytes that come before the columns, and those of a number by its letter.
-_HEAD = 4 + len(_COLUMNS)
-_BYTES = dict(zip(b"=0bhiq", (0, 0, 1, 2, 4, 8), strict=True))
-_DTYPES = {ord(b"b"): "<i1", ord(b"h"): "<i2", ord(b"i"): "<i4", ord(b"q"): "<i8"}
-#: The first column of a cost, of which the last four may be as the two before them.
-_COSTS = len(_COLUMNS) - 6
 
 
-def pack(rows: Sequence[Sequence[int]]) -> bytes:
-    """A stretch's rows, one after the other by column.
-
-    Args:
-        rows: By `_COLUMNS`, in the order of their accounts.
-
-    Returns:
-        How many rows (4 bytes), a letter for each column, and the columns whose letter is no ``0`` (all are) and no
-        ``=`` (as the column two before): little-endian integers of 1 (``b``), 2 (``h``), 4 (``i``) or 8 bytes (``q``).
-        Nothing where a number is so large (2^40) that sums of millions of such would not stay within 64 bits, or where
-        there are more than two million rows.
-    """
-    if len(rows) > _MOST_ROWS:
-        return b""
-    columns: list[tuple[int, ...]] = list(zip(*rows, strict=True)) or [()] * len(_COLUMNS)
-    letters, parts = bytearray(), list[bytes]()
-    for at, column in enumerate(columns):
-        if at >= _COSTS + 2 and column == columns[at - 2]:
-            letters += _SAME
-            continue
-        largest = max(map(abs, column), default=0)
-        letter = next((one for one, limit in _WIDTHS.items() if largest < limit), None)
-        if letter is None:
-            return b""
-        if not largest:
-            letters += _ZERO
-            continue
-        letters += letter
-        values = array(letter.decode(), column)
-        if sys.byteorder == "big":
-            values.byteswap()
-        parts.append(values.tobytes())
-    return b"".join((struct.pack("<I", len(rows)), bytes(letters), *parts))
-
-
-def is_readable(body: object) -> bool:
-    """Whether this is what `pack` made of rows that can be read packed, as far as its lengths tell."""
-    if not isinstance(body, bytes) or len(body) < _HEAD:
-        return False
-    (count,), letters = struct.unpack_from("<I", body), body[4:_HEAD]
-    widths = [_BYTES.get(letter) for letter in letters]
-    return (
-        None not in widths and len(body) == _HEAD + count * sum(filter(None, widths)) and not (count and not widths[0])
-    )
+def worth_packing(rows: int, stretches: Iterable[Place]) -> list[Stretch]:
+    """The stretches of a question that read so many rows, if it had better read them packed."""
+    found = {(level, slot) for _, level, slot in stretches}
+    return sorted(found) if is_many(rows, len(found)) else []
 
 
 def is_many(rows: int, stretches: int) -> bool:
-    """Whether a question that reads so many rows of so many stretches had better read them packed."""
+    """Whether so many rows of so many stretches are read faster packed."""
     return rows >= max(_MANY, _DENSE * stretches)
 
 
@@ -108,12 +53,21 @@ def can_be_read() -> bool:
     return find_spec("numpy") is not None
 
 
-def keep(connection: Rows, stretches: Sequence[Stretch]) -> None:
-    """Pack some stretches, in a write transaction with no fold beside it."""
+def keep(connection: Rows, stretches: Sequence[Stretch], kinds: Collection[PackedKind]) -> None:
+    """Pack these kinds of some stretches, in a write transaction with no fold beside it."""
+    kept = dict(_bodies(connection, stretches))
     drop(connection, stretches)
     for stretch in stretches:
-        body = pack(connection.execute(_ROWS, stretch).fetchall())
+        known = read_body(kept.get(stretch))
+        body = pack_stretch(connection, stretch, {*kinds, *known}, known)
         connection.execute("INSERT INTO packed_sums (level, slot, body) VALUES (?, ?, ?)", (*stretch, body))
+
+
+def _bodies(connection: Rows, stretches: Sequence[Stretch]) -> Iterator[tuple[Stretch, object]]:
+    for stretch in stretches:
+        kept = connection.execute("SELECT body FROM packed_sums WHERE level = ? AND slot = ?", stretch).fetchone()
+        if kept:
+            yield stretch, kept[0]
 
 
 def drop(connection: Rows, stretches: Sequence[Stretch]) -> None:
@@ -122,18 +76,64 @@ def drop(connection: Rows, stretches: Sequence[Stretch]) -> None:
         connection.execute("DELETE FROM packed_sums WHERE level = ? AND slot = ?", stretch)
 
 
-def pages(stretches: Sequence[Stretch], now: int) -> Iterator[list[Stretch]]:
+_only_answering: ContextVar[bool] = ContextVar("tokenmeter_only_answering", default=False)
+
+
+@contextmanager
+def only_answer() -> Generator[None]:
+    """Within, questions pack nothing: somebody waits for the answer."""
+    token = _only_answering.set(True)
+    try:
+        yield
+    finally:
+        _only_answering.reset(token)
+
+
+def is_packed_at_once(kind: PackedKind) -> bool:
+    """Whether a question packs what it has read of this kind: of the others it would take as long as the reading."""
+    return kind is PackedKind.SUMS and not _only_answering.get()
+
+
+def find_dense(connection: Rows, *, now: int) -> list[Stretch]:
+    """Stretches that are over and read faster packed, the last first; none where all together are quickly read."""
+    rows = connection.execute("SELECT level, slot, count(*) FROM sums GROUP BY level, slot").fetchall()
+    if sum(count for *_, count in rows) < _MANY:
+        return []
+    dense = [(level, slot) for level, slot, count in rows if count >= _DENSE and is_slot(level, slot)]
+    dense = [one for one in dense if _is_over(one, now)]
+    return sorted(dense, key=lambda one: (start_of(Level(one[0]), one[1]), one), reverse=True)
+
+
+def find_incomplete(connection: Rows, *, stretches: Sequence[Stretch]) -> list[Stretch]:
+    """Those of some stretches of which not everything is packed that can be."""
+    bodies = dict(_bodies(connection, stretches))
+    return [
+        stretch
+        for stretch in stretches
+        if bodies.get(stretch) != b"" and read_body(bodies.get(stretch)).keys() < kinds_of(stretch)
+    ]
+
+
+def in_pages(stretches: Sequence[Stretch], size: int = _FEW) -> Iterator[Sequence[Stretch]]:
+    """Some at a time."""
+    for start in range(0, len(stretches), size):
+        yield stretches[start : start + size]
+
+
+def _is_over(stretch: Stretch, now: int) -> bool:
+    level, slot = stretch
+    return start_of(Level(level), slot) + _OVER[Level(level)] <= now
+
+
+def pages(stretches: Sequence[Stretch], now: int) -> Iterator[Sequence[Stretch]]:
     """Those that are over, in transactions' worth.
 
     Args:
         stretches: What a question has read as rows.
         now: Microseconds since the epoch.
     """
-    over = [(level, slot) for level, slot in stretches if start_of(Level(level), slot) + _OVER[Level(level)] <= now][
-        :_MOST
-    ]
-    for start in range(0, len(over), _AT_ONCE):
-        yield over[start : start + _AT_ONCE]
+    over = [one for one in stretches if _is_over(one, now)]
+    yield from in_pages(over[:_MOST], _AT_ONCE)
 
 
 def differing(read: Callable[[Callable[[Rows], Any]], Any]) -> Iterator[Stretch]:
@@ -141,113 +141,46 @@ def differing(read: Callable[[Callable[[Rows], Any]], Any]) -> Iterator[Stretch]
     known: list[Stretch] = read(
         lambda rows: rows.execute("SELECT level, slot FROM packed_sums ORDER BY 1, 2").fetchall()
     )
-    for start in range(0, len(known), _AT_ONCE):
-        yield from read(partial(_differing, stretches=known[start : start + _AT_ONCE]))
+    for some in in_pages(known, _AT_ONCE):
+        yield from read(partial(_differing, stretches=some))
 
 
 def _differing(connection: Rows, *, stretches: Sequence[Stretch]) -> list[Stretch]:
-    found: list[Stretch] = []
-    for level, slot in stretches:
-        statement = "SELECT body FROM packed_sums WHERE level = ? AND slot = ?"
-        kept = connection.execute(statement, (level, slot)).fetchone()
-        if kept and kept[0] != pack(connection.execute(_ROWS, (level, slot)).fetchall()):
-            found.append((level, slot))
-    return found
+    return [
+        stretch
+        for stretch, body in _bodies(connection, stretches)
+        if body != pack_stretch(connection, stretch, read_body(body).keys())
+    ]
 
 
-class PackedSums:
-    """What packed stretches come to, by bucket of a report and cell.
-
-    Args:
-        cell_of: Account -> number of its cell; the rest is left out.
-        cells: How many cells there are.
-    """
-
-    def __init__(self, cell_of: Mapping[int, int], cells: int) -> None:
-        import numpy as np  # noqa: PLC0415 - large questions only: it takes a tenth of a second to load
-
-        self._np, self._cells = np, cells
-        spots = np.full(max(cell_of, default=0) + 2, cells, dtype=np.intp)  # the last for accounts beyond
-        spots[np.fromiter(cell_of.keys(), np.intp, len(cell_of))] = np.fromiter(cell_of.values(), np.intp, len(cell_of))
-        self._spots: NDArray[Any] = spots
-        self._totals: dict[int, NDArray[Any]] = {}
-
-    def add(self, body: bytes, buckets: Sequence[tuple[int, int]]) -> None:
-        """Add a stretch, that `is_readable`, to each of some buckets, with a sign."""
-        np, cells = self._np, self._cells
-        (count,), letters, at = struct.unpack_from("<I", body), body[4:_HEAD], _HEAD
-        if not count:
-            return
-        sums = np.zeros((len(_COLUMNS) - 1, cells), dtype=np.int64)
-        spots: NDArray[Any] = self._spots[:0]
-        for place, letter in enumerate(letters, -1):
-            if letter == _ZERO[0]:
-                continue
-            if letter == _SAME[0]:
-                sums[place] = sums[place - 2]
-                continue
-            column = np.frombuffer(body, _DTYPES[letter], count, at)
-            at += column.nbytes
-            if place < 0:
-                spots = np.take(self._spots, column, mode="clip")
-            else:
-                sums[place] = self._summed(column, spots)
-        for bucket, sign in buckets:
-            total = self._totals.get(bucket)
-            if total is None:
-                total = self._totals[bucket] = np.zeros_like(sums)
-            total += sums if sign > 0 else -sums
-
-    def _summed(self, column: NDArray[Any], spots: NDArray[Any]) -> NDArray[Any]:
-        """A column by cell. Floating-point numbers add integers up exactly as long as sums stay below 2^53."""
-        np, width = self._np, self._cells + 1
-        if column.itemsize < 8:  # noqa: PLR2004 - bytes: below 2^31
-            small: NDArray[Any] = np.bincount(spots, column, width)[:-1].astype(np.int64)
-            return small
-        low = np.bincount(spots, column & 0xFFFF_FFFF, width)[:-1].astype(np.int64)
-        large: NDArray[Any] = (np.bincount(spots, column >> 32, width)[:-1].astype(np.int64) << 32) + low
-        return large
-
-    def totals(self) -> Iterator[tuple[int, int, list[int]]]:
-        """Bucket, cell and sums (``n``, then `tokenmeter.stores.fold.AMOUNTS`), where there is anything."""
-        for bucket, sums in self._totals.items():
-            for cell in self._np.flatnonzero(sums.any(axis=0)).tolist():
-                yield bucket, cell, sums[:, cell].tolist()
-
-
-def read_packed(
-    connection: Rows, engine: Engine, kept: Sequence[tuple[int, int, int]], cell_of: Mapping[int, int], cells: int
-) -> tuple[PackedSums | None, list[tuple[int, int, int]]]:
-    """Add up what is packed of some slots.
+def read_packed(connection: Rows, engine: Engine, kept: Sequence[Place], reader: PackedReader) -> list[Place]:
+    """Have what is packed of some slots added up.
 
     Args:
         connection: In a transaction.
         engine: Its words.
-        kept: Place (bucket + 1, negative: to be taken away), level and slot of each.
-        cell_of: Account -> number of its cell.
-        cells: How many cells there are.
+        kept: What is asked for.
+        reader: Adds them up.
 
     Returns:
-        The sums, None where nothing is packed; and what is to be read as rows.
+        What is to be read as rows.
     """
     buckets: dict[Stretch, list[tuple[int, int]]] = {}
     for place, level, slot in kept:
-        buckets.setdefault((int(level), slot), []).append((abs(place) - 1, 1 if place > 0 else -1))
+        buckets.setdefault((level, slot), []).append((abs(place) - 1, 1 if place > 0 else -1))
     many = (
-        is_many(len(buckets) * len(cell_of), len(buckets)) and len({place for place, *_ in kept}) * cells <= _MOST_CELLS
+        is_many(len(buckets) * len(reader.cell_of), len(buckets))
+        and len({place for place, *_ in kept}) * reader.cells <= _MOST_CELLS
     )
     if not many or not can_be_read():
-        return None, list(kept)
-    found: PackedSums | None = None
+        return list(kept)
     rows = connection.execute(
         f"WITH slot (place, level, slot) AS ({engine.slots}) "  # noqa: S608 - names of our own
         f"SELECT level, slot, body FROM slot {engine.join} packed_sums USING (level, slot)",
         (compact_json([(0, *one) for one in buckets]),),
     )
     for level, slot, body in rows:
-        if is_readable(body):  # else rows are read; of what was damaged `verify` tells
-            found = found or PackedSums(cell_of, cells)
-            found.add(body, buckets.pop((level, slot)))
-    if found is None:
-        return None, list(kept)
-    return found, [one for one in kept if (int(one[1]), one[2]) in buckets]
+        packed = read_body(body).get(reader.kind)
+        if packed is not None:  # else rows are read; of what was damaged `verify` tells
+            reader.add(packed, buckets.pop((level, slot)))
+    return [one for one in kept if one[1:] in buckets]

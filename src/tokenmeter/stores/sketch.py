@@ -67,6 +67,23 @@ def packed(counts: Mapping[int, int]) -> bytes:
         raise OverflowError("There are more calls in a bucket than a sketch can count.") from error
 
 
+def pairs(data: bytes) -> list[tuple[int, int]]:
+    """Numbers of buckets, from 1 on, and their counts: as they stand there."""
+    return list(_PAIR.iter_unpack(data))
+
+
+def count_pairs(data: bytes) -> int:
+    """How many buckets have counts.
+
+    Raises:
+        struct.error: it is no sketch.
+    """
+    number, rest = divmod(len(data), _PAIR.size)
+    if rest:
+        raise struct.error
+    return number
+
+
 def unpacked(data: bytes) -> Iterator[tuple[int, int]]:
     """Buckets and their counts; of what somebody cut off, those that are whole (`verify` finds that it differs)."""
     whole = memoryview(data)[: len(data) - len(data) % _PAIR.size]

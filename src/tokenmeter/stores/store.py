@@ -21,13 +21,15 @@ from tokenmeter.stores.base import Aggregate, Crossing, EntryFilter, Latencies, 
 from tokenmeter.stores.book import FoldingBook
 from tokenmeter.stores.documents import Document, DocumentQuery
 from tokenmeter.stores.engine import check_boundaries
-from tokenmeter.stores.packing import Stretch
+from tokenmeter.stores.packed import PackedKind, Stretch
+from tokenmeter.stores.packing import is_packed_at_once
 from tokenmeter.stores.reading import EntryReader
 from tokenmeter.stores.rebuilding import rebuild
 from tokenmeter.stores.record import decode_hold
 from tokenmeter.stores.slots import from_microseconds, to_microseconds
-from tokenmeter.stores.summing import summed, timed
+from tokenmeter.stores.summing import summed
 from tokenmeter.stores.tail import unfolded
+from tokenmeter.stores.timing import timed
 
 B = TypeVar("B", bound=FoldingBook)
 T = TypeVar("T")
@@ -127,11 +129,7 @@ class BookStore(ABC, Generic[B]):
         self, boundaries: Sequence[datetime], by: Sequence[str], which: EntryFilter | None = None
     ) -> Sequence[Aggregate]:
         """Sums per time bucket and group: from the kept sums where they can answer, else from entries."""
-        unpacked: list[Stretch] = []
-        found = self._add_up(partial(summed, unpacked=unpacked), boundaries, by, which)
-        if unpacked:
-            self._book.pack(unpacked)
-        return found
+        return self._add_up(summed, boundaries, by, which)
 
     def latencies(
         self, boundaries: Sequence[datetime], by: Sequence[str] = (), which: EntryFilter | None = None
@@ -142,9 +140,11 @@ class BookStore(ABC, Generic[B]):
     def _add_up(
         self, how: Callable[..., T], boundaries: Sequence[datetime], by: Sequence[str], which: EntryFilter | None
     ) -> T:
+        """What `how` finds; and what it would have read faster if it was packed, is."""
         instants = check_boundaries(boundaries)
         self._look()
-        return self._book.read(
+        unpacked: dict[PackedKind, list[Stretch]] = {}
+        found = self._book.read(
             partial(
                 how,
                 engine=self._book.engine,
@@ -152,8 +152,25 @@ class BookStore(ABC, Generic[B]):
                 by=by,
                 which=which or EntryFilter(),
                 archives=self.archives,
+                unpacked=unpacked,
             )
         )
+        for kind, stretches in unpacked.items():
+            if stretches and is_packed_at_once(kind):
+                self._book.pack(stretches, {kind})
+        return found
+
+    def pack(self, go_on: Callable[[], bool] = lambda: True) -> None:
+        """Pack the kept sums of all that is over, the last first, where reports read them faster so.
+
+        Args:
+            go_on: Asked before each few of them; it may wait until nobody else needs the processor.
+
+        Raises:
+            StoreUnavailableError: the ledger cannot be read or written now.
+        """
+        self._look()
+        self._book.pack_all(go_on)
 
     def documents(self, which: DocumentQuery = DocumentQuery()) -> Iterator[Document]:  # noqa: B008 - immutable
         """Filed documents, in the order of their filing, page by page."""

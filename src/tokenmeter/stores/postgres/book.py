@@ -21,7 +21,6 @@ from tokenmeter.stores.book import ENTRY_COLUMNS, SUM_COLUMNS, Folding, FoldingB
 from tokenmeter.stores.documents import told_of_move
 from tokenmeter.stores.effects import Standing
 from tokenmeter.stores.fold import Batch
-from tokenmeter.stores.packing import Stretch
 from tokenmeter.stores.postgres.pool import Pool
 from tokenmeter.stores.postgres.sessions import ENGINE, ServerRows, explain, is_refusal, reason_of
 from tokenmeter.stores.record import digest_of
@@ -208,13 +207,12 @@ class PostgresBook(FoldingBook):
 
         return self.run(transact, scope="transaction")
 
-    def pack(self, stretches: Sequence[Stretch]) -> None:
+    def may_pack(self) -> bool:
         """See `FoldingBook`. Only the ledger's owner may: what others wrote could not be trusted."""
-        if self._within is not None:
-            return
-        with contextlib.suppress(StoreError):
-            if self.fetch("SELECT has_table_privilege('packed_sums', 'INSERT')")[0][0]:
-                super().pack(stretches)
+        if self._within is not None or not super().may_pack():
+            return False
+        allowed: bool = self.fetch("SELECT has_table_privilege('packed_sums', 'INSERT')")[0][0]
+        return allowed
 
     # -- the server
 
