@@ -79,6 +79,14 @@ class TestCaps:
         assert (stop.value.spent, stop.value.limit, stop.value.scope) == (3, 3, {"member": "ada"})
         meter.authorize(a_call("bob"))
 
+    @pytest.mark.parametrize("period", ["month", "total", "rolling-24h"])
+    @pytest.mark.parametrize("output", [10, None], ids=["bounded", "unbounded"])
+    def test_a_stop_says_to_come_again_when_the_budget_ends(self, metered, period, output):
+        budget = Budget(limit_tokens=0, period=period, ends=utcnow() + timedelta(minutes=20))
+        with pytest.raises(BudgetExceededError) as stop:
+            metered(budget).authorize(a_call(output=output))
+        assert 0 < stop.value.retry_after <= 20 * 60
+
     def test_what_is_held_counts_until_it_is_settled_with_the_truth(self, metered):
         meter = metered(Budget(limit_tokens=220))
         first, second = meter.authorize(a_call()), meter.authorize(a_call())

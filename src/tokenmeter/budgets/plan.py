@@ -224,38 +224,40 @@ def explain(stop: CapReachedError, plan: Demand, *, store: Store, wait: Decimal)
     cap, room = hold.cap, hold.limit - stop.settled
     affordable = plan.bound.affordable_output_tokens(cap.unit, room) if plan.bound else None
     free_at = _free_at(hold, claim.amount, store) if cap.rolling else claim.window_end
-    until_reset = None if free_at is None else _seconds(free_at - microseconds(plan.at))
+    until_free = _until_free(cap, free_at, plan.at)
     values = _fields(hold, Counter(stop.settled, stop.reserved))
     values["requested"] = amount_of(cap.unit, claim.amount)
     values["resets_at"] = None if free_at is None else from_microseconds(free_at)
     values["model"] = plan.call.facts.model
     if claim.amount <= room:
-        soonest = wait if until_reset is None else min(wait, until_reset)
+        soonest = wait if until_free is None else min(wait, until_free)
         reason = "Calls in flight hold the rest; try again when they have ended."
         return BudgetReservedError(reason, retry_after=soonest, **values)
     if room > 0 and (claim.amount > hold.limit or affordable):
         reason = "It needs more than the window has left; ask for fewer output tokens or send a shorter prompt."
-        return RequestTooLargeError(reason, retry_after=until_reset, max_affordable_output_tokens=affordable, **values)
-    return BudgetExceededError(retry_after=until_reset, **values)
+        return RequestTooLargeError(reason, retry_after=until_free, max_affordable_output_tokens=affordable, **values)
+    return BudgetExceededError(retry_after=until_free, **values)
 
 
 def refuse(error: UnboundedError, call: Call, at: datetime, *, store: Store) -> RequestTooLargeError:
     """The error for a call without an upper bound, under a budget that only admits calls which have one."""
     hold = error.hold
     key, end = hold.keys[0]
-    until_reset = None if end is None else _seconds(end - microseconds(at))
     return RequestTooLargeError(
         f"That is because {error.upper.explain()}. {_mend(error)}",
         requested=None,
         resets_at=None if end is None else from_microseconds(end),
-        retry_after=until_reset,
+        retry_after=_until_free(hold.cap, end, at),
         model=call.facts.model,
         **_fields(hold, _read([hold], store)[key]),
     )
 
 
-def _seconds(length_us: int) -> Decimal:
-    return EXACT.scaleb(Decimal(max(length_us, 0)), -6)
+def _until_free(cap: Cap, free_at: int | None, at: datetime) -> Decimal | None:
+    """Seconds until the window ends, or before that the budget; None when neither does."""
+    _, ends = cap.budget.effective
+    moments = [moment for moment in (free_at, None if ends is None else microseconds(ends)) if moment is not None]
+    return EXACT.scaleb(Decimal(max(min(moments) - microseconds(at), 0)), -6) if moments else None
 
 
 def _mend(error: UnboundedError) -> str:
