@@ -101,6 +101,60 @@ def test_categories_without_tax_give_their_reason(ready, tax):
     assert failures(make_einvoice(bill, "ubl"), UBL) == []
 
 
+HOSTILE = {
+    "letters": ({"name": 'Müller & Söhne <"\'> ẞ'}, {"name": "Ł & <ó> 北京 " * 20, "city": "Köln & <x>"}, VAT),
+    "control characters": ({}, {"name": "A\x0bB\x00\u202eC", "purchase_order": "a\tb\x1f", "reference": "1\n2"}, VAT),
+    "blanks": ({"phone": " +49 30 1 ", "legal_id": "  "}, {"cost_centre": " ", "electronic_address": " in@x.de "}, VAT),
+    "a code in small letters": ({"country": "de"}, {"country": "fr"}, VAT),
+    "to another country of the union": ({}, {"country": "FR"}, [{"name": "VAT", "rate": "0", "category": "K"}]),
+    "export": ({}, {"country": "US"}, [{"name": "VAT", "rate": "0", "category": "G"}]),
+    "not taxable": (
+        {"tax_id": None, "legal_id": "HRB 1"}, {}, [{"name": "No VAT", "rate": "0", "category": "O"}],
+    ),
+    "a rate of three digits": ({}, {}, [{"name": "VAT", "rate": "0.08875"}]),
+    "a tax number without a country": ({"tax_id": "12/345/67890", "legal_id": "HRB 1"}, {"tax_id": "12345"}, VAT),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+@pytest.mark.parametrize(("form", "rules"), [("cii", CII), ("xrechnung", UBL)])
+def test_parties_of_any_kind_make_a_valid_invoice_and_credit_note(ready, form, rules, case):
+    seller, buyer, taxes = HOSTILE[case]
+    bill = issued(
+        ready,
+        seller={name: value for name, value in {**SELLER, **seller}.items() if value is not None},
+        buyers={"team": {"search": {**BUYER, **buyer}}},
+        taxes=taxes,
+        einvoice=form,
+        notes=["Thank you\x0b & <goodbye>", " "],
+    )
+    note = credit_invoice(ready, bill, [("Good\x00will <&>", "0.50")], "out\x1bage & <more>")
+    for document in (bill, note):
+        xml = make_einvoice(document, form)
+        assert facturx.xml_check_xsd(xml)
+        assert failures(xml, rules) == []
+
+
+@pytest.mark.parametrize(
+    ("seller", "buyer", "category", "told"),
+    [
+        ({"country": "Germany"}, {}, "S", r"BT-40 seller.country as its code of two letters \(DE\), not 'Germany'"),
+        ({}, {"country": "uk"}, "S", r"BT-55 buyer.country as its code of two letters \(GB\), not 'UK'"),
+        ({"tax_id": "12/345/67890"}, {}, "S", "BT-30 seller.legal_id"),
+        ({"tax_id": "12/345/67890"}, {}, "K", "BT-31 seller.tax_id that begins with its country"),
+        ({}, {"tax_id": "12345"}, "K", "BT-48 buyer.tax_id that begins with its country"),
+        ({}, {"tax_id": "12345"}, "AE", "BT-48 buyer.tax_id that begins with its country"),
+        ({"contact": "  "}, {}, "S", "BT-41 seller.contact"),
+    ],
+)
+def test_what_a_party_must_be_known_by_is_named_before_a_number_is_taken(ready, seller, buyer, category, told):
+    tax = {"name": "VAT", "rate": "0.19" if category == "S" else "0", "category": category}
+    parties = {"seller": {**SELLER, **seller}, "buyers": {"team": {"search": {**BUYER, **buyer}}}}
+    with pytest.raises(ConfigurationError, match=told):
+        issued(ready, **parties, taxes=[tax], einvoice="xrechnung")
+    assert invoices(ready) == []
+
+
 def test_each_factor_is_an_allowance_or_a_charge_by_its_name(ready):
     text = make_einvoice(issued(ready), "cii").decode()
     assert "discount x 0.8" in text

@@ -7,7 +7,9 @@ Prices are the list prices; each factor is an allowance or a charge of the line,
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 from importlib import import_module
@@ -33,6 +35,10 @@ _TRANSFER = "58"  # SEPA credit transfer
 _SLACK = Decimal("0.02")
 _REASONS = {"E": "VATEX-EU-132", "AE": "VATEX-EU-AE", "K": "VATEX-EU-IC", "G": "VATEX-EU-G", "O": "VATEX-EU-O"}
 _PERCENT = Decimal(100)
+_COUNTRY = re.compile("[A-Z]{2}")
+#: What is often written for a country, and its code.
+_NO_COUNTRIES = {"UK": "GB", "EL": "GR"}
+_VAT_ID = "DE123456789"
 
 
 def make_einvoice(document: Invoice | CreditNote, form: EInvoiceForm = "factur-x") -> bytes:
@@ -103,27 +109,43 @@ def _missing(invoice: Invoice, *, german: bool) -> Iterator[str]:
         keys += [("BT-41", seller, "seller", "contact"), ("BT-42", seller, "seller", "phone")]
         keys += [("BT-43", seller, "seller", "email"), ("BT-84", seller, "seller", "iban")]
         keys += [("BT-10", buyer, "buyer", "reference")]
-    for number, party, who, name in keys:
-        if not getattr(party, name):
+    for number, party, who, name in [("BT-44", buyer, "buyer", "name"), *keys]:
+        value = _line_of(getattr(party, name) or "")
+        if not value:
             yield f"{number} {who}.{name}"
+        elif name == "country" and (not _COUNTRY.fullmatch(value) or value in _NO_COUNTRIES):
+            yield f"{number} {who}.country as its code of two letters ({_NO_COUNTRIES.get(value, 'DE')}), not {value!r}"
     taxes = invoice.totals.taxes
     if len(taxes) != 1:
         yield f"BG-23 exactly one tax (there are {len(taxes)})"
         return
-    category = taxes[0].category
-    if category != "O" and not seller.tax_id:
-        yield "BT-31 seller.tax_id"
+    yield from _missing_numbers(seller, buyer, taxes[0].category)
+
+
+def _missing_numbers(seller: Party, buyer: Party, category: str) -> Iterator[str]:
+    """By which numbers the parties must be known where a tax has this category."""
     if category == "O" and seller.tax_id:
         yield "category O without seller.tax_id"
-    if category in {"AE", "K"} and not (buyer.tax_id or buyer.legal_id):
-        yield "BT-48 buyer.tax_id"
-    if not seller.tax_id and not seller.legal_id:
-        yield "BT-30 seller.legal_id"
+    elif category != "O" and not seller.tax_id:
+        yield "BT-31 seller.tax_id"
+    elif category in {"K", "G"} and not _vat_id(seller):
+        yield f"BT-31 seller.tax_id that begins with its country ({_VAT_ID})"
+    if category == "K" and not _vat_id(buyer):
+        yield f"BT-48 buyer.tax_id that begins with its country ({_VAT_ID})"
+    if category == "AE" and not (_vat_id(buyer) or buyer.legal_id):
+        yield f"BT-48 buyer.tax_id that begins with its country ({_VAT_ID})"
+    if not _vat_id(seller) and not seller.legal_id:
+        yield (
+            "BT-30 seller.legal_id, since its tax_id does not begin with a country"
+            if seller.tax_id
+            else ("BT-30 seller.legal_id")
+        )
 
 
 def _common(invoice: Invoice, taxes: tuple[TaxLine, ...]) -> dict[str, Any]:
-    seller, buyer = invoice.seller, invoice.buyer
+    seller, buyer, category = invoice.seller, invoice.buyer, taxes[0].category
     last = (invoice.period.end - timedelta(microseconds=1)).date()
+    told = _party(buyer if category != "O" else replace(buyer, tax_id=None))  # which may not be named there
     data: dict[str, Any] = {
         "BT-5": invoice.currency,
         "BT-10": buyer.reference,
@@ -134,7 +156,8 @@ def _common(invoice: Invoice, taxes: tuple[TaxLine, ...]) -> dict[str, Any]:
         "BT-73": invoice.period.start.date(),
         "BT-74": last,
         "BG-4": _party(seller),
-        "BG-7": _party(buyer),
+        "BG-7": told,
+        "BG-13": {name: told[name] for name in ("name", "country_code")} if category == "K" else None,  # where it went
         "BG-23": [_tax(tax) for tax in taxes],
     }
     if seller.iban:
@@ -147,7 +170,8 @@ def _invoice_data(invoice: Invoice) -> dict[str, Any]:
     lines = [_line(line, invoice, tax) for line in invoice.lines]
     if totals.rounding:
         lines.append(_plain_line(len(lines) + 1, "Rounding", totals.rounding, tax))
-    notes = [{"BT-22": text} for text in (f"Usage of {invoice.period.label} ({invoice.period.tz})", *invoice.notes)]
+    texts = (f"Usage of {invoice.period.label} ({invoice.period.tz})", *invoice.notes)
+    notes = [note for text in texts if (note := _told({"BT-22": text}))]
     data = {
         **_common(invoice, invoice.totals.taxes),
         "BT-1": invoice.number,
@@ -171,7 +195,7 @@ def _credit_data(note: CreditNote) -> dict[str, Any]:
         "BT-2": note.issued_on,
         "BT-3": _CREDIT_NOTE,
         "BT-20": f"Credit on {invoice.number}",
-        "BG-1": [{"BT-22": note.reason}],
+        "BG-1": [_told({"BT-22": note.reason})],
         "BG-3": [{"BT-25": invoice.number, "BT-26": invoice.issued_on}],
         "BG-25": [_plain_line(at, line.description, line.amount, tax) for at, line in enumerate(note.lines, 1)],
         **_sums(note.net, note.taxes, note.total),
@@ -180,7 +204,19 @@ def _credit_data(note: CreditNote) -> dict[str, Any]:
 
 
 def _told(data: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in data.items() if value is not None}
+    """What there is to tell: neither what is unknown, nor blanks, nor letters that XML does not have."""
+    told = {name: _line_of(value) if isinstance(value, str) else value for name, value in data.items()}
+    return {name: value for name, value in told.items() if value is not None and value != ""}
+
+
+def _line_of(text: str) -> str:
+    return "".join(one if one.isprintable() else " " for one in text).strip()
+
+
+def _vat_id(party: Party) -> str | None:
+    """A party's VAT number, which begins with its country; None where it has none, or another tax number."""
+    number = "".join((party.tax_id or "").split())
+    return number if re.fullmatch(r"[A-Za-z]{2}.+", number) else None
 
 
 def _sums(net: Decimal, taxes: tuple[TaxLine, ...], total: Decimal) -> dict[str, str]:
@@ -190,8 +226,7 @@ def _sums(net: Decimal, taxes: tuple[TaxLine, ...], total: Decimal) -> dict[str,
 
 
 def _party(party: Party) -> dict[str, Any]:
-    tax = (party.tax_id or "").replace(" ", "")
-    is_vat = tax[:2].isalpha() and len(tax) > 2  # noqa: PLR2004 - a country and something behind it
+    tax, vat = "".join((party.tax_id or "").split()), _vat_id(party)
     town = {party.city, party.postcode, f"{party.postcode} {party.city}"}
     street = [line for line in party.address if line not in town][:3]
     contact = _told({"name": party.contact, "phone": party.phone, "email": party.email})
@@ -199,8 +234,8 @@ def _party(party: Party) -> dict[str, Any]:
     return _told(
         {
             "name": party.name,
-            "vat_identifier": tax if is_vat else None,
-            "tax_identifier": tax if tax and not is_vat else None,
+            "vat_identifier": vat,
+            "tax_identifier": None if vat else tax,
             "legal_identifier": party.legal_id,
             "country_code": party.country,
             "city": party.city,
@@ -291,7 +326,7 @@ def _changes(line: LineItem, unit: Decimal, listed: Decimal, currency: str) -> I
 
 
 def _change(name: str, amount: Decimal, code: str) -> dict[str, str]:
-    return {"amount": f"{amount.copy_abs():f}", "reason": name, "reason_code": code}
+    return _told({"amount": f"{amount.copy_abs():f}", "reason": name, "reason_code": code})
 
 
 assert get_args(EInvoiceForm) == EINVOICE_FORMS  # noqa: S101 - one list, once for types and once for settings

@@ -129,7 +129,10 @@ class Party:
             ConfigurationError: a wrong key or no name.
         """
         values = _checked(cls, {"name": row} if isinstance(row, str) else row, where)
-        name = _text(values, "name", where)
+        texts = {key: (_text(values, key, where) or "").strip() or None for key in ("name", *_TEXTS)}
+        name, country = texts.pop("name"), texts["country"]
+        if country is not None and len(country) == 2:  # noqa: PLR2004 - a code
+            texts["country"] = country.upper()
         if not name:
             raise ConfigurationError(f"{where}.name is missing: every invoice names its parties.")
         return cls(
@@ -137,7 +140,7 @@ class Party:
             address=_lines(values, "address", where),
             payment=_lines(values, "payment", where),
             taxes=_taxes(values["taxes"], f"{where}.taxes") if values.get("taxes") is not None else None,
-            **{key: _text(values, key, where) for key in _TEXTS},
+            **texts,
         )
 
     def to_dict(self) -> dict[str, Any]:
