@@ -85,6 +85,21 @@ def test_a_busy_host_holds_without_asking_the_server(host, hold, leased):
 
 
 @pytest.mark.usefixtures("lasting")
+@pytest.mark.parametrize("busy", [True, False], ids=["leased", "asked"])
+def test_after_a_call_that_used_more_than_was_held_the_next_is_stopped(host, hold, make_entry, make_posting, busy):
+    store = host("a")
+    first, second, *_ = hold_many(store, lambda: hold(limit=1_000), MANY if busy else 2)
+    store.settle(make_entry(), [make_posting(1, key=CAP)], reservation_id=first.reservation_id)
+    store.flush()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store.journal, "wake", lambda: None)  # its thread has not sent it yet
+        store.settle(make_entry(), [make_posting(1_000, key=CAP)], reservation_id=second.reservation_id)
+        with pytest.raises(CapReachedError):
+            store.reserve(hold(limit=1_000))
+    assert store.counters([CAP])[CAP].settled == 1_001
+
+
+@pytest.mark.usefixtures("lasting")
 def test_readers_see_what_is_held_and_not_what_is_leased(host, hold, leased):
     store, other = host("a"), host("b")
     hold_many(store, hold)

@@ -341,14 +341,12 @@ class ServerJournal(Writer):
         due = False
         settled, told = self._server.settled, self._server.told
         for posting in postings:
-            if not posting.thresholds:
-                continue
-            known = settled.get(posting.key)
+            key, thresholds, known = posting.key, posting.thresholds, settled.get(posting.key)
             if known is None:
-                due = True
+                due = due or bool(thresholds)
                 continue
-            settled[posting.key] = known = known + posting.amount
-            due = due or any(one <= known and (posting.key, one) not in told for one in posting.thresholds)
+            settled[key] = known = known + posting.amount
+            due = due or any(one <= known and (key, one) not in told for one in thresholds)
         if due and wait:
             with contextlib.suppress(StoreError):
                 self.send()
@@ -404,11 +402,13 @@ class ServerJournal(Writer):
             self.append(body, claim_effects(quoted(hold_id), claims))
             self._holds[hold_id] = expires_at
             return
-        if is_own(hold_id) and self._spend(hold_id, expires_at, claims, body):
+        settled = self._server.settled  # a call that used more than was held for it may be on its way there
+        full = any(limit is not None and settled.get(slot.key, 0) + amount > limit for slot, limit, amount in claims)
+        if not full and is_own(hold_id) and self._spend(hold_id, expires_at, claims, body):
             return
         if not self._may_wait(wait):
             raise StoreBusyError(_NETWORK)
-        if self.definitions.made != self._sent:
+        if full or self.definitions.made != self._sent:
             self.send()  # whoever sweeps the hold has to be able to read it
         hold = {
             "id": hold_id,
