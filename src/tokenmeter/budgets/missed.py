@@ -104,6 +104,8 @@ class MissedBudgets:
             then = read_policy(self._store, self._then if self._then.position <= heard else None, until=heard)
             now = read_policy(self._store, then)
             self._then = then
+            if then.revision == now.revision:  # grants leave the caps as they are
+                return {}
             before, after = self._prepare(then), self._prepare(now)
             found: dict[CounterKey, tuple[int, int | None]] = {}
             for cap, scope in (*_renamed(before, after), *_added(before, after)):
