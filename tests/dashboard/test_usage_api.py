@@ -86,6 +86,12 @@ def test_what_has_not_changed_is_not_sent_again(served, record):
         ("/statement?period=last-month&account=member=", 400, "FIELD=VALUE"),
         ("/prices?model=unheard-of-1", 404, "unheard-of-1"),
         ("/balances?acount=member=ada", 422, "use one of account, budget"),
+        ("/balances?limit=0", 422, "greater than or equal to 1"),
+        ("/balances?cursor=nonsense", 400, "next_cursor"),
+        ("/balances?cursor=WyJhIiwiYiJd", 400, "next_cursor"),  # a cursor, but of two parts
+        ("/budgets?cursor=WzEsMl0", 400, "next_cursor"),  # of numbers
+        ("/credit-notes?limit=1001", 422, "less than or equal to 1000"),
+        ("/credit-notes?cursor=CN-99999", 400, "next_cursor"),
         ("/invoices?=", 422, "''"),
         ("/me?who=ada", 422, "leave it out"),
         ("/invoices/INV-99999", 404, "no such invoice"),
@@ -156,6 +162,60 @@ def test_books_are_read_as_they_are_filed(filed, serve):
     assert ask(served, "/invoices/INV-00002")[2]["credit_notes"] == ask(served, "/credit-notes")[2]["credit_notes"]
     told = ask(served, "/statement?account=team=search&period=last-month&basis=invoices")[2]
     assert told == filed.statement(team="search", period="last-month", basis="invoices").to_dict()
+
+
+def walked(served, path, kind, limit):
+    """Everything of a list, page by page."""
+    found, cursor = [], ""
+    while cursor is not None:
+        body = ask(served, f"{path}{'&' if '?' in path else '?'}limit={limit}{cursor and f'&cursor={cursor}'}")[2]
+        assert len(body[kind]) == limit or body["next_cursor"] is None
+        found += body[kind]
+        cursor = body["next_cursor"]
+    return found
+
+
+@pytest.mark.parametrize("limit", [1, 3, 1000])
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/balances", "balances"),
+        ("/balances?account=member=ada", "balances"),
+        ("/balances?budget=ada-monthly", "balances"),
+        ("/budgets", "budgets"),
+        ("/invoices", "invoices"),
+        ("/credit-notes", "credit_notes"),
+    ],
+)
+def test_every_list_comes_whole_page_by_page(served, filed, path, kind, limit):
+    whole = ask(served, path)[2]
+    assert whole[kind]
+    assert whole["next_cursor"] is None
+    assert walked(served, path, kind, limit) == whole[kind]
+
+
+def test_cursors_name_long_names_too(make_meter, record_in, serve):
+    names = [f"{'長' * 300}{number}" for number in range(5)]
+    meter = make_meter([{"member": "*", "limit_usd": 5, "name": "\N{PILE OF POO}" * 60}])
+    for member in names:
+        record_in(meter, who={"member": member})
+    found = walked(serve(meter), "/balances", "balances", 2)
+    assert {one["scope"]["member"] for one in found} == {*names}
+    assert len(found) == len(names)
+
+
+def test_what_joins_a_list_meanwhile_moves_nothing_to_another_page(make_meter, record_in, serve):
+    """As a member does that makes its first call."""
+    meter = make_meter([{"member": "*", "limit_usd": 5, "name": "members"}])
+    for member in ("cyd", "ben", "ada"):
+        record_in(meter, who={"member": member})
+    served = serve(meter)
+    first = ask(served, "/balances?limit=2")[2]
+    for member in ("aaron", "zoe"):
+        record_in(meter, who={"member": member})
+    rest = ask(served, f"/balances?limit=2&cursor={first['next_cursor']}")[2]
+    members = [one["scope"]["member"] for one in (*first["balances"], *rest["balances"])]
+    assert (members, rest["next_cursor"]) == (["ada", "ben", "cyd", "zoe"], None)
 
 
 @pytest.fixture(scope="module")

@@ -166,7 +166,8 @@ def grant(meter: Meter, name: str, deed: GrantMore, *, by: str) -> dict[str, Any
     )
     if not deed.dry_run:
         return made.to_dict()
-    found = [one for one in answers.balances(meter, made.scope, budget=name) if one["unit"] == made.unit]
+    stands = meter.budgets.remaining(made.scope, meter.store.now())
+    found = [answers.balance_of(one) for one in stands if (one.budget, one.unit) == (name, made.unit)]
     return {"amount": deed.amount, "grant": made.to_dict(), "balances": found[:_MOST_SHOWN]}
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import base64
-import binascii
+import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from itertools import dropwhile, islice
-from typing import Any, Literal, cast
+from operator import itemgetter
+from typing import Any, Literal, TypeVar, cast
 
 from tokenmeter import prices
-from tokenmeter.billing import Invoice, InvoiceStatus, credit_notes, draw_statement, find_invoice, invoices
+from tokenmeter.billing import CreditNote, Invoice, InvoiceStatus, credit_notes, draw_statement, find_invoice, invoices
 from tokenmeter.budgets import Balance, Change
 from tokenmeter.dimensions import ACCOUNTS, SCOPE_FIELDS
 from tokenmeter.errors import ConfigurationError, LedgerError
@@ -27,7 +28,12 @@ from tokenmeter.reports.report import read_report
 from tokenmeter.serving.lens import ReadableMeter, pulse_of
 
 Json = dict[str, Any]
+T = TypeVar("T")
+Issued = TypeVar("Issued", Invoice, CreditNote)
 _TAG = "tag:"
+#: Characters of a name that are part of a cursor.
+_SORTED_BY = 40
+_NO_CURSOR = "cursor takes what an earlier answer gave as next_cursor, and nothing else."
 #: Columns of an entry that only the single entry shows (long), or nobody sees (what could tell keys apart).
 _LONG = ("raw_usage",)
 _HIDDEN = ("api_key_fingerprint",)
@@ -92,7 +98,7 @@ def entry_page(
     """
     found = read_entries(sight.store, query, newest_first=newest_first)
     if cursor is not None:
-        at, entry_id = _parse_cursor(cursor)
+        at, entry_id = _parse_entry_cursor(cursor)
         moment, edge = timedelta(microseconds=1), query.period
         start, end = (edge.start, min(edge.end, at + moment)) if newest_first else (max(edge.start, at), edge.end)
         if start >= end:
@@ -101,7 +107,8 @@ def entry_page(
         found = _after(read_entries(sight.store, beyond, newest_first=newest_first), at, entry_id)
     some = list(islice(found, limit + 1))
     last = some[limit - 1] if len(some) > limit else None
-    return Page([entry_of(one) for one in some[:limit]], None if last is None else _cursor(last))
+    cursor = None if last is None else _cursor(last.occurred_at.isoformat(), last.entry_id)
+    return Page([entry_of(one) for one in some[:limit]], cursor)
 
 
 def _after(entries: Iterator[Entry], at: datetime, entry_id: str) -> Iterator[Entry]:
@@ -110,19 +117,55 @@ def _after(entries: Iterator[Entry], at: datetime, entry_id: str) -> Iterator[En
     return (one for one in rest if one.entry_id != entry_id)
 
 
-def _cursor(last: Entry) -> str:
-    return base64.urlsafe_b64encode(f"{last.occurred_at.isoformat()} {last.entry_id}".encode()).decode().rstrip("=")
-
-
-def _parse_cursor(text: str) -> tuple[datetime, str]:
+def _parse_entry_cursor(text: str) -> tuple[datetime, str]:
+    at, entry_id = _parse_cursor(text, 2)
     try:
-        at, _, entry_id = base64.b64decode(text + "=" * (-len(text) % 4), b"-_", validate=True).decode().partition(" ")
         moment = datetime.fromisoformat(at)
-    except (ValueError, binascii.Error):
-        moment, entry_id = None, ""
-    if moment is None or moment.tzinfo is None or not entry_id:
-        raise ConfigurationError("cursor takes what an earlier answer gave as next_cursor, and nothing else.")
+    except ValueError:
+        raise ConfigurationError(_NO_CURSOR) from None
+    if moment.tzinfo is None or not entry_id:
+        raise ConfigurationError(_NO_CURSOR)
     return moment, entry_id
+
+
+def _cursor(*parts: str) -> str:
+    return base64.urlsafe_b64encode(json.dumps(parts, ensure_ascii=False).encode()).decode().rstrip("=")
+
+
+def _parse_cursor(text: str, count: int) -> tuple[str, ...]:
+    """The parts of a cursor.
+
+    Raises:
+        ConfigurationError: it is none of so many.
+    """
+    try:
+        found: object = json.loads(base64.b64decode(text + "=" * (-len(text) % 4), b"-_", validate=True))
+    except (ValueError, RecursionError):
+        found = None
+    parts = [one for one in cast("list[object]", found) if isinstance(one, str)] if isinstance(found, list) else []
+    if len(parts) != count or parts != found:
+        raise ConfigurationError(_NO_CURSOR)
+    return tuple(parts)
+
+
+def _page_by(
+    key: Callable[[T], tuple[str, ...]],
+    found: Iterable[T],
+    show: Callable[[T], Json],
+    *,
+    parts: int,
+    limit: int,
+    cursor: str | None,
+) -> Page:
+    """Some of a list in the order of its keys: what joins or leaves it meanwhile moves nothing else to another page.
+
+    Raises:
+        ConfigurationError: a cursor that is none.
+    """
+    reached = () if cursor is None else _parse_cursor(cursor, parts)
+    listed = sorted(((place, one) for one in found if (place := key(one)) > reached), key=itemgetter(0))
+    some = [one for _, one in listed[:limit]]
+    return Page(list(map(show, some)), _cursor(*listed[limit - 1][0]) if len(listed) > limit else None)
 
 
 def entry(sight: ReadableMeter, entry_id: str) -> Json | None:
@@ -163,22 +206,44 @@ def _charge(one: Charge) -> Json:
 # -- budgets
 
 
-def balances(sight: ReadableMeter, account: Mapping[str, str], *, budget: str | None = None) -> list[Json]:
-    """Where the budgets stand that concern `account`; limit and remaining are None for who has no cap."""
-    found = sight.budgets.remaining(account, sight.store.now())
-    return [_balance(one) for one in found if budget in {None, one.budget}]
+def balance_page(
+    sight: ReadableMeter,
+    account: Mapping[str, str],
+    *,
+    budget: str | None = None,
+    limit: int,
+    cursor: str | None = None,
+) -> Page:
+    """Where the budgets stand that concern `account`, by name; limit and remaining are None for who has no cap.
+
+    Raises:
+        ConfigurationError: a cursor that is none.
+    """
+    found = (one for one in sight.budgets.remaining(account, sight.store.now()) if budget in {None, one.budget})
+    return _page_by(_balance_key, found, balance_of, parts=3, limit=limit, cursor=cursor)
+
+
+def _balance_key(one: Balance) -> tuple[str, ...]:
+    scope = json.dumps(sorted(one.scope.items()), ensure_ascii=False)
+    return one.budget[:_SORTED_BY], scope[:_SORTED_BY], _digest(one.budget, scope, one.unit, one.window_start)
+
+
+def _digest(*parts: object) -> str:
+    """Tells apart what a cursor names by the beginnings of its names, so that it stays short."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
 def fullest_balances(sight: ReadableMeter, account: Mapping[str, str], *, most: int) -> Json:
     """The same, those first of whose limit least is left, `most` of them; with how many more there are."""
     found = sorted(sight.budgets.remaining(account, sight.store.now()), key=_share_left)
     return {
-        "balances": [_balance(one) for one in found[:most]],
+        "balances": [balance_of(one) for one in found[:most]],
         "balances_omitted": max(len(found) - most, 0),
     }
 
 
-def _balance(one: Balance) -> Json:
+def balance_of(one: Balance) -> Json:
+    """One of them; no cap is None."""
     return {
         name: None if name in {"limit", "remaining"} and value == "Infinity" else value
         for name, value in one.to_dict().items()
@@ -191,9 +256,16 @@ def _share_left(one: Balance) -> Decimal:
     return ratio(one.remaining, one.limit) if one.limit else ZERO
 
 
-def budgets_in_force(sight: ReadableMeter) -> list[Json]:
-    """The definitions that count now, each with who said it, when and where."""
-    return [_change(one) for one in sight.budgets.changes() if one.budget is not None]
+def budget_page(sight: ReadableMeter, *, limit: int, cursor: str | None = None) -> Page:
+    """The definitions that count now by name, each with who said it, when and where.
+
+    Raises:
+        ConfigurationError: a cursor that is none.
+    """
+    found = (one for one in sight.budgets.changes() if one.budget is not None)
+    return _page_by(
+        lambda one: (one.name[:_SORTED_BY], _digest(one.name)), found, _change, parts=2, limit=limit, cursor=cursor
+    )
 
 
 def budget_history(sight: ReadableMeter, name: str) -> Json | None:
@@ -222,14 +294,20 @@ def invoice_list(
     Raises:
         ConfigurationError: a cursor that is none.
     """
-    found = invoices(sight.store, period=period, status=cast("InvoiceStatus | None", status), lines=False)[::-1]
-    at = 0
+    found = invoices(sight.store, period=period, status=cast("InvoiceStatus | None", status), lines=False)
+    return _page_of_issued(found, _short_invoice, limit, cursor)
+
+
+def _page_of_issued(found: Sequence[Issued], show: Callable[[Issued], Json], limit: int, cursor: str | None) -> Page:
+    """Some of what was issued, the last first; nothing of it goes."""
+    at = len(found)
     if cursor is not None:
-        at = next((place + 1 for place, one in enumerate(found) if one.number == cursor), 0)
-        if not at:
-            raise ConfigurationError("cursor takes what an earlier answer gave as next_cursor, and nothing else.")
-    some = found[at : at + limit]
-    return Page([_short_invoice(one) for one in some], some[-1].number if len(found) > at + limit else None)
+        at = next((place for place, one in enumerate(found) if one.number == cursor), -1)
+        if at < 0:
+            raise ConfigurationError(_NO_CURSOR)
+    start = max(at - limit, 0)
+    some = found[start:at][::-1]
+    return Page(list(map(show, some)), some[-1].number if start else None)
 
 
 def _short_invoice(one: Invoice) -> Json:
@@ -247,9 +325,13 @@ def invoice(sight: ReadableMeter, number: str) -> Json | None:
     return {**found.to_dict(), "credit_notes": notes}
 
 
-def credit_note_list(sight: ReadableMeter) -> list[Json]:
-    """Issued credit notes, the last first."""
-    return [one.to_dict() for one in credit_notes(sight.store)[::-1]]
+def credit_note_page(sight: ReadableMeter, *, limit: int, cursor: str | None = None) -> Page:
+    """Issued credit notes, the last first.
+
+    Raises:
+        ConfigurationError: a cursor that is none.
+    """
+    return _page_of_issued(credit_notes(sight.store), CreditNote.to_dict, limit, cursor)
 
 
 def statement(

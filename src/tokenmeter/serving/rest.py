@@ -39,9 +39,11 @@ from tokenmeter.serving.shapes import (
 )
 
 _MOST_ROWS = 10_000
-_MOST_ENTRIES = 1_000
+_MOST_ON_A_PAGE = 1_000
 #: Texts of a request are short; NUL is in no name, and a server refuses it.
 Word = Annotated[str, Field(max_length=512, pattern=r"^[^\x00]*$")]
+Limit = Annotated[int, Query(ge=1, le=_MOST_ON_A_PAGE)]
+Cursor = Annotated[Word | None, Query(description="`next_cursor` of the page before; with the same other parameters")]
 
 Account = Annotated[
     Sequence[Word],
@@ -124,7 +126,7 @@ class AskedReport(ReportQuestion):
 class AskedEntries(ReportQuestion):
     """Which entries are asked for."""
 
-    limit: int = Field(100, ge=1, le=_MOST_ENTRIES)
+    limit: int = Field(100, ge=1, le=_MOST_ON_A_PAGE)
     cursor: Word | None = Field(None, description="`next_cursor` of the page before; with the same query")
     order: Literal["newest", "oldest"] = "newest"
 
@@ -213,14 +215,23 @@ def _read_usage(api: FastAPI) -> None:
 
 def _read_limits(api: FastAPI) -> None:
     @api.get("/v1/balances", response_model=BalancesShape, tags=["budgets"])
-    def read_balances(sight: Seen, account: Account = (), budget: Word | None = None) -> Response:
-        """What remains of the budgets that concern an account; of all without one."""
-        return JSONResponse({"balances": answers.balances(sight, answers.pairs(account, "account"), budget=budget)})
+    def read_balances(
+        sight: Seen,
+        account: Account = (),
+        budget: Word | None = None,
+        limit: Limit = 100,
+        cursor: Cursor = None,
+    ) -> Response:
+        """What remains of the budgets that concern an account, by name; of all without one."""
+        whose = answers.pairs(account, "account")
+        page = answers.balance_page(sight, whose, budget=budget, limit=limit, cursor=cursor)
+        return JSONResponse({"balances": page.items, "next_cursor": page.next})
 
     @api.get("/v1/budgets", response_model=BudgetsShape, tags=["budgets"])
-    def read_budgets(sight: Seen) -> Response:
-        """The budgets in force."""
-        return JSONResponse({"budgets": answers.budgets_in_force(sight)})
+    def read_budgets(sight: Seen, limit: Limit = 100, cursor: Cursor = None) -> Response:
+        """The budgets in force, by name."""
+        page = answers.budget_page(sight, limit=limit, cursor=cursor)
+        return JSONResponse({"budgets": page.items, "next_cursor": page.next})
 
     @api.get("/v1/budgets/{name}/history", response_model=HistoryShape, tags=["budgets"], responses=problems(404))
     def read_budget_history(sight: Seen, name: Word) -> Response:
@@ -244,8 +255,8 @@ def _read_books(api: FastAPI) -> None:
         sight: Seen,
         period: Annotated[Word | None, Query(description="Its label, such as `2026-11`")] = None,
         status: Literal["issued", "paid", "credited", "void", "uncollectible"] | None = None,
-        limit: Annotated[int, Query(ge=1, le=_MOST_ENTRIES)] = 100,
-        cursor: Word | None = None,
+        limit: Limit = 100,
+        cursor: Cursor = None,
     ) -> Response:
         """Issued invoices without their lines, the last first."""
         page = answers.invoice_list(sight, period=period, status=status, limit=limit, cursor=cursor)
@@ -257,9 +268,10 @@ def _read_books(api: FastAPI) -> None:
         return _found(answers.invoice(sight, number), "invoice")
 
     @api.get("/v1/credit-notes", response_model=CreditNotesShape, tags=["books"])
-    def read_credit_notes(sight: Seen) -> Response:
+    def read_credit_notes(sight: Seen, limit: Limit = 100, cursor: Cursor = None) -> Response:
         """Issued credit notes, the last first."""
-        return JSONResponse({"credit_notes": answers.credit_note_list(sight)})
+        page = answers.credit_note_page(sight, limit=limit, cursor=cursor)
+        return JSONResponse({"credit_notes": page.items, "next_cursor": page.next})
 
     @api.get("/v1/statement", response_model=StatementShape, tags=["books"])
     def read_statement(

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 Money = Annotated[str, Field(description="US dollars, exact decimal text", examples=["0.001250000000"])]
 Amount = Annotated[str, Field(description="Exact decimal text, in the unit that stands beside it")]
 Count = Annotated[int, Field(ge=0)]
+NextCursor = Annotated[str | None, Field(description="Give it as `cursor` for the next page; null = this is the last")]
 
 
 class ResponsePart(BaseModel):
@@ -115,7 +116,7 @@ class EntriesShape(ResponsePart):
     """A page of entries."""
 
     entries: list[EntryShape]
-    next_cursor: str | None = Field(description="Give it as `cursor` for the next page; null = this is the last")
+    next_cursor: NextCursor
 
 
 class BalanceShape(ResponsePart):
@@ -136,9 +137,10 @@ class BalanceShape(ResponsePart):
 
 
 class BalancesShape(ResponsePart):
-    """What remains of budgets."""
+    """A page of what remains of budgets."""
 
     balances: list[BalanceShape]
+    next_cursor: NextCursor
 
 
 class ChangeShape(ResponsePart):
@@ -155,9 +157,10 @@ class ChangeShape(ResponsePart):
 
 
 class BudgetsShape(ResponsePart):
-    """The budgets in force."""
+    """A page of the budgets in force."""
 
     budgets: list[ChangeShape]
+    next_cursor: NextCursor
 
 
 class GrantShape(ResponsePart):
@@ -210,13 +213,14 @@ class InvoicesShape(ResponsePart):
     """A page of invoices, the last issued first."""
 
     invoices: list[InvoiceShape]
-    next_cursor: str | None
+    next_cursor: NextCursor
 
 
 class CreditNotesShape(ResponsePart):
-    """Credit notes, the last issued first."""
+    """A page of credit notes, the last issued first."""
 
     credit_notes: list[dict[str, Any]]
+    next_cursor: NextCursor
 
 
 class StatementShape(ResponsePart):
