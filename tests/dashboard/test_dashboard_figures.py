@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, urlencode
 
 import pytest
 
-from tokenmeter.dashboard.chart import draw, figure_in
+from tokenmeter.dashboard.chart import draw
 from tokenmeter.dashboard.explore import REST, explore
 from tokenmeter.dashboard.figures import (
     change,
@@ -27,7 +27,7 @@ from tokenmeter.dashboard.figures import (
     unit_amount,
 )
 from tokenmeter.dashboard.overview import overview, savings
-from tokenmeter.dashboard.questions import MEASURES, Question
+from tokenmeter.dashboard.questions import MEASURES, Question, figure_in
 from tokenmeter.dashboard.reading import Memory, ReportReader
 from tokenmeter.dashboard.view import MAX_BUCKETS, View, canonical
 from tokenmeter.errors import ConfigurationError

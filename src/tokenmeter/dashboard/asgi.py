@@ -101,29 +101,25 @@ def app(
     )
     door = Door(tokens)
     prepare()
-    routes = [
-        Route("/healthz", probes.health),
-        Route("/readyz", probes.ready),
-        _mount_api(_Api(chosen, sites, tokens)),
-        *_static_routes(),
-        Route("/login", _login(door), methods=["GET", "POST"]),
-        Route("/logout", _logout(door), methods=["POST"]),
-        *Acts(chosen).routes(),
-    ]
-    middleware = [Middleware(SafeHeaders)]
-    if hosts is not None:
-        middleware.append(Middleware(HostCheck, hosts=tuple(hosts)))
-    middleware.append(Middleware(door.guard))
-    if only is not None:
-        middleware.append(Middleware(Whose, only=only))
-    middleware += [
-        Middleware(Paced, per_minute=requests_per_minute),
-        Middleware(Bounded),
-        Middleware(PackWhenQuiet, packer=packer),
-    ]
     made = Starlette(
-        routes=routes,
-        middleware=middleware,
+        routes=[
+            Route("/healthz", probes.health),
+            Route("/readyz", probes.ready),
+            _mount_api(_Api(chosen, sites, tokens)),
+            *_static_routes(),
+            Route("/login", _login(door), methods=["GET", "POST"]),
+            Route("/logout", _logout(door), methods=["POST"]),
+            *Acts(chosen).routes(),
+        ],
+        middleware=[
+            Middleware(SafeHeaders),
+            *([] if hosts is None else [Middleware(HostCheck, hosts=tuple(hosts))]),
+            Middleware(door.guard),
+            *([] if only is None else [Middleware(Whose, only=only)]),
+            Middleware(Paced, per_minute=requests_per_minute),
+            Middleware(Bounded),
+            Middleware(PackWhenQuiet, packer=packer),
+        ],
         lifespan=lambda _: _packing(packer),
         exception_handlers={
             TokenmeterError: _failed,

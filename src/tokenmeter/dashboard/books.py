@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from decimal import Decimal
-from typing import Any, Generic, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, cast
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -28,7 +28,7 @@ from tokenmeter.billing import (
     late_costs,
 )
 from tokenmeter.dashboard import figures
-from tokenmeter.dashboard.rendering import missing, page, zone_of
+from tokenmeter.dashboard.rendering import missing, page, part_of, zone_of
 from tokenmeter.dashboard.view import View
 from tokenmeter.dimensions import ACCOUNTS, AccountArguments
 from tokenmeter.errors import ConfigurationError, LedgerError
@@ -41,8 +41,6 @@ from tokenmeter.serving.access import ACCESS, Access
 from tokenmeter.serving.lens import ReadableMeter
 from tokenmeter.stores.base import Store
 
-T = TypeVar("T")
-_PAGE = 50
 _MOST_ROWS = 500
 #: Forms a document can be downloaded in.
 _TYPES = {
@@ -51,14 +49,6 @@ _TYPES = {
     "csv": "text/csv; charset=utf-8",
     "json": "application/json",
 }
-
-
-class Part(NamedTuple, Generic[T]):
-    """Some of a long list: which, as the page's number from 1, and whether there are more."""
-
-    items: Sequence[T]
-    number: int
-    more: bool
 
 
 class DocumentPages:
@@ -106,7 +96,7 @@ class DocumentPages:
             request,
             "invoices.html",
             title="Invoices",
-            part=_part(request, found),
+            part=part_of(request, found),
             due=due,
             left=left,
             today=utcnow().astimezone(zone(zone_of(request, self._tz))).date(),
@@ -132,7 +122,7 @@ class DocumentPages:
     def credit_notes(self, request: Request) -> Response:
         """Issued credit notes, the last first."""
         found = credit_notes(self._store)[::-1]
-        return page(request, "credit_notes.html", title="Credit notes", part=_part(request, found))
+        return page(request, "credit_notes.html", title="Credit notes", part=part_of(request, found))
 
     def credit_note(self, request: Request) -> Response:
         """One credit note with its lines."""
@@ -215,7 +205,7 @@ class DocumentPages:
             "periods.html",
             title="Periods",
             billing_zone="UTC" if self._profile is None else self._profile.tz,
-            part=_part(request, closings(self._store)),
+            part=part_of(request, closings(self._store)),
             tz=zone_of(request, self._tz),
         )
 
@@ -256,7 +246,7 @@ class DocumentPages:
             request,
             "reconciliations.html",
             title="Reconciliation",
-            part=_part(request, found),
+            part=part_of(request, found),
             tz=zone_of(request, self._tz),
         )
 
@@ -327,19 +317,6 @@ def _account(name: str) -> str:
     if name not in ACCOUNTS:
         raise ConfigurationError(f"account= is one of {', '.join(ACCOUNTS)}, not {name[:64]!r}.")
     return name
-
-
-def _part(request: Request, items: Sequence[T]) -> Part[T]:
-    """The part of `items` that the URL asks for.
-
-    Raises:
-        ConfigurationError: not a page number.
-    """
-    asked = request.query_params.get("page", "1")
-    if not re.fullmatch(r"[1-9]\d{0,8}", asked):
-        raise ConfigurationError(f"page= is a number from 1, not {asked[:64]!r}.")
-    first = (int(asked) - 1) * _PAGE
-    return Part(items[first : first + _PAGE], int(asked), len(items) > first + _PAGE)
 
 
 def _download(content: str | bytes, name: str, form: str) -> Response:

@@ -14,10 +14,10 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 from tokenmeter.dashboard.explore import REST, Finding, Series
-from tokenmeter.dashboard.figures import NO_FIGURE, compact, count, exact, money, name, places, share
-from tokenmeter.dashboard.questions import Form, Measure, Question
+from tokenmeter.dashboard.figures import compact, exact, money, name, places, share
+from tokenmeter.dashboard.questions import Form, Measure, Question, decimals_of, lasting, shown_as
+from tokenmeter.dashboard.view import find_marks
 from tokenmeter.money import EXACT, ZERO, add, multiply, ratio, round_to, subtract, total
-from tokenmeter.periods import CalendarUnit
 from tokenmeter.reports import Row
 
 WIDE, HIGH = 10, 1000
@@ -107,30 +107,6 @@ class _Plane(NamedTuple):
 
     def percent(self, value: Decimal) -> str:
         return _percent(self.y(value), HIGH)
-
-
-def shown_as(value: Decimal | int | None, measure: Measure, decimals: int | None = None) -> str:
-    """A figure of a measure, for people."""
-    if value is None:
-        return NO_FIGURE
-    if measure.unit == "usd":
-        return money(Decimal(value), decimals)
-    if measure.unit == "share":
-        return share(Decimal(value))
-    if measure.unit == "ms":
-        return _lasting(Decimal(value))
-    return f"{round_to(value, 1):,f}" if measure.unit == "rate" else count(int(value))
-
-
-def _lasting(milliseconds: Decimal) -> str:
-    if milliseconds < 1000:  # noqa: PLR2004 - a second
-        return f"{exact(round_to(milliseconds, 0 if milliseconds >= 10 else 1))} ms"  # noqa: PLR2004 - two digits
-    return f"{exact(round_to(ratio(milliseconds, 1000), 2))} s"
-
-
-def figure_in(row: Row, measure: Measure, decimals: int | None = None) -> str:
-    """A row's figure of a measure, for people."""
-    return shown_as(measure.of(row), measure, decimals)
 
 
 def draw(answer: Finding, base: str, url: Callable[[Question], str]) -> Chart:
@@ -299,7 +275,7 @@ def _mark(value: Decimal, measure: Measure, form: Form, decimals: int) -> str:
     if measure.unit == "usd":
         return money(value, decimals)
     if measure.unit == "ms":
-        return _lasting(value)
+        return lasting(value)
     return compact(int(value)) if value == round_to(value, 0) else exact(value)
 
 
@@ -319,48 +295,10 @@ def _ceiling(value: Decimal) -> int:
     return -_floor(value.copy_negate())
 
 
-#: Unit of the buckets -> rules from fine to coarse: whether a mark stands at a local instant, and how it is written.
-_Rule = tuple[Callable[[datetime], bool], str]
-_RULES: dict[CalendarUnit, Sequence[_Rule]] = {
-    "hour": [
-        *((lambda at, every=every: at.hour % every == 0, "%H:%M") for every in (1, 2, 3, 6, 12)),
-        (lambda at: at.hour == 0, "%-d %b"),
-        (lambda at: at.hour == 0 and at.toordinal() % 2 == 0, "%-d %b"),
-        (lambda at: at.hour == 0 and at.weekday() == 0, "%-d %b"),
-        (lambda at: at.hour == 0 and at.day == 1, "%b %Y"),
-    ],
-    "day": [
-        (lambda _: True, "%-d %b"),
-        (lambda at: at.toordinal() % 2 == 0, "%-d %b"),
-        (lambda at: at.weekday() == 0, "%-d %b"),
-        (lambda at: at.weekday() == 0 and at.toordinal() // 7 % 2 == 0, "%-d %b"),
-        (lambda at: at.day == 1, "%b %Y"),
-        (lambda at: at.day == 1 and at.month % 3 == 1, "%b %Y"),
-        (lambda at: at.day == 1 and at.month == 1, "%Y"),
-    ],
-    "week": [
-        *((lambda at, every=every: at.toordinal() // 7 % every == 0, "%-d %b %Y") for every in (1, 2, 4, 8, 13, 26)),
-    ],
-    "month": [
-        *((lambda at, every=every: (at.month - 1) % every == 0, "%b %Y") for every in (1, 2, 3, 6)),
-        *((lambda at, every=every: at.month == 1 and at.year % every == 0, "%Y") for every in (1, 2, 5, 10, 50)),
-    ],
-}
-_RULES["quarter"] = _RULES["month"]
-_RULES["year"] = _RULES["month"][4:]
-
-
 def _across(answer: Finding) -> list[Tick]:
     """Marks at round instants of the calendar, as few as can be read."""
     local = [answer.view.local(one.start) for one in answer.buckets]
-    chosen: list[int] = []
-    form = ""
-    for fits, form in _RULES[answer.unit]:  # noqa: B007 - the last one tried is meant
-        chosen = [at for at, moment in enumerate(local) if fits(moment)]
-        if len(chosen) <= _MOST_TICKS:
-            break
-    if not chosen and local:
-        chosen = [0]
+    chosen, form = find_marks(local, answer.unit, most=_MOST_TICKS)
     return [_across_tick(at, len(local), local[at], form, fine=place % 2 == 1) for place, at in enumerate(chosen)]
 
 
@@ -379,7 +317,7 @@ def over_time(answer: Finding) -> dict[datetime, list[str]]:
     """The chart's figures as the table writes them: start of a bucket -> each series, and all together."""
     measure = answer.question.measure
     figures = [[*(one.points[at] for one in answer.series), measure.of(row)] for at, row in enumerate(answer.by_bucket)]
-    decimals = _decimals(measure, (value for values in figures for value in values))
+    decimals = decimals_of(measure, (value for values in figures for value in values))
     return {
         bucket.start: [shown_as(value, measure, decimals) for value in values]
         for bucket, values in zip(answer.buckets, figures, strict=True)
@@ -388,11 +326,7 @@ def over_time(answer: Finding) -> dict[datetime, list[str]]:
 
 def column_places(answer: Finding) -> dict[str, int | None]:
     """Decimals of each column of the table."""
-    return {one.name: _decimals(one, [one.of(row) for row in answer.rows]) for one in answer.columns}
-
-
-def _decimals(measure: Measure, values: Iterable[Decimal | int | None]) -> int | None:
-    return places(Decimal(one) for one in values if one) if measure.unit == "usd" else None
+    return {one.name: decimals_of(one, [one.of(row) for row in answer.rows]) for one in answer.columns}
 
 
 # -- what the colours mean, and what a pointer is told
@@ -404,7 +338,7 @@ def _label(one: Series) -> str:
 
 def _legend(answer: Finding, colours: dict[str, str], url: Callable[[Question], str]) -> list[LegendKey]:
     measure, question = answer.question.measure, answer.question
-    decimals = _decimals(measure, (one.whole for one in answer.series))
+    decimals = decimals_of(measure, (one.whole for one in answer.series))
     return [
         LegendKey(
             colours[one.key],
@@ -427,7 +361,7 @@ def _data(
     """Labels, texts and addresses per bucket."""
     measure, view, question = answer.question.measure, answer.view, answer.question
     all_figures = [measure.of(row) for row in answer.by_bucket]
-    decimals = _decimals(measure, all_figures)
+    decimals = decimals_of(measure, all_figures)
     deeper = "/entries" if answer.unit == "hour" else "/explore"
     asked = list(question.items()) if deeper == "/explore" else []
     zoomed = replace(view, period_text=None, since="SINCE", until="UNTIL", granularity=None)

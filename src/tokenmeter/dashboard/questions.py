@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Literal, cast
 
+from tokenmeter.dashboard.figures import NO_FIGURE, count, exact, money, places, share
 from tokenmeter.errors import ConfigurationError
-from tokenmeter.money import multiply, ratio
+from tokenmeter.money import multiply, ratio, round_to
 from tokenmeter.reports import Row
 from tokenmeter.reports.query import parse_by
 from tokenmeter.stores.sketch import Latencies, Sketch
@@ -222,3 +223,36 @@ def _known(name: str, value: str, known: Iterable[str]) -> str:
     if value not in known:
         raise ConfigurationError(f"{name}= is one of {', '.join(known)}, not {value[:64]!r}.")
     return value
+
+
+# -- its figures
+
+
+def shown_as(value: Decimal | int | None, measure: Measure, decimals: int | None = None) -> str:
+    """A figure of a measure, for people."""
+    if value is None:
+        return NO_FIGURE
+    if measure.unit == "usd":
+        return money(Decimal(value), decimals)
+    if measure.unit == "share":
+        return share(Decimal(value))
+    if measure.unit == "ms":
+        return lasting(Decimal(value))
+    return f"{round_to(value, 1):,f}" if measure.unit == "rate" else count(int(value))
+
+
+def lasting(milliseconds: Decimal) -> str:
+    """A time, for people."""
+    if milliseconds < 1000:  # noqa: PLR2004 - a second
+        return f"{exact(round_to(milliseconds, 0 if milliseconds >= 10 else 1))} ms"  # noqa: PLR2004 - two digits
+    return f"{exact(round_to(ratio(milliseconds, 1000), 2))} s"
+
+
+def figure_in(row: Row, measure: Measure, decimals: int | None = None) -> str:
+    """A row's figure of a measure, for people."""
+    return shown_as(measure.of(row), measure, decimals)
+
+
+def decimals_of(measure: Measure, values: Iterable[Decimal | int | None]) -> int | None:
+    """How many decimals its figures are written with, all alike; None = each as it is."""
+    return places(Decimal(one) for one in values if one) if measure.unit == "usd" else None

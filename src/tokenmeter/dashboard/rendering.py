@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shlex
+from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.requests import Request
@@ -12,8 +14,7 @@ from starlette.responses import HTMLResponse
 
 from tokenmeter.dashboard import figures
 from tokenmeter.dashboard.care import ORIGINS
-from tokenmeter.dashboard.chart import figure_in, shown_as
-from tokenmeter.dashboard.questions import FORMS, MEASURES
+from tokenmeter.dashboard.questions import FORMS, MEASURES, figure_in, shown_as
 from tokenmeter.dashboard.view import PERIODS, label_of
 from tokenmeter.dimensions import ACCOUNTS, DIMENSIONS, SCOPE_FIELDS, WHO
 from tokenmeter.display import counted
@@ -21,6 +22,9 @@ from tokenmeter.errors import ConfigurationError
 from tokenmeter.periods import CALENDAR_UNITS, zone
 from tokenmeter.serving.access import ACCESS, PAGE_PROOF, Access, Right
 
+T = TypeVar("T")
+#: Documents on a page of a list.
+_ON_A_PAGE = 50
 #: Cookie in which the browser tells its time zone.
 ZONE = "tokenmeter_zone"
 
@@ -133,3 +137,24 @@ def page(request: Request, template: str, *, status: int = 200, title: str, **co
 def missing(request: Request, title: str, message: str) -> HTMLResponse:
     """The page that says that there is no such thing."""
     return page(request, "error.html", status=404, title=title, message=message)
+
+
+class Part(NamedTuple, Generic[T]):
+    """Some of a long list: which, as the page's number from 1, and whether there are more."""
+
+    items: Sequence[T]
+    number: int
+    more: bool
+
+
+def part_of(request: Request, items: Sequence[T]) -> Part[T]:
+    """The part of `items` that the URL asks for.
+
+    Raises:
+        ConfigurationError: not a page number.
+    """
+    asked = request.query_params.get("page", "1")
+    if not re.fullmatch(r"[1-9]\d{0,8}", asked):
+        raise ConfigurationError(f"page= is a number from 1, not {asked[:64]!r}.")
+    first = (int(asked) - 1) * _ON_A_PAGE
+    return Part(items[first : first + _ON_A_PAGE], int(asked), len(items) > first + _ON_A_PAGE)

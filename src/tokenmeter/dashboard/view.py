@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from urllib.parse import urlencode
@@ -282,3 +282,47 @@ def _fitting(period: Period, asked: CalendarUnit) -> CalendarUnit:
 def _roughly(length: timedelta, unit: CalendarUnit) -> float:
     days = {"hour": 1 / 24, "day": 1, "week": 7, "month": 30, "quarter": 91, "year": 365}[unit]
     return length / timedelta(days=days)
+
+
+# -- marks on an axis of time
+
+#: Unit of the buckets -> rules from fine to coarse: whether a mark stands at a local instant, and how it is written.
+_Rule = tuple[Callable[[datetime], bool], str]
+_RULES: dict[CalendarUnit, Sequence[_Rule]] = {
+    "hour": [
+        *((lambda at, every=every: at.hour % every == 0, "%H:%M") for every in (1, 2, 3, 6, 12)),
+        (lambda at: at.hour == 0, "%-d %b"),
+        (lambda at: at.hour == 0 and at.toordinal() % 2 == 0, "%-d %b"),
+        (lambda at: at.hour == 0 and at.weekday() == 0, "%-d %b"),
+        (lambda at: at.hour == 0 and at.day == 1, "%b %Y"),
+    ],
+    "day": [
+        (lambda _: True, "%-d %b"),
+        (lambda at: at.toordinal() % 2 == 0, "%-d %b"),
+        (lambda at: at.weekday() == 0, "%-d %b"),
+        (lambda at: at.weekday() == 0 and at.toordinal() // 7 % 2 == 0, "%-d %b"),
+        (lambda at: at.day == 1, "%b %Y"),
+        (lambda at: at.day == 1 and at.month % 3 == 1, "%b %Y"),
+        (lambda at: at.day == 1 and at.month == 1, "%Y"),
+    ],
+    "week": [
+        *((lambda at, every=every: at.toordinal() // 7 % every == 0, "%-d %b %Y") for every in (1, 2, 4, 8, 13, 26)),
+    ],
+    "month": [
+        *((lambda at, every=every: (at.month - 1) % every == 0, "%b %Y") for every in (1, 2, 3, 6)),
+        *((lambda at, every=every: at.month == 1 and at.year % every == 0, "%Y") for every in (1, 2, 5, 10, 50)),
+    ],
+}
+_RULES["quarter"] = _RULES["month"]
+_RULES["year"] = _RULES["month"][4:]
+
+
+def find_marks(local: Sequence[datetime], unit: CalendarUnit, *, most: int) -> tuple[list[int], str]:
+    """Those of some instants that are round in the calendar, as few as can be read, and how they are written."""
+    chosen: list[int] = []
+    form = ""
+    for fits, form in _RULES[unit]:  # noqa: B007 - the last one tried is meant
+        chosen = [at for at, moment in enumerate(local) if fits(moment)]
+        if len(chosen) <= most:
+            break
+    return (chosen if chosen or not local else [0]), form
