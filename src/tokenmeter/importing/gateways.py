@@ -135,7 +135,9 @@ def _litellm_tokens(row: Row, metadata: Row) -> _Counted | None:
     beside = read + written > prompt or (text == prompt and text > 0 and bool(read + written))
     hour = min(count_of(nested(usage, "cache_creation"), "ephemeral_1h_input_tokens"), written)
     flags = set[str]()
-    if not beside and read + written and not text and row.get("call_type") == "anthropic_messages":
+    silent = not usage and not more and "embedding" not in str(row.get("call_type"))  # of what the cache had
+    unclear = not beside and read + written and not text and row.get("call_type") == "anthropic_messages"
+    if silent or unclear:
         flags.add("cache_uncertain")
     if not metadata and len(str(row.get("metadata") or "").strip("{} ")) and str(row["metadata"]).lstrip()[:1] == "{":
         flags.add("usage_partly_read")  # cut off: what it would say of the cache is not known

@@ -218,7 +218,7 @@ def _perplexity(usage: JSON, model: str | None, flags: set[str]) -> dict[str, Qu
         found["web_searches"] = count(usage, "num_search_queries", flags=flags)
     elif (size := text(usage, "search_context_size")) in _REQUEST_SIZES:
         found[f"requests_{size}"] = 1
-    elif _BILLS_REQUESTS.fullmatch(model or "") and not usage.get("cost"):
+    elif _BILLS_REQUESTS.fullmatch(model or "") and amount(section(usage, "cost"), "total_cost", flags=set()) is None:
         found["requests_low"] = 1  # what is searched where nobody asked for more
         flags.add("request_size_assumed")
     return {meter: quantity for meter, quantity in found.items() if quantity}
