@@ -155,6 +155,11 @@ def test_the_command_says_what_has_no_price(tmp_path):
     assert done.returncode == 1
     assert "unknown" in done.stdout
     assert "price is not known" in " ".join(done.stdout.split())
+    assert "Likely unknown, at most unknown." in done.stdout
+    both = "\n".join(map(json.dumps, ({"model": "our-own", "messages": HELLO}, CHAT)))
+    assert "without 1 of unknown cost" in cli(tmp_path, "-", text=both).stdout
+    totals = json.loads(cli(tmp_path, "-", "--json", text=json.dumps({"model": "our-own", "messages": HELLO})).stdout)
+    assert totals["expected_cost"] is None
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '{"messages": []}', '{"model": 3}'])

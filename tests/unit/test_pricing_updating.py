@@ -103,12 +103,25 @@ def halved(providers):
         del each["models"][len(each["models"]) // 2 :]
 
 
-def spoilt(value):
+def spoilt(value: object):
     def change(providers):
         openai = next(each for each in providers if each["id"] == "openai")
-        openai["models"][0]["prices"] = {"input_mtok": value}
+        openai["models"][0]["prices"] = value if value == [] else {"input_mtok": value}
 
     return change
+
+
+def spoilt_field(provider, field, value):
+    def change(providers):
+        record = next(each for each in providers if each["id"] == provider)
+        (record if field in record else record["models"][0])[field] = value
+
+    return change
+
+
+def for_nothing(providers):
+    for each in next(each for each in providers if each["id"] == "openai")["models"]:
+        each["prices"], each["price_variants"] = {"input_mtok": 0, "output_mtok": 0}, []
 
 
 BAD = {
@@ -121,6 +134,19 @@ BAD = {
     "a price that is no number": published(spoilt("NaN")),
     "an absurd price": published(spoilt(10**9)),
     "a price that is a list": published(spoilt([1])),
+    "a price below zero": published(spoilt(-1)),
+    "a price that is null": published(spoilt(None)),
+    "a price that is true": published(spoilt(value=True)),
+    "a price without end": published(spoilt(float("inf"))),
+    "a price that is NaN": published(spoilt(float("nan"))),
+    "a tier below zero": published(spoilt({"base": 1, "tiers": [{"start": 5, "price": -1}]})),
+    "tiers without a base": published(spoilt({"tiers": []})),
+    "no prices": published(spoilt([])),
+    "all for nothing": published(for_nothing),
+    "a reseller of nobody": published(spoilt_field("azure", "fallback_model_providers", ["nobody"])),
+    "a reseller of text": published(spoilt_field("azure", "fallback_model_providers", "openai")),
+    "a context window of text": published(spoilt_field("openai", "context_window", "large")),
+    "modes that are text": published(spoilt_field("openai", "price_variants", "fast")),
     "broken off": published()[:-1000],
     "broken off, packed": gzip.compress(published())[:-1000],
     "packed badly": gzip.compress(published())[:500] + b"x" * 500,

@@ -324,8 +324,8 @@ def _totals(found: list[Estimate]) -> dict[str, Any]:
     unpriced = sum(one.expected_cost is None for one in found)
     unbounded = sum(one.upper_bound is None for one in found)
     return {
-        "expected_cost": f"{likely:f}",
-        "upper_bound": f"{most:f}",
+        "expected_cost": None if found and unpriced == len(found) else f"{likely:f}",
+        "upper_bound": None if found and unbounded == len(found) else f"{most:f}",
         "unpriced": unpriced,
         "unbounded": unbounded,
         "answers_assumed": sum("answer_assumed" in one.expected.flags for one in found),
@@ -352,7 +352,8 @@ def _show(found: list[Estimate]) -> None:
     totals = _totals(found)
     heads = ["model", "requests", "input", "output", "likely cost", "at most"]
     show_table(heads, rows, figures=("requests", "input", "output", "likely cost", "at most"))
-    out.print(f"Likely {_money(Decimal(totals['expected_cost']))}, at most {_money(Decimal(totals['upper_bound']))}.")
+    likely = _known(totals["expected_cost"], totals["unpriced"])
+    out.print(f"Likely {likely}, at most {_known(totals['upper_bound'], totals['unbounded'])}.")
     if totals["answers_assumed"]:
         out.print(
             f"{totals['answers_assumed']:,} answers are taken to be 500 tokens long; --expected-output-tokens says "
@@ -360,6 +361,12 @@ def _show(found: list[Estimate]) -> None:
         )
     for reason in sorted({f"{one.model}: {one.why_unbounded}" for one in found if one.why_unbounded}):
         out.print(f"No bound for {visible(reason)}.")
+
+
+def _known(amount: str | None, unknown: int) -> str:
+    """A sum, and of how many requests it is not."""
+    known = _money(None if amount is None else Decimal(amount))
+    return f"{known} without {unknown:,} of unknown cost" if amount is not None and unknown else known
 
 
 def _money(amount: Decimal | None) -> str:

@@ -61,7 +61,7 @@ class Edition:
             PricingError: it is no price list.
         """
         try:
-            providers = json.loads(published, parse_float=Decimal)
+            providers = json.loads(published, parse_float=Decimal, parse_constant=Decimal)
         except (ValueError, RecursionError) as error:
             raise PricingError(f"The price list is no valid JSON ({error}).") from error
         if not isinstance(providers, list):
@@ -125,8 +125,9 @@ def json_value(value: Any) -> Any:
         return value.isoformat()
     if isinstance(value, list):
         return [json_value(each) for each in cast("Iterable[Any]", value)]
-    fields = cast("Record", value if isinstance(value, Mapping) else vars(value))
-    return {name.rstrip("_"): json_value(each) for name, each in fields.items() if each is not None}
+    decoded = isinstance(value, Mapping)  # a null in it is a fault; an object's None is what it has not
+    fields = cast("Record", value if decoded else vars(value))
+    return {name.rstrip("_"): json_value(each) for name, each in fields.items() if decoded or each is not None}
 
 
 @cache
@@ -294,7 +295,9 @@ def price_rows(provider: str, record: Record, launches: Sequence[Launch], *, sou
         if len(mode) < len(when) or mode.get("service_tier") in _OTHER_SPELLINGS:
             continue
         since = _start(variant)
-        prices = _values(variant["prices"]) or _tokens_of(_standard_at(chain, since))
+        # A mode without rates of its own is billed at the standard ones, as far as they are of tokens.
+        standard = _standard_at(chain, since).items()
+        prices = _values(variant["prices"]) or {key: value for key, value in standard if key.endswith("_mtok")}
         conditions = Conditions(
             service_tier=mode.get("service_tier"), processing=mode.get("processing"), speed=mode.get("speed")
         )
@@ -316,11 +319,6 @@ def unknown_terms(record: Record) -> set[str]:
         found |= (each.get("when") or {}).keys() - _MODES - _UNTOLD
         found |= (each.get("constraint") or {}).keys() - {"start_date", "start_time", "end_time"}
     return found
-
-
-def _tokens_of(standard: Mapping[str, _Steps]) -> Mapping[str, _Steps]:
-    """The token classes of a price set: what a mode without rates of its own is billed at."""
-    return {key: value for key, value in standard.items() if key.endswith("_mtok")}
 
 
 #: Standard price sets as (since, until, daily hours, prices), in the catalog's order.

@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
+from decimal import Decimal
 from http.client import HTTPException
 from pathlib import Path
 from time import monotonic
@@ -24,10 +25,12 @@ from typing import Any, NamedTuple
 
 from tokenmeter.errors import ConfigurationError, PricingError, StoreUnavailableError, reason_of
 from tokenmeter.paths import expand, user_folder
-from tokenmeter.pricing.edition import Edition, installed, installed_file
+from tokenmeter.pricing.edition import Edition, Record, installed, installed_file
 from tokenmeter.pricing.price_list import Catalog, PriceList
 from tokenmeter.pricing.pricer import Pricer
+from tokenmeter.pricing.rules import load_overrides
 from tokenmeter.processes import after_fork_in_child
+from tokenmeter.providers.wire import is_object
 
 log = logging.getLogger("tokenmeter")
 
@@ -150,17 +153,44 @@ def check(newer: Edition, than: Edition | None = None) -> None:
 
 
 def _priced(edition: Edition) -> dict[str, int]:
-    """Provider -> models that have a price; every price is looked at."""
-    catalog, counts = Catalog(data=edition), dict[str, int]()
+    """Provider -> models that cost something; every price is looked at, as a call would."""
+    catalog, counts = Catalog(load_overrides().launches, data=edition), dict[str, int]()
     for provider in edition:
         try:
+            for record in edition.provider(provider)["models"]:
+                _refuse_impossible(provider, record)
             for listed in catalog.models(provider):
-                if not all(row.unit_price.is_finite() and row.unit_price <= _MOST_PRICE for row in listed.rows):
-                    raise PricingError(f"The price list has an impossible price for {provider}/{listed.model}.")
-                counts[provider] = counts.get(provider, 0) + bool(listed.rows)
-        except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+                counts[provider] = counts.get(provider, 0) + any(row.unit_price for row in listed.rows)
+            catalog.find(provider, ("no model",))  # which asks whom it resells, too
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise PricingError(f"The price list has a record of {provider} that cannot be read ({error!r}).") from error
     return counts
+
+
+def _refuse_impossible(provider: str, record: Record) -> None:
+    """Refuse a model's record whose prices are no amounts, or not there.
+
+    Raises:
+        PricingError: a price is below zero, endless or too high, or there is none.
+        ArithmeticError, LookupError, TypeError, ValueError: the record cannot be read.
+    """
+    prices: Any = record["prices"]
+    dated: list[Any] = [{"prices": prices}] if isinstance(prices, dict) else prices
+    window: Any = record.get("context_window", 0)
+    if not dated or isinstance(window, bool) or int(window) != window:
+        raise ValueError(f"no prices, or no context window, of {record['id']}")
+    values = [value for each in (*dated, *(record.get("price_variants") or ())) for value in each["prices"].values()]
+    if not all(isinstance(step, str | int | Decimal) and _may_be(step) for value in values for step in _steps(value)):
+        raise PricingError(f"The price list has an impossible price for {provider}/{record['id']}.")
+
+
+def _steps(value: Any) -> list[Any]:
+    """A price, or those of all its tiers."""
+    return [value["base"], *(tier["price"] for tier in value["tiers"])] if is_object(value) else [value]
+
+
+def _may_be(price: str | int | Decimal) -> bool:
+    return not isinstance(price, bool) and 0 <= Decimal(price) <= _MOST_PRICE
 
 
 def keep(edition: Edition, path: Path) -> None:
