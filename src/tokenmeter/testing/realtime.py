@@ -68,7 +68,7 @@ class Session:
         """The connection is over."""
 
     def exchange(self, body: JSON) -> Exchange:
-        """A exchange for one answer within the session; takes the next scripted answer."""
+        """An exchange for one answer within the session; takes the next scripted answer."""
         match = Match(provider=self.provider, name=self.endpoint)
         exchange = Exchange(service=self.service, request=self.request, match=match, body=body)
         exchange.answer = self.service.script.take(self.request.path, exchange.model)
@@ -260,10 +260,9 @@ class _Live(Session):
         self.record(Exchange(service=self.service, request=self.request, match=Match(provider="openai")), bill)
 
 
-class _GoogleLive(Session):
-    """Google's ``live.connect``: each turn of the caller's is answered with the messages of one turn."""
+class _GoogleSession(Session):
+    """A session of Google's whose first message names the model; the others are heard."""
 
-    endpoint = "live.connect"
     provider = "google"
 
     def __init__(self, service: Service, request: Request, send: Send) -> None:
@@ -274,7 +273,20 @@ class _GoogleLive(Session):
         if "setup" in event:
             self._model = str(event["setup"].get("model", "")).rpartition("/")[2]
             self.send({"setupComplete": {}})
-            return
+        else:
+            self.hear(event)
+
+    def hear(self, event: JSON) -> None:
+        """One of the client's events after the first."""
+        raise NotImplementedError
+
+
+class _GoogleLive(_GoogleSession):
+    """Google's ``live.connect``: each turn of the caller's is answered with the messages of one turn."""
+
+    endpoint = "live.connect"
+
+    def hear(self, event: JSON) -> None:
         said: JSON = event.get("clientContent") or event.get("client_content") or {}
         if not (said.get("turnComplete") or said.get("turn_complete")):
             return
@@ -283,6 +295,20 @@ class _GoogleLive(Session):
         self.record(exchange, bill)
         for message in messages:
             self.send(message)
+
+
+class _GoogleMusic(_GoogleSession):
+    """Google's ``live.music``: each time it is told to play, a second of silence, 48 kHz in stereo."""
+
+    endpoint = "live.music"
+
+    def hear(self, event: JSON) -> None:
+        if event.get("playbackControl") != "PLAY":
+            return
+        charged = Consumption(model=self._model, usage=Usage({"seconds_audio": 1}))
+        self.record(self.exchange({"model": self._model}), Bill(model=self._model, consumptions=(charged,)))
+        sound = base64.b64encode(bytes(_MUSIC_BYTES_PER_SECOND)).decode()
+        self.send({"serverContent": {"audioChunks": [{"data": sound, "mimeType": "audio/l16;rate=48000;channels=2"}]}})
 
 
 class _GoogleInteraction(Session):
@@ -312,43 +338,23 @@ class _GoogleInteraction(Session):
                 pass
 
 
-class _GoogleMusic(Session):
-    """Google's ``live.music``: each time it is told to play, a second of silence, 48 kHz in stereo."""
-
-    endpoint = "live.music"
-    provider = "google"
-
-    def __init__(self, service: Service, request: Request, send: Send) -> None:
-        super().__init__(service, request, send)
-        self._model = ""
-
-    def receive(self, event: JSON) -> None:
-        if "setup" in event:
-            self._model = str(event["setup"].get("model", "")).rpartition("/")[2]
-            self.send({"setupComplete": {}})
-        elif event.get("playbackControl") == "PLAY":
-            charged = Consumption(model=self._model, usage=Usage({"seconds_audio": 1}))
-            self.record(self.exchange({"model": self._model}), Bill(model=self._model, consumptions=(charged,)))
-            sound = base64.b64encode(bytes(_MUSIC_BYTES_PER_SECOND)).decode()
-            self.send(
-                {"serverContent": {"audioChunks": [{"data": sound, "mimeType": "audio/l16;rate=48000;channels=2"}]}}
-            )
+#: How a URL's path ends -> the conversation there.
+_KINDS: dict[str, type[Session]] = {
+    "/realtime": _Realtime,
+    "/live/sessions": _Live,
+    "/responses": _Responses,
+    "BidiGenerateContent": _GoogleLive,
+    "/interactions/live": _GoogleInteraction,
+    "BidiGenerateMusic": _GoogleMusic,
+}
 
 
 def session_kind(request: Request) -> type[Session] | None:
     """The conversation that a URL asks for; None for a URL without one."""
     path = urlsplit(request.target).path.rstrip("/")
-    if path.endswith("/realtime"):
-        return _Realtime
-    if path.endswith("BidiGenerateContent"):
-        return _GoogleLive
-    if path.endswith("/interactions/live"):
-        return _GoogleInteraction
-    if path.endswith("BidiGenerateMusic"):
-        return _GoogleMusic
-    if path.endswith("/live/sessions") or _ATTACHED.search(path):
+    if _ATTACHED.search(path):
         return _Live
-    return _Responses if path.endswith("/responses") else None
+    return next((kind for ending, kind in _KINDS.items() if path.endswith(ending)), None)
 
 
 _RECEIVE = 65536
