@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from tokenmeter.testing import (
+    admin,
     anthropic_jobs,
     anthropic_messages,
-    openai_admin,
     openai_chat,
     openai_jobs,
     openai_responses,
@@ -410,8 +410,8 @@ OPENAI: Sequence[Route] = (
     Route("POST", "/batches/{}/cancel", "batches.cancel", openai_jobs.cancel_batch),
     Route("POST", "/fine_tuning/jobs", "fine_tuning.jobs", openai_jobs.create_tuning),
     Route("GET", "/fine_tuning/jobs/{}", "fine_tuning.jobs.retrieve", openai_jobs.retrieve_tuning),
-    Route("GET", "/organization/usage/{}", "admin.organization.usage", openai_admin.usage),
-    Route("GET", "/organization/costs", "admin.organization.costs", openai_admin.costs),
+    Route("GET", "/organization/usage/{}", "admin.organization.usage", admin.openai_usage),
+    Route("GET", "/organization/costs", "admin.organization.costs", admin.openai_costs),
 )
 ANTHROPIC: Sequence[Route] = (
     Route("POST", "/messages", "messages", anthropic_messages.create),
@@ -432,10 +432,10 @@ ANTHROPIC: Sequence[Route] = (
     Route("POST", "/sessions/{}/events", "beta.sessions.events", anthropic_jobs.send_events),
     Route("GET", "/sessions/{}/events", "beta.sessions.events.list", anthropic_jobs.list_events),
     Route("GET", "/sessions/{}/events/stream", "beta.sessions.events.stream", anthropic_jobs.stream_events),
-    Route("GET", "/organizations/analytics/usage", "organization.analytics.usage", anthropic_jobs.analytics_usage),
-    Route("GET", "/organizations/analytics/cost", "organization.analytics.cost", anthropic_jobs.analytics_cost),
-    Route("GET", "/organizations/usage_report/messages", "organization.usage_report", anthropic_jobs.usage_report),
-    Route("GET", "/organizations/cost_report", "organization.cost_report", anthropic_jobs.cost_report),
+    Route("GET", "/organizations/analytics/usage", "organization.analytics.usage", admin.analytics_usage),
+    Route("GET", "/organizations/analytics/cost", "organization.analytics.cost", admin.analytics_cost),
+    Route("GET", "/organizations/usage_report/messages", "organization.usage_report", admin.usage_report),
+    Route("GET", "/organizations/cost_report", "organization.cost_report", admin.cost_report),
 )
 _TABLES: dict[Provider, _Table] = {"openai": _Table(OPENAI), "anthropic": _Table(ANTHROPIC)}
 
