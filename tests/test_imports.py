@@ -17,7 +17,7 @@ LATE = {
     "tokenmeter.capture.genai_sockets": "as above",
     "tokenmeter.capture.sdk": "a client may be made and never used",
     "tokenmeter.capture.stainless": "as above",
-    "tokenmeter.config": "HTTP and mail are loaded only by who has alerts",
+    "tokenmeter.settings": "HTTP and mail are loaded only by who has alerts",
     "tokenmeter.cli.prices": "newer prices are looked for only where they are asked for",
     "tokenmeter.cli.dashboard": "the dashboard's packages are an extra",
     "tokenmeter.cli.database": "PostgreSQL's packages are an extra",

@@ -23,7 +23,7 @@ SOURCES = sorted((ROOT / "src" / "tokenmeter").rglob("*.py"))
 FLOATS = {
     "budgets/delivery": "seconds",
     "cli/reading": "seconds",
-    "config": "refused where it is given as a price",
+    "settings": "refused where it is given as a price",
     "dashboard/view": "lengths of time, compared",
     "processes": "seconds",
     "providers/prompts": "numbers in a prompt",

@@ -17,7 +17,6 @@ from tokenmeter import billing, by_hand, checkpoints, erasing, importing, prices
 from tokenmeter.attribution import NOBODY, Attribution
 from tokenmeter.billing import BillingProfile
 from tokenmeter.checkpoints import Checkpoint
-from tokenmeter.config import Settings
 from tokenmeter.errors import ConfigurationError, StoreUnavailableError, TamperedLedgerError
 from tokenmeter.ledger import Entry, utcnow
 from tokenmeter.meter import Meter as CallMeter
@@ -40,6 +39,7 @@ from tokenmeter.reports import (
 from tokenmeter.reports.database import open_database
 from tokenmeter.reports.query import Accepted, Instant
 from tokenmeter.reports.writers import Target
+from tokenmeter.settings import Settings
 from tokenmeter.stores.archive import clickhouse
 from tokenmeter.stores.archive.manifest import ArchivedMonth, Proof
 from tokenmeter.stores.backup import back_up

@@ -18,7 +18,7 @@ from tokenmeter.budgets.alerts import make_rules
 from tokenmeter.budgets.matching import Required
 from tokenmeter.budgets.policy import check_consistent
 from tokenmeter.carrying import RequestFields
-from tokenmeter.config import Settings, SettingsArguments, load_settings
+from tokenmeter.config import load_settings
 from tokenmeter.errors import ConfigurationError, PricingError
 from tokenmeter.ledger import Entry
 from tokenmeter.money import ONE
@@ -35,6 +35,7 @@ from tokenmeter.pricing import (
     updating,
 )
 from tokenmeter.processes import after_fork_in_child, is_disabled
+from tokenmeter.settings import Settings, SettingsArguments
 from tokenmeter.stores import open_store
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.urls import redacted
@@ -213,7 +214,7 @@ def configure(**given: Unpack[SettingsArguments]) -> Meter:
             ``prices=``, ``discounts=``, ``multipliers=``, ``models=``, ``providers=``, ``alerts=``, ``billing=``,
             ``metrics=``, ``metrics_labels=``, ``traces=``, ``end_user_from=``, ``tags_from=``, ``hold_seconds=``;
             and ``config=``, the path of a ``tokenmeter.toml`` or its content as a mapping.
-            See `tokenmeter.config.SettingsArguments`. None takes an earlier one back.
+            See `tokenmeter.settings.SettingsArguments`. None takes an earlier one back.
 
     Returns:
         The new default meter.

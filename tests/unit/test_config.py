@@ -7,9 +7,10 @@ from decimal import Decimal
 import pytest
 
 from tokenmeter.budgets import Budget
-from tokenmeter.config import hash_key, load_settings
+from tokenmeter.config import load_settings
 from tokenmeter.default import make_meter
 from tokenmeter.errors import ConfigurationError
+from tokenmeter.settings import hash_key
 
 
 @pytest.fixture(autouse=True)

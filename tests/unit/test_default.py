@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import tokenmeter
-from tokenmeter.config import Settings, SettingsArguments
 from tokenmeter.errors import ConfigurationError
+from tokenmeter.settings import Settings, SettingsArguments
 
 
 @pytest.fixture(autouse=True)

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 import tokenmeter
 from tokenmeter.cli.configuration import TEMPLATE
-from tokenmeter.config import Settings, load_settings
+from tokenmeter.config import load_settings
 from tokenmeter.default import make_meter
 from tokenmeter.errors import ConfigurationError
+from tokenmeter.settings import Settings
 
 SCALARS = st.one_of(
     st.none(),

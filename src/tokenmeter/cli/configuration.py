@@ -9,10 +9,11 @@ import typer
 from rich.markup import escape
 
 from tokenmeter.cli.frame import Frame, app, command, emit, out
-from tokenmeter.config import FILE_NAME, Settings, find_file
+from tokenmeter.config import FILE_NAME, find_file
 from tokenmeter.default import make_meter
 from tokenmeter.paths import user_folder
 from tokenmeter.reports.writers import write_whole
+from tokenmeter.settings import Settings
 from tokenmeter.stores.urls import redacted
 
 config_app = typer.Typer(help="The settings.", no_args_is_help=True)

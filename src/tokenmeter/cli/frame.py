@@ -1,10 +1,11 @@
 """What every command has in common: where the ledger and the settings are, JSON or words, and how errors end it.
 
 A command is a function that takes a `Frame` first and its own options after it. `command` registers it, and gives it
-``--store``, ``--config`` and ``--json``; ``**who: Unpack[WhoArguments]`` gives it ``--member``, ``--team`` and so on::
+``--store``, ``--config`` and ``--json``. Options that several commands share are a dataclass, which stands for all of
+its fields; ``**who: Unpack[WhoArguments]`` stands for ``--member``, ``--team`` and so on::
 
     @command(app, "report", examples=["tokenmeter report --by member"])
-    def report(frame: Frame, *, by: By = None) -> None: ...
+    def report(frame: Frame, *, asked: SplitOptions, latency: bool = False) -> None: ...
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from enum import IntEnum
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Concatenate, ParamSpec, get_type_hints
+from typing import Annotated, Any, Concatenate, ParamSpec, Protocol, get_type_hints
 
 import typer
 from rich.box import Box
@@ -31,10 +33,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from tokenmeter.api import Meter
-from tokenmeter.config import Settings, load_settings
+from tokenmeter.config import load_settings
 from tokenmeter.default import make_meter
 from tokenmeter.dimensions import WHO
 from tokenmeter.errors import BudgetExceededError, ConfigurationError, StoreError, TokenmeterError
+from tokenmeter.settings import Settings
 from tokenmeter.stores import open_store, store_path
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.tail import segments
@@ -78,6 +81,14 @@ HEADINGS = {
 _UsageError: Any = typer.BadParameter.__bases__[0]
 
 
+class Tellable(Protocol):
+    """A result that says of itself what there is to say, as text and as values for JSON."""
+
+    def to_dict(self) -> Mapping[str, Any]:
+        """JSON-ready values."""
+        ...
+
+
 class Frame:
     """What a command runs in.
 
@@ -102,6 +113,13 @@ class Frame:
     def settled_by(self, config: Path) -> Frame:
         """This frame with the settings of `config`, unless the command line named others."""
         return Frame(self._store, self._config or config, as_json=self.as_json)
+
+    def tell(self, found: Tellable) -> None:
+        """Print a result: as JSON where that is asked for, else in its own words."""
+        if self.as_json:
+            emit(found.to_dict())
+        else:
+            out.print(str(found), markup=False)
 
     @contextmanager
     def ledger(self) -> Generator[Store]:
@@ -174,53 +192,55 @@ def command(
     """
 
     def register(function: Callable[Concatenate[Frame, P], None]) -> Callable[Concatenate[Frame, P], None]:
-        framed, heading = _framed(function, options), function.__module__.rpartition(".")[2]
+        framed, heading = _put_in_frame(function, options), function.__module__.rpartition(".")[2]
         if name is None:
-            app.callback(invoke_without_command=True, epilog=_examples(examples))(framed)
+            app.callback(invoke_without_command=True, epilog=_format_examples(examples))(framed)
         else:
-            app.command(name, epilog=_examples(examples), rich_help_panel=HEADINGS.get(heading))(framed)
+            app.command(name, epilog=_format_examples(examples), rich_help_panel=HEADINGS.get(heading))(framed)
         return function
 
     return register
 
 
-def _examples(examples: Sequence[str]) -> str | None:
+def _format_examples(examples: Sequence[str]) -> str | None:
     title = "Example:" if len(examples) == 1 else "Examples:"
     return "\n\n".join([title, *examples]) if examples else None
 
 
-def _framed(function: Callable[Concatenate[Frame, P], None], options: Sequence[str]) -> Callable[..., None]:
+_WHO = Annotated[str | None, typer.Option(help="On whose account.")]
+
+
+def _put_in_frame(function: Callable[Concatenate[Frame, P], None], options: Sequence[str]) -> Callable[..., None]:
     """`function` as typer calls it: by name, with the shared options at the end."""
     _, *own = inspect.signature(function).parameters.values()
     hints = get_type_hints(function, include_extras=True)
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
     parameters: list[inspect.Parameter] = []
     for one in own:
         if one.kind is inspect.Parameter.VAR_KEYWORD:  # **who: Unpack[WhoArguments]
-            parameters += (
-                inspect.Parameter(
-                    name,
-                    inspect.Parameter.KEYWORD_ONLY,
-                    default=None,
-                    annotation=Annotated[str | None, typer.Option(help="On whose account.")],
-                )
-                for name in WHO
-            )
+            parameters += (_make_parameter(name, _WHO, None) for name in WHO)
+        elif one.name in groups:
+            group = groups[one.name]
+            within = get_type_hints(group, include_extras=True)
+            parameters += (_make_parameter(field.name, within[field.name], field.default) for field in fields(group))
         else:
-            parameters.append(one.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[one.name]))
-    for name in options:
-        annotation, default = _SHARED[name]
-        parameters.append(
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-        )
+            parameters.append(_make_parameter(one.name, hints[one.name], one.default))
+    parameters += (_make_parameter(name, *_SHARED[name]) for name in options)
 
     @functools.wraps(function)
     def framed(**given: Any) -> None:
         frame = Frame(**{name: given.pop(name) for name in options})
+        for name, group in groups.items():
+            given[name] = group(**{field.name: given.pop(field.name) for field in fields(group)})
         function(frame, **given)  # type: ignore[call-arg]
 
     framed.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     framed.__annotations__ = {one.name: one.annotation for one in parameters}
     return framed
+
+
+def _make_parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def run(arguments: Sequence[str] | None = None) -> None:
@@ -288,7 +308,7 @@ def show_table(
         whole: What identifies a row or is hard to read in two lines; folded last.
     """
     table = Table(box=_RULE, padding=(0, _GAP - 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
-    widths = [max(map(_width, column)) for column in zip(heads, *rows, strict=True)]
+    widths = [max(map(_measure_cell, column)) for column in zip(heads, *rows, strict=True)]
     least = [
         width if head in figures else min(width, _READABLE if head in whole else _FOLDED)
         for head, width in zip(heads, widths, strict=True)
@@ -298,7 +318,7 @@ def show_table(
     if sum(least) + _GAP * (len(heads) - 1) > room:
         _show_blocks(heads, rows)
         return
-    widths = _fitted(widths, least, needed - room, last=[head in whole for head in heads])
+    widths = _fit_widths(widths, least, needed - room, last=[head in whole for head in heads])
     for head, width in zip(heads, widths, strict=True):
         table.add_column(head, justify="right" if head in figures else "left", overflow="fold", width=width)
     for row in rows:
@@ -312,7 +332,7 @@ def show_table(
     sys.stdout.writelines(f"{line.rstrip()}\n" for line in shown.get().splitlines())
 
 
-def _fitted(widths: Sequence[int], least: Sequence[int], excess: int, *, last: Sequence[bool]) -> list[int]:
+def _fit_widths(widths: Sequence[int], least: Sequence[int], excess: int, *, last: Sequence[bool]) -> list[int]:
     """`widths` less `excess`, taken from the widest column first, and from those that come `last` when it must be."""
     fitted = list(widths)
     for turn in (False, True):
@@ -323,7 +343,7 @@ def _fitted(widths: Sequence[int], least: Sequence[int], excess: int, *, last: S
     return fitted
 
 
-def _width(cell: str | ProgressBar) -> int:
+def _measure_cell(cell: str | ProgressBar) -> int:
     return cell_len(cell) if isinstance(cell, str) else _BAR
 
 

@@ -16,10 +16,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from tokenmeter.config import Settings, load_settings
+from tokenmeter.config import load_settings
 from tokenmeter.dimensions import SCOPE_FIELDS
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import utcnow
+from tokenmeter.settings import Settings
 
 Right = Literal["read", "budgets", "invoices", "prices"]
 #: What a token can be given: to read; to set, raise and end budgets; to close periods, issue and credit invoices and

@@ -22,12 +22,12 @@ from tokenmeter.billing.invoice import number_text
 from tokenmeter.budgets import Balance, Budget, Change, Grant
 from tokenmeter.budgets.matching import Cap, parse_scope
 from tokenmeter.budgets.policy import limit_table
-from tokenmeter.config import Settings
 from tokenmeter.errors import LedgerError
 from tokenmeter.ledger import CounterKey, Entry
 from tokenmeter.pricing import Pricer
 from tokenmeter.reports import Query, Row, read_report
 from tokenmeter.serving.access import AccessScope
+from tokenmeter.settings import Settings
 from tokenmeter.stores.base import Aggregate, Counter, Crossing, EntryFilter, Health, PolicyReader, Store
 from tokenmeter.stores.documents import ERASURE, Document, DocumentQuery
 from tokenmeter.stores.engine import matches

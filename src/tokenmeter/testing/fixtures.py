@@ -26,8 +26,8 @@ def fake_provider() -> Iterator[FakeProvider]:
 @pytest.fixture
 def tokenmeter_meter() -> Iterator[Meter]:
     """A meter with an empty ledger in memory and no budgets; no configuration file is read."""
-    from tokenmeter.config import Settings  # noqa: PLC0415 - see above
     from tokenmeter.default import make_meter  # noqa: PLC0415 - see above
+    from tokenmeter.settings import Settings  # noqa: PLC0415 - see above
 
     meter = make_meter(Settings(store="memory:"))
     yield meter

@@ -1,0 +1,370 @@
+"""What can be configured: the keys of ``tokenmeter.toml``, and what each may say."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from datetime import date, datetime
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypedDict
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, PrivateAttr
+
+from tokenmeter.budgets import AlertTarget, Budget
+from tokenmeter.errors import ConfigurationError, shown
+from tokenmeter.money import ONE, ZERO, parse_decimal
+from tokenmeter.periods import parse_instant
+from tokenmeter.pricing.parse import table_lines
+
+#: How a value names the environment variable that holds it, and a secret its SHA-256.
+ENV = re.compile(r"env:(?P<name>[A-Za-z_][A-Za-z0-9_]*)$")
+SHA256 = re.compile(r"sha256:(?P<hex>[0-9a-f]{64})$")
+#: A markup outside of these is a slip of the pen, not a price.
+_LEAST, _MOST = Decimal("1E-6"), Decimal("1E6")
+_LEAST_UNIT = Decimal("1E-12")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+
+Row = dict[str, Any]
+
+
+def _parse_multiplier(value: object) -> Decimal:
+    number = parse_decimal(value, name="multiplier")
+    if number <= 0:
+        raise ConfigurationError(f"multiplier must be greater than zero, not {shown(value)}; 1 means no markup.")
+    if not _LEAST <= number <= _MOST:
+        raise ConfigurationError(f"multiplier must lie between {_LEAST:f} and {_MOST:f}, not {shown(value)}.")
+    return number
+
+
+def _check_text(value: object) -> object:
+    if isinstance(value, str) and _CONTROL.search(value):
+        raise ValueError("must not contain control characters or halves of letters")
+    return value
+
+
+Text = Annotated[str, BeforeValidator(_check_text)]
+
+
+def hash_key(key: str) -> str:
+    """SHA-256 of an API key in hex, as ``sha256:`` references in the configuration name it."""
+    return hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()
+
+
+def _parse_cost_unit(value: object) -> object:
+    """A unit of costs by its name, or as a positive number of US dollars."""
+    if value is None or (isinstance(value, str) and value in {"usd", "cents", "ignore"}):
+        return value
+    try:
+        number = Decimal(str(value))
+    except InvalidOperation:
+        number = ZERO
+    if isinstance(value, bool | float) or not number.is_finite() or not _LEAST_UNIT <= number <= _MOST:
+        raise ValueError('must be "usd", "cents", "ignore", or US dollars per unit such as "0.001"')
+    return str(number)
+
+
+def _parse_instant(value: object) -> object:
+    """A date or an instant as an aware instant; without a zone it is UTC."""
+    return parse_instant(value) if isinstance(value, str | date) else value
+
+
+#: An http(s) URL, or the variable that holds it.
+Address = Annotated[str, BeforeValidator(_check_text), Field(pattern=r"^(https?://|env:)")]
+
+
+class EmailSettings(BaseModel):
+    """``email = { to = [...], from = "...", host = "..." }`` of an ``[[alerts]]`` row; see `targets.Email`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    to: list[Text] = Field(min_length=1)
+    sender: Text = Field(alias="from")
+    host: Text
+    port: int | None = Field(default=None, ge=1, le=65_535)
+    security: Literal["starttls", "tls", "none"] = "starttls"
+    user: Text | None = None
+    password: Text | None = Field(default=None, pattern="^env:")
+
+
+class AlertSettings(BaseModel):
+    """``[[alerts]]``: where alerts go besides the log; one target a row.
+
+    A value may be ``env:NAME``, a variable that holds it; what is a secret should be.
+
+    Attributes:
+        webhook: URL that receives a signed JSON POST.
+        secret: The webhook's signing secret, ``whsec_...``.
+        slack: URL of a Slack incoming webhook.
+        teams: URL of a Microsoft Teams workflow.
+        pagerduty: Integration key of a PagerDuty service.
+        email: Recipients and server.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    webhook: Address | None = None
+    secret: Text | None = None
+    slack: Address | None = None
+    teams: Address | None = None
+    pagerduty: Text | None = None
+    email: EmailSettings | None = None
+
+    def unset(self) -> list[str]:
+        """The environment variables it names that are not set here."""
+        said = [self.webhook, self.secret, self.slack, self.teams, self.pagerduty, self.email and self.email.password]
+        named = [found["name"] for value in said if value and (found := ENV.match(value))]
+        return [name for name in named if not os.environ.get(name)]
+
+    def make(self) -> AlertTarget:
+        """The target.
+
+        Raises:
+            ConfigurationError: none or several in one row, a variable that is not set, or a wrong value.
+        """
+        kinds = ("webhook", "slack", "teams", "pagerduty", "email")
+        given = [kind for kind in kinds if getattr(self, kind) is not None]
+        if len(given) != 1:
+            raise ConfigurationError(
+                f"alerts: give each row one of {', '.join(kinds)}, not {' and '.join(given) or 'none'}."
+            )
+        from tokenmeter.budgets import targets  # noqa: PLC0415 - HTTP and mail are loaded only by who has alerts
+
+        if self.email is not None:
+            said = self.email
+            password = None if said.password is None else _resolve(said.password, "alerts.email.password")
+            return targets.Email(
+                said.to,
+                sender=said.sender,
+                host=said.host,
+                port=said.port,
+                security=said.security,
+                user=said.user,
+                password=password,
+            )
+        where = _resolve(getattr(self, given[0]), f"alerts.{given[0]}")
+        if self.webhook is not None:
+            return targets.Webhook(
+                where, secret=None if self.secret is None else _resolve(self.secret, "alerts.secret")
+            )
+        if self.slack is not None:
+            return targets.Slack(where)
+        return targets.Teams(where) if self.teams is not None else targets.PagerDuty(where)
+
+
+def _resolve(said: str, name: str) -> str:
+    """`said`, or what the variable holds that it names by ``env:NAME``."""
+    found = ENV.match(said)
+    if found is None:
+        return said
+    value = os.environ.get(found["name"])
+    if not value:
+        raise ConfigurationError(f"{name}: the environment variable {found['name']} is not set.")
+    return value
+
+
+class HostSettings(BaseModel):
+    """``[providers]``: what is to be known of one host.
+
+    Attributes:
+        provider: Id of the provider that serves and bills there; None: as its URL says.
+        cost: What the ``cost`` in its usage is: ``"usd"``, ``"cents"``, US dollars per unit (``"0.001"``), or
+            ``"ignore"``; None: it is the bill where the provider is known to send dollars, and compared elsewhere.
+        ask_usage: Whether a stream whose caller decides nothing is asked to state its usage, which is then not shown to
+            him. False for a host that states it to everybody, or that takes no such request.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    provider: Text | None = Field(default=None, min_length=1)
+    cost: Annotated[str | None, BeforeValidator(_parse_cost_unit)] = None
+    ask_usage: bool = True
+
+
+class TokenSettings(BaseModel):
+    """``[dashboard.tokens.NAME]``: a token for the dashboard and the API; ``tokenmeter dashboard token`` makes it.
+
+    Attributes:
+        hash: ``sha256:HEX`` of the token.
+        only: What it shows: dimension -> value or values; empty = everything.
+        can: What it may do: ``read``; ``budgets`` (set, raise), ``invoices`` (issue, credit), ``prices`` (reprice).
+        expires: First instant at which it is no longer good.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    hash: str = Field(pattern=SHA256.pattern, repr=False)
+    only: dict[Text, Text | list[Text]] = Field(default_factory=dict)
+    can: list[Literal["read", "budgets", "invoices", "prices"]] = Field(default=["read"], min_length=1)
+    expires: Annotated[datetime | None, BeforeValidator(_parse_instant)] = None
+
+
+class DashboardSettings(BaseModel):
+    """``[dashboard]``: who may look at the dashboard and the usage API.
+
+    Attributes:
+        tokens: name -> token; the name is what the ledger's history calls whoever acts with it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tokens: dict[Annotated[Text, Field(min_length=1, max_length=64)], TokenSettings] = Field(default_factory=dict)
+
+
+def _parse_host(value: object) -> object:
+    return {"provider": value} if isinstance(value, str) else value
+
+
+class Settings(BaseModel):
+    """Everything that can be configured; the keys of ``tokenmeter.toml``.
+
+    Attributes:
+        store: Store URL; None = a SQLite ledger in the user's data directory.
+        multiplier: Platform multiplier on top of the upstream cost, visible on every charge.
+        api_keys: alias -> ``env:NAME`` or ``sha256:HEX`` (in code also the key itself, which is hashed at once).
+        budgets: ``[[budgets]]`` rows or `Budget` objects.
+        prices: ``[[prices]]`` rows of your own; they win over every other layer.
+        price_list: The list under them: ``"auto"`` = the newest one, looked for once a day in the background; a path =
+            a list kept there (``tokenmeter prices update --save``), or a TOML file of ``[[prices]]``; None = the
+            installed one. ``prices = "auto"`` or ``prices = "PATH"`` says the same where there are no rows.
+        discounts: ``[[discounts]]`` rows: negotiated factors on upstream cost.
+        multipliers: ``[[multipliers]]`` rows: platform multipliers per key, member or model.
+        free_quotas: ``[[free_quotas]]`` rows: what providers give free of charge each day or month; see `FreeQuota`.
+        models: provider -> {deployment or alias: model id}, for Azure deployments and names of your own.
+        providers: base URL prefix -> provider id, for hosts of your own; or a table of `HostSettings`, also under a
+            provider id.
+        alerts: ``[[alerts]]`` rows.
+        require: What every call has to be attributed to, such as ``["member"]``.
+        on_missing: Whether a call without it is refused (``refuse``), or told once per place in the code (``warn``).
+        rules: What alerts tell besides thresholds: ``burn_rate``, ``spike``, ``unpriced``, ``faults``.
+        metrics: Whether each call is also recorded as metrics: ``"opentelemetry"`` (or True; extra ``otel``),
+            ``"prometheus"`` (extra ``prometheus``), or False.
+        metrics_labels: Dimensions that metrics may be labelled with: ``team``, ``route``, ``tag:NAME``, ... Each value
+            makes a time series of its own.
+        traces: Whether calls put their tokens and cost on the OpenTelemetry span they are made in (extra ``otel``).
+        end_user_from: Request fields that name the end user, the first that is set: ``safety_identifier``, ``user``,
+            ``metadata.user_id``.
+        tags_from: Request fields that become tags: ``metadata`` (all of it), ``metadata.feature``, ...
+        billing: ``[billing]``: who bills whom, and how; see `tokenmeter.billing.BillingProfile`.
+        dashboard: ``[dashboard]``: tokens for the dashboard and the usage API; see `DashboardSettings`.
+        hold_seconds: How long a call may be in flight before its hold expires.
+        source: The file the settings came from.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+    store: Text | None = Field(default=None, repr=False, min_length=1, max_length=4096)  # may hold a password
+    multiplier: Annotated[Decimal, BeforeValidator(_parse_multiplier)] = ONE
+    api_keys: dict[Text, str] = Field(default_factory=dict)
+    budgets: list[InstanceOf[Budget] | Row] = Field(default_factory=list[Budget | Row])
+    prices: list[Row] = Field(default_factory=list[Row])
+    price_list: Text | None = Field(default=None, min_length=1)
+    discounts: list[Row] = Field(default_factory=list[Row])
+    multipliers: list[Row] = Field(default_factory=list[Row])
+    free_quotas: list[Row] = Field(default_factory=list[Row])
+    models: dict[Text, dict[Text, Text]] = Field(default_factory=dict)
+    providers: dict[Text, Annotated[HostSettings, BeforeValidator(_parse_host)]] = Field(
+        default_factory=dict[str, HostSettings]
+    )
+    alerts: list[AlertSettings] = Field(default_factory=list[AlertSettings])
+    require: list[Text] = Field(default_factory=list[str])
+    on_missing: Literal["refuse", "warn"] = "refuse"
+    rules: list[Literal["burn_rate", "spike", "unpriced", "faults"]] = Field(default_factory=list[Any])
+    metrics: bool | Literal["opentelemetry", "prometheus"] = False
+    metrics_labels: list[Text] = Field(default_factory=list[str])
+    traces: bool = False
+    end_user_from: list[Text] = Field(default_factory=list[str])
+    tags_from: list[Text] = Field(default_factory=list[str])
+    billing: Row = Field(default_factory=dict[str, Any])
+    dashboard: DashboardSettings = DashboardSettings()
+    hold_seconds: int = Field(default=900, ge=10, le=86_400)
+    source: str | None = None
+    _tokens_of_file: bool = PrivateAttr(default=False)
+
+    @property
+    def tokens_of_file(self) -> bool:
+        """Whether `dashboard` is what the file says, and code says nothing of it."""
+        return self._tokens_of_file
+
+    def lines(self, table: str) -> list[int]:
+        """Line in the file of each row of `table`, for messages; 0 for rows given in code, which come first."""
+        if self.source is None:
+            return []
+        found = table_lines(Path(self.source).read_text(encoding="utf-8-sig"), table)
+        return [*[0] * (len(getattr(self, table)) - len(found)), *found]
+
+    def key_hashes(self) -> dict[str, str]:
+        """SHA-256 of each known API key -> its alias. An ``env:`` variable that is not set is skipped."""
+        hashes: dict[str, str] = {}
+        for alias, reference in self.api_keys.items():
+            if found := ENV.match(reference):
+                key = os.environ.get(found["name"])
+                if key:
+                    hashes[hash_key(key)] = alias
+            elif found := SHA256.match(reference):
+                hashes[found["hex"]] = alias
+        return hashes
+
+
+class SettingsArguments(TypedDict, total=False):
+    """The settings as arguments of `tokenmeter.configure`: the keys of `Settings`, and where the file is.
+
+    A value wins over the file's. Rows (budgets, prices, ...) stand before the file's rows, and tables (api_keys,
+    models, providers, billing, dashboard) go over the file's, name by name.
+
+    Attributes:
+        config: Path of a ``tokenmeter.toml``, or its content as a mapping (then no file is looked for). Default:
+            ``TOKENMETER_CONFIG``, the working directory, the user's config directory.
+        store: ``sqlite:///usage.db``, ``sqlite:////absolute/usage.db``, ``memory:`` or ``postgresql://...``. Default:
+            ``TOKENMETER_STORE``, the file's, else a SQLite ledger in the user's data directory.
+        multiplier: Platform multiplier on top of the upstream cost, such as ``"1.05"``.
+        api_keys: alias -> API key. Reports and budgets show the alias; only a fingerprint of the key is kept.
+        budgets: Caps, see `tokenmeter.Budget`.
+        prices: Price rows of your own (the keys of ``[[prices]]``); they win over every other layer. Or a text, which
+            is meant as `price_list`.
+        price_list: As `Settings.price_list`.
+        discounts: As `Settings.discounts`, and so the others.
+        multipliers: As there.
+        free_quotas: As there.
+        models: As there.
+        providers: As there.
+        alerts: As there.
+        require: As there.
+        on_missing: As there.
+        rules: As there.
+        metrics: As there.
+        metrics_labels: As there.
+        traces: As there.
+        end_user_from: As there.
+        tags_from: As there.
+        billing: As there.
+        dashboard: As there.
+        hold_seconds: As there.
+    """
+
+    config: str | Path | Mapping[str, Any] | None
+    store: str | None
+    multiplier: Decimal | int | str | None
+    api_keys: Mapping[str, str] | None
+    budgets: Sequence[Budget | Mapping[str, Any]] | None
+    prices: Sequence[Mapping[str, Any]] | str | None
+    price_list: str | None
+    discounts: Sequence[Mapping[str, Any]] | None
+    multipliers: Sequence[Mapping[str, Any]] | None
+    free_quotas: Sequence[Mapping[str, Any]] | None
+    models: Mapping[str, Mapping[str, str]] | None
+    providers: Mapping[str, str | Mapping[str, Any]] | None
+    alerts: Sequence[Mapping[str, Any]] | None
+    require: Sequence[str] | None
+    on_missing: Literal["refuse", "warn"] | None
+    rules: Sequence[str] | None
+    metrics: bool | Literal["opentelemetry", "prometheus"] | None
+    metrics_labels: Sequence[str] | None
+    traces: bool | None
+    end_user_from: Sequence[str] | None
+    tags_from: Sequence[str] | None
+    billing: Mapping[str, Any] | None
+    dashboard: Mapping[str, Any] | None
+    hold_seconds: int | None
