@@ -10,7 +10,7 @@ from decimal import Decimal
 
 import pytest
 
-from tokenmeter.cli.options import lists_of
+from tokenmeter.cli.options import parse_lists
 from tokenmeter.errors import ConfigurationError, ReconciliationError
 from tokenmeter.periods import parse_period
 from tokenmeter.reconciliation import reconcile
@@ -116,7 +116,7 @@ def test_headings_in_another_language_are_told_with_the_map_that_reads_them(writ
     counts = {"input": 700, "cache_read": 300, "output": 5, **({} if provider == "openai" else {"cache_write": 60})}
     assert statement.usage[0].tokens == counts
     options = shlex.split(told[told.index("--column") : told.index(". Its headings")])
-    parsed = lists_of([one for one in options if one != "--column"])
+    parsed = parse_lists([one for one in options if one != "--column"])
     assert read(path, provider=provider, columns=parsed) == statement
 
 

@@ -48,9 +48,9 @@ def budgets(frame: Frame, *, context: typer.Context, tz: TzOption = "UTC") -> No
     seen = {balance.budget for balance in found}
     quiet = [change for change in in_force if change.name not in seen]
     if found or frame.as_json or not quiet:
-        _show(frame, found, tz)
+        _show_balances(frame, found, tz)
     for change in () if frame.as_json else quiet:
-        out.print(f"{change.name}: {_said(change)}; nothing is counted in it yet.", markup=False)
+        out.print(f"{change.name}: {_describe_change(change)}; nothing is counted in it yet.", markup=False)
 
 
 @command(
@@ -75,9 +75,9 @@ def set_budget(
     with frame.meter(make=True) as meter:
         known = {one.name: one.to_dict() for one in meter.budgets.in_force}
         row = known.get(name, {})
-        budget = Budget.parse(row | _row(fields, row) | {"name": name}, file="command line")
+        budget = Budget.parse(row | _parse_row(fields, row) | {"name": name}, file="command line")
         change = meter.budgets.set(budget, by=by, reason=reason, source=_SOURCE)
-    _told(frame, [change])
+    _tell_changes(frame, [change])
     if name not in known and not frame.as_json:
         out.print(_is_new(name, known), markup=False)
 
@@ -93,7 +93,7 @@ def _is_new(name: str, known: Iterable[str]) -> str:
 def retire(frame: Frame, *, name: NameArgument, by: ByOption = None, reason: ReasonOption = "") -> None:
     """End a budget; its history and its counters stay."""
     with frame.meter() as meter:
-        _told(frame, [meter.budgets.retire(name, by=by, reason=reason, source=_SOURCE)])
+        _tell_changes(frame, [meter.budgets.retire(name, by=by, reason=reason, source=_SOURCE)])
 
 
 @command(budgets_app, "apply", examples=["tokenmeter budgets apply tokenmeter.toml --dry-run"])
@@ -118,7 +118,7 @@ def apply(
         changes = meter.budgets.apply(
             declared, source=str(Path(str(settings.source)).resolve()), by=by, reason=reason, dry_run=dry_run
         )
-    _told(frame, changes, dry_run=dry_run)
+    _tell_changes(frame, changes, dry_run=dry_run)
 
 
 @command(budgets_app, "history", examples=["tokenmeter budgets history", "tokenmeter budgets history members --json"])
@@ -140,8 +140,8 @@ def history(
         out.print("The ledger has no budget of this name." if name else "The ledger has no budgets.", markup=False)
         return
     lines = [
-        *((one.at, one.name, _said(one), one.by, one.source, one.reason) for one in changes),
-        *((one.at, one.budget, _granted(one), one.by, "", one.reason) for one in grants),
+        *((one.at, one.name, _describe_change(one), one.by, one.source, one.reason) for one in changes),
+        *((one.at, one.budget, _describe_grant(one), one.by, "", one.reason) for one in grants),
     ]
     where = zone(tz)
     cells = [
@@ -186,10 +186,10 @@ def grant(
     if frame.as_json:
         emit(made.to_dict())
     else:
-        out.print(f"{made.budget}: {_granted(made)}.", markup=False)
+        out.print(f"{made.budget}: {_describe_grant(made)}.", markup=False)
 
 
-def _row(fields: Sequence[str], before: Mapping[str, Any]) -> dict[str, Any]:
+def _parse_row(fields: Sequence[str], before: Mapping[str, Any]) -> dict[str, Any]:
     """``["member=*", "limit_usd=50"]`` as a ``[[budgets]]`` row."""
     row: dict[str, Any] = {}
     tags = dict(before.get("tags", {}))
@@ -214,7 +214,7 @@ _FLAGS = ("hard", "inject_max_tokens")
 _NUMBERS = ("week_start", "anchor", "reset_hour", "refresh")
 
 
-def _told(frame: Frame, changes: Sequence[Change], *, dry_run: bool = False) -> None:
+def _tell_changes(frame: Frame, changes: Sequence[Change], *, dry_run: bool = False) -> None:
     if frame.as_json:
         emit([change.to_dict() for change in changes])
         return
@@ -223,15 +223,15 @@ def _told(frame: Frame, changes: Sequence[Change], *, dry_run: bool = False) -> 
     for change in changes:
         would = "would be " if dry_run else ""
         done = "ended" if change.budget is None else "set"
-        what = "" if change.budget is None else f": {_said(change)}"
+        what = "" if change.budget is None else f": {_describe_change(change)}"
         out.print(f"{change.name}: {would}{done}, version {change.version}{what}", markup=False)
 
 
-def _said(change: Change) -> str:
+def _describe_change(change: Change) -> str:
     return "ended" if change.budget is None else in_words(change.budget)
 
 
-def _granted(grant: Grant) -> str:
+def _describe_grant(grant: Grant) -> str:
     whose = ", ".join(f"{name}={value}" for name, value in grant.scope.items()) or "all calls"
     until = "" if grant.expires is None else f" until {grant.expires:%Y-%m-%d %H:%M} UTC"
     sign = "-" if grant.amount < 0 else "+"
@@ -249,7 +249,7 @@ def remaining(
 ) -> None:
     """What is left of the budgets that concern a member, key, team, ...; exit code 5 when a hard one is used up."""
     found = _balances(frame, _parse_scope(scope or ()))
-    _show(frame, found, tz)
+    _show_balances(frame, found, tz)
     if any(balance.hard and balance.limit_known and balance.remaining <= 0 for balance in found):
         raise typer.Exit(Exit.BUDGET)
 
@@ -270,7 +270,7 @@ def _balances(frame: Frame, wanted: dict[str, str]) -> list[Balance]:
         return list(meter.remaining(at=None, **wanted))
 
 
-def _show(frame: Frame, found: Sequence[Balance], tz: str) -> None:
+def _show_balances(frame: Frame, found: Sequence[Balance], tz: str) -> None:
     if frame.as_json:
         emit([balance.to_dict() for balance in found])
         return
@@ -297,7 +297,7 @@ def _show(frame: Frame, found: Sequence[Balance], tz: str) -> None:
                 (unit_amount(balance.limit, balance.unit) if balance.limit_known else "not known here")
                 + ("" if balance.hard else " (soft)"),
                 unit_amount(balance.remaining, balance.unit) if balance.limit_known else "",
-                f"{round_to(multiply(_part(balance), 100), 0):f}%" if balance.limit_known else "",
+                f"{round_to(multiply(_share_used(balance), 100), 0):f}%" if balance.limit_known else "",
                 _bar(balance),
                 resets,
             ]
@@ -306,14 +306,14 @@ def _show(frame: Frame, found: Sequence[Balance], tz: str) -> None:
     show_table(("budget", "scope", *figures, "", "resets"), lines, figures=figures, whole=("budget", "scope", "resets"))
 
 
-def _part(balance: Balance) -> Decimal:
+def _share_used(balance: Balance) -> Decimal:
     if not balance.limit_known:
         return Decimal(0)
     return divide(add(balance.spent, balance.reserved), balance.limit) if balance.limit > 0 else Decimal(1)
 
 
 def _bar(balance: Balance) -> ProgressBar:
-    part = _part(balance)
+    part = _share_used(balance)
     colour = "red" if part >= 1 else "yellow" if part >= _NEARLY else "green"
     percent = int(multiply(min(max(part, Decimal(0)), Decimal(1)), 100))
     return ProgressBar(total=100, completed=percent, width=12, complete_style=colour, finished_style=colour)

@@ -34,7 +34,7 @@ def seal(
     """Write each month up to that one that is not sealed yet into a Parquet file, and its digest into the chain."""
     with frame.meter() as meter:
         sealed = meter.archive(through, to, drop=drop)
-    _show(frame, sealed, "Nothing to do: every month up to that one is sealed already.")
+    _show_months(frame, sealed, "Nothing to do: every month up to that one is sealed already.")
 
 
 @command(app, "drop", examples=["tokenmeter archive drop --through 2026-09"])
@@ -48,7 +48,7 @@ def drop(
     """Drop the entries of sealed months from the live ledger. Each file is read first, record by record."""
     with frame.meter() as meter:
         dropped = meter.store.archives.drop(through)
-    _show(frame, dropped, "Nothing to do: no sealed month up to that one is in the live ledger.")
+    _show_months(frame, dropped, "Nothing to do: no sealed month up to that one is in the live ledger.")
 
 
 @command(app, "restore", examples=["tokenmeter archive restore --since 2026-08"])
@@ -62,7 +62,7 @@ def restore(
     """Bring the entries of dropped months back into the live ledger. Their files stay."""
     with frame.meter() as meter:
         restored = meter.restore_archive(since)
-    _show(frame, restored, "Nothing to do: no month from that one on was dropped.")
+    _show_months(frame, restored, "Nothing to do: no month from that one on was dropped.")
 
 
 @command(app, "list")
@@ -70,7 +70,9 @@ def list_months(frame: Frame) -> None:
     """Sealed months, and where their files are."""
     with frame.meter() as meter:
         found = meter.archives()
-    _show(frame, found, "No month is sealed yet; seal one with: tokenmeter archive seal --through MONTH --to PLACE")
+    _show_months(
+        frame, found, "No month is sealed yet; seal one with: tokenmeter archive seal --through MONTH --to PLACE"
+    )
 
 
 @command(app, "prove", examples=["tokenmeter archive prove 0a1b2c3d4e5f60718293a4b5c6d7e8f9 > proof.json"])
@@ -107,7 +109,7 @@ def check(
         raise typer.Exit(Exit.FOUND)
 
 
-def _show(frame: Frame, months: Sequence[ArchivedMonth], nothing: str) -> None:
+def _show_months(frame: Frame, months: Sequence[ArchivedMonth], nothing: str) -> None:
     if frame.as_json:
         emit([asdict(one) for one in months])
     elif not months:

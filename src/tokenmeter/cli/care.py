@@ -16,8 +16,7 @@ from rich.markup import escape
 import tokenmeter
 from tokenmeter.cli.configuration import unset_keys
 from tokenmeter.cli.frame import Exit, Frame, app, command, emit, out, progress_out, show_table
-from tokenmeter.cli.options import PeriodOption, SinceOption, TzOption, UntilOption, Where, query_of
-from tokenmeter.config import Settings
+from tokenmeter.cli.options import SelectionOptions
 from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Entry, utcnow
@@ -28,6 +27,7 @@ from tokenmeter.pricing import updating
 from tokenmeter.pricing.edition import installed_digest
 from tokenmeter.reports.query import BEGINNING, closed
 from tokenmeter.reports.table import visible
+from tokenmeter.settings import Settings
 from tokenmeter.stores import default_path
 from tokenmeter.stores.base import Fault, Verification
 from tokenmeter.stores.urls import redacted
@@ -77,8 +77,8 @@ def verify(
     key: KeyOption = None,
 ) -> None:
     """Prove the ledger: no entry edited, removed or cut off, every sum and counter right. Exit code 1 if not."""
-    signed = None if kept is None else _read(kept).decode(errors="replace")
-    secret = None if key is None else _read(key)
+    signed = None if kept is None else _read_file(kept).decode(errors="replace")
+    secret = None if key is None else _read_file(key)
     with frame.meter() as meter, progress_out.status("verifying") as shown:
         outcome = meter.verify(
             head=head,
@@ -89,15 +89,15 @@ def verify(
             progress=lambda done, of: shown.update(f"verifying: {done:,} of {counted(of, 'record')}"),
         )
     if frame.as_json:
-        faults = [_fault(one) for one in outcome.faults]
+        faults = [_fault_values(one) for one in outcome.faults]
         emit({"ok": outcome.ok, "entries": outcome.entries, "head": outcome.head, "faults": faults})
     else:
-        _tell(outcome)
+        _tell_outcome(outcome)
     if not outcome.ok:
         raise typer.Exit(Exit.FOUND)
 
 
-def _tell(outcome: Verification) -> None:
+def _tell_outcome(outcome: Verification) -> None:
     entries = counted(outcome.entries, "entry", "entries")
     if outcome.ok:
         out.print(f"[green]Nothing is wrong.[/] {entries} checked, none edited, removed or cut off.")
@@ -107,7 +107,7 @@ def _tell(outcome: Verification) -> None:
     else:
         many = counted(len(outcome.faults), "fault")
         out.print(f"[bold red]{many}[/] in {entries}:")
-        _list(outcome.faults)
+        _list_faults(outcome.faults)
         out.print("Compare with a backup or an export's manifest; what is right is never overwritten here.")
 
 
@@ -117,10 +117,10 @@ def _tell(outcome: Verification) -> None:
 def checkpoint(frame: Frame, *, key: KeyOption = None) -> None:
     """The ledger's present state, signed, as a line of JSON: kept elsewhere, it shows that nothing was changed."""
     with frame.meter() as meter:
-        typer.echo(meter.checkpoint(key=None if key is None else _read(key)).to_json())
+        typer.echo(meter.checkpoint(key=None if key is None else _read_file(key)).to_json())
 
 
-def _read(path: Path) -> bytes:
+def _read_file(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
@@ -137,9 +137,9 @@ def audit(
     with frame.meter() as meter:
         faults = meter.audit_budgets(repair=repair)
     if frame.as_json:
-        emit({"ok": not faults, "repaired": bool(repair and faults), "faults": [_fault(one) for one in faults]})
+        emit({"ok": not faults, "repaired": bool(repair and faults), "faults": [_fault_values(one) for one in faults]})
     elif faults:
-        _list(faults)
+        _list_faults(faults)
         done = "They now say what the entries say." if repair else "Set them right with: tokenmeter audit --repair"
         out.print(done)
     else:
@@ -148,11 +148,11 @@ def audit(
         raise typer.Exit(Exit.FOUND)
 
 
-def _fault(fault: Fault) -> dict[str, str]:
+def _fault_values(fault: Fault) -> dict[str, str]:
     return {"kind": fault.kind, "where": fault.where, "detail": fault.detail}
 
 
-def _list(faults: Sequence[Fault]) -> None:
+def _list_faults(faults: Sequence[Fault]) -> None:
     for fault in faults:
         out.print(f"  {escape(fault.where)}: {_MEANINGS.get(fault.kind, fault.kind)}. {escape(fault.detail)}")
 
@@ -168,17 +168,13 @@ def reprice(
         typer.Option("--changed", help="Every entry whose cost would differ today; shown, and recorded with --post."),
     ] = False,
     post: Annotated[bool, typer.Option("--post", help="With --changed: record the corrections.")] = False,
-    period: PeriodOption = None,
-    since: SinceOption = None,
-    until: UntilOption = None,
-    where: Where = None,
-    tz: TzOption = "UTC",
+    selection: SelectionOptions,
 ) -> None:
     """Rate entries again with today's price list, at the prices of their day; differences are appended as corrections.
 
     Entries without a price are corrected at once. With --changed those whose cost would differ are shown first.
     """
-    query = query_of(period, since, until, where, tz)
+    query = selection.query()
     with frame.meter() as meter:
         found = meter.reprice(
             since=closed(query.period.start),
@@ -217,7 +213,7 @@ def _tell_corrections(found: Sequence[Entry], *, changed: bool, recorded: bool) 
             if recorded
             else f"{counted(len(found), 'entry', 'entries')} would differ; --post appends corrections"
         )
-        out.print(f"{told}, over {_signed(billed)} billed in all.")
+        out.print(f"{told}, over {_format_difference(billed)} billed in all.")
     else:
         told = counted(len(found), "entry has a price now; a correction", "entries have a price now; corrections")
         out.print(f"{told} over ${round_to(billed, 6):,f} {'was' if len(found) == 1 else 'were'} appended.")
@@ -232,14 +228,14 @@ def _show_differences(found: Sequence[Entry]) -> None:
         one[1] = add(one[1], entry.list_cost or ZERO)
         one[2] = add(one[2], entry.billed_cost or ZERO)
     rows = [
-        [visible(provider), visible(model), f"{count:,}", _signed(listed), _signed(billed)]
+        [visible(provider), visible(model), f"{count:,}", _format_difference(listed), _format_difference(billed)]
         for (provider, model), (count, listed, billed) in sorted(sums.items())
     ]
     heads = ["provider", "model", "entries", "list cost", "billed cost"]
     show_table(heads, rows, figures=("entries", "list cost", "billed cost"))
 
 
-def _signed(amount: Decimal) -> str:
+def _format_difference(amount: Decimal) -> str:
     shown = round_to(amount, 6)
     return f"{'-' if shown < 0 else '+'}${magnitude(shown):,f}"
 
@@ -255,22 +251,22 @@ def doctor(
     facts: dict[str, Any] = {
         "tokenmeter": tokenmeter.__version__,
         "python": platform.python_version(),
-        **{package: _version(package) for package in ("openai", "anthropic", "genai-prices", "sqlite-utils")},
+        **{package: _find_version(package) for package in ("openai", "anthropic", "genai-prices", "sqlite-utils")},
         "configuration": settings.source or "none (defaults)",
         "ledger": redacted(settings.store or "") or f"sqlite file {default_path()} (default)",
     }
     with frame.meter() as meter:
         health = meter.store.health()
-        newest = _newest_price(meter)
+        newest = _find_newest_price(meter)
         facts |= {
             **health.facts,
             "price_list": meter.pricer.price_list_hash[:12],
             "newest_price": f"{newest:%Y-%m-%d}",
-            "prices": _told_of_prices(meter, settings),
-            **_told_of_entries(meter),
+            "prices": _describe_price_list(meter, settings),
+            **_count_doubtful_entries(meter),
             "budgets": len(settings.budgets),
         }
-    warnings = [*health.warnings, *unset_keys(settings), *_about_prices(facts)]
+    warnings = [*health.warnings, *unset_keys(settings), *_warn_of_prices(facts)]
     if utcnow() - newest > _STALE:
         warnings.append(f"No price is newer than {newest:%Y-%m-%d}; get newer ones with pip install -U genai-prices.")
     if frame.as_json:
@@ -287,7 +283,7 @@ def doctor(
         raise typer.Exit(Exit.FOUND)
 
 
-def _told_of_entries(meter: Meter) -> dict[str, int]:
+def _count_doubtful_entries(meter: Meter) -> dict[str, int]:
     """How many entries have no price, and how many of the last month were priced by a list that was old by then."""
     now = utcnow()
     days = [now - _LOOKED_BACK + timedelta(days=number) for number in range(_LOOKED_BACK.days + 2)]
@@ -302,7 +298,7 @@ def _told_of_entries(meter: Meter) -> dict[str, int]:
     return {"entries_unpriced": unpriced, "entries_by_old_prices": old}
 
 
-def _about_prices(facts: dict[str, Any]) -> list[str]:
+def _warn_of_prices(facts: dict[str, Any]) -> list[str]:
     unpriced, old = facts["entries_unpriced"], facts["entries_by_old_prices"]
     found: list[str] = []
     if unpriced:
@@ -316,7 +312,7 @@ def _about_prices(facts: dict[str, Any]) -> list[str]:
     return found
 
 
-def _told_of_prices(meter: Meter, settings: Settings) -> str:
+def _describe_price_list(meter: Meter, settings: Settings) -> str:
     """Which list is in use, how old it is, and how the last look for a newer one went."""
     told = meter.pricer.price_list.base_name
     if settings.price_list is None:
@@ -333,14 +329,14 @@ def _told_of_prices(meter: Meter, settings: Settings) -> str:
     return told
 
 
-def _version(package: str) -> str:
+def _find_version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
 
 
-def _newest_price(meter: Meter) -> datetime:
+def _find_newest_price(meter: Meter) -> datetime:
     """When the newest price came into force: how old the list is."""
     now = utcnow()
     dates = (row.effective_from for row in meter.pricer.price_list.rows)

@@ -68,7 +68,7 @@ def dashboard(
     from tokenmeter.dashboard import serve  # noqa: PLC0415 - an extra of its own
     from tokenmeter.dashboard.security import is_loopback  # noqa: PLC0415 - as above
 
-    token = _token(token_file)
+    token = _read_token(token_file)
     if token is None and not is_loopback(host) and not frame.settings.dashboard.tokens:
         token = secrets.token_urlsafe(24)
         out.print(
@@ -84,7 +84,7 @@ def dashboard(
         serve(meter, host=host, port=port, tz=tz, token=token, allow_hosts=allow_host or (), ready=ready)
 
 
-def _token(file: Path | None) -> str | None:
+def _read_token(file: Path | None) -> str | None:
     if file is None:
         return os.environ.get(_VARIABLE) or None
     try:
@@ -122,12 +122,14 @@ def create(
     if only:
         row["only"] = parse_conditions(only, "--only")
     row |= {"can": can or ["read"]} | ({"expires": expires} if expires else {})
-    table = f"\n[dashboard.tokens.{_key(name)}]\n" + "".join(f"{key} = {_toml(row[key])}\n" for key in row)
+    table = f"\n[dashboard.tokens.{_quote_key(name)}]\n" + "".join(
+        f"{key} = {_format_value(row[key])}\n" for key in row
+    )
 
     def add(before: str) -> str:
-        if name in _tokens_of(before):
+        if name in _parse_tokens(before):
             raise ConfigurationError(
-                f"There is a token {name!r} already; `tokenmeter dashboard token revoke {_key(name)}` ends it."
+                f"There is a token {name!r} already; `tokenmeter dashboard token revoke {_quote_key(name)}` ends it."
             )
         ends = "\r\n" if "\r\n" in before else "\n"
         after = before + ("" if before.endswith("\n") else ends) + table.replace("\n", ends)
@@ -149,14 +151,14 @@ def create(
     out.print(token, markup=False, soft_wrap=True)
 
 
-def _key(name: str) -> str:
+def _quote_key(name: str) -> str:
     return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name, ensure_ascii=False)
 
 
-def _toml(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, dict):
         table = cast("dict[str, Any]", value)
-        return "{ " + ", ".join(f"{_key(name)} = {_toml(one)}" for name, one in table.items()) + " }"
+        return "{ " + ", ".join(f"{_quote_key(name)} = {_format_value(one)}" for name, one in table.items()) + " }"
     return json.dumps(value, ensure_ascii=False)
 
 
@@ -201,17 +203,17 @@ def revoke(frame: Frame, *, name: Annotated[str, typer.Argument(help="Whose it i
     path = frame.settings.source
 
     def take_out(before: str) -> str:
-        known = _tokens_of(before)
+        known = _parse_tokens(before)
         if name not in known:
             raise ConfigurationError(f"There is no token {name!r}; known are {', '.join(map(repr, known)) or 'none'}.")
-        after = _without_table(before, ["dashboard", "tokens", name])
+        after = _drop_table(before, ["dashboard", "tokens", name])
         wanted = tomllib.loads(before)
         del wanted["dashboard"]["tokens"][name]
         found = tomllib.loads(after)
         found.setdefault("dashboard", {}).setdefault("tokens", {})
         if found != wanted:
             raise ConfigurationError(
-                f"Take dashboard.tokens.{_key(name)} out of {path} by hand: it is no table of its own."
+                f"Take dashboard.tokens.{_quote_key(name)} out of {path} by hand: it is no table of its own."
             )
         return after
 
@@ -247,19 +249,19 @@ def _rewrite(path: str, change: Callable[[str], str]) -> None:
         raise ConfigurationError(f"{path} cannot be written: {error.strerror}.") from error
 
 
-def _tokens_of(settings: str) -> Mapping[str, Any]:
+def _parse_tokens(settings: str) -> Mapping[str, Any]:
     tokens: Mapping[str, Any] = tomllib.loads(settings).get("dashboard", {}).get("tokens", {})
     return tokens
 
 
-def _without_table(text: str, keys: list[str]) -> str:
+def _drop_table(text: str, keys: list[str]) -> str:
     """TOML text without the table of this name: its heading and what stands below, up to the next one's comments."""
     kept: list[str] = []
     inside = False
     comments: list[str] = []  # below the table, and the next one's where one follows
     for line in text.splitlines(keepends=True):
         if line.lstrip().startswith("["):
-            inside = _heading(line) == keys
+            inside = _parse_heading(line) == keys
             if not inside:
                 kept += comments
             comments = []
@@ -272,7 +274,7 @@ def _without_table(text: str, keys: list[str]) -> str:
     return "".join(kept)
 
 
-def _heading(line: str) -> list[str]:
+def _parse_heading(line: str) -> list[str]:
     """The keys of a table's heading; none where the line is no such thing."""
     try:
         table: Any = tomllib.loads(line)
@@ -300,12 +302,12 @@ def mcp(frame: Frame, *, only: OnlyOption = None) -> None:
         if error.name is None or error.name.partition(".")[0] not in {"mcp", "mcp_types"}:
             raise
         raise ConfigurationError("This needs the extra 'mcp': pip install 'tokenmeter-sdk[mcp]'.") from error
-    scope = _scope(only or ())
+    scope = _parse_scope(only or ())
     with frame.meter() as meter:
         make_server(look_through(meter, scope), version=tokenmeter.__version__).run("stdio")
 
 
-def _scope(only: Sequence[str]) -> AccessScope:
+def _parse_scope(only: Sequence[str]) -> AccessScope:
     if not only:
         return EVERYTHING
     conditions = parse_conditions(only, "--only")

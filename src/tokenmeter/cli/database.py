@@ -36,7 +36,7 @@ UrlArgument = Annotated[
 ]
 
 
-def _address(frame: Frame, url: str | None) -> str:
+def _find_address(frame: Frame, url: str | None) -> str:
     found = url or frame.settings.store
     if found is None or not found.startswith(("postgresql://", "postgres://")):
         raise ConfigurationError(
@@ -46,7 +46,7 @@ def _address(frame: Frame, url: str | None) -> str:
     return found
 
 
-def _admin() -> ModuleType:
+def _load_admin() -> ModuleType:
     try:
         from tokenmeter.stores.postgres import admin  # noqa: PLC0415 - the driver is an extra
     except ModuleNotFoundError as error:
@@ -56,7 +56,7 @@ def _admin() -> ModuleType:
     return admin
 
 
-def _tell(frame: Frame, applied: tuple[str, ...]) -> None:
+def _tell_applied(frame: Frame, applied: tuple[str, ...]) -> None:
     if frame.as_json:
         emit({"applied": list(applied)})
     else:
@@ -66,21 +66,21 @@ def _tell(frame: Frame, applied: tuple[str, ...]) -> None:
 @command(app, "init", options=("config", "as_json"))
 def init(frame: Frame, url: UrlArgument = None) -> None:
     """Make the schema and its tables. Harmless where they exist."""
-    _tell(frame, _admin().init(_address(frame, url)))
+    _tell_applied(frame, _load_admin().init(_find_address(frame, url)))
 
 
 @command(app, "migrate", options=("config", "as_json"))
 def migrate(frame: Frame, url: UrlArgument = None) -> None:
     """Bring the schema up to this release. Older programs go on working beside it."""
-    _tell(frame, _admin().migrate(_address(frame, url)))
+    _tell_applied(frame, _load_admin().migrate(_find_address(frame, url)))
 
 
 @command(app, "status", options=("config", "as_json"))
 def status(frame: Frame, url: UrlArgument = None) -> None:
     """Which migrations are applied, and who may write and read. Exit code 1 when some are pending."""
-    found = _admin().status(_address(frame, url))
+    found = _load_admin().status(_find_address(frame, url))
     if frame.as_json:
-        emit({name: getattr(found, name) for name in found.__slots__})
+        emit(asdict(found))
     else:
         out.print(f"{found.url}, schema {found.schema}")
         for title, values in (
@@ -103,7 +103,7 @@ def grant(
     url: UrlArgument = None,
 ) -> None:
     """Let a database role write, read or own the ledger. A writer can append, and never change or delete."""
-    _admin().grant(_address(frame, url), role, to)
+    _load_admin().grant(_find_address(frame, url), role, to)
     out.print(f"{to} is now a {role} of this ledger." if role != "owner" else f"{to} now owns this ledger.")
 
 
@@ -124,7 +124,7 @@ def rebuild(
 
     Reports read sums. What is in the chain is never changed: an entry that was edited stays a fault of `verify`.
     """
-    with frame.ledger() as store, _progress("comparing sums with entries", of="days") as progress:
+    with frame.ledger() as store, _show_progress("comparing sums with entries", of="days") as progress:
         found = store.rebuild(dry_run=dry_run, deep=deep, progress=progress)
     if frame.as_json:
         emit({"differences": [asdict(one) for one in found], "rebuilt": bool(found) and not dry_run})
@@ -150,7 +150,7 @@ def _show_differences(found: Sequence[SumsDifference]) -> None:
             str(one.account or ""),
             visible(one.sku_meter or ""),
             name,
-            *(_figure(name, value) for value in change),
+            *(_format_figure(name, value) for value in change),
         )
         for one in found
         for name, change in one.changes.items()
@@ -165,7 +165,7 @@ def _show_differences(found: Sequence[SumsDifference]) -> None:
         out.print(f"... and {counted(len(rows) - _SHOWN, 'more figure')}: --json has all of them.")
 
 
-def _figure(name: str, value: int) -> str:
+def _format_figure(name: str, value: int) -> str:
     """A kept figure as a person reads it: costs in dollars, everything else as it is."""
     return f"${number_text(to_dollars(value))}" if name in {"list", "contracted", "billed"} else f"{value:,}"
 
@@ -174,7 +174,7 @@ QuickOption = Annotated[bool, typer.Option("--quick", help="Do not walk the chai
 
 
 @contextmanager
-def _progress(what: str, of: str = "records") -> Generator[Callable[[int, int], object]]:
+def _show_progress(what: str, of: str = "records") -> Generator[Callable[[int, int], object]]:
     """Shows on a terminal how far something is."""
     with progress_out.status(what) as shown:
         yield lambda done, total: shown.update(f"{what}: {done:,} of {total:,} {of}")
@@ -197,7 +197,7 @@ def backup(
     Entries, documents, budgets, counters and the secret for fingerprints of API keys are in it: keep it as you keep the
     ledger.
     """
-    with frame.ledger() as store, _progress("backing up") as progress:
+    with frame.ledger() as store, _show_progress("backing up") as progress:
         made = backups.back_up(store, target, overwrite=overwrite, check=not quick, progress=progress)
     faults = () if made.verification is None else made.verification.faults
     if frame.as_json:
@@ -213,7 +213,7 @@ def backup(
             }
         )
     else:
-        out.print(f"{made.path}: {_contents(made)}, {counted(made.bytes, 'byte')}.")
+        out.print(f"{made.path}: {_describe_contents(made)}, {counted(made.bytes, 'byte')}.")
         out.print(f"Head of the chain: {made.head}")
         if faults:
             out.print(
@@ -243,10 +243,10 @@ def restore(
     A ledger that is there is put aside when you allow it. What was recorded since the backup and is still in the tail
     beside the ledger is taken in again.
     """
-    with _progress("restoring") as progress:
+    with _show_progress("restoring") as progress:
         done = backups.restore(backup, frame.settings.store, overwrite=overwrite, check=not quick, progress=progress)
     if frame.as_json:
-        emit({name: getattr(done, name) for name in done.__slots__})
+        emit(asdict(done))
         return
     out.print(f"{done.url}: {counted(done.entries, 'entry', 'entries')}.")
     if done.recovered:
@@ -281,15 +281,13 @@ def copy(
     programs that still name the old ledger where it went; what they record waits beside it until you run the command
     again.
     """
-    with _progress("copying") as progress:
+    with _show_progress("copying") as progress:
         done = moving.copy_ledger(source, target, retire=retire, check=not quick, progress=progress)
     if frame.as_json:
-        emit(
-            {name: getattr(done, name) for name in done.__slots__ if name != "verification"}
-            | {"checked": done.verification is not None}
-        )
+        told = {name: value for name, value in asdict(done).items() if name != "verification"}
+        emit({**told, "checked": done.verification is not None})
         return
-    out.print(f"{done.url}: {_contents(done)}.", markup=False)
+    out.print(f"{done.url}: {_describe_contents(done)}.", markup=False)
     out.print(f"Head of the chain: {done.head}")
     if done.behind:
         out.print(f"[yellow]{counted(done.behind, 'record')}[/] came meanwhile: run the same command again.")
@@ -322,7 +320,7 @@ def merge(
         raise ConfigurationError("Name the ledgers to take in, and last the one that takes them.")
     done: list[merging.Merge] = []
     for source in sources:
-        with _progress("merging") as progress:
+        with _show_progress("merging") as progress:
             done.append(merging.merge_ledger(source, target, progress=progress))
     meter = make_meter(store=target)
     try:
@@ -330,15 +328,15 @@ def merge(
     finally:
         meter.close()
     if frame.as_json:
-        emit([{name: getattr(one, name) for name in one.__slots__} for one in done])
+        emit([asdict(one) for one in done])
         return
     for source, one in zip(sources, done, strict=True):
         had = f", {one.repeated:,} already there" if one.repeated else ""
-        out.print(f"{redacted(source)}: {_contents(one)}{had}.", markup=False)
+        out.print(f"{redacted(source)}: {_describe_contents(one)}{had}.", markup=False)
     out.print(f"Head of the chain: {done[-1].head}")
 
 
-def _contents(of: backups.Backup | moving.Copy | merging.Merge) -> str:
+def _describe_contents(of: backups.Backup | moving.Copy | merging.Merge) -> str:
     return f"{counted(of.entries, 'entry', 'entries')}, {counted(of.documents, 'document')}"
 
 
@@ -358,10 +356,10 @@ def clickhouse(
 
     The password may be in the URL, or in the environment variable CLICKHOUSE_PASSWORD.
     """
-    with frame.meter() as meter, _progress("sending") as progress:
+    with frame.meter() as meter, _show_progress("sending") as progress:
         loaded = meter.load_clickhouse(to, database=database, progress=lambda sent: progress(sent, sent))
     if frame.as_json:
-        emit({name: getattr(loaded, name) for name in loaded.__slots__})
+        emit(asdict(loaded))
     else:
         out.print(f"{counted(loaded.entries, 'entry', 'entries')} in {loaded.database}, {loaded.sent:,} sent now.")
 
@@ -402,10 +400,7 @@ def erase(
             raise typer.Abort
         done = erasing.erase(store, dimension, value, reason=reason, by=by, pseudonym=pseudonym)
     if frame.as_json:
-        emit(
-            {name: getattr(done, name) for name in done.__slots__ if name != "documents"}
-            | {"documents": [{name: getattr(one, name) for name in one.__slots__} for one in done.documents]}
-        )
+        emit(asdict(done))
     else:
         _tell_erasure(done)
     if done.left and store.url.startswith("sqlite"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +12,6 @@ import typer
 
 from tokenmeter.billing import (
     BillingProfile,
-    HandOver,
     HandOverError,
     Lago,
     OpenMeter,
@@ -28,18 +28,14 @@ from tokenmeter.billing.period import zone_of_books
 from tokenmeter.billing.rated import check_dimensions
 from tokenmeter.cli.frame import Exit, Frame, app, command, emit, out, progress_out, show_table
 from tokenmeter.cli.invoicing import STDOUT, Actor, Day, books_zone, invoice_app, write_document, write_file
-from tokenmeter.cli.options import (
-    BillPeriod,
-    BooksTzOption,
-    account_of,
-    lists_of,
-    pairs_of,
-)
+from tokenmeter.cli.options import BillPeriod, BooksTzOption, parse_account, parse_lists, parse_pairs
 from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError
+from tokenmeter.meter import Meter
 from tokenmeter.money import EXACT
 from tokenmeter.periods import parse_day, parse_period
 from tokenmeter.reconciliation import (
+    Reconciliation,
     check_grain,
     count_free_quotas,
     file_reconciliation,
@@ -87,7 +83,7 @@ def statement(
     ] = None,
 ) -> None:
     """The running balance of an account: opening + charges + credits = closing."""
-    scope = account_of(account)
+    scope = parse_account(account)
     profile = BillingProfile.parse(frame.settings.billing)
     with frame.ledger() as opened:
         drawn = draw_statement(
@@ -101,10 +97,8 @@ def statement(
         )
     if to is not None:
         write_document(drawn, to)
-    elif frame.as_json:
-        emit(drawn.to_dict())
     else:
-        out.print(str(drawn), markup=False)
+        frame.tell(drawn)
 
 
 @command(
@@ -136,9 +130,9 @@ def journal(
             opened,
             period=period,
             form=form,  # type: ignore[arg-type]  # checked there
-            accounts=pairs_of(account or []) or None,
+            accounts=parse_pairs(account or []) or None,
             tz=books_zone(frame, tz),
-            options=pairs_of(option or []),
+            options=parse_pairs(option or []),
         )
     write_file(to or STDOUT, content)
 
@@ -174,8 +168,8 @@ def handover(
     with frame.ledger() as opened:
         (each,) = check_dimensions([by], what="--by")
         cut = zone_of_books(opened, books_zone(frame, tz))
-        asked, customers = parse_period(period, cut), pairs_of(customer or []) or None
-        target = _target(to, event)  # last: a key is asked for when all else is right
+        asked, customers = parse_period(period, cut), parse_pairs(customer or []) or None
+        target = _make_target(to, event)  # last: a key is asked for when all else is right
         try:
             done = hand_over(
                 opened,
@@ -189,21 +183,14 @@ def handover(
             )
         except HandOverError as error:
             if error.done is not None:
-                _tell(frame, error.done)
+                frame.tell(error.done)
             raise
-    _tell(frame, done)
+    frame.tell(done)
     if not done.ok:
         raise typer.Exit(Exit.FOUND)
 
 
-def _tell(frame: Frame, done: HandOver) -> None:
-    if frame.as_json:
-        emit(done.to_dict())
-    else:
-        out.print(str(done), markup=False)
-
-
-def _target(name: str, event: str) -> StripeMeters | Lago | OpenMeter:
+def _make_target(name: str, event: str) -> StripeMeters | Lago | OpenMeter:
     if name not in {"stripe", "lago", "openmeter"}:
         raise ConfigurationError(f"Usage is handed over to stripe, lago or openmeter, not {name!r}.")
     key, url = os.environ.get(f"{name.upper()}_API_KEY"), os.environ.get(f"{name.upper()}_URL")
@@ -233,10 +220,7 @@ def close(
     """Close a period for good; what comes later is a correction in the next."""
     with frame.ledger() as opened:
         closed = close_period(opened, period, tz=books_zone(frame, tz), by=by)
-        if frame.as_json:
-            emit(closed.to_dict())
-        else:
-            out.print(str(closed), markup=False)
+        frame.tell(closed)
 
 
 @command(period_app, "status")
@@ -256,36 +240,68 @@ def status(frame: Frame) -> None:
         out.print("No period is closed yet; close one with: tokenmeter period close last-month")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BooksOptions:
+    """The options that say where the provider's books are, and how they are read."""
+
+    file: Annotated[list[Path] | None, typer.Option("--file", "-f", help="CSV statement; repeat for more.")] = None
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--column", help="NAME=HEADING, such as day=Date or cost=Amount; of a name given twice both are added up."
+        ),
+    ] = None
+    cost_unit: Annotated[str, typer.Option("--cost-unit", help="usd or cents, with --column.")] = "usd"
+    decimal: Annotated[
+        DecimalMark | None, typer.Option(help="Decimal mark of the files, where their numbers do not tell.")
+    ] = None
+    by: Annotated[
+        str, typer.Option("--by", "-b", help="What to split by: model, api_key, project or workspace, service_tier.")
+    ] = "model"
+    rate: Annotated[
+        list[str] | None, typer.Option("--rate", help="EUR=1.08: US dollars per unit, where the bill is in euros.")
+    ] = None
+    key: Annotated[list[str] | None, typer.Option("--key", help="KEY_ID=ALIAS: the provider's id of a key.")] = None
+    model: Annotated[list[str] | None, typer.Option("--model", help="THEIRS=OURS: another name of a model.")] = None
+    project: Annotated[
+        list[str] | None, typer.Option("--project", help="THEIRS=OURS: a project's or workspace's name.")
+    ] = None
+    reports: Annotated[str | None, typer.Option("--reports", help="Anthropic: analytics or classic.")] = None
+    resume: Annotated[Path | None, typer.Option("--resume", help="File that remembers fetched pages.")] = None
+
+    def compare(self, meter: Meter, provider: str, period: str) -> Reconciliation:
+        """The ledger beside the provider's books; shows which page is read."""
+        asked, grain = parse_period(period, "UTC"), check_grain(self.by)
+        named = (self.rate, self.key, self.model, self.project)
+        rates, keys, models, projects = (parse_pairs(given or []) for given in named)
+        source = list(self.file) if self.file else _make_client(provider)  # last: a key is asked for when all is right
+        with progress_out.status("reading the provider's books") as shown:
+            return run_reconciliation(
+                meter.store,
+                provider=provider,
+                period=asked,
+                source=source,
+                by=grain,
+                reports=self.reports,
+                columns=parse_lists(self.column) if self.column else None,
+                cost_unit=self.cost_unit,
+                decimal=self.decimal,
+                exchange_rates=rates,
+                keys=keys,
+                models=models,
+                projects=projects,
+                resume=self.resume,
+                progress=lambda what, count, _: shown.update(f"{what}: {count} pages"),
+            )
+
+
 @command(app, "reconcile")
 def reconcile(
     frame: Frame,
     provider: Annotated[str, typer.Argument(help="openai, anthropic, or with --file any provider.")],
     *,
     period: BillPeriod = "last-month",
-    file: Annotated[list[Path] | None, typer.Option("--file", "-f", help="CSV statement; repeat for more.")] = None,
-    column: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--column", help="NAME=HEADING, such as day=Date or cost=Amount; of a name given twice both are added up."
-        ),
-    ] = None,
-    cost_unit: Annotated[str, typer.Option("--cost-unit", help="usd or cents, with --column.")] = "usd",
-    decimal: Annotated[
-        DecimalMark | None, typer.Option(help="Decimal mark of the files, where their numbers do not tell.")
-    ] = None,
-    by: Annotated[
-        str, typer.Option("--by", "-b", help="What to split by: model, api_key, project or workspace, service_tier.")
-    ] = "model",
-    rate: Annotated[
-        list[str] | None, typer.Option("--rate", help="EUR=1.08: US dollars per unit, where the bill is in euros.")
-    ] = None,
-    key: Annotated[list[str] | None, typer.Option("--key", help="KEY_ID=ALIAS: the provider's id of a key.")] = None,
-    model: Annotated[list[str] | None, typer.Option("--model", help="THEIRS=OURS: another name of a model.")] = None,
-    project: Annotated[
-        list[str] | None, typer.Option("--project", help="THEIRS=OURS: a project's or workspace's name.")
-    ] = None,
-    reports: Annotated[str | None, typer.Option("--reports", help="Anthropic: analytics or classic.")] = None,
-    resume: Annotated[Path | None, typer.Option("--resume", help="File that remembers fetched pages.")] = None,
+    books: BooksOptions,
     post: Annotated[bool, typer.Option("--post", help="Append the proposed adjustments.")] = False,
     keep: Annotated[
         bool, typer.Option("--keep/--no-keep", help="File the outcome in the ledger, for auditors and the dashboard.")
@@ -296,27 +312,7 @@ def reconcile(
     The admin key is read from OPENAI_ADMIN_KEY or ANTHROPIC_ADMIN_KEY.
     """
     with frame.meter() as meter:
-        asked, grain = parse_period(period, "UTC"), check_grain(by)
-        rates, keys, models, projects = (pairs_of(given or []) for given in (rate, key, model, project))
-        source = list(file) if file else _client(provider)  # last: a key is asked for when all else is right
-        with progress_out.status("reading the provider's books") as shown:
-            outcome = run_reconciliation(
-                meter.store,
-                provider=provider,
-                period=asked,
-                source=source,
-                by=grain,
-                reports=reports,
-                columns=lists_of(column) if column else None,
-                cost_unit=cost_unit,
-                decimal=decimal,
-                exchange_rates=rates,
-                keys=keys,
-                models=models,
-                projects=projects,
-                resume=resume,
-                progress=lambda what, count, _: shown.update(f"{what}: {count} pages"),
-            )
+        outcome = books.compare(meter, provider, period)
         posted = post_proposals(meter, outcome) if post else []
         if frame.as_json:
             emit({**outcome.to_dict(), "posted": [entry.entry_id for entry in posted]})
@@ -361,7 +357,7 @@ def quotas(
         out.print(f"{counted(len(posted), 'credit was', 'credits were')} appended.")
 
 
-def _client(provider: str) -> Any:
+def _make_client(provider: str) -> Any:
     """A client of the provider's SDK with the admin key of the environment."""
     if provider not in ("openai", "anthropic"):
         raise ConfigurationError(

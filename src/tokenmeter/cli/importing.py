@@ -11,7 +11,7 @@ from typing import Annotated, Any, Unpack
 import typer
 
 from tokenmeter.attribution import Attribution
-from tokenmeter.cli.frame import Exit, Frame, app, command, emit, out, progress_out
+from tokenmeter.cli.frame import Exit, Frame, app, command, out, progress_out
 from tokenmeter.dimensions import WhoArguments
 from tokenmeter.display import dollars
 from tokenmeter.errors import ConfigurationError, StoreUnavailableError, reason_of
@@ -93,9 +93,9 @@ def import_(
             processing=processing,
             decimal=decimal,
             attribution=attribution,
-            progress=_shower(shown.update),
+            progress=_make_progress(shown.update),
         )
-    _tell(frame, outcome)
+    _tell_outcome(frame, outcome)
     if not outcome.ok:
         raise typer.Exit(Exit.FOUND)
 
@@ -130,7 +130,7 @@ def record(
     An answer that is in the ledger already is left as it is, and that is no error. An error that the provider sent
     instead of an answer is recorded as a failed call, which costs nothing.
     """
-    answer = _answer_of(file)
+    answer = _read_answer(file)
     with frame.meter(make=True) as meter:
         entry = meter.record(
             answer,
@@ -169,7 +169,7 @@ def _describe(entry: Entry) -> str:
     return f"{visible(entry.model or entry.endpoint)}, {used}, {cost}"
 
 
-def _answer_of(file: Path) -> Any:
+def _read_answer(file: Path) -> Any:
     name = "Standard input" if file == _STDIN else str(file)
     try:
         text = sys.stdin.read() if file == _STDIN else file.read_text(encoding="utf-8")
@@ -197,7 +197,7 @@ def _pair(text: str, option: str) -> tuple[str, str]:
     return name, value
 
 
-def _shower(show: Callable[[str], object]) -> Callable[[str, int], None]:
+def _make_progress(show: Callable[[str], object]) -> Callable[[str, int], None]:
     """Tells of every file and every megabyte read."""
     before, read, told = "", 0, 0
 
@@ -214,12 +214,9 @@ def _shower(show: Callable[[str], object]) -> Callable[[str, int], None]:
 _MEGABYTE = 1 << 20
 
 
-def _tell(frame: Frame, outcome: ImportOutcome) -> None:
-    if frame.as_json:
-        emit(outcome.to_dict())
-        return
-    out.print(str(outcome), markup=False)
-    if outcome.last_at is not None:
+def _tell_outcome(frame: Frame, outcome: ImportOutcome) -> None:
+    frame.tell(outcome)
+    if outcome.last_at is not None and not frame.as_json:
         month = f"{outcome.last_at:%Y-%m}"
         period = "this-month" if month == f"{utcnow():%Y-%m}" else month
         out.print(f"See it with: tokenmeter report --by model --period {period}", markup=False)

@@ -29,7 +29,7 @@ from tokenmeter.billing import (
     write_off_invoice,
 )
 from tokenmeter.cli.frame import Exit, Frame, command, emit, out, show_table
-from tokenmeter.cli.options import BillPeriod, BooksTzOption, complete_account, pairs_of
+from tokenmeter.cli.options import BillPeriod, BooksTzOption, complete_account, parse_pairs
 from tokenmeter.dimensions import ACCOUNTS
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.reports.writers import is_stream, write_whole
@@ -66,22 +66,22 @@ def books_zone(frame: Frame, tz: str | None) -> str | None:
     return tz or (BillingProfile.parse(told).tz if "tz" in told else None)
 
 
-@dataclass(frozen=True, slots=True)
-class _DraftRequest:
-    """What the arguments ask to be drafted."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftOptions:
+    """The arguments and options that say what is to be drafted."""
 
-    account: list[str] | None
-    each: str | None
-    period: str
-    lines_by: str
-    currency: str | None
-    rate: str | None
-    rate_source: str | None
+    account: Account = None
+    by: Each = None
+    period: BillPeriod = "last-month"
+    lines_by: LinesBy = ""
+    currency: Currency = None
+    rate: Rate = None
+    rate_source: RateSource = None
 
     def drafts(self, frame: Frame, store: Store) -> list[Invoice]:
         """The drafts; one unless an invoice is wanted for each of many."""
-        scope = pairs_of(self.account or [])
-        if set(scope) - set(ACCOUNTS) or not all(scope.values()) or not (scope or self.each):
+        scope = parse_pairs(self.account or [])
+        if set(scope) - set(ACCOUNTS) or not all(scope.values()) or not (scope or self.by):
             raise ConfigurationError(
                 f"Name the account as FIELD=VALUE with {', '.join(ACCOUNTS)}; or --by member for an invoice to each."
             )
@@ -93,7 +93,7 @@ class _DraftRequest:
             "exchange_rate": None if self.rate is None else {"rate": self.rate, "source": self.rate_source},
             **scope,
         }
-        return draft_invoices(store, each=self.each, **terms) if self.each else [draft_invoice(store, **terms)]
+        return draft_invoices(store, each=self.by, **terms) if self.by else [draft_invoice(store, **terms)]
 
 
 @command(
@@ -106,23 +106,16 @@ class _DraftRequest:
 )
 def draft(
     frame: Frame,
-    account: Account = None,
     *,
-    by: Each = None,
-    period: BillPeriod = "last-month",
-    lines_by: LinesBy = "",
-    currency: Currency = None,
-    rate: Rate = None,
-    rate_source: RateSource = None,
+    asked: DraftOptions,
 ) -> None:
     """Show what an account, or each of many, owes; nothing is written."""
-    wanted = _DraftRequest(account, by, period, lines_by, currency, rate, rate_source)
     with frame.ledger() as opened:
-        drafts = wanted.drafts(frame, opened)
-        if by is None:
-            _show(frame, drafts[0])
+        drafts = asked.drafts(frame, opened)
+        if asked.by is None:
+            _show_invoice(frame, drafts[0])
         else:
-            _list(frame, drafts)
+            _list_invoices(frame, drafts)
 
 
 @command(
@@ -135,14 +128,8 @@ def draft(
 )
 def issue(
     frame: Frame,
-    account: Account = None,
     *,
-    by: Each = None,
-    period: BillPeriod = "last-month",
-    lines_by: LinesBy = "",
-    currency: Currency = None,
-    rate: Rate = None,
-    rate_source: RateSource = None,
+    asked: DraftOptions,
     on: Day = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="With --by: issue what the preview shows.")] = False,
     skip_refused: Annotated[
@@ -162,13 +149,12 @@ def issue(
     Where some are refused, the preview says why and what to do, and none is issued unless --skip-refused issues the
     others; exit code 1 then, and of such a preview.
     """
-    wanted = _DraftRequest(account, by, period, lines_by, currency, rate, rate_source)
     terms: dict[str, Any] = {"on": on, "force": force, "allow_unpriced": allow_unpriced, "allow_overlap": allow_overlap}
     with frame.ledger() as opened:
-        drafts = wanted.drafts(frame, opened)
-        if by is None:
+        drafts = asked.drafts(frame, opened)
+        if asked.by is None:
             (issued,) = issue_invoices(opened, drafts, by=actor, **terms)
-            _show(frame, issued)
+            _show_invoice(frame, issued)
             return
         previews = preview_invoices(opened, drafts, **terms)
         if yes:
@@ -178,7 +164,7 @@ def issue(
         _list_previews(frame, previews, done=yes)
         if yes and not frame.as_json:
             tz = BillingProfile.parse(frame.settings.billing).tz
-            out.print(str(invoice_coverage(opened, period=period, tz=tz)), markup=False)
+            out.print(str(invoice_coverage(opened, period=asked.period, tz=tz)), markup=False)
     if any(one.refused for one in previews):
         raise typer.Exit(Exit.FOUND)
 
@@ -189,7 +175,7 @@ def list_(frame: Frame) -> None:
     with frame.ledger() as opened:
         found = invoices(opened)
     if found or frame.as_json:
-        _list(frame, found)
+        _list_invoices(frame, found)
     else:
         out.print("No invoice has been issued yet.")
 
@@ -199,10 +185,7 @@ def coverage(frame: Frame, *, period: BillPeriod = "last-month", tz: BooksTzOpti
     """Whether all usage of a period is billed, and none of it twice; exit code 1 when not."""
     with frame.ledger() as opened:
         found = invoice_coverage(opened, period=period, tz=books_zone(frame, tz))
-    if frame.as_json:
-        emit(found.to_dict())
-    else:
-        out.print(str(found), markup=False)
+    frame.tell(found)
     if found.billed_nowhere or found.billed_twice:
         raise typer.Exit(Exit.FOUND)
 
@@ -211,7 +194,7 @@ def coverage(frame: Frame, *, period: BillPeriod = "last-month", tz: BooksTzOpti
 def show(frame: Frame, number: Number) -> None:
     """Print an issued invoice."""
     with frame.ledger() as opened:
-        _show(frame, find_invoice(opened, number))
+        _show_invoice(frame, find_invoice(opened, number))
 
 
 @command(invoice_app, "pdf")
@@ -227,7 +210,7 @@ def pdf(
 ) -> None:
     """Write an invoice or a credit note as PDF, HTML, CSV, XLSX or JSON, by the file's ending."""
     with frame.ledger() as opened:
-        document = _find(opened, number)
+        document = _find_document(opened, number)
     path = target or Path(f"{number}.pdf")
     write_document(document, path)
 
@@ -245,13 +228,13 @@ def einvoice(
     """Write an invoice or a credit note as an electronic one (EN 16931)."""
     chosen = form or BillingProfile.parse(frame.settings.billing).einvoice or "factur-x"
     with frame.ledger() as opened:
-        document = _find(opened, number)
+        document = _find_document(opened, number)
     content = make_einvoice(document, chosen)  # type: ignore[arg-type]  # checked there
     path = target or Path(f"{number}.{'pdf' if chosen == 'factur-x' else 'xml'}")
     write_file(path, content)
 
 
-def _find(store: Store, number: str) -> Invoice | CreditNote:
+def _find_document(store: Store, number: str) -> Invoice | CreditNote:
     note = next((one for one in credit_notes(store) if one.number == number), None)
     return note or find_invoice(store, number)
 
@@ -271,10 +254,7 @@ def credit(
     with frame.ledger() as opened:
         lines = None if amount == "rest" else amount if line is None else [(line, amount)]
         note = credit_invoice(opened, number, lines, reason, by=actor, key=key)
-        if frame.as_json:
-            emit(note.to_dict())
-        else:
-            out.print(str(note), markup=False)
+        frame.tell(note)
 
 
 @command(invoice_app, "paid", examples=["tokenmeter invoice paid INV-00001 50.00 --on 2026-12-03 --note 'wire 118'"])
@@ -292,21 +272,21 @@ def paid(
 ) -> None:
     """Note that an invoice has been paid, in part or in full."""
     with frame.ledger() as opened:
-        _show(frame, record_payment(opened, number, amount, on=on, reference=note, by=actor, key=key))
+        _show_invoice(frame, record_payment(opened, number, amount, on=on, reference=note, by=actor, key=key))
 
 
 @command(invoice_app, "void")
 def void(frame: Frame, number: Number, *, reason: Reason, actor: Actor = None) -> None:
     """Take a mistaken invoice out; its number stays used."""
     with frame.ledger() as opened:
-        _show(frame, void_invoice(opened, number, reason, by=actor))
+        _show_invoice(frame, void_invoice(opened, number, reason, by=actor))
 
 
 @command(invoice_app, "write-off")
 def write_off(frame: Frame, number: Number, *, reason: Reason, actor: Actor = None) -> None:
     """Give up on what is left of an invoice."""
     with frame.ledger() as opened:
-        _show(frame, write_off_invoice(opened, number, reason, by=actor))
+        _show_invoice(frame, write_off_invoice(opened, number, reason, by=actor))
 
 
 def write_document(document: Invoice | CreditNote | Statement, path: Path) -> None:
@@ -356,7 +336,7 @@ def _list_previews(frame: Frame, previews: list[InvoicePreview], *, done: bool) 
         out.print("Nothing can be issued as it is.")
 
 
-def _list(frame: Frame, found: list[Invoice]) -> None:
+def _list_invoices(frame: Frame, found: list[Invoice]) -> None:
     if frame.as_json:
         emit([{**one.to_dict(), "lines": len(one.lines)} for one in found])
     else:
@@ -381,7 +361,7 @@ def _show_invoices(found: list[tuple[Invoice, bool]]) -> None:
     show_table(heads, rows, figures=("total", "credited", "paid", "balance"), whole=("number", "account"))
 
 
-def _show(frame: Frame, invoice: Invoice) -> None:
+def _show_invoice(frame: Frame, invoice: Invoice) -> None:
     if frame.as_json:
         emit(invoice.to_dict())
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -55,27 +56,27 @@ def complete_period(incomplete: str) -> list[str]:
 
 def complete_condition(ctx: typer.Context, incomplete: str) -> list[str]:
     """``member=a`` -> ``member=ada``: a dimension, then a value of it."""
-    return _named(ctx, incomplete, DIMENSIONS)
+    return _complete_condition(ctx, incomplete, DIMENSIONS)
 
 
 def complete_account(ctx: typer.Context, incomplete: str) -> list[str]:
     """The same for what an invoice is made out to."""
-    return _named(ctx, incomplete, ACCOUNTS)
+    return _complete_condition(ctx, incomplete, ACCOUNTS)
 
 
-def _named(ctx: typer.Context, incomplete: str, names: tuple[str, ...]) -> list[str]:
+def _complete_condition(ctx: typer.Context, incomplete: str, names: tuple[str, ...]) -> list[str]:
     name, equals, begun = incomplete.partition("=")
     if not equals:
         return [f"{one}=" for one in names if one.startswith(name)]
     if name not in names:
         return []
     try:
-        return [f"{name}={value}" for value in _values(ctx.params, name) if value.startswith(begun)][:_MOST]
+        return [f"{name}={value}" for value in _find_values(ctx.params, name) if value.startswith(begun)][:_MOST]
     except Exception:  # noqa: BLE001 - a tab key must never print an error
         return []
 
 
-def _values(given: dict[str, Any], name: str) -> Iterator[str]:
+def _find_values(given: dict[str, Any], name: str) -> Iterator[str]:
     config = given.get("config")
     frame = Frame(store=given.get("store"), config=None if config is None else Path(config))
     now = utcnow()
@@ -103,7 +104,7 @@ SinceOption = Annotated[
 UntilOption = Annotated[str | None, typer.Option("--until", help="First instant after the end.")]
 
 
-def _known_zone(name: str | None) -> str | None:
+def _check_zone(name: str | None) -> str | None:
     """`name`, or a ConfigurationError, whether the command comes to use it or not."""
     if name is not None:
         zone(name)
@@ -112,7 +113,7 @@ def _known_zone(name: str | None) -> str | None:
 
 TzOption = Annotated[
     str,
-    typer.Option("--tz", envvar="TOKENMETER_TZ", callback=_known_zone, help="Time zone of the calendar (IANA name)."),
+    typer.Option("--tz", envvar="TOKENMETER_TZ", callback=_check_zone, help="Time zone of the calendar (IANA name)."),
 ]
 #: For commands about the books, which have a zone: see `books_zone` in `tokenmeter.cli.invoicing`.
 BooksTzOption = Annotated[
@@ -120,7 +121,7 @@ BooksTzOption = Annotated[
     typer.Option(
         "--tz",
         envvar="TOKENMETER_TZ",
-        callback=_known_zone,
+        callback=_check_zone,
         help="Time zone in which months are cut.",
         show_default="tz of [billing], else that of the last closing, else UTC",
     ),
@@ -155,38 +156,43 @@ Where = Annotated[
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
 
 
-def parse_where(conditions: Sequence[str] | None) -> dict[str, list[str | None]]:
-    """``["member=ada", "member=bob", "team="]`` as filters.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitOptions:
+    """The options that say what a report is split by."""
 
-    Raises:
-        ConfigurationError: a condition without ``=``.
-    """
-    return parse_conditions(conditions or (), "--where")
-
-
-def query_of(
-    period: str | None,
-    since: str | None,
-    until: str | None,
-    where: Sequence[str] | None,
-    tz: str,
-    *,
-    by: Sequence[str] | None = None,
-    granularity: str | None = None,
-) -> Query:
-    """The query that the shared options ask for."""
-    return Query.parse(
-        by=",".join(by or ()) if by else (),
-        since=since,
-        until=until,
-        period=period,
-        granularity=granularity,
-        where=parse_where(where),
-        tz=tz,
-    )
+    by: By = None
+    granularity: GranularityOption = None
 
 
-def account_of(parts: Sequence[str]) -> dict[str, str]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelectionOptions:
+    """The options that say which entries a command is about."""
+
+    period: PeriodOption = None
+    since: SinceOption = None
+    until: UntilOption = None
+    where: Where = None
+    tz: TzOption = "UTC"
+
+    def query(self, groups: SplitOptions | None = None) -> Query:
+        """What is asked for.
+
+        Raises:
+            ConfigurationError: an option that does not say what it is about.
+        """
+        asked = groups or SplitOptions()
+        return Query.parse(
+            by=",".join(asked.by) if asked.by else (),
+            since=self.since,
+            until=self.until,
+            period=self.period,
+            granularity=asked.granularity,
+            where=parse_conditions(self.where or (), "--where"),
+            tz=self.tz,
+        )
+
+
+def parse_account(parts: Sequence[str]) -> dict[str, str]:
     """``["member=ada"]`` as the account that is meant.
 
     Raises:
@@ -198,20 +204,20 @@ def account_of(parts: Sequence[str]) -> dict[str, str]:
     return account
 
 
-def pairs_of(parts: list[str]) -> dict[str, str]:
+def parse_pairs(parts: list[str]) -> dict[str, str]:
     """``["member=ada"]`` as a mapping.
 
     Raises:
         ConfigurationError: one of them has no name, or no ``=``, or a name has two values.
     """
-    lists = lists_of(parts)
+    lists = parse_lists(parts)
     for name, (first, *others) in lists.items():
         if set(others) - {first}:
             raise ConfigurationError(f"{name} is given twice: {', '.join((first, *others))}.")
     return {name: values[0] for name, values in lists.items()}
 
 
-def lists_of(parts: list[str]) -> dict[str, list[str]]:
+def parse_lists(parts: list[str]) -> dict[str, list[str]]:
     """``["cost=Net", "cost=Tax"]`` as a mapping to lists.
 
     Raises:

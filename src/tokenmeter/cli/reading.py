@@ -18,17 +18,7 @@ import typer
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from tokenmeter.cli.frame import Frame, app, command, emit, out, progress_out, show_table, table_width
-from tokenmeter.cli.options import (
-    By,
-    GranularityOption,
-    OverwriteOption,
-    PeriodOption,
-    SinceOption,
-    TzOption,
-    UntilOption,
-    Where,
-    query_of,
-)
+from tokenmeter.cli.options import OverwriteOption, SelectionOptions, SplitOptions, TzOption, Where
 from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Entry, utcnow
@@ -62,21 +52,15 @@ _ENTRY_HEADS = ("time", "model", "member", "route", "status", "input", "output",
 def report(
     frame: Frame,
     *,
-    by: By = None,
-    period: PeriodOption = None,
-    since: SinceOption = None,
-    until: UntilOption = None,
-    granularity: GranularityOption = None,
-    where: Where = None,
-    tz: TzOption = "UTC",
+    groups: SplitOptions,
+    selection: SelectionOptions,
     rows: Annotated[int, typer.Option(help="Rows to show before the rest is summed up; 0 = all.", min=0)] = 100,
     latency: Annotated[
         bool, typer.Option("--latency", help="Also percentiles of duration and time to first token, at most 2.2 % off.")
     ] = False,
 ) -> None:
     """Usage and cost per group and time, with totals."""
-    query = query_of(period, since, until, where, tz, by=by, granularity=granularity)
-    query = replace(query, latency=latency)
+    query = replace(selection.query(groups), latency=latency)
     with frame.ledger() as opened:
         result = read_report(opened, query)
     if frame.as_json:
@@ -89,23 +73,19 @@ def report(
 def entries(
     frame: Frame,
     *,
-    period: PeriodOption = None,
-    since: SinceOption = None,
-    until: UntilOption = None,
-    where: Where = None,
-    tz: TzOption = "UTC",
+    selection: SelectionOptions,
     limit: Annotated[
         int, typer.Option("--limit", "-n", help="How many, newest first; 0 = all.", min=0, max=_MOST)
     ] = 20,
 ) -> None:
     """Single calls, newest first. With --json one object per line."""
-    query = query_of(period, since, until, where, tz)
+    query = selection.query()
     with frame.ledger() as opened:
         found = islice(read_entries(opened, query, newest_first=True), limit or None)
         if frame.as_json:
             write(found, entry_fields(), sys.stdout, Origin(dataset="entries", query=query), format="jsonl")
             return
-        rows = [_cells(entry, tz) for entry in found]
+        rows = [_format_entry(entry, selection.tz) for entry in found]
     if rows:
         show_table(_ENTRY_HEADS, rows, figures=_ENTRY_HEADS[-3:], whole=("time", "model", "member", "status"))
     else:
@@ -125,7 +105,7 @@ def tail(
     once: Annotated[bool, typer.Option("--once", help="End after what is there now.")] = False,
 ) -> None:
     """Calls as they come in, until Ctrl+C; from every process that writes to this ledger."""
-    query = query_of(None, None, None, where, tz)
+    query = SelectionOptions(where=where, tz=tz).query()
     seen: deque[str] = deque(maxlen=10_000)
     with frame.ledger() as opened, suppress(KeyboardInterrupt):
         found = list(islice(read_entries(opened, query, newest_first=True), limit))
@@ -134,7 +114,7 @@ def tail(
             for entry in reversed(found):
                 if entry.entry_id not in seen:
                     seen.append(entry.entry_id)
-                    _tell(frame, entry, tz)
+                    _tell_entry(frame, entry, tz)
             if once:
                 return
             time.sleep(every)
@@ -144,15 +124,15 @@ def tail(
             found = [entry for entry in found if entry.recorded_at > since - _OVERLAP or entry.entry_id in seen]
 
 
-def _tell(frame: Frame, entry: Entry, tz: str) -> None:
+def _tell_entry(frame: Frame, entry: Entry, tz: str) -> None:
     if frame.as_json:
         write([entry], entry_fields(), sys.stdout, Origin(dataset="entries"), format="jsonl")
         sys.stdout.flush()
     else:
-        out.print("  ".join(_cells(entry, tz)), markup=False)
+        out.print("  ".join(_format_entry(entry, tz)), markup=False)
 
 
-def _cells(entry: Entry, tz: str) -> list[str]:
+def _format_entry(entry: Entry, tz: str) -> list[str]:
     who, usage = entry.attribution, entry.usage
     cost = "unpriced" if entry.billed_cost is None and entry.cost_source == "unpriced" else "-"
     if entry.billed_cost is not None:
@@ -193,20 +173,15 @@ def export(
             help="File ending in .csv, .jsonl, .parquet or .xlsx, - for standard output; for focus a folder."
         ),
     ],
-    by: By = None,
-    period: PeriodOption = None,
-    since: SinceOption = None,
-    until: UntilOption = None,
-    granularity: GranularityOption = None,
-    where: Where = None,
-    tz: TzOption = "UTC",
+    groups: SplitOptions,
+    selection: SelectionOptions,
     format_: Annotated[str | None, typer.Option("--format", help="csv, jsonl, parquet or xlsx.")] = None,
     focus_version: Annotated[str, typer.Option(help="FOCUS version: 1.4 or 1.2.")] = "1.4",
     overwrite: OverwriteOption = False,
 ) -> None:
     """Write a report, entries, charge lines or FOCUS datasets, each with a manifest beside it."""
-    query = query_of(period, since, until, where, tz, by=by, granularity=granularity)
-    with frame.ledger() as opened, _progress() as tell:
+    query = selection.query(groups)
+    with frame.ledger() as opened, _show_progress() as tell:
         manifests = _export(
             dataset, opened, target, query, format_, focus_version=focus_version, overwrite=overwrite, tell=tell
         )
@@ -253,7 +228,7 @@ def _export(
 
 
 @contextmanager
-def _progress() -> Generator[Callable[[int], None]]:
+def _show_progress() -> Generator[Callable[[int], None]]:
     """A line on standard error that counts records; nothing where that is no terminal."""
     columns = (SpinnerColumn(), TextColumn("{task.completed:,} records"), TimeElapsedColumn())
     with Progress(*columns, console=progress_out, transient=True, disable=not progress_out.is_terminal) as progress:
