@@ -29,7 +29,7 @@ from tokenmeter.stores.archive.manifest import KIND as ARCHIVE
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.copying import End
 from tokenmeter.stores.documents import ERASURE, MERGED, MOVED, Filing, NewDocument
-from tokenmeter.stores.record import compact_json, storable_text
+from tokenmeter.stores.encoding import compact_json, storable_text
 from tokenmeter.stores.slots import from_microseconds
 
 #: Years after the one of its filing for which a document is taken to be kept by law; the longest that is usual in

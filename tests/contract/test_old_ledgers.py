@@ -10,7 +10,7 @@ import pytest
 
 from tokenmeter.ledger import CounterKey
 from tokenmeter.stores.base import Counter
-from tokenmeter.stores.record import Account, definition
+from tokenmeter.stores.definitions import Account, definition
 from tokenmeter.stores.sqlite import SQLiteStore
 
 LEDGERS = sorted((Path(__file__).parents[1] / "ledgers").glob("format-*.db.gz"))

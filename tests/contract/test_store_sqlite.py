@@ -774,7 +774,7 @@ class TestVerify:
         assert {where for kind, where in self.found(store) if kind == "edited"} & {f"{table} 3", f"{table} 1"}
 
     def test_finds_an_edited_shared_row_whose_digest_was_edited_too(self, store, tamper):
-        from tokenmeter.stores.record import digest_of
+        from tokenmeter.stores.encoding import digest_of
 
         ((body,),) = store._ask("SELECT body FROM accounts WHERE id = 4")
         forged = body.replace("gpt-5", "gpt-6")

@@ -16,7 +16,7 @@ from pathlib import Path
 from tokenmeter.attribution import ApiKey, Attribution
 from tokenmeter.ledger import Charge, Claim, CounterKey, Entry, Posting, Reservation, new_id
 from tokenmeter.stores.documents import NewDocument
-from tokenmeter.stores.record import FORMAT
+from tokenmeter.stores.encoding import FORMAT
 from tokenmeter.stores.sqlite import SQLiteStore
 from tokenmeter.usage import Usage
 

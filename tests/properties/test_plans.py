@@ -18,7 +18,7 @@ from tokenmeter.meter import Meter
 from tokenmeter.pricing import PriceList, Pricer
 from tokenmeter.pricing.price import Discount, Terms
 from tokenmeter.stores import open_store
-from tokenmeter.stores.record import counts_text, json_text
+from tokenmeter.stores.encoding import counts_text, json_text
 
 PRICER = Pricer(PriceList.load())
 MODELS = ("gpt-5-mini", "gpt-4o", "nobody-knows-it")

@@ -16,7 +16,9 @@ from tokenmeter.ledger import Charge, Entry
 from tokenmeter.money import EXACT, PICODOLLAR, to_picodollars
 from tokenmeter.periods import Period, buckets
 from tokenmeter.stores.base import Aggregate, EntryFilter
-from tokenmeter.stores.record import PERSONAL, Account, Definitions, Rate, decode_entry, digest_of, encode_entry
+from tokenmeter.stores.definitions import PERSONAL, Account, Definitions, Rate
+from tokenmeter.stores.encoding import digest_of
+from tokenmeter.stores.record import decode_entry, encode_entry
 from tokenmeter.stores.slots import DAY, HOUR, Level, slots, terms, to_microseconds
 from tokenmeter.stores.sqlite import SQLiteStore
 from tokenmeter.usage import Usage

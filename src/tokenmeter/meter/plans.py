@@ -28,9 +28,10 @@ from tokenmeter.pricing import PriceList, Pricer
 from tokenmeter.pricing.card import Circumstances
 from tokenmeter.providers.prompts import input_tokens
 from tokenmeter.stores.base import CapReachedError, Store
+from tokenmeter.stores.definitions import Account, Rate
 from tokenmeter.stores.effects import HoldGoneError, OutdatedError
+from tokenmeter.stores.encoding import Template, counts_text, json_text, quoted_text
 from tokenmeter.stores.live import Slot
-from tokenmeter.stores.record import Account, Rate, Template, counts_text, json_text, quoted_text
 from tokenmeter.stores.slots import from_microseconds, to_microseconds
 from tokenmeter.usage import Consumption, Usage
 

@@ -19,8 +19,8 @@ from tokenmeter.ledger import Entry
 from tokenmeter.money import COSTS, EXACT, ZERO, Costs, quantize
 from tokenmeter.periods import CALENDAR_UNITS, CalendarUnit, Period, buckets, floor, parse_instant, parse_period, zone
 from tokenmeter.stores.base import EntryFilter, Latencies, Store
+from tokenmeter.stores.encoding import storable_text
 from tokenmeter.stores.engine import FILTERS
-from tokenmeter.stores.record import storable_text
 from tokenmeter.usage import Usage
 
 #: Stand-ins for an open start and an open end; both are whole hours, so that rollups can answer.

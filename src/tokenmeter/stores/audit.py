@@ -13,11 +13,12 @@ from tokenmeter.display import counted
 from tokenmeter.errors import StoreUnavailableError
 from tokenmeter.stores.archive.archives import ParquetArchives
 from tokenmeter.stores.base import Fault, Verification
+from tokenmeter.stores.definitions import PERSONAL, Account, name_digest
+from tokenmeter.stores.encoding import digest_of
 from tokenmeter.stores.engine import Engine, Readable, Rows, declared_tables
 from tokenmeter.stores.fold import AMOUNTS
 from tokenmeter.stores.packing import differing
 from tokenmeter.stores.rebuilding import SharedRows, Wrong, days, joined_amounts, longer
-from tokenmeter.stores.record import PERSONAL, Account, digest_of, name_digest
 from tokenmeter.stores.slots import DAY, Level, is_slot, label
 from tokenmeter.stores.walking import EMPTY, Walk, erasures
 

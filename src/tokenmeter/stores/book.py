@@ -15,6 +15,7 @@ from pydantic_core import from_json
 
 from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError
 from tokenmeter.ledger import utcnow
+from tokenmeter.stores.encoding import compact_json
 from tokenmeter.stores.engine import Engine
 from tokenmeter.stores.fold import (
     AMOUNTS,
@@ -31,7 +32,6 @@ from tokenmeter.stores.fold import (
 )
 from tokenmeter.stores.packed import PackedKind, Stretch
 from tokenmeter.stores.packing import can_be_read, find_dense, find_incomplete, in_pages, keep, pages
-from tokenmeter.stores.record import compact_json
 from tokenmeter.stores.sketch import Latencies, packed
 from tokenmeter.stores.slots import month_of, to_microseconds, week_of
 from tokenmeter.stores.tail import frames, owner_of, remove_segment, segment_path, segments

@@ -27,8 +27,8 @@ from tokenmeter.stores.effects import (
     move,
     settle_effects,
 )
+from tokenmeter.stores.encoding import hold_record, quoted
 from tokenmeter.stores.live import Slot
-from tokenmeter.stores.record import hold_record, quoted
 
 T = TypeVar("T")
 

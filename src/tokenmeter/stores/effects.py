@@ -8,8 +8,9 @@ from typing import Any, Protocol, TypeVar
 
 from tokenmeter.ledger import Claim, CounterKey, new_id
 from tokenmeter.stores.base import CapReachedError
+from tokenmeter.stores.definitions import Account, Definitions, Rate
+from tokenmeter.stores.encoding import quoted
 from tokenmeter.stores.live import Slot
-from tokenmeter.stores.record import Account, Definitions, Rate, quoted
 from tokenmeter.stores.trouble import Trouble
 
 T = TypeVar("T")

@@ -17,7 +17,8 @@ from typing import Any, Protocol, TypeVar
 from tokenmeter.dimensions import DIMENSIONS
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Entry
-from tokenmeter.stores.record import Account, storable_text
+from tokenmeter.stores.definitions import Account
+from tokenmeter.stores.encoding import storable_text
 from tokenmeter.stores.slots import to_microseconds
 
 T = TypeVar("T")

@@ -31,8 +31,8 @@ from tokenmeter.stores.effects import (
     move,
     settle_effects,
 )
+from tokenmeter.stores.encoding import hold_record, quoted
 from tokenmeter.stores.live import DIRTY, Live, digest_of
-from tokenmeter.stores.record import hold_record, quoted
 from tokenmeter.stores.tail import TornWriteError, frame
 from tokenmeter.stores.writer import Writer
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from tokenmeter.ledger import CounterKey
 from tokenmeter.processes import lock_file
-from tokenmeter.stores.record import compact_json
+from tokenmeter.stores.encoding import compact_json
 
 __all__ = ["DIRTY", "NEVER", "SITUATION", "STATE", "Live", "LiveHeader", "Slot", "digest_of", "pack"]
 

@@ -15,8 +15,8 @@ from tokenmeter.errors import LedgerError
 from tokenmeter.stores.archive.manifest import KIND as ARCHIVE
 from tokenmeter.stores.copying import Progress, refuse_holds
 from tokenmeter.stores.documents import ERASURE, MERGED, MOVED, NewDocument
+from tokenmeter.stores.encoding import FORMAT
 from tokenmeter.stores.moving import Movable, moved_to, opened, refuse_itself
-from tokenmeter.stores.record import FORMAT
 
 _PAGE = 500
 #: Documents that stay where they are: they are about that ledger itself.

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from pydantic_core import from_json
 
+from tokenmeter.stores.encoding import compact_json
 from tokenmeter.stores.engine import Rows
 from tokenmeter.stores.fold import AMOUNTS, METER_AMOUNTS
-from tokenmeter.stores.record import compact_json
 from tokenmeter.stores.sketch import count_pairs, pairs
 from tokenmeter.stores.slots import Level
 

@@ -13,12 +13,12 @@ from pydantic_core import from_json
 from tokenmeter.money import EXACT, to_dollars
 from tokenmeter.stores.archive.archives import ParquetArchives
 from tokenmeter.stores.base import Aggregate, EntryFilter
+from tokenmeter.stores.encoding import compact_json
 from tokenmeter.stores.engine import Engine, Rows, check_dimensions, conditions
 from tokenmeter.stores.fold import MICRO, NANO, TYPED, AccountFacts, measured
 from tokenmeter.stores.grouping import Cell, Group, Grouping, Pieces, in_order
 from tokenmeter.stores.packed import WIDTHS, Packed, PackedKind, PackedReader, Stretch
 from tokenmeter.stores.packing import Place, read_packed, worth_packing
-from tokenmeter.stores.record import compact_json
 from tokenmeter.stores.slots import Term
 from tokenmeter.usage import Quantity
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.stores.archive.archives import ParquetArchives
 from tokenmeter.stores.base import EntryFilter
+from tokenmeter.stores.encoding import compact_json
 from tokenmeter.stores.engine import Engine, Rows, check_dimensions, conditions
 from tokenmeter.stores.grouping import Group, Grouping, in_order
 from tokenmeter.stores.packed import WIDTHS, Packed, PackedKind, PackedReader, Stretch
 from tokenmeter.stores.packing import Place, read_packed, worth_packing
-from tokenmeter.stores.record import compact_json
 from tokenmeter.stores.sketch import Latencies, Sketch
 from tokenmeter.stores.slots import Term
 

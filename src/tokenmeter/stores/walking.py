@@ -15,11 +15,11 @@ from tokenmeter.stores.archive.archives import ArchiveCheck
 from tokenmeter.stores.base import Fault
 from tokenmeter.stores.book import ENTRY_COLUMNS
 from tokenmeter.stores.documents import ERASURE
+from tokenmeter.stores.encoding import compact_json
 from tokenmeter.stores.engine import Rows
 from tokenmeter.stores.fold import FIRST, Batch, Measured, link, measured
 from tokenmeter.stores.reading import UNREADABLE
 from tokenmeter.stores.rebuilding import SharedRows, Wrong, wrong_sums
-from tokenmeter.stores.record import compact_json
 from tokenmeter.stores.slots import DAY
 
 #: The head of a chain that has no record yet, as a checkpoint of an empty ledger names it.

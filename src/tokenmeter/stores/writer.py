@@ -22,8 +22,8 @@ from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError
 from tokenmeter.ledger import CounterKey
 from tokenmeter.processes import lock_file, unlock_file
 from tokenmeter.stores.effects import Book, Shared, Standing, apply_effects
+from tokenmeter.stores.encoding import FORMAT
 from tokenmeter.stores.live import DIRTY, SITUATION, STATE, Live, LiveHeader, Slot, digest_of
-from tokenmeter.stores.record import FORMAT
 from tokenmeter.stores.tail import Segment, TailGoneError, frame, frames, owner_of, segment_path, segments
 from tokenmeter.stores.urls import unwritable
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
+from tokenmeter.stores.encoding import storable_text
 from tokenmeter.stores.engine import FILTERS, Rows, account_conditions, admits, asked, conditions
-from tokenmeter.stores.record import storable_text
 
 
 class ArchiveFilter(NamedTuple):

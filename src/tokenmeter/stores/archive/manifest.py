@@ -10,7 +10,7 @@ from datetime import datetime
 
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.stores.documents import Document, NewDocument
-from tokenmeter.stores.record import compact_json
+from tokenmeter.stores.encoding import compact_json
 from tokenmeter.stores.slots import from_microseconds
 
 #: Kind of document that manifests are.

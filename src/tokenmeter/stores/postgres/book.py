@@ -20,10 +20,10 @@ from tokenmeter.stores.base import PolicyReader
 from tokenmeter.stores.book import ENTRY_COLUMNS, SUM_COLUMNS, Folding, FoldingBook, RepeatedError, sum_rows
 from tokenmeter.stores.documents import told_of_move
 from tokenmeter.stores.effects import Standing
+from tokenmeter.stores.encoding import digest_of
 from tokenmeter.stores.fold import Batch
 from tokenmeter.stores.postgres.pool import Pool
 from tokenmeter.stores.postgres.sessions import ENGINE, ServerRows, explain, is_refusal, reason_of
-from tokenmeter.stores.record import digest_of
 from tokenmeter.stores.tail import segment_path, segments
 from tokenmeter.stores.trouble import Trouble
 

@@ -27,10 +27,11 @@ from tokenmeter.stores.effects import (
     extend_effects,
     settle_effects,
 )
+from tokenmeter.stores.encoding import hold_record, quoted
 from tokenmeter.stores.live import Live
 from tokenmeter.stores.postgres.book import PostgresBook, json_text, parts
 from tokenmeter.stores.postgres.spool import Sender
-from tokenmeter.stores.record import encode_entry, hold_record, kept_key, quoted
+from tokenmeter.stores.record import encode_entry, kept_key
 from tokenmeter.stores.tail import frame
 from tokenmeter.stores.writer import Writer
 

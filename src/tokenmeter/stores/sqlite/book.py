@@ -23,12 +23,13 @@ from tokenmeter.stores.book import (
     stretches_of,
     sum_rows,
 )
+from tokenmeter.stores.definitions import PERSONAL, Account
 from tokenmeter.stores.direct import Transaction
 from tokenmeter.stores.documents import MOVED, told_of_move
 from tokenmeter.stores.effects import Standing
+from tokenmeter.stores.encoding import compact_json, digest_of
 from tokenmeter.stores.engine import Engine
 from tokenmeter.stores.fold import AMOUNTS, METER_AMOUNTS, identity_column
-from tokenmeter.stores.record import PERSONAL, Account, compact_json, digest_of
 from tokenmeter.stores.sketch import joined
 from tokenmeter.stores.sqlite.database import Database, sqlite3
 from tokenmeter.stores.sqlite.schema import check_version, migrate, refuse_stranger
