@@ -8,8 +8,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from tokenmeter.money import EXACT, ONE, ZERO, magnitude, multiply
-from tokenmeter.reconciliation.causes import CAUSES, POSTABLE, Cause, Discrepancy
-from tokenmeter.reconciliation.judging import NOISE, Rules, judge
+from tokenmeter.reconciliation.causes import CAUSES, NOISE, POSTABLE, Cause, Discrepancy, Rules, judge
 from tokenmeter.reconciliation.statement import (
     QUARTER,
     Bucket,
