@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import tokenmeter
 from tokenmeter.errors import StoreUnavailableError, TokenmeterError
 from tokenmeter.stores import open_store
 from tokenmeter.stores.archive import places, sealing
@@ -260,6 +261,38 @@ def test_who_mends_the_credentials_need_not_start_anew(ledger, frail, monkeypatc
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "new")
         assert len(store.archives.seal("2026-02", "s3://books/usage")) == 2
     store.close()
+
+
+@pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgres", marks=pytest.mark.slow)])
+def test_what_the_sums_know_is_answered_while_the_place_is_away(ledger, fresh_url, tmp_path, kind):
+    source, url = ledger("source"), fresh_url(kind)
+    source.close()
+    copy_ledger(source.url, url)
+    meter = tokenmeter.make_meter(store=url, config={})
+    questions = [
+        {"by": by, "granularity": granularity, **period}
+        for by in ("model", ())
+        for granularity in (None, "day", "month", "year")
+        for period in (
+            {},
+            {"until": "2026-03-01"},
+            {"since": "2026-01-01"},
+            {"since": "0800-01-01", "until": "2900-01-01"},
+        )
+    ]
+
+    def ask():
+        return [meter.report(**one) for one in questions]
+
+    before = ask()
+    assert all(report.rows for report in before)
+    meter.archive("2026-02", tmp_path / "months", drop=True)
+    shutil.rmtree(tmp_path / "months")
+    shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+    assert [(str(report), report.rows) for report in ask()] == [(str(report), report.rows) for report in before]
+    with pytest.raises(StoreUnavailableError, match="cannot be read"):
+        meter.report(by="end_user")
+    meter.close()
 
 
 def test_a_folder_for_temporary_files_that_is_full_is_named(ledger, tmp_path, monkeypatch):

@@ -144,14 +144,14 @@ def cut(store: Store, query: Query) -> list[Period]:
     start, end, tz = query.period.start, query.period.end, query.period.tz
     unit = query.granularity or "day"
     many = end - start > _MOST_BUCKETS * _AT_LEAST[unit]
-    if start == BEGINNING or many:
-        first = next(store.entries(EntryFilter(since=closed(start), until=end)), None)
-        start = max(start, floor(first.occurred_at, unit, tz).start) if first else end
-    if start < end and (end == END or many):
-        last = next(store.entries(EntryFilter(since=start, until=closed(end)), newest_first=True), None)
-        end = min(end, floor(last.occurred_at, unit, tz).end) if last else start
-    if start >= end:
-        return []
+    if start == BEGINNING or end == END or many:
+        ends = store.span(closed(start), closed(end))
+        if ends is None:
+            return []
+        if start == BEGINNING or many:
+            start = max(start, floor(ends[0], unit, tz).start)
+        if end == END or many:
+            end = min(end, floor(ends[1], unit, tz).end)
     within = Period(start, end, tz, query.period.label)
     return _distinct(buckets(within, query.granularity)) if query.granularity else [within]
 

@@ -248,6 +248,13 @@ class Lens:
         narrowed = self._narrowed(which)
         return iter(()) if narrowed is None else self._store.entries(narrowed, newest_first=newest_first)
 
+    def span(self, since: datetime | None, until: datetime | None) -> tuple[datetime, datetime] | None:
+        """Where the scope's first and last entry lie."""
+        which = EntryFilter(since=since, until=until)
+        ends = [next(iter(self.entries(which, newest_first=newest)), None) for newest in (False, True)]
+        first, last = (None if one is None else one.occurred_at for one in ends)
+        return None if first is None or last is None else (first, last)
+
     def aggregate(
         self, boundaries: Sequence[datetime], by: Sequence[str], which: EntryFilter | None = None
     ) -> Sequence[Aggregate]:

@@ -332,12 +332,9 @@ class Store(Protocol):
         ...
 
     def append(self, batch: Sequence[tuple[Entry, Sequence[Posting]]]) -> Sequence[Settlement]:
-        """Append entries that no hold waits for, each with its postings, in as few transactions as it takes.
+        """Append entries that no hold waits for, with their postings, in few transactions; what each did, in order.
 
         Some thousands at a time are a good measure: what one batch adds to a sum is written once.
-
-        Returns:
-            What each did, in order.
         """
         ...
 
@@ -396,6 +393,10 @@ class Store(Protocol):
 
     def entries(self, which: EntryFilter | None = None, *, newest_first: bool = False) -> Iterator[Entry]:
         """Entries in order of their occurrence, lazily and in short read transactions."""
+        ...
+
+    def span(self, since: datetime | None, until: datetime | None) -> tuple[datetime, datetime] | None:
+        """Where the first and last entry in between lie at most, without a look into files; None where none does."""
         ...
 
     def aggregate(

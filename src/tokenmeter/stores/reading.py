@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from functools import partial
 from operator import itemgetter
 from typing import Any
@@ -96,6 +97,25 @@ class EntryReader:
             except _ArchiveMovedError:
                 continue
             return
+
+    def span(self, since: datetime | None, until: datetime | None) -> tuple[datetime, datetime] | None:
+        """Where the first and the last entry in between lie at most: of a month in a file, as its manifest says."""
+        wanted, values = conditions({}, start := _instant(since), end := _instant(until))
+        which = f"FROM entries WHERE {' AND '.join(wanted) or '1 = 1'}"
+
+        def work(connection: Rows) -> list[int | None]:
+            # Two questions: each is a look at an end of the index.
+            live = f"SELECT (SELECT min(occurred_at) {which}), (SELECT max(occurred_at) {which})"
+            files, _ = self._archives.within(connection, start, end)
+            ends = [moment for one in files for moment in (one.first_at, one.last_at)]
+            return [*ends, *connection.execute(live, [*values, *values]).fetchone()]
+
+        found = [moment for moment in self._database.read(work) if moment is not None]
+        if not found:
+            return None
+        first, last = min(found), max(found)
+        first = first if start is None else max(first, start)
+        return from_microseconds(first), from_microseconds(last if end is None else min(last, end - 1))
 
     def _live(
         self, which: EntryFilter, *, archived_to: int, after: Place | None, newest_first: bool

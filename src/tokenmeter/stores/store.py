@@ -125,6 +125,11 @@ class BookStore(ABC, Generic[B]):
         self._look()
         yield from self._reader.entries(which or EntryFilter(), newest_first=newest_first)
 
+    def span(self, since: datetime | None, until: datetime | None) -> tuple[datetime, datetime] | None:
+        """Where the first and the last entry in between lie at most."""
+        self._look()
+        return self._reader.span(since, until)
+
     def aggregate(
         self, boundaries: Sequence[datetime], by: Sequence[str], which: EntryFilter | None = None
     ) -> Sequence[Aggregate]:
