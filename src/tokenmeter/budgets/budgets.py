@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -30,7 +31,7 @@ from tokenmeter.budgets.telling import Telling, tell_who_passes
 from tokenmeter.budgets.tokens import TokenCounter
 from tokenmeter.budgets.windows import from_microseconds, microseconds
 from tokenmeter.call import Call, PlainRequest, RequestFacts
-from tokenmeter.errors import StoreBusyError
+from tokenmeter.errors import StoreBusyError, StoreError
 from tokenmeter.ledger import Claim, CounterKey, Entry, Posting, Reservation, new_id
 from tokenmeter.pricing import Pricer
 from tokenmeter.processes import process_name
@@ -185,6 +186,9 @@ class Budgets(Registry):
             return None
         except Exception as error:  # noqa: BLE001 - nothing depends on it
             self._fault("note down a stream", error)
+            if not isinstance(error, StoreError):  # it may have come just after it was noted down
+                with contextlib.suppress(StoreError):  # then it ends with its time
+                    self._store.release(reservation.reservation_id, wait=wait)
             return None
         return Held(reservation, None, RunClaims({}))
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from weakref import ref
 
 from tokenmeter import processes
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from tokenmeter.budgets.holds import PlannedHold
     from tokenmeter.providers.base import Endpoint, Plain, PlainReader, StreamReader
 
+T = TypeVar("T")
 #: What `Meter.authorize` stops a call with; all of it reaches the caller.
 REFUSALS = (AttributionRequiredError, BudgetExceededError, ConfigurationError, StoreUnavailableError)
 
@@ -327,6 +328,21 @@ class InFlight:
         for exchange in self.answers[before:]:
             exchange.void()
         del self.answers[before:]
+
+    def watch_answer(self, begin: Callable[[], T], *, streamed: bool) -> T | None:
+        """What `begin` gives, which is to open and read the exchange of an answer. Never raises.
+
+        None when that fails, and fails again: what the answer used is recorded as unknown then.
+        """
+        for _ in range(2):  # what fails once may pass, as want of memory does
+            before = len(self.answers)
+            try:
+                return begin()
+            except Exception as error:  # noqa: BLE001 - the caller gets his answer
+                self.meter.fault("watch a response", error)
+                self.take_back(before)
+        self.answered_unseen(streamed=streamed)
+        return None
 
     def answered_unseen(self, *, streamed: bool) -> None:
         """There is an answer of which nothing can be learnt: what it used is recorded as unknown."""
@@ -805,10 +821,14 @@ def describe(
     streamed: bool,
 ) -> Call:
     """What accounting needs to know of a call with this body, made right here."""
-    try:
-        facts = binding.sdk.dialect().request_facts(endpoint, body)
-    except Exception as error:  # noqa: BLE001 - the call itself goes on, recorded, where no cap is about it
-        complain("read a request", error)
+    facts: RequestFacts | None = None
+    for _ in range(2):  # what fails once may pass, as want of memory does
+        try:
+            facts = binding.sdk.dialect().request_facts(endpoint, body)
+            break
+        except Exception as error:  # noqa: BLE001 - the call itself goes on, recorded, where no cap is about it
+            complain("read a request", error)
+    if facts is None:
         facts = RequestFacts(model=None if body is None else named(body.get("model")), unbounded=UNREADABLE)
     if type(body) is UnreadBody:
         facts = replace(facts, unbounded=UNREADABLE)

@@ -11,14 +11,14 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from types import MethodType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from tokenmeter import processes
 from tokenmeter.call import Call, Outcome
 from tokenmeter.capture.calls import REFUSALS, describe, identify, leave
 from tokenmeter.capture.readings import GrowingBill, opened
 from tokenmeter.capture.sdk import Binding, UnreadBody, binding_of, bound_to
-from tokenmeter.capture.settlement import Settling, catch_up_async, settle, settle_from_anywhere, watch
+from tokenmeter.capture.settlement import Settling, catch_up_async, settle, settle_from_anywhere, twice, watch
 from tokenmeter.dimensions import Status
 from tokenmeter.ledger import new_id
 from tokenmeter.providers.prompts import UNREADABLE
@@ -33,6 +33,25 @@ if TYPE_CHECKING:
 _EVERY = 60
 
 
+#: Something that was asked for: the event's id, and leave for it.
+Asked: TypeAlias = "tuple[str | None, Authorization]"
+
+
+class _Message:
+    """What is to be written down of one message, however often that is begun.
+
+    Attributes:
+        bills: What it says was used; None until that is known.
+        answers: What it answers, if anything was asked.
+    """
+
+    __slots__ = ("answers", "bills")
+
+    def __init__(self) -> None:
+        self.bills: list[Settling] | None = None
+        self.answers: Asked | None = None
+
+
 class Conversation:
     """What goes on over one connection.
 
@@ -43,6 +62,9 @@ class Conversation:
         call: The connection, as a call: on whose account all of its answers go.
         attached_to: The session that the connection looks in on, which others may look in on as well.
         waits: Whether settling may wait for the store (not in an event loop).
+
+    Attributes:
+        meter: As given.
     """
 
     __slots__ = (
@@ -54,10 +76,10 @@ class Conversation:
         "_due",
         "_events",
         "_made_in",
-        "_meter",
         "_session",
         "_total",
         "_write",
+        "meter",
     )
 
     def __init__(
@@ -71,12 +93,12 @@ class Conversation:
         attached_to: str | None = None,
     ) -> None:
         self._made_in = processes.this_process
-        self._meter = meter
+        self.meter = meter
         self._dialect = dialect
         self._events = events
         self._call = call
         self._session: dict[str, Any] = {"model": call.facts.model}
-        self._asked: deque[tuple[str | None, Authorization]] = deque()
+        self._asked: deque[Asked] = deque()
         self._attached_to = attached_to
         self._total: Observation | None = None
         self._due = time.monotonic() + _EVERY
@@ -84,11 +106,12 @@ class Conversation:
         watch(self)
 
     def asks(self, event: Any) -> None:
-        """An event is about to be sent: a JSON object, or something else that asks for nothing.
+        """An event is about to be sent, as the SDK takes it: one that is no JSON object asks for nothing.
 
         Raises:
             BudgetExceededError: it asks for an answer that a hard cap does not allow.
         """
+        event = self.read(event)
         if not isinstance(event, Mapping):
             return
         given = cast("Mapping[str, Any]", event)
@@ -100,62 +123,99 @@ class Conversation:
             call = self._call_for({**self._session, **body})
         else:
             return
-        try:
-            authorization = self._meter.authorize(call)
-            self._asked.append((given.get("event_id"), authorization))
-        except REFUSALS:
-            raise
-        except Exception as error:  # noqa: BLE001 - only a budget stops a call
-            self._meter.fault("authorize", error)
+        self._ask(given.get("event_id"), call)
+
+    def read(self, event: Any) -> Any:
+        """An event as a JSON object, or something else that asks for nothing. Never raises."""
+        for _ in range(2):  # what fails once may pass, as want of memory does
+            try:
+                return _as_json(event)
+            except Exception as error:  # noqa: BLE001 - the caller's event leaves
+                self.meter.fault("read what a socket is asked", error)
+        return UnreadBody()
+
+    def _ask(self, event_id: str | None, call: Call) -> None:
+        for _ in range(2):  # what fails once may pass, as want of memory does
+            hold_id = new_id()
+            try:
+                self._asked.append((event_id, self.meter.authorize(call, hold_id=hold_id)))
+            except REFUSALS:
+                raise
+            except BaseException as error:  # only a budget stops a call
+                self.meter.free(hold_id)  # it may have come just after it was made
+                if not isinstance(error, Exception):
+                    raise
+                self.meter.fault("authorize", error)
+            else:
+                return
 
     def goes_by(self, key: str | None) -> None:
         """The connection was made with `key`."""
-        self._call = replace(self._call, api_key=self._meter.identify(key))
+        self._call = replace(self._call, api_key=self.meter.identify(key))
 
     def take_back(self) -> None:
         """What was asked for did not leave."""
         while self._asked:
-            self._meter.release(self._asked.popleft()[1])
+            self.meter.release(self._asked.popleft()[1])
 
     def hears(self, data: str | bytes) -> None:
-        """A message was received."""
-        try:
+        """A message was received. Never raises."""
+        message = _Message()
+        twice(self.meter, lambda: self._take(message, data))
+
+    def _take(self, message: _Message, data: str | bytes) -> None:
+        if message.bills is None:
             event = json.loads(data)
             kind, names = event.get("type"), self._events
             if kind in names.answers or kind in names.asides:
-                self._settle(self._read(event), "ok", answers=kind in names.answers)
+                self._understand(message, self._usage_in(event), "ok", answers=kind in names.answers)
             elif kind in names.totals:
-                self._take_total(self._read(event), ended=kind in names.last_totals)
+                self._take_total(message, self._usage_in(event), ended=kind in names.last_totals)
             elif kind in names.beginnings or kind in names.settings:
                 self._configure(event.get("session", {}), begins=kind in names.beginnings)
             elif kind in names.errors:
-                self._refuse(event.get("error") or {})
-        except Exception as error:  # noqa: BLE001 - the caller gets his event
-            self._meter.fault("read a socket", error)
+                self._refuse(message, event.get("error") or {})
+        self._write_down(message)
+
+    def _write_down(self, message: _Message) -> None:
+        """Write what a message said; what was asked is answered then."""
+        for bill in message.bills or ():
+            if not bill.done:
+                self._write(bill)
+        if message.answers is not None and message.answers in self._asked:
+            self._asked.remove(message.answers)
 
     def abandon(self) -> None:
-        """The connection is over: what was asked for and not answered may be billed all the same."""
+        """The connection is over: what was asked for and not answered may be billed all the same. Never raises."""
         if self._made_in is not processes.this_process:
             return
+        twice(self.meter, self._end)
+
+    def _end(self) -> None:
         if self._total is not None:
             self._write_total("aborted")
         while self._asked:
-            self._settle(None, "aborted")
+            message = _Message()
+            self._understand(message, None, "aborted")
+            self._write_down(message)
 
     def __del__(self) -> None:
-        self._write = settle_from_anywhere
-        self.abandon()
+        if hasattr(self, "_due"):  # else it was never made
+            self._write = settle_from_anywhere
+            self.abandon()
 
     def _call_for(self, body: Mapping[str, Any]) -> Call:
         known = self._call.facts
-        try:
-            facts = self._dialect.request_facts(self._dialect.endpoint("GET", f"/{self._call.endpoint}"), body)
-        except Exception as error:  # noqa: BLE001 - what cannot be read has no bound: a hard cap decides
-            self._meter.fault("read what a socket is asked", error)
-            facts = replace(known, unbounded=UNREADABLE)
+        facts = replace(known, unbounded=UNREADABLE)  # what cannot be read has no bound: a hard cap decides
+        for _ in range(2):  # what fails once may pass, as want of memory does
+            try:
+                facts = self._dialect.request_facts(self._dialect.endpoint("GET", f"/{self._call.endpoint}"), body)
+                break
+            except Exception as error:  # noqa: BLE001 - see above
+                self.meter.fault("read what a socket is asked", error)
         return replace(self._call, facts=replace(facts, streamed=True, region=known.region))
 
-    def _read(self, event: Mapping[str, Any]) -> Observation:
+    def _usage_in(self, event: Mapping[str, Any]) -> Observation:
         call = self._call
         return self._dialect.read(event, provider=call.provider, endpoint=call.endpoint, request=call.facts)
 
@@ -163,49 +223,52 @@ class Conversation:
         self._session.update(settings)
         self._call = self._call_for({"session": self._session, **self._session})
         if begins and self._attached_to is None:
-            opened(self._meter, self._session.get("id"), self._call.facts.model)
+            opened(self.meter, self._session.get("id"), self._call.facts.model)
 
-    def _take_total(self, seen: Observation, *, ended: bool) -> None:
+    def _take_total(self, message: _Message, seen: Observation, *, ended: bool) -> None:
         if seen.reading != "total":  # a session that ends without saying what it used
-            self._settle(seen, "ok", answers=False)
+            self._understand(message, seen, "ok", answers=False)
             return
         self._total = seen
         if ended or time.monotonic() >= self._due:
             self._write_total("ok")
 
     def _write_total(self, status: Status) -> None:
-        total, self._total = self._total, None
+        total = self._total
         if total is None:
             return
-        self._due = time.monotonic() + _EVERY
         identity = self._attached_to or self._session.setdefault("id", new_id())
         flags = total.flags | {"estimated"} if status == "aborted" else total.flags
         outcome = Outcome(status=status, observation=replace(total, response_id=identity, flags=flags))
-        self._write(GrowingBill(self._meter, leave(self._meter, self._call), outcome, identity))
+        self._write(GrowingBill(self.meter, leave(self.meter, self._call), outcome, identity))
+        self._due, self._total = time.monotonic() + _EVERY, None
 
-    def _refuse(self, error: Mapping[str, Any]) -> None:
+    def _refuse(self, message: _Message, error: Mapping[str, Any]) -> None:
         """An answer that was asked for will not come. Which one, a realtime session says by its event's id."""
         named, only_answers = error.get("event_id"), self._call.endpoint == "responses.connect"
         for asked in self._asked:
             if only_answers or (named is not None and asked[0] == named):
-                self._asked.remove(asked)
                 outcome = Outcome(status="error", error_type=error.get("code") or error.get("type"))
-                self._write(Settling(self._meter, asked[1], outcome))
+                message.answers, message.bills = asked, [Settling(self.meter, asked[1], outcome)]
                 return
 
-    def _settle(self, seen: Observation | None, status: Status, *, answers: bool = True) -> None:
-        asked = self._asked.popleft()[1] if self._asked and answers else None
-        if seen is not None and not seen.billable:
-            if asked is not None:
-                self._meter.release(asked)
-            return
-        if seen is not None:
-            shared = self._attached_to is not None or self._call.endpoint == "live"
-            seen = replace(seen, deduplicate=shared)
-        authorization = asked or leave(self._meter, self._call)
-        for bill in seen.shared if seen is not None else ():
-            self._write(Settling(self._meter, authorization, Outcome(status=status, observation=bill, last=False)))
-        self._write(Settling(self._meter, authorization, Outcome(status=status, observation=seen)))
+    def _understand(self, message: _Message, seen: Observation | None, status: Status, *, answers: bool = True) -> None:
+        """Work out what is to be written of an answer; None for one that did not come."""
+        asked = self._asked[0] if self._asked and answers else None
+        bills: list[Settling] = []
+        if seen is None or seen.billable:
+            account = leave(self.meter, self._call) if asked is None else asked[1]
+            if seen is not None:
+                bills += (
+                    Settling(self.meter, account, Outcome(status=status, observation=bill, last=False))
+                    for bill in seen.shared
+                )
+                shared = self._attached_to is not None or self._call.endpoint == "live"
+                seen = replace(seen, deduplicate=shared)
+            bills.append(Settling(self.meter, account, Outcome(status=status, observation=seen)))
+        elif asked is not None:
+            self.meter.release(asked[1])
+        message.answers, message.bills = asked, bills
 
 
 Send = Callable[..., Any]
@@ -232,28 +295,29 @@ def _connect(send: Send, resource: Any, *args: Any, **kwargs: Any) -> Any:
     client = resource._client  # noqa: SLF001 - an SDK's own
     binding = binding_of(client)
     meter = None if binding is None else binding.meter()
-    if binding is None or meter is None:
-        return manager
-    try:
-        endpoint = binding.sdk.dialect().endpoint("GET", _path(resource))
-        body = {"model": kwargs["model"]} if isinstance(kwargs.get("model"), str) else {}
-        call = describe(binding, endpoint, identify(client, binding, meter, body), body, streamed=True)
-        kind: Any = manager.__class__
-        dialect = binding.sdk.dialect()
-        assert dialect.socket_events is not None  # noqa: S101 - it has connections
-        talk = Conversation(
-            meter,
-            dialect,
-            dialect.socket_events,
-            call,
-            waits=not hasattr(kind, "__aenter__"),
-            attached_to=_attached_to(resource, kwargs),
-        )
-        manager._tokenmeter_connecting = _Connecting(client, binding, talk)  # noqa: SLF001
-        manager.__class__ = _watched_manager(kind)
-    except Exception as error:  # noqa: BLE001 - the connection is made, unobserved
-        meter.fault("watch a socket", error)
+    if binding is not None and meter is not None:
+        twice(meter, functools.partial(_watch_manager, manager, resource, binding, meter, kwargs))
     return manager
+
+
+def _watch_manager(manager: Any, resource: Any, binding: Binding, meter: Meter, asked: Mapping[str, Any]) -> None:
+    """Have the connection observed that `manager` is to make."""
+    client, dialect = resource._client, binding.sdk.dialect()  # noqa: SLF001 - an SDK's own
+    endpoint = dialect.endpoint("GET", _path(resource))
+    body = {"model": asked["model"]} if isinstance(asked.get("model"), str) else {}
+    call = describe(binding, endpoint, identify(client, binding, meter, body), body, streamed=True)
+    kind: Any = manager.__class__
+    assert dialect.socket_events is not None  # noqa: S101 - it has connections
+    talk = Conversation(
+        meter,
+        dialect,
+        dialect.socket_events,
+        call,
+        waits=not hasattr(kind, "__aenter__"),
+        attached_to=_attached_to(resource, asked),
+    )
+    manager._tokenmeter_connecting = _Connecting(client, binding, talk)  # noqa: SLF001
+    manager.__class__ = _watched_manager(kind)
 
 
 class _Connecting:
@@ -275,22 +339,26 @@ class _Connecting:
 
     def queue(self, event: Any) -> None:
         """An event waits for the connection, and leaves as soon as that is made."""
-        self._queued.append(_as_json(event))
+        self._queued.append(self._talk.read(event))
 
     @contextmanager
-    def made(self) -> Generator[Conversation]:
+    def made(self) -> Generator[None]:
         """Around the making of it: leave is asked for what waits before anything is sent."""
         talk, queued = self._talk, self._queued
         try:
             while queued:
                 talk.asks(queued.pop(0))
-            yield talk
+            yield
         except BaseException:
             talk.take_back()
             raise
 
-    def learn_key(self) -> None:
-        """Take the key that was handed out for the connection."""
+    def observe(self, connection: Any) -> None:
+        """Take the key that was handed out for the connection, which reports from now on. Never raises."""
+        twice(self._talk.meter, self._learn_key)
+        twice(self._talk.meter, lambda: _observe(connection, self._talk))
+
+    def _learn_key(self) -> None:
         if self._binding.sdk.asks_for_key(self._client):
             self._talk.goes_by(self._binding.sdk.api_key(self._client))
 
@@ -326,12 +394,12 @@ def _parse_event(kind: Any, connection: Any, talk: Conversation, data: str | byt
 
 
 def _send(kind: Any, connection: Any, talk: Conversation, event: Any) -> Any:
-    talk.asks(_as_json(event))
+    talk.asks(event)
     return kind.send(connection, event)
 
 
 def _send_raw(kind: Any, connection: Any, talk: Conversation, data: str | bytes) -> Any:
-    talk.asks(_as_json(data))
+    talk.asks(data)
     return kind.send_raw(connection, data)
 
 
@@ -389,10 +457,9 @@ def _queueing(plain: Send) -> Send:
 def _entry(kind: type[Any]) -> dict[str, Any]:
     def __enter__(self: Any) -> Any:  # noqa: N807 - it becomes that method
         connecting = self._tokenmeter_connecting
-        with connecting.made() as talk:
+        with connecting.made():
             connection = kind.__enter__(self)
-        connecting.learn_key()
-        _observe(connection, talk)
+        connecting.observe(connection)
         return connection
 
     return {"__enter__": __enter__, "enter": __enter__}
@@ -401,10 +468,9 @@ def _entry(kind: type[Any]) -> dict[str, Any]:
 def _async_entry(kind: type[Any]) -> dict[str, Any]:
     async def __aenter__(self: Any) -> Any:  # noqa: N807 - it becomes that method
         connecting = self._tokenmeter_connecting
-        with connecting.made() as talk:
+        with connecting.made():
             connection = await kind.__aenter__(self)
-        connecting.learn_key()
-        _observe(connection, talk)
+        connecting.observe(connection)
         return connection
 
     return {"__aenter__": __aenter__, "enter": __aenter__}

@@ -198,15 +198,7 @@ def _capped_raw(call: InFlight, request: Any) -> Any:
 
 def _responded(call: InFlight, response: Any) -> Exchange | None:
     """The exchange of a response: read, where its body is in memory; else heard as the caller takes it."""
-    for _ in range(2):  # what fails once may pass, as want of memory does
-        before = len(call.answers)
-        try:
-            return _watched(call, response)
-        except Exception as error:  # noqa: BLE001 - the caller gets his answer
-            call.meter.fault("watch a response", error)
-            call.take_back(before)
-    call.answered_unseen(streamed=False)
-    return None
+    return call.watch_answer(functools.partial(_watched, call, response), streamed=False)
 
 
 def _watched(call: InFlight, response: Any) -> Exchange | None:

@@ -18,7 +18,8 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any, cast
 
-from tokenmeter.capture.sdk import binding_of
+from tokenmeter.capture.sdk import binding_of, complain
+from tokenmeter.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from tokenmeter.capture.calls import InFlight
@@ -144,31 +145,33 @@ class Requests(_ApiClient):
             yield from super().request_streamed(http_method, path, request_dict, http_options)
             return
         exchange: Exchange | None = None
+        kept = _WrittenAtLast(None)
         try:
             call.authorize()
             call.attempts = 1
             for answer in super().request_streamed(
                 http_method, path, *_capped_request(call, self, request_dict, http_options)
             ):
-                if exchange is None:
+                if not call.answers:
                     exchange = _begun(call)
+                    kept = _WrittenAtLast(exchange)
                     call.returned()
                 _hear(call, exchange, answer)
                 yield answer
-            exchange = exchange or _begun(call)
-            exchange.ended = True
+            if not call.answers:
+                exchange = _begun(call)
+            if exchange is not None:
+                exchange.ended = True
             call.returned()
         except GeneratorExit:
             raise
         except BaseException as error:
-            if exchange is None:
-                call.raised(error)
-            else:
-                exchange.failed(error)
+            call.raised(error)
             raise
         finally:
             if exchange is not None:
                 exchange.finish()
+            del kept
 
     async def async_request_streamed(
         self, http_method: str, path: str, request_dict: Any, http_options: Any = None
@@ -182,12 +185,12 @@ class Requests(_ApiClient):
             answers = await super().async_request_streamed(
                 http_method, path, *_capped_request(call, self, request_dict, http_options)
             )
+            exchange = _begun(call)
+            await call.returned_async()
+            return answers if exchange is None else _Followed(call, exchange, answers)
         except BaseException as error:
             await call.raised_async(error)
             raise
-        exchange = _begun(call)
-        await call.returned_async()
-        return _Followed(call, exchange, answers)
 
     def download_file(self, path: str, **options: Any) -> Any:
         call = open_request(self, "GET", path, None, options.get("http_options"))
@@ -224,14 +227,29 @@ class Requests(_ApiClient):
         return content
 
 
+class _WrittenAtLast:
+    """Whatever becomes of who holds it, an interrupt amid its end as well: what was heard is written down."""
+
+    __slots__ = ("_exchange",)
+
+    def __init__(self, exchange: Exchange | None) -> None:
+        self._exchange = exchange
+
+    def __del__(self) -> None:
+        exchange: Exchange | None = getattr(self, "_exchange", None)  # an interrupt may come amid its making
+        if exchange is not None and not exchange.settled:
+            exchange.abandon()
+
+
 class _Followed:
     """An async stream that is heard as it passes. No generator: one that nobody iterates would never learn its end."""
 
-    __slots__ = ("_answers", "_call", "_exchange")
+    __slots__ = ("_answers", "_call", "_exchange", "_kept")
 
     def __init__(self, call: InFlight, exchange: Exchange, answers: Any) -> None:
         self._call = call
         self._exchange = exchange
+        self._kept = _WrittenAtLast(exchange)
         self._answers = answers
 
     def __aiter__(self) -> AsyncIterator[Any]:
@@ -259,10 +277,6 @@ class _Followed:
         finally:
             await self._exchange.finish_async()
 
-    def __del__(self) -> None:
-        if not self._exchange.settled:
-            self._exchange.abandon()
-
 
 # -- requests
 
@@ -271,19 +285,20 @@ def open_request(
     api: Any, method: str, path: str, body: Any, http_options: Any, *, streamed: bool = False
 ) -> InFlight | None:
     """The call that is about to be made; None for one that makes no bill or that cannot be metered."""
-    binding = binding_of(api)
-    if binding is None:
-        return None
-    from tokenmeter.capture.calls import open_call  # noqa: PLC0415 - a client may be made and never used
+    for _ in range(2):  # what fails once may pass, as want of memory does
+        try:
+            binding = binding_of(api)
+            if binding is None:
+                return None
+            from tokenmeter.capture.calls import open_call  # noqa: PLC0415 - a client may be made and never used
 
-    try:
-        method, path, facts, key = _described(api, method, path, body, http_options)
-    except Exception as error:  # noqa: BLE001 - the call itself goes on
-        from tokenmeter.capture.sdk import complain  # noqa: PLC0415 - hardly ever
-
-        complain("see what is called", error)
-        return None
-    return open_call(api, binding, method, path, facts, streamed=streamed, key=key)
+            named, place, facts, key = _described(api, method, path, body, http_options)
+            return open_call(api, binding, named, place, facts, streamed=streamed, key=key)
+        except ConfigurationError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the call itself goes on
+            complain("see a call", error)
+    return None
 
 
 async def open_request_async(
@@ -408,12 +423,15 @@ def _header(headers: Any, name: str) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _begun(call: InFlight) -> Exchange:
-    return call.respond({}, streamed=True)
+def _begun(call: InFlight) -> Exchange | None:
+    """The exchange of a stream; None where there is not even one."""
+    return call.watch_answer(functools.partial(call.respond, {}, streamed=True), streamed=True)
 
 
-def _hear(call: InFlight, exchange: Exchange, answer: Any) -> None:
+def _hear(call: InFlight, exchange: Exchange | None, answer: Any) -> None:
     """One chunk of a stream. Never raises."""
+    if exchange is None:
+        return
     try:
         # An older SDK goes on to take apart the very object.
         event = deepcopy(cast("Any", answer)) if isinstance(answer, dict) else _decoded(answer)
@@ -424,17 +442,17 @@ def _hear(call: InFlight, exchange: Exchange, answer: Any) -> None:
 
 
 def _answered(call: InFlight, answer: Any) -> Exchange | None:
-    """The exchange of a whole answer, read as far as that went; None where there is not even one."""
-    exchange: Exchange | None = None
-    try:
-        exchange = call.respond({}, streamed=False)
-        exchange.ended = True
-        body = _decoded(answer)
-        if call.endpoint.form == "items":
-            _link_results(call, body)
-        exchange.saw({} if body is None else body)
-    except Exception as error:  # noqa: BLE001 - the caller gets his answer
-        call.meter.fault("read a response", error)
+    """The exchange of a whole answer; None where there is not even one."""
+    return call.watch_answer(functools.partial(_read_whole, call, answer), streamed=False)
+
+
+def _read_whole(call: InFlight, answer: Any) -> Exchange:
+    exchange = call.respond({}, streamed=False)
+    exchange.ended = True
+    body = _decoded(answer)
+    if call.endpoint.form == "items":
+        _link_results(call, body)
+    exchange.saw({} if body is None else body)
     return exchange
 
 

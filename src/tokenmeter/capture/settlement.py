@@ -11,6 +11,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from threading import get_ident
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,6 +22,7 @@ import anyio.to_thread
 
 from tokenmeter.call import Call, Outcome
 from tokenmeter.errors import StoreBusyError
+from tokenmeter.ledger import new_id
 from tokenmeter.processes import after_fork_in_child
 
 if TYPE_CHECKING:
@@ -47,7 +49,8 @@ class Settling:
     def __init__(self, meter: Meter, authorization: Authorization, outcome: Outcome) -> None:
         self.meter = meter
         self.authorization = authorization
-        self.outcome = outcome
+        # What fails amid its writing is asked for by its identity: else it might be written twice.
+        self.outcome = outcome if outcome.entry_id is not None else replace(outcome, entry_id=new_id())
         self.done = False
         self._begun_in: int | None = None
 
@@ -88,8 +91,7 @@ class Settling:
 
     def _is_recorded(self) -> bool:
         """Whether an earlier beginning, which an interrupt ended, got as far as the ledger."""
-        entry_id = self.outcome.entry_id
-        return entry_id is not None and self.meter.store.entry(entry_id) is not None
+        return self.meter.store.entry(self.outcome.entry_id or "") is not None
 
 
 def twice(meter: Meter, act: Callable[[], object]) -> None:

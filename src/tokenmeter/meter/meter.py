@@ -22,7 +22,14 @@ from tokenmeter.budgets.limits import LimitUnknownError
 from tokenmeter.budgets.matching import Required
 from tokenmeter.budgets.status import check_scope
 from tokenmeter.call import ActiveSpan, Call, Outcome
-from tokenmeter.errors import BudgetExceededError, ConfigurationError, StoreBusyError, StoreError, StoreUnavailableError
+from tokenmeter.errors import (
+    BudgetExceededError,
+    ConfigurationError,
+    StoreBusyError,
+    StoreError,
+    StoreUnavailableError,
+    TokenmeterError,
+)
 from tokenmeter.ledger import Entry
 from tokenmeter.meter.plans import Plans
 from tokenmeter.meter.recording import NOTHING_SEEN, Authorization, KeyRing, record_of
@@ -36,6 +43,7 @@ from tokenmeter.stores.slots import from_microseconds
 from tokenmeter.usage import Observation
 
 if TYPE_CHECKING:
+    from tokenmeter.budgets.budgets import Held
     from tokenmeter.carrying import RequestFields
     from tokenmeter.telemetry import Spans
 
@@ -192,7 +200,7 @@ class Meter:
         self._read_prices(wait=wait)
         authorization = Authorization(call, self.store.now(), time.perf_counter_ns())
         try:
-            held = self.budgets.hold(call, authorization.started_at, wait=wait, hold_id=hold_id)
+            held = self._hold(call, authorization.started_at, wait=wait, hold_id=hold_id)
             if held is not None:
                 authorization.reservation, authorization.runs = held.reservation, held.runs
                 authorization.inject_max_output_tokens = held.inject_max_output_tokens
@@ -204,6 +212,19 @@ class Meter:
                 self.free(hold_id)
             self._without_store(authorization, error)
         return authorization
+
+    def _hold(self, call: Call, at: datetime, *, wait: bool, hold_id: str | None) -> Held | None:
+        """`Budgets.hold`, and once more when something of ours fails amid it: that may pass, as want of memory does."""
+        try:
+            return self.budgets.hold(call, at, wait=wait, hold_id=hold_id)
+        except TokenmeterError:
+            raise
+        except Exception as error:
+            if hold_id is None:  # what was held by then, nobody could free
+                raise
+            was_held = self.free(hold_id)
+            self.fault("hold a call's budget", error)
+        return self.budgets.hold(call, at, wait=wait, hold_id=None if was_held else hold_id)
 
     def resume(self, call: Call, started_us: int, started_ns: int, hold: PlannedHold | None = None) -> Authorization:
         """Leave for a call that left by its plan, for the general way to go on with."""
@@ -382,12 +403,13 @@ class Meter:
         except Exception as error:  # noqa: BLE001 - the call's own result goes through; the hold expires
             self.fault("release a hold", error)
 
-    def free(self, hold_id: str) -> None:
-        """Free a hold of which an interrupt left unknown whether it was made. Never raises."""
+    def free(self, hold_id: str) -> bool:
+        """Free a hold of which an interrupt left unknown whether it was made: whether it was. Never raises."""
         try:
-            self.store.release(hold_id)
+            return self.store.release(hold_id)
         except Exception as error:  # noqa: BLE001 - the interrupt itself goes through; the hold expires
             self.fault("release a hold", error)
+            return True
 
     def post(self, entry: Entry) -> bool:
         """Append an entry that no call made: a correction or an adjustment; budgets count it.
