@@ -92,7 +92,7 @@ def _of_ledger(function: Callable[Concatenate[Store, P], R]) -> Callable[Concate
 
     @functools.wraps(function)
     def method(self: CallMeter, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        return function(self.store, *args, **kwargs)
+        return function(self.catch_up(), *args, **kwargs)
 
     signature, method.__doc__ = without_first(function)
     itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
@@ -163,7 +163,7 @@ class Meter(CallMeter):
             ConfigurationError: unknown dimension, period or zone, or an inverted period.
         """
         return read_report(
-            self.store,
+            self.catch_up(),
             Query.parse(
                 by=by,
                 since=since,
@@ -193,7 +193,7 @@ class Meter(CallMeter):
         ``sku_meter`` an entry comes with the lines of these meters only, and with their cost.
         """
         query = Query.parse(since=since, until=until, period=period, where=where, tz=tz)
-        return read_entries(self.store, query, newest_first=newest_first)
+        return read_entries(self.catch_up(), query, newest_first=newest_first)
 
     def price(
         self: Priced,
@@ -286,7 +286,9 @@ class Meter(CallMeter):
             ConfigurationError: as for `report`; an unknown format, a missing extra, a missing folder, an existing file.
         """
         query = Query.parse(since=since, until=until, period=period, where=where, tz=tz)
-        return export_entries(self.store, target, format=format, query=query, overwrite=overwrite, progress=progress)
+        return export_entries(
+            self.catch_up(), target, format=format, query=query, overwrite=overwrite, progress=progress
+        )
 
     def export_charges(
         self,
@@ -303,7 +305,9 @@ class Meter(CallMeter):
     ) -> Manifest:
         """Write every charge line with its unit price, factors and costs; arguments as for `export_entries`."""
         query = Query.parse(since=since, until=until, period=period, where=where, tz=tz)
-        return export_charges(self.store, target, format=format, query=query, overwrite=overwrite, progress=progress)
+        return export_charges(
+            self.catch_up(), target, format=format, query=query, overwrite=overwrite, progress=progress
+        )
 
     def export_focus(
         self,
@@ -323,7 +327,7 @@ class Meter(CallMeter):
         """Write the datasets of FinOps FOCUS into a folder; see `tokenmeter.reports.export_focus`."""
         query = Query.parse(since=since, until=until, period=period, where=where, tz=tz)
         return export_focus(
-            self.store,
+            self.catch_up(),
             folder,
             version=version,
             query=query,
@@ -368,8 +372,8 @@ class Meter(CallMeter):
         signed = None
         if checkpoint is not None:
             kept = Checkpoint.from_json(checkpoint) if isinstance(checkpoint, str) else checkpoint
-            head, signed = kept.head, checkpoints.check(self.store, kept, key)
-        outcome = self.store.verify(head=head, since=since, deep=deep, progress=progress)
+            head, signed = kept.head, checkpoints.check(self.catch_up(), kept, key)
+        outcome = self.catch_up().verify(head=head, since=since, deep=deep, progress=progress)
         if signed is not None:
             outcome = replace(outcome, faults=(Fault("checkpoint", "signature", f"{signed}."), *outcome.faults))
         try:
@@ -394,7 +398,7 @@ class Meter(CallMeter):
             ConfigurationError: the key is too short to sign with.
             StoreUnavailableError: the ledger cannot be read.
         """
-        return checkpoints.sign(self.store, key)
+        return checkpoints.sign(self.catch_up(), key)
 
     def reprice(
         self,
@@ -427,7 +431,7 @@ class Meter(CallMeter):
         """
         wanted = dict(where or {}) if changed else {**(where or {}), "cost_source": "unpriced"}
         query = Query.parse(since=since, until=until, period=period, where=wanted, tz=tz)
-        recorded = self.store.entries(query.filter)  # whole ones, whatever the filter
+        recorded = self.catch_up().entries(query.filter)  # whole ones, whatever the filter
         earlier = self._corrections(query)
 
         def rated_again(entry: Entry) -> Entry | None:
@@ -442,7 +446,7 @@ class Meter(CallMeter):
     def _corrections(self, query: Query) -> Mapping[str, Sequence[Entry]]:
         """Entry -> what corrects it, in the period of `query`; a correction has the time of what it corrects."""
         found: dict[str, list[Entry]] = {}
-        for entry in self.store.entries(replace(query.filter, where={"kind": frozenset({"correction"})})):
+        for entry in self.catch_up().entries(replace(query.filter, where={"kind": frozenset({"correction"})})):
             if entry.corrects is not None:
                 found.setdefault(entry.corrects, []).append(entry)
         return found
@@ -481,12 +485,12 @@ class Meter(CallMeter):
             StoreUnavailableError: the place cannot be written or read. Nothing is lost.
             TamperedLedgerError: an entry, or a file, is not what the chain says. Nothing is dropped.
         """
-        sealed = self.store.archives.seal(through, to, progress=progress)
-        return list(self.store.archives.drop(through) if drop else sealed)
+        sealed = self.catch_up().archives.seal(through, to, progress=progress)
+        return list(self.catch_up().archives.drop(through) if drop else sealed)
 
     def archives(self) -> list[ArchivedMonth]:
         """Every sealed month, in the order of the chain."""
-        return list(self.store.archives.listed())
+        return list(self.catch_up().archives.listed())
 
     def restore_archive(self, since: str | None = None) -> list[ArchivedMonth]:
         """Bring the entries of dropped months, from `since` (``2026-08``) on, back into the live ledger.
@@ -501,7 +505,7 @@ class Meter(CallMeter):
             StoreUnavailableError: a file cannot be read.
             TamperedLedgerError: a file is not what was sealed.
         """
-        return list(self.store.archives.restore(since))
+        return list(self.catch_up().archives.restore(since))
 
     def duckdb(self, path: str | os.PathLike[str] | None = None) -> DuckDBPyConnection:
         """The whole ledger, archived months included, as tables of DuckDB, for questions in SQL and for BI tools.
@@ -517,7 +521,7 @@ class Meter(CallMeter):
             ConfigurationError: a missing extra (``archive``), or the file exists.
             StoreUnavailableError: an archived month's file cannot be read.
         """
-        return self.store.archives.connect(path)
+        return self.catch_up().archives.connect(path)
 
     def prove(self, entry_id: str) -> Proof:
         """That a sealed month has an entry, for somebody who knows the month's Merkle root and sees nothing else.
@@ -534,7 +538,7 @@ class Meter(CallMeter):
             StoreUnavailableError: the file cannot be read.
             TamperedLedgerError: the file is not what was sealed.
         """
-        return self.store.archives.prove(entry_id)
+        return self.catch_up().archives.prove(entry_id)
 
     load_clickhouse = _of_ledger(clickhouse.load_clickhouse)
 

@@ -25,7 +25,7 @@ def run(*arguments):
     return json.loads(done.stdout), done.stderr
 
 
-@pytest.mark.parametrize("ends", ["a call tells", "nobody calls"])
+@pytest.mark.parametrize("ends", ["a call tells", "nobody calls", "somebody reads"])
 @pytest.mark.parametrize("how", ["call", "async", "stream"])
 def test_what_cannot_be_written_waits_and_is_written_later(how, ends, tmp_path):
     told, log = run(how, tmp_path, ends)
@@ -33,6 +33,7 @@ def test_what_cannot_be_written_waits_and_is_written_later(how, ends, tmp_path):
     assert told["faults"] >= 8
     calls = 13 if ends == "a call tells" else 12
     assert told["sent"] == calls
+    assert told["reported"] == calls
     assert told["after"] == {"waiting": 0, "entries": calls}
     assert told["ada"] == 3
     assert told["verified"]

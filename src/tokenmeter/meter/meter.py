@@ -315,6 +315,11 @@ class Meter:
         self.look_around(wait=wait)
         return entry if settlement.recorded else None
 
+    def catch_up(self) -> Store:
+        """The store, to be read: what waits in this program's memory is written first, if it can be by now."""
+        self.waiting.catch_up()
+        return self.store
+
     def look_around(self, *, wait: bool) -> None:
         """After a call was written down, so that the store works: write what waits, and see whom to tell of what."""
         if self.waiting.kept and wait:

@@ -146,8 +146,12 @@ class UnwrittenOutcomes:
                 self._thread = None
 
     def _try_again(self) -> None:
-        while self.kept and not self._wake.wait(_AGAIN):
-            self.catch_up()
+        while True:
+            while self.kept and not self._wake.wait(_AGAIN):
+                self.catch_up()
+            self._thread = None  # who keeps one from here on begins another thread
+            if not self.kept or self._wake.is_set():
+                return
 
     def _end(self) -> None:
         """The process ends: try once more, and say what it takes with it."""
