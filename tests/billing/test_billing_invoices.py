@@ -327,6 +327,7 @@ def test_a_buyer_may_have_taxes_of_its_own(ready):
         ({"taxes": [{"rate": "19"}]}, "0.19"),
         ({"taxes": {"rate": "0.1"}}, r"\[\[billing.taxes\]\]"),
         ({"terms_days": "14"}, "number of days"),
+        ({"terms_days": 10**9}, "number of days from 0 to 3,650"),
         ({"currency": "EURO"}, "ISO 4217"),
         ({"tz": "Berlin"}, "time zone"),
         ({"series": "A", "credit_series": "A"}, "must differ"),

@@ -159,12 +159,16 @@ def test_the_command_shows_what_it_would_refuse_and_issues_none_or_the_others(ru
     assert {name: one["refused"][: len(REFUSED[name])] for name, one in told.items() if one["refused"]} == {
         name: reason.replace("2026-11", "2026-10") for name, reason in REFUSED.items()
     }
+    assert "Nothing can be issued as it is." in run(*MANY)[1]
     allowed = ("--force", "--allow-unpriced", "--allow-overlap", "agreed")
     code, text, _ = run(*MANY, "--yes", *allowed, "--json")
     assert (code, [one["number"] for one in json.loads(text)]) == (0, [f"INV-0000{at}" for at in (2, 3, 4, 5)])
+    assert "All of these are issued already." in run(*MANY, *allowed)[1]
 
 
 def test_a_dimension_without_usage_is_said_and_a_run_ends_with_what_is_billed_nowhere(run):
     code, text, _ = run("invoice", "issue", "--by", "project", "--period", "2026-10", "--yes")
     assert (code, text.splitlines()[0]) == (0, "No account of that kind has usage in the period: nothing to issue.")
     assert "$1.000000000000 on 1 invoice + $10.000000000000 billed nowhere" in text
+    assert text.splitlines()[-1] == "  1 charge has no known price: what that costs is in none of these amounts."
+    assert json.loads(run("invoice", "coverage", "--period", "2026-10", "--json")[1])["unpriced"] == 1

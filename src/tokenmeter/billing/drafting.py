@@ -84,6 +84,7 @@ class Coverage:
         billed_nowhere: What stands on none.
         invoices: How many invoices count; void ones do not.
         nowhere: Account -> what of it is billed nowhere, dearest first. ``(nobody)`` is usage on no account.
+        unpriced: Charges whose price is unknown: what they cost is in none of these amounts.
     """
 
     period: Period
@@ -93,6 +94,7 @@ class Coverage:
     billed_nowhere: Decimal
     invoices: int
     nowhere: Mapping[str, Decimal] = field(default_factory=dict[str, Decimal])
+    unpriced: int = 0
 
     def __str__(self) -> str:
         twice = f" - ${self.billed_twice:,f} billed twice" if self.billed_twice else ""
@@ -100,6 +102,9 @@ class Coverage:
         billed = f"${self.invoiced:,f} on {invoices}{twice} + ${self.billed_nowhere:,f} billed nowhere"
         lines = [f"{self.period.label} ({self.period.tz}): {billed} = ${self.ledger:,f} in the ledger."]
         lines += [f"  billed nowhere: {name:<40} ${cost:,f}" for name, cost in self.nowhere.items()]
+        if self.unpriced:
+            charges = counted(self.unpriced, "charge has", "charges have")
+            lines.append(f"  {charges} no known price: what that costs is in none of these amounts.")
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
@@ -111,6 +116,7 @@ class Coverage:
             "invoices": self.invoices,
             **{name: f"{getattr(self, name):f}" for name in money},
             "nowhere": {name: f"{cost:f}" for name, cost in self.nowhere.items()},
+            "unpriced": self.unpriced,
         }
 
     @classmethod
@@ -139,6 +145,7 @@ class Coverage:
             billed_twice=twice,
             billed_nowhere=missing,
             invoices=len(scopes),
+            unpriced=sum(row.unpriced for _, row in billable.rows),
             nowhere=dict(sorted(nowhere.items(), key=lambda item: (negate(magnitude(item[1])), item[0]))),
         )
 

@@ -26,6 +26,10 @@ _TEXTS = (
 )
 
 
+#: Days; ten years.
+_LONGEST_TERMS = 3_650
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tax:
     """A tax on the net amount.
@@ -205,8 +209,10 @@ class BillingProfile:
             key: _text(values, key, where) for key in ("currency", "tz", "series", "credit_series", "einvoice")
         }
         days = values.get("terms_days", 30)
-        if not isinstance(days, int) or isinstance(days, bool) or days < 0:
-            raise ConfigurationError(f"{where}.terms_days is a number of days, not {days!r}.")
+        if not isinstance(days, int) or isinstance(days, bool) or not 0 <= days <= _LONGEST_TERMS:
+            raise ConfigurationError(
+                f"{where}.terms_days is a number of days from 0 to {_LONGEST_TERMS:,}, not {days!r}."
+            )
         if "seller" in values:
             texts["seller"] = Party.parse(values["seller"], where=f"{where}.seller")
         profile = cls(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
 from enum import StrEnum
@@ -79,6 +80,7 @@ def import_(
     source, paths = _split(what)
     attribution = Attribution(**who, tags=dict(_pair(text, "--tag") for text in tag or ()))
     fields = dict(_pair(part, "--map") for text in map_ or () for part in text.split(",") if part.strip())
+    gc.freeze()  # what is loaded by now stays: the collector need not walk it again for every few calls
     with frame.meter(make=True) as meter, progress_out.status("reading") as shown:
         outcome = import_usage(
             meter,

@@ -319,7 +319,7 @@ def _list_previews(frame: Frame, previews: list[InvoicePreview], *, done: bool) 
         emit([{**one.to_dict(), "lines": len(one.invoice.lines)} for one in previews])
         return
     refused = [one for one in previews if one.refused is not None]
-    ready = len(previews) - len(refused)
+    ready = sum(one.refused is None and one.invoice.number is None for one in previews)
     if not previews:
         out.print("No account of that kind has usage in the period: nothing to issue.")
         return
@@ -328,12 +328,11 @@ def _list_previews(frame: Frame, previews: list[InvoicePreview], *, done: bool) 
         out.print(f"Refused: {one.invoice.account}: {one.refused}", markup=False)
     if done:
         return
-    if not refused:
-        out.print("Nothing was issued yet; --yes issues these.")
-    elif ready:
-        out.print(f"Nothing was issued yet; --yes --skip-refused issues the other {ready}.")
+    if ready:
+        which = f"--yes --skip-refused issues the other {ready}" if refused else "--yes issues these"
+        out.print(f"Nothing was issued yet; {which}.")
     else:
-        out.print("Nothing can be issued as it is.")
+        out.print("Nothing can be issued as it is." if refused else "All of these are issued already.")
 
 
 def _list_invoices(frame: Frame, found: list[Invoice]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
 from itertools import chain
@@ -46,9 +46,12 @@ class KnownCalls:
 
     def is_new(self, entry: Entry) -> bool:
         """Whether a call is not there yet; from now on it is."""
-        if self._figures_of(entry) is not None:
+        keys = _keys(entry)
+        if self._known(entry, keys) is not None:
             return False
-        self._figures.update(dict.fromkeys(_keys(entry), _figures(entry)))
+        figures = _figures(entry)
+        for key in keys:
+            self._figures[key] = figures
         return True
 
     def conflict(self, call: ImportedCall, entry: Entry) -> str | None:
@@ -77,6 +80,9 @@ class KnownCalls:
         return completion(parts, [one for one in found if one.corrects in names], entry)
 
     def _figures_of(self, entry: Entry) -> Figures | None:
+        return self._known(entry, _keys(entry))
+
+    def _known(self, entry: Entry, keys: Iterable[str]) -> Figures | None:
         """What is known of a call. Reads its day and the neighbours: other sources may date it by its other end."""
         if (day := entry.occurred_at.date()) not in self._surrounded:
             self._surrounded.add(day)
@@ -84,7 +90,7 @@ class KnownCalls:
                 if near not in self._days:
                     self._days.add(near)
                     self._read(near)
-        known = next((found for key in _keys(entry) if (found := self._figures.get(key)) is not None), None)
+        known = next((found for key in keys if (found := self._figures.get(key)) is not None), None)
         rest = self._rests.get(str(entry.response_id)) if self._rests else None
         return known if known is None or rest is None else (known[0], _counts(Usage(dict(known[1])) + rest))
 
@@ -106,8 +112,8 @@ def _around(entry: Entry) -> tuple[date, ...]:
     return day, day - _DAY, day + _DAY
 
 
-def _keys(entry: Entry) -> tuple[str, ...]:
-    return tuple([key for key in (entry.dedup_key, entry.response_id) if key])
+def _keys(entry: Entry) -> list[str]:
+    return [key for key in (entry.dedup_key, entry.response_id) if key]
 
 
 def _figures(entry: Entry) -> Figures:
