@@ -10,6 +10,7 @@ import tokenmeter
 from tokenmeter.attribution import Attribution
 from tokenmeter.errors import BudgetExceededError, ConfigurationError, LedgerError, StoreError
 from tokenmeter.stores import copying, packing
+from tokenmeter.stores.backup import restore
 from tokenmeter.stores.documents import NewDocument
 from tokenmeter.stores.moving import copy_ledger, opened
 
@@ -176,6 +177,10 @@ def test_a_retired_ledger_can_still_be_read_proved_and_backed_up(way, filled, re
     made = reader.backup(tmp_path / "retired.db")
     assert (made.entries, made.verification.ok) == (len(list(reader.entries())), True)
     assert caplog.text == "", "what waited was handed on"
+    assert made.head == reader.verify().head
+    again = open_meter(restore(made.path, tmp_path / "again.db").url)
+    with pytest.raises((StoreError, LedgerError), match="moved"):
+        again.store.file(NewDocument(kind="invoice", key="x", body="{}"))
 
 
 def test_a_ledger_that_is_not_there_or_is_the_same_is_refused(tmp_path, filled):

@@ -124,7 +124,7 @@ def _write(store: Store, target: Path, progress: Progress | None) -> None:
         copy_file(end.read, target)
         return
     with _unfinished(target) as made:
-        carry(_end_of(store), made, with_holds=True, progress=progress)
+        carry(_end_of(store), made, whole=True, progress=progress)
 
 
 def _end_of(store: Store) -> End:
@@ -225,7 +225,7 @@ def _restore_server(file: LedgerFile, url: str, progress: Progress | None) -> No
                 f"{store.url} has a ledger with records, and one on a server is never replaced: name an empty schema "
                 "(?schema=NAME), and move programs to it."
             )
-        carry(file, end, with_holds=True, progress=progress)
+        carry(file, end, whole=True, progress=progress)
     finally:
         store.close()
 

@@ -89,18 +89,19 @@ class End(CopySource, Protocol):
         ...
 
 
-def carry(source: CopySource, target: End, *, with_holds: bool = False, progress: Progress | None = None) -> Copied:
+def carry(source: CopySource, target: End, *, whole: bool = False, progress: Progress | None = None) -> Copied:
     """Carry everything that the target does not have.
 
     Args:
         source: Where the ledger is.
         target: Empty, or the beginning of the same ledger.
-        with_holds: Whether open holds go along (for a backup), or forbid the copy, since their calls would be settled
-            where they began.
+        whole: Whether it is a backup: open holds go along, and so does a last record that says that the source moved.
+            Else open holds forbid the copy, since their calls would be settled where they began, and that record is
+            left out, since it is the copy that goes on.
         progress: Told now and then how many records are there, and of how many.
 
     Returns:
-        Where the copy ends. A last record that says that the source moved is left out.
+        Where the copy ends.
 
     Raises:
         LedgerError: holds are open, or the target is another ledger or was written to since.
@@ -108,11 +109,11 @@ def carry(source: CopySource, target: End, *, with_holds: bool = False, progress
     """
     if source.read(_moved) is None:  # else nothing is folded any more
         source.fold()
-    if not with_holds:
+    if not whole:
         source.read(refuse_holds)
     reached = target.read(_reached)
     source.read(partial(_check_beginning, reached=reached))
-    until = source.read(_end)
+    until = source.read(_reached if whole else _end)
 
     def together(work: Callable[[_Transfer], T]) -> T:
         return source.read(lambda rows: target.write(lambda written: work(_Transfer(source, rows, target, written))))
@@ -124,7 +125,7 @@ def carry(source: CopySource, target: End, *, with_holds: bool = False, progress
         reached = together(partial(_Transfer.page, after=after, last=last))
         if progress is not None:
             progress(reached.seq, until.seq)
-    return together(partial(_Transfer.end, with_holds=with_holds))
+    return together(partial(_Transfer.end, whole=whole))
 
 
 def refuse_holds(rows: Any) -> None:
@@ -260,18 +261,18 @@ class _Transfer:
         )
         return Copied(last, head)
 
-    def end(self, *, with_holds: bool) -> Copied:
+    def end(self, *, whole: bool) -> Copied:
         """Carry what came meanwhile, and everything that is no record."""
-        if not with_holds:
+        if not whole:
             refuse_holds(self._rows)
-        until = _end(self._rows)
+        until = _reached(self._rows) if whole else _end(self._rows)
         self.share()
         while (reached := _reached(self._written)).seq < until.seq:
             last = max(_archived_to(self._rows), min(until.seq, reached.seq + _PAGE))
             self.page(after=reached.seq, last=last)
         self._take_out()
         self._written.execute("DELETE FROM packed_sums")  # copies of the rows that are replaced here
-        for table in self._ours.keys() - {*_SHARED, *_RECORDS, *_LEFT, *(() if with_holds else ("holds",))}:
+        for table in self._ours.keys() - {*_SHARED, *_RECORDS, *_LEFT, *(() if whole else ("holds",))}:
             if table in self._theirs:
                 self._written.execute(f"DELETE FROM {table}")  # noqa: S608 - names of our own
                 self._put(table)
