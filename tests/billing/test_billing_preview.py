@@ -55,7 +55,7 @@ def test_a_refused_run_names_every_account_at_once(mixed):
     with pytest.raises(LedgerError) as refused:
         issue_invoices(mixed, drafts)
     first, *rest = str(refused.value).split("\n- ")
-    assert first.startswith("Nothing was issued: 3 of 4 invoices are refused.")
+    assert first.startswith("Nothing was issued: of 4, 3 invoices are refused.")
     assert [line.partition(": ")[0] for line in rest] == ["member=bob", "member=cat", "member=dan"]
     assert len(invoices(mixed)) == 1
 
@@ -82,7 +82,7 @@ def test_of_two_drafts_of_one_run_that_bill_the_same_usage_the_second_is_refused
     allowed = {"allow_unpriced": True}
     first, second = preview_invoices(mixed, drafts, **allowed)
     assert (first.refused, "is on that of member=ada already" in str(second.refused)) == (None, True)
-    with pytest.raises(LedgerError, match="1 of 2"):
+    with pytest.raises(LedgerError, match="of 2, 1 invoice is refused"):
         issue_invoices(mixed, drafts, **allowed)
     assert len(invoices(mixed)) == 1
     twice = [drafts[0], draft_invoice(mixed, period="2026-11", member="ada")]
@@ -150,7 +150,7 @@ def test_the_command_shows_what_it_would_refuse_and_issues_none_or_the_others(ru
     code, text, _ = run(*MANY)
     assert (code, text.count("Refused: "), "--skip-refused issues the other 1" in text) == (1, 3, True)
     code, _, told = run(*MANY, "--yes")
-    assert (code, "3 of 4 invoices are refused" in told, "(--skip-refused)" in told) == (4, True, True)
+    assert (code, "of 4, 3 invoices are refused" in told, "(--skip-refused)" in told) == (4, True, True)
     assert json.loads(run("invoice", "list", "--json")[1])[1:] == []
 
     code, text, _ = run(*MANY, "--yes", "--skip-refused", "--json")

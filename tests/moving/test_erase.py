@@ -1,5 +1,6 @@
 """A person can be taken out of a ledger: the text is gone from the files, and everything else is as it was."""
 
+import io
 import json
 from pathlib import Path
 
@@ -315,9 +316,14 @@ def test_erasing_twice_finds_nobody(meter):
         meter.erase("member", "ada@example.com", **WHY)
 
 
-def test_the_command_asks_first_and_says_what_is_left_to_do(filled, tmp_path, capsys):
+def test_the_command_asks_first_and_says_what_is_left_to_do(filled, tmp_path, capsys, monkeypatch):
     filled(f"sqlite:///{tmp_path}/ledger.db").close()
     line = ["erase", "member", "ada@example.com", "--store", f"sqlite:///{tmp_path}/ledger.db"]
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    with pytest.raises(SystemExit) as ended:
+        main([*line, "--reason", "request", "--by", "kim"])
+    assert ended.value.code == 2
+    assert "nobody said yes" in capsys.readouterr().err
     with pytest.raises(SystemExit) as ended:
         main([*line, "--reason", "request", "--by", "kim", "--yes"])
     said = capsys.readouterr().out

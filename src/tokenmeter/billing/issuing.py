@@ -179,7 +179,7 @@ def _none_issued(drafts: Sequence[Invoice], refused: Mapping[int, TokenmeterErro
     only_settings = all(isinstance(error, ConfigurationError) for error in refused.values())
     rest = " preview_invoices() tells which can be issued without them (--skip-refused)."
     return (ConfigurationError if only_settings else LedgerError)(
-        f"Nothing was issued: {len(refused)} of {len(drafts)} invoices are refused."
+        f"Nothing was issued: of {len(drafts)}, {counted(len(refused), 'invoice is', 'invoices are')} refused."
         f"{rest if len(refused) < len(drafts) else ''}{listed}{left}"
     )
 

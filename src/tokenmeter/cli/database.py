@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -396,8 +397,8 @@ def erase(
     which copies the ledger does not hold. Exit code 1 when something of the text is left beside a ledger file.
     """
     with frame.ledger() as store:
-        if not yes and not typer.confirm(f"Erase {dimension} {value} from the ledger, for good?", err=True):
-            raise typer.Abort
+        if not yes:
+            _ask_to_erase(dimension, value)
         done = erasing.erase(store, dimension, value, reason=reason, by=by, pseudonym=pseudonym)
     if frame.as_json:
         emit(asdict(done))
@@ -405,6 +406,15 @@ def erase(
         _tell_erasure(done)
     if done.left and store.url.startswith("sqlite"):
         raise typer.Exit(Exit.FOUND)
+
+
+def _ask_to_erase(dimension: str, value: str) -> None:
+    try:
+        typer.confirm(f"Erase {dimension} {value} from the ledger, for good?", err=True, abort=True)
+    except typer.Abort:
+        if sys.stdin.isatty():
+            raise
+        raise ConfigurationError("Nothing was erased: nobody said yes. A program that runs this says --yes.") from None
 
 
 def _tell_erasure(done: erasing.Erasure) -> None:
