@@ -42,10 +42,15 @@ def dollar_pricer():
 def metered(store, dollar_pricer):
     """A meter on the store under test, with the budgets it is given."""
 
-    def build(*budgets, **arguments):
-        return Meter(store=store, pricer=dollar_pricer, budgets=budgets, **arguments)
+    made = []
 
-    return build
+    def build(*budgets, **arguments):
+        made.append(Meter(store=store, pricer=dollar_pricer, budgets=budgets, **arguments))
+        return made[-1]
+
+    yield build
+    for meter in made:
+        meter.close()  # what it could not write it would write later, to a ledger that is another test's by then
 
 
 def a_call(member="ada", *, output=10, size=68, model=MODEL, operation="chat", unbounded=None, **who):
