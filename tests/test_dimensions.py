@@ -225,6 +225,50 @@ def test_a_column_of_an_entry_and_a_token_class_are_one_edit_each(tmp_path):
     assert said["header"] == ["queue_us", "queue_name"]
 
 
+#: A format of exports: its name, its writer, and their line in the table, in one file.
+FORMAT = (
+    ('ExportFormat = Literal["csv", ', 'ExportFormat = Literal["tsv", "csv", '),
+    (
+        "WRITERS: Mapping[ExportFormat, Callable[[Iterable[list[Any]], Sequence[Field[Any]], Sink], object]] = {\n",
+        """
+def _write_tsv(records: Iterable[list[Any]], fields: Sequence[Field[Any]], sink: Sink) -> None:
+    for cells in ([one.name for one in fields], *records):
+        sink.write("\\t".join(str(cell) for cell in cells).encode() + b"\\n")
+
+
+WRITERS: Mapping[ExportFormat, Callable[[Iterable[list[Any]], Sequence[Field[Any]], Sink], object]] = {
+    "tsv": _write_tsv,
+""",
+    ),
+)
+
+EXPORTED = """
+import pathlib, sys, tempfile, tokenmeter
+from tokenmeter.__main__ import main
+folder = pathlib.Path(tempfile.mkdtemp())
+meter = tokenmeter.configure(store=sys.argv[1])
+by_ending = tokenmeter.export_entries(folder / "entries.tsv")
+print(by_ending.format, by_ending.rows, (folder / "entries.tsv").read_text().count("\\n"))
+print(tokenmeter.report(by="member").export(folder / "report", format="tsv").format)
+meter.close()
+main(["export", "charges", str(folder / "charges.tsv"), "--store", sys.argv[1], "--json"])
+"""
+
+
+def test_a_format_of_exports_is_one_edit(tmp_path):
+    """Every export has it: entries, charges and reports, by name and by ending, in code and by command."""
+    ledger = f"sqlite:///{tmp_path / 'ledger.db'}"
+    _run(OLD, ledger, PACKAGE.parent)
+    copy = tmp_path / "copy" / "tokenmeter"
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    _edit(copy / "reports" / "writers.py", *FORMAT)
+
+    entries, report, *charges = _run(EXPORTED, ledger, copy.parent).splitlines()
+    assert entries == "tsv 2 3"
+    assert report == "tsv"
+    assert json.loads("".join(charges))["charges"]["format"] == "tsv"
+
+
 def _edit(path, *changes):
     text = path.read_text(encoding="utf-8")
     for old, new in changes:

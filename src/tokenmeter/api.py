@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import date, datetime
 from itertools import compress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from tokenmeter import billing, by_hand, checkpoints, erasing, importing, prices, reconciliation
 from tokenmeter.attribution import NOBODY, Attribution
@@ -38,7 +38,7 @@ from tokenmeter.reports import (
 )
 from tokenmeter.reports.database import open_database
 from tokenmeter.reports.query import Accepted, Instant
-from tokenmeter.reports.writers import Target
+from tokenmeter.reports.writers import ExportFormat, Target
 from tokenmeter.settings import Settings
 from tokenmeter.stores.archive import clickhouse
 from tokenmeter.stores.archive.manifest import ArchivedMonth, Proof
@@ -265,7 +265,7 @@ class Meter(CallMeter):
         period: str | Period | None = None,
         where: Where | None = None,
         tz: str = "UTC",
-        format: Literal["csv", "jsonl", "parquet", "xlsx"] | None = None,  # noqa: A002 - what everybody calls it
+        format: ExportFormat | None = None,  # noqa: A002 - what everybody calls it
         overwrite: bool = False,
         progress: Callable[[int], None] | None = None,
     ) -> Manifest:
@@ -299,7 +299,7 @@ class Meter(CallMeter):
         period: str | Period | None = None,
         where: Where | None = None,
         tz: str = "UTC",
-        format: Literal["csv", "jsonl", "parquet", "xlsx"] | None = None,  # noqa: A002 - what everybody calls it
+        format: ExportFormat | None = None,  # noqa: A002 - what everybody calls it
         overwrite: bool = False,
         progress: Callable[[int], None] | None = None,
     ) -> Manifest:
@@ -320,7 +320,7 @@ class Meter(CallMeter):
         tz: str = "UTC",
         version: str = "1.4",
         terms: FocusTerms | None = None,
-        format: Literal["csv", "jsonl", "parquet", "xlsx"] = "csv",  # noqa: A002 - what everybody calls it
+        format: ExportFormat = "csv",  # noqa: A002 - what everybody calls it
         overwrite: bool = False,
         progress: Callable[[int], None] | None = None,
     ) -> dict[str, Manifest]:

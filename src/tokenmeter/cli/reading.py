@@ -27,7 +27,7 @@ from tokenmeter.reports import Manifest, Query, export_charges, export_entries, 
 from tokenmeter.reports.export import Origin, write
 from tokenmeter.reports.fields import entry_fields
 from tokenmeter.reports.table import amount, count, visible
-from tokenmeter.reports.writers import is_stream
+from tokenmeter.reports.writers import EXPORT_FORMATS, is_stream
 from tokenmeter.stores.base import Store
 
 #: How long a call may have been on its way before it is recorded, and how far two looks overlap.
@@ -170,12 +170,13 @@ def export(
     target: Annotated[
         Path,
         typer.Argument(
-            help="File ending in .csv, .jsonl, .parquet or .xlsx, - for standard output; for focus a folder."
+            help=f"File ending in {', '.join(f'.{name}' for name in EXPORT_FORMATS)}; "
+            "- for standard output; for focus a folder."
         ),
     ],
     groups: SplitOptions,
     selection: SelectionOptions,
-    format_: Annotated[str | None, typer.Option("--format", help="csv, jsonl, parquet or xlsx.")] = None,
+    format_: Annotated[str | None, typer.Option("--format", help=f"{', '.join(EXPORT_FORMATS)}.")] = None,
     focus_version: Annotated[str, typer.Option(help="FOCUS version: 1.4 or 1.2.")] = "1.4",
     overwrite: OverwriteOption = False,
 ) -> None:

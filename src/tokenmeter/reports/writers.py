@@ -22,7 +22,7 @@ from itertools import islice
 from pathlib import Path
 from shutil import copyfile
 from tempfile import gettempdir
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, get_args
 
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import EXACT
@@ -205,7 +205,7 @@ def write_whole(path: Path, content: str | bytes, *, overwrite: bool) -> None:
 
 
 ExportFormat = Literal["csv", "jsonl", "parquet", "xlsx"]
-EXPORT_FORMATS: tuple[ExportFormat, ...] = ("csv", "jsonl", "parquet", "xlsx")
+EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 
 _BATCH = 10_000
 #: A spreadsheet runs a cell that begins with one of these as a formula; full-width forms count, too.
