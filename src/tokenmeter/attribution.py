@@ -30,7 +30,6 @@ log = logging.getLogger("tokenmeter")
 
 P = ParamSpec("P")
 R = TypeVar("R")
-S = TypeVar("S", bound="Scope")
 
 _NO_TAGS: Mapping[str, str] = MappingProxyType({})
 #: Most characters of a name.
@@ -366,29 +365,67 @@ class attribute:  # noqa: N801 - used as a verb, like contextlib.suppress
         self._place = self.place
         self._in_steps = False
 
-    def __enter__(self) -> Scope:
-        return self._enter(lambda outer: Scope(self._own, outer, opened_by=self))
+    # An interrupt may come at any line of these four: the blocks that are open afterwards are those of before. It may
+    # come at the line of a `try` as well, and is not caught there unless what is tried stands in that line.
 
-    def _enter(self, make: Callable[[Scope | None], S]) -> S:
-        self._place = self._place or _place_of_caller()
-        _this_thread.opens_blocks = True
-        outer = SCOPES.get()
-        scope = make(outer[-1] if outer else None)
-        SCOPES.set((*outer, scope))
-        return scope
+    def __enter__(self) -> Scope:
+        before = SCOPES.get()
+        try:
+            return self._open(before)
+        except BaseException:
+            SCOPES.set(before)
+            raise
+
+    async def __aenter__(self) -> Scope:
+        before = SCOPES.get()
+        try:
+            return self._open(before)
+        except BaseException:
+            SCOPES.set(before)
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # fmt: off
+        try: self._leave(SCOPES.get(), kind)  # noqa: E701 - see above
+        # fmt: on
+        except BaseException:
+            self._leave(SCOPES.get(), kind)
+            raise
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # fmt: off
+        try: self._leave(SCOPES.get(), kind)  # noqa: E701 - see above
+        # fmt: on
+        except BaseException:
+            self._leave(SCOPES.get(), kind)
+            raise
+
+    def _open(self, outer: tuple[Any, ...]) -> Scope:
+        self._place = self._place or _place_of_caller()
+        _this_thread.opens_blocks = True
+        scope = self._scope_in(outer[-1] if outer else None)
+        SCOPES.set((*outer, scope))
+        return scope
+
+    def _scope_in(self, outer: Scope | None) -> Scope:
+        """What is open inside the block."""
+        return Scope(self._own, outer, opened_by=self)
+
+    def _leave(self, scopes: tuple[Any, ...], kind: type[BaseException] | None) -> None:
+        """Of the blocks that are open here, take away this one and what was left open within it."""
         # No Token is kept: one object may be open in many contexts at once, and a generator may be closed in another
         # context than it was opened in. Only what this object opened HERE is taken away.
-        scopes = SCOPES.get()
-        for depth in range(len(scopes) - 1, -1, -1):
-            if scopes[depth].opened_by is self:
-                SCOPES.set(scopes[:depth])
-                self._look_for_strays(scopes[depth], failed=error is not None)
-                return
-        if kind is not GeneratorExit:  # a generator that nobody reads on may be closed anywhere
+        depth = len(scopes) - 1
+        while depth >= 0 and scopes[depth].opened_by is not self:
+            depth -= 1
+        if depth >= 0:
+            self._look_for_strays(scopes[depth], failed=kind is not None)
+            SCOPES.set(scopes[:depth])  # last: what fails before is begun anew
+        elif kind is not GeneratorExit:  # a generator that nobody reads on may be closed anywhere
             self.warn(
                 "was left in another context than it was entered in: calls made meanwhile did not see it, are recorded "
                 "without it, and passed the budgets on it. A plain `def` dependency of FastAPI with `yield` does "
@@ -417,14 +454,6 @@ class attribute:  # noqa: N801 - used as a verb, like contextlib.suppress
             _told.add((place, what))
             suffix = f" (thread {thread!r})" if thread else ""
             log.warning("The block tokenmeter.attribute(...) at %s %s%s.", place, what, suffix)
-
-    async def __aenter__(self) -> Scope:
-        return self.__enter__()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.__exit__(kind, error, trace)
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         """Decorate a function, a coroutine function, or a generator function of either kind.

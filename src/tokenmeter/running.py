@@ -26,36 +26,63 @@ class scopes_set_to:  # noqa: N801 - used as a verb, like contextlib.suppress
     def __init__(self, scopes: tuple[Any, ...]) -> None:
         self._scopes = scopes
 
+    # An interrupt may come at any line of these, as at those of `tokenmeter.attribute`.
+
     def __enter__(self) -> None:
         self._before = SCOPES.get()
-        self._token = SCOPES.set(self._scopes)
+        try:
+            self._token = SCOPES.set(self._scopes)
+        except BaseException:
+            SCOPES.set(self._before)
+            raise
 
     def __exit__(self, *_: object) -> None:
-        try:
-            SCOPES.reset(self._token)
+        # fmt: off
+        try: SCOPES.reset(self._token)  # noqa: E701 - an interrupt at the line of a `try` alone is not caught
+        # fmt: on
         except ValueError:  # a generator may be closed in another context, where only what was put there is taken away
-            if SCOPES.get() == self._scopes:
-                SCOPES.set(self._before)
+            self._take_away()
+        except BaseException:
+            self._take_away()
+            raise
+
+    def _take_away(self) -> None:
+        if SCOPES.get() == self._scopes:
+            SCOPES.set(self._before)
 
 
 class in_steps:  # noqa: N801 - as above
     """Run each step of a generator inside `block`. What the generator opened itself is open again in its next step."""
 
-    __slots__ = ("_block", "_depth", "_opened")
+    __slots__ = ("_around", "_block", "_depth", "_opened")
 
     def __init__(self, block: AbstractContextManager[object]) -> None:
         self._block = block
         self._opened: tuple[Any, ...] = ()
 
+    # A step begins and ends in one context. As above, of interrupts.
+
     def __enter__(self) -> None:
-        self._block.__enter__()
-        around = SCOPES.get()
-        self._depth = len(around)
-        if self._opened:
-            SCOPES.set((*around, *self._opened))
+        self._around = SCOPES.get()
+        try:
+            self._block.__enter__()
+            inside = SCOPES.get()
+            self._depth = len(inside)
+            if self._opened:
+                SCOPES.set((*inside, *self._opened))
+        except BaseException:
+            SCOPES.set(self._around)
+            raise
 
     def __exit__(self, *failure: object) -> None:
-        scopes = SCOPES.get()
+        # fmt: off
+        try: self._leave(SCOPES.get(), failure)  # noqa: E701 - as above
+        # fmt: on
+        except BaseException:
+            SCOPES.set(self._around)
+            raise
+
+    def _leave(self, scopes: tuple[Any, ...], failure: tuple[object, ...]) -> None:
         self._opened = scopes[self._depth :]
         if self._opened:
             SCOPES.set(scopes[: self._depth])

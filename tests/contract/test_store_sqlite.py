@@ -344,6 +344,39 @@ class TestReplacedFile:
         store.settle(third)
         assert {entry.entry_id for entry in store.entries()} == {one.entry_id for one in (first, second, third)}
 
+    @pytest.mark.parametrize("capped", [False, True], ids=["no cap", "a cap"])
+    @pytest.mark.parametrize("instead", ["nothing", "an empty folder", "another ledger's", "a file"])
+    def test_while_its_folder_is_away_entries_wait_and_a_cap_refuses(
+        self, store, path, make_entry, make_hold, make_key, make_posting, instead, capped
+    ):
+        entries = [make_entry() for _ in range(3)]
+        store.settle(entries[0], [make_posting(make_key(), 9)] if capped else ())
+        folder, away = path.parent, path.parent.with_name("away")
+        folder.rename(away)
+        if instead == "an empty folder":
+            folder.mkdir()
+        elif instead == "another ledger's":
+            SQLiteStore(path).close()
+        elif instead == "a file":
+            folder.touch()
+        if capped:
+            with pytest.raises(StoreUnavailableError):
+                store.reserve(make_hold((make_key(), 10, 1)))
+        for entry in entries[1:]:
+            assert store.settle(entry).recorded
+        with pytest.raises(StoreUnavailableError):
+            list(store.entries())
+        if folder.is_dir():
+            folder.rename(folder.with_name("instead"))
+        else:
+            folder.unlink(missing_ok=True)
+        away.rename(folder)
+        assert {entry.entry_id for entry in store.entries()} == {entry.entry_id for entry in entries}
+        assert store.verify().ok
+        if capped:
+            with pytest.raises(CapReachedError):
+                store.reserve(make_hold((make_key(), 10, 2)))
+
     def test_a_directory_in_place_of_a_file_beside_the_ledger_is_named(self, store, path, make_entry, tmp_path):
         store.settle(make_entry())
         tail = Path(f"{path}-tail.1")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tokenmeter.attribution import NOBODY, Scope, attribute
 from tokenmeter.budgets.matching import Cap
@@ -213,14 +213,17 @@ class budget(attribute):  # noqa: N801 - used as a verb, like attribute
             unknown_price=unknown_price,
         )
 
-    def __enter__(self) -> Run:
-        run = self._enter(lambda outer: Run(self._budget, outer, opened_by=self, goes_on=self._begun))
+    if TYPE_CHECKING:
+
+        def __enter__(self) -> Run: ...
+
+        async def __aenter__(self) -> Run: ...
+
+    def _scope_in(self, outer: Scope | None) -> Run:
+        run = Run(self._budget, outer, opened_by=self, goes_on=self._begun)
         if self._in_steps and self._begun is None:  # a generator's run is one, whoever asks for its next item
             self._begun = run
         return run
-
-    async def __aenter__(self) -> Run:
-        return self.__enter__()
 
     def _again(self, function: Callable[..., Any]) -> Callable[[], attribute]:
         again = super()._again(function)
