@@ -58,10 +58,20 @@ class ApiKey:
     @classmethod
     def identify(cls, key: str, *, secret: bytes, alias: str | None = None) -> ApiKey:
         """Fingerprint `key` under `secret`."""
-        digest = hmac.new(secret, key.encode(), hashlib.sha256).hexdigest()[:32]
+        digest = hmac.new(secret, _to_bytes(key), hashlib.sha256).hexdigest()[:32]
         # Short strings are test keys or passwords: four characters would be most of them.
         last4 = key[-4:] if len(key) >= 12 else ""  # noqa: PLR2004
         return cls(digest, last4, alias)
+
+
+def hash_key(key: str) -> str:
+    """SHA-256 of an API key in hex, as ``sha256:`` references in the configuration name it."""
+    return hashlib.sha256(_to_bytes(key)).hexdigest()
+
+
+def _to_bytes(key: str) -> bytes:
+    """`key` in UTF-8. Halves of letters, which no header can carry either, are written as escapes: no key may raise."""
+    return key.encode(errors="backslashreplace")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

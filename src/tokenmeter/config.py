@@ -13,6 +13,7 @@ from typing import Any, Unpack, cast
 
 from pydantic import BaseModel, ValidationError
 
+from tokenmeter.attribution import hash_key
 from tokenmeter.errors import ConfigurationError, StoreUnavailableError, reason_of, shown
 from tokenmeter.paths import expand, user_folder
 from tokenmeter.settings import (
@@ -25,7 +26,6 @@ from tokenmeter.settings import (
     Settings,
     SettingsArguments,
     TokenSettings,
-    hash_key,
 )
 
 FILE_NAME = "tokenmeter.toml"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Annotated, Any, Literal, TypedDict
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, PrivateAttr
 
+from tokenmeter.attribution import hash_key
 from tokenmeter.budgets import AlertTarget, Budget
 from tokenmeter.errors import ConfigurationError, shown
 from tokenmeter.money import ONE, ZERO, parse_decimal
@@ -46,11 +46,6 @@ def _check_text(value: object) -> object:
 
 
 Text = Annotated[str, BeforeValidator(_check_text)]
-
-
-def hash_key(key: str) -> str:
-    """SHA-256 of an API key in hex, as ``sha256:`` references in the configuration name it."""
-    return hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()
 
 
 def _parse_cost_unit(value: object) -> object:

@@ -242,5 +242,9 @@ def test_an_api_key_is_known_by_fingerprint_and_never_by_its_text():
     assert ApiKey.identify("sk-proj-abcdefgh-1234", secret=b"s" * 32, alias="prod").label == "prod"
 
 
+def test_any_text_is_identified_as_a_key():
+    assert ApiKey.identify("half a letter \ud800", secret=b"s" * 32).last4 == "er \ud800"[-4:]
+
+
 def test_a_short_key_shows_nothing_of_itself():
     assert ApiKey.identify("secret", secret=b"s" * 32).last4 == ""

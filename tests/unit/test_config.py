@@ -6,11 +6,11 @@ from decimal import Decimal
 
 import pytest
 
+from tokenmeter.attribution import hash_key
 from tokenmeter.budgets import Budget
 from tokenmeter.config import load_settings
 from tokenmeter.default import make_meter
 from tokenmeter.errors import ConfigurationError
-from tokenmeter.settings import hash_key
 
 
 @pytest.fixture(autouse=True)

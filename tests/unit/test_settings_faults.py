@@ -8,7 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import tokenmeter
@@ -60,6 +60,7 @@ def tried(**arguments):
 
 @settings(max_examples=150, suppress_health_check=list(HealthCheck), deadline=None)
 @given(st.sampled_from(NAMES), VALUES)
+@example("api_keys", {"half a letter": "\ud800"})
 def test_any_value_of_any_setting(name, value):
     tried(**{name: value})
     tried(config={name: value})

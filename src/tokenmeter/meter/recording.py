@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -10,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from tokenmeter.attribution import ApiKey
+from tokenmeter.attribution import ApiKey, hash_key
 from tokenmeter.budgets.runs import RunClaims
 from tokenmeter.call import Call, Outcome
 from tokenmeter.errors import StoreError
@@ -152,7 +151,7 @@ class KeyRing:
         known = self.known.get(key)
         if known is not None:
             return known
-        alias = self._aliases.get(hashlib.sha256(key.encode()).hexdigest())
+        alias = self._aliases.get(hash_key(key))
         try:
             if self._secret is None:
                 self._secret = self._read_secret()
