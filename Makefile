@@ -1,6 +1,7 @@
 # What a contributor does, by name. `make` alone lists it.
 
-UV ?= uv
+# `make setup` puts it there.
+UV ?= $(abspath .venv/bin/uv)
 PYTHON ?= python3.11
 BIN := .venv/bin
 

@@ -10,7 +10,6 @@ import logging
 import sys
 import threading
 import time
-import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -22,6 +21,7 @@ from tokenmeter.errors import ConfigurationError, shown
 from tokenmeter.money import ZERO, add, to_dollars, to_picodollars
 from tokenmeter.processes import run_alone
 from tokenmeter.running import SCOPES, decorate, runner_of
+from tokenmeter.texts import check_text
 
 if TYPE_CHECKING:
     from tokenmeter.usage import Quantity, Usage
@@ -32,8 +32,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _NO_TAGS: Mapping[str, str] = MappingProxyType({})
-#: Most characters of a name.
-MAX_TEXT = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +86,15 @@ class Attribution(Who):
         for name in WHO:
             value = getattr(self, name)
             if value is not None:
-                _check_text(value, name)
+                check_text(value, name)
         if self.tags:
             if not isinstance(self.tags, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance] - without a checker
                 raise ConfigurationError(
                     f"tags must be a mapping of names to texts, such as {{'experiment': 'b'}}, not {shown(self.tags)}."
                 )
             for key, value in self.tags.items():
-                _check_text(key, "a tag's name")
-                _check_text(value, f"tag {key!r}")
+                check_text(key, "a tag's name")
+                check_text(value, f"tag {key!r}")
             object.__setattr__(self, "tags", MappingProxyType(dict(sorted(self.tags.items()))))
 
     def __reduce__(self) -> tuple[Any, ...]:  # a mapping proxy cannot be pickled
@@ -120,17 +118,6 @@ NOBODY = Attribution()
 
 def _rebuild(values: dict[str, Any]) -> Attribution:
     return Attribution(**values)
-
-
-def _check_text(value: object, name: str) -> None:
-    if not isinstance(value, str) or not value or len(value) > MAX_TEXT:
-        raise ConfigurationError(
-            f"{name} must be a non-empty text of at most {MAX_TEXT} characters, not {shown(value)}; "
-            "leave it out (None) when it is unknown."
-        )
-    # Lone surrogates cannot be stored as UTF-8, control characters break tables and exports.
-    if not value.isprintable() and any(unicodedata.category(character) in {"Cc", "Cs"} for character in value):
-        raise ConfigurationError(f"{name} must not contain control characters: {shown(value)}.")
 
 
 class Scope:

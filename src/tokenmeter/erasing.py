@@ -31,6 +31,7 @@ from tokenmeter.stores.copying import End
 from tokenmeter.stores.documents import ERASURE, MERGED, MOVED, Filing, NewDocument
 from tokenmeter.stores.encoding import compact_json, storable_text
 from tokenmeter.stores.slots import from_microseconds
+from tokenmeter.texts import check_reason
 
 #: Years after the one of its filing for which a document is taken to be kept by law; the longest that is usual in
 #: Europe for invoices.
@@ -144,6 +145,7 @@ def erase(store: Store, dimension: str, value: str, *, reason: str, by: str, pse
     kind = _kind_of(dimension)
     value = storable_text(value)
     for name, text in (("reason", reason), ("by", by)):
+        check_reason(text, name)
         if not text.strip():
             raise ConfigurationError(f"{name}= is empty: the record of an erasure says who decided it, and why.")
     if value and value in reason:

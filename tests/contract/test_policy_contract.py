@@ -545,9 +545,27 @@ class TestCredit:
             ({"amount": 1, "expires": "2020-01-01"}, "later than"),
             ({"amount": 1, "scope": {}}, "say which organization"),
             ({"amount": 1, "unit": "tokens"}, "limits usd"),
+            ({"amount": 1, "scope": {"organization": "*"}}, "say which organization"),  # no call reaches it
+            ({"amount": 1, "scope": {"organization": ""}}, "non-empty text"),
+            ({"amount": 1, "by": 7}, "by must be"),
+            ({"amount": 1, "by": "a\x00b"}, "control characters"),
+            ({"amount": 1, "reason": None}, "reason must be a text"),
+            ({"amount": 1, "reason": "half \ud83d"}, "control characters"),
+            ({"amount": 1, "key": 4711}, "key must be"),
         ],
     )
     def test_a_wrong_grant_is_refused(self, metered, arguments, problem):
         given = {"scope": {"organization": "acme"}, "by": "b", "reason": "r"} | arguments
         with pytest.raises(ConfigurationError, match=problem):
             metered(self.CREDIT).budgets.grant("credit", given.pop("amount"), **given)
+
+    @pytest.mark.parametrize("said", [{"by": 7}, {"by": "a\x00b"}, {"reason": 7}, {"reason": "half \ud83d"}], ids=repr)
+    def test_a_change_by_whom_or_why_nobody_can_read_is_refused(self, metered, said):
+        budgets = metered(self.CREDIT).budgets
+        with pytest.raises(ConfigurationError, match=next(iter(said))):
+            budgets.set(Budget(limit_usd=1, name="new"), **said)
+        with pytest.raises(ConfigurationError, match=next(iter(said))):
+            budgets.retire("credit", **said)
+        with pytest.raises(ConfigurationError, match=next(iter(said))):
+            budgets.apply([Budget(limit_usd=1, name="new")], source="a file", **said)
+        assert [change.name for change in budgets.history()] == ["credit"]

@@ -16,7 +16,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple, Protocol
 
 from tokenmeter.billing.drafting import Billable
-from tokenmeter.billing.period import acting, zone_of_books
+from tokenmeter.billing.period import zone_of_books
 from tokenmeter.billing.rated import check_dimensions
 from tokenmeter.errors import ConfigurationError, TokenmeterError
 from tokenmeter.ledger import utcnow
@@ -24,6 +24,7 @@ from tokenmeter.money import EXACT, ZERO
 from tokenmeter.periods import Period, parse_period
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.documents import Document, DocumentQuery, NewDocument
+from tokenmeter.texts import acting
 
 KIND = "handover"
 _LONGEST_IDENTIFIER = 100

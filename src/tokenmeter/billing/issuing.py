@@ -17,7 +17,7 @@ from tokenmeter.billing.drafting import Billable, Coverage
 from tokenmeter.billing.einvoice import missing_for_einvoice
 from tokenmeter.billing.filed import INVOICE, read_filed
 from tokenmeter.billing.invoice import Invoice
-from tokenmeter.billing.period import acting, zone_of_books
+from tokenmeter.billing.period import zone_of_books
 from tokenmeter.billing.profile import BillingProfile
 from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError, LedgerError, TokenmeterError
@@ -26,6 +26,7 @@ from tokenmeter.money import money_text, total
 from tokenmeter.periods import Period, parse_day, parse_period, zone
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.documents import DocumentQuery, NewDocument
+from tokenmeter.texts import acting
 
 #: Reasons that an error lists; a preview has all of them.
 _MOST_TOLD = 10

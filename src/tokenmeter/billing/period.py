@@ -6,7 +6,6 @@ what was told, not by clocks, so that an entry which waited in a spool or settle
 
 from __future__ import annotations
 
-import getpass
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from tokenmeter.money import COSTS, ZERO, Costs, subtract, total
 from tokenmeter.periods import Period, parse_period, zone
 from tokenmeter.stores.base import EntryFilter, Store
 from tokenmeter.stores.documents import Document, DocumentQuery, NewDocument
+from tokenmeter.texts import acting
 
 _KIND = "period"
 #: No two zones are further apart.
@@ -169,16 +169,6 @@ def closable(period: str | Period, tz: str, now: datetime) -> Period:
     if wanted.end > now:
         raise LedgerError(f"{wanted.label} ends at {wanted.end.isoformat()}; it can be closed from then on.")
     return wanted
-
-
-def acting(by: str | None) -> str:
-    """Who does something: `by`, else the user of the system."""
-    if by:
-        return by
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError, ImportError):  # a user without a name, as in some containers
-        return "unknown"
 
 
 def check_open(wanted: Period, closed: Sequence[ClosedPeriod]) -> None:

@@ -19,13 +19,13 @@ from tokenmeter.billing.events import Event
 from tokenmeter.billing.filed import EVENT, find_document, load_invoice
 from tokenmeter.billing.invoice import Invoice
 from tokenmeter.billing.lines import TaxLine
-from tokenmeter.billing.period import acting
 from tokenmeter.errors import ConfigurationError, LedgerError
 from tokenmeter.ledger import utcnow
 from tokenmeter.money import EXACT, ZERO, magnitude, multiply, parse_decimal, round_money, total
 from tokenmeter.periods import parse_day, zone
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.documents import Document, DocumentQuery, NewDocument
+from tokenmeter.texts import acting, check_reason
 
 _TAKEN_OFF = frozenset({"void", "uncollectible"})
 #: ``[(line number or description, net amount), ...]``, one net amount, or None for the rest.
@@ -274,6 +274,7 @@ def _filed(store: Store, invoice: Invoice | str) -> Document:
 
 
 def _say_why(reason: str) -> None:
+    check_reason(reason)
     if not reason.strip():
         raise ConfigurationError("Say why: a reason stands on the paper trail for ever.")
 

@@ -7,7 +7,6 @@ ledger knows better.
 
 from __future__ import annotations
 
-import getpass
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from tokenmeter.budgets.windows import Window, microseconds
 from tokenmeter.errors import LedgerError
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.documents import Document, DocumentQuery, NewDocument
+from tokenmeter.texts import acting
 
 #: The kind of document that a budget's history consists of. Stores count their changes: `Store.generation`.
 KIND = "budget"
@@ -243,7 +243,7 @@ def file_grant(store: Store, grant: Grant, *, more: Mapping[str, Any] | None = N
 
 def file_name(store: Store, policy: Policy, fingerprint: str, name: str) -> bool:
     """File what this program calls an API key, for budgets that go by it; False when somebody was quicker."""
-    body = {"format": _FORMAT, "what": "name", "fingerprint": fingerprint, "name": name, "by": whoami()}
+    body = {"format": _FORMAT, "what": "name", "fingerprint": fingerprint, "name": name, "by": acting(None)}
     return _file(store, f"key {fingerprint} {policy.revision}", body)
 
 
@@ -277,14 +277,6 @@ def what_counts(change: Change) -> str:
     return f"in the ledger it is ({said}), set{when} by {change.by} ({change.source}): that counts"
 
 
-def whoami() -> str:
-    """The name of the account this program runs under, for the ledger's history."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError, ImportError):
-        return "unknown"
-
-
 def joined(policy: Policy, declared: Iterable[Budget], source: str) -> dict[str, Change]:
     """What is in force, and what would be once `declared` is filed."""
     found = policy.in_force()
@@ -298,7 +290,7 @@ def joined(policy: Policy, declared: Iterable[Budget], source: str) -> dict[str,
                 what="set",
                 budget=budget,
                 at=None,
-                by=whoami(),
+                by=acting(None),
                 reason="declared",
                 source=source,
                 era=era,

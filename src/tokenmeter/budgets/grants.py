@@ -12,6 +12,7 @@ from tokenmeter.budgets.matching import scope_text
 from tokenmeter.budgets.policy import Budget, Unit
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.stores.documents import Document
+from tokenmeter.texts import check_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +136,9 @@ def full_scope(budget: Budget, given: Mapping[str, str]) -> dict[str, str]:
             )
         )
     for name, value in given.items():
+        check_text(value, name)
+        if value == "*":  # a counter that no call can reach
+            raise ConfigurationError(f"{name}='*' is no counter of budget {budget.name!r}; say which {name} is meant.")
         if scope[name] not in ("*", value):
             raise ConfigurationError(f"Budget {budget.name!r} is for {name}={scope[name]!r}, not {value!r}.")
     return {name: given.get(name, value) for name, value in scope.items()}

@@ -27,7 +27,6 @@ from tokenmeter.budgets.definitions import (
     joined,
     read_policy,
     what_counts,
-    whoami,
 )
 from tokenmeter.budgets.grants import Grant, find_filed, full_scope, grants_of
 from tokenmeter.budgets.holds import Fault
@@ -41,6 +40,7 @@ from tokenmeter.money import magnitude, parse_decimal
 from tokenmeter.periods import parse_instant
 from tokenmeter.processes import after_fork_in_child, run_alone
 from tokenmeter.stores.base import Store
+from tokenmeter.texts import acting, check_reason, check_text
 
 log = logging.getLogger("tokenmeter")
 
@@ -227,7 +227,7 @@ class Registry:
                 budget.name,
                 budget,
                 versions=policy.changes.get(budget.name, ()),
-                by=whoami(),
+                by=acting(None),
                 reason="declared",
                 source=self._source,
             )
@@ -299,11 +299,11 @@ class Registry:
             The definition in force.
 
         Raises:
-            ConfigurationError: its name is what a counter of another budget is called.
+            ConfigurationError: its name is what a counter of another budget is called; `by` or `reason` is no text.
             StoreUnavailableError: it could not be recorded.
         """
         refuse_shared_counters([budget], [*self.declared, *self._read_policy().ever()])
-        return self._change(budget.name, budget, by=by or whoami(), reason=reason, source=source)
+        return self._change(budget.name, budget, by=by, reason=reason, source=source)
 
     def retire(self, name: str, *, by: str | None = None, reason: str = "", source: str = "run time") -> Change:
         """End a budget. Its history stays; setting it again counts from the ledger.
@@ -313,15 +313,17 @@ class Registry:
             StoreUnavailableError: it could not be recorded.
         """
         self._named(self._read_applied(), name)
-        return self._change(name, None, by=by or whoami(), reason=reason, source=source)
+        return self._change(name, None, by=by, reason=reason, source=source)
 
-    def _change(self, name: str, budget: Budget | None, *, by: str, reason: str, source: str) -> Change:
+    def _change(self, name: str, budget: Budget | None, *, by: str | None, reason: str, source: str) -> Change:
+        who = acting(by)
+        check_reason(reason)
         while True:
             versions = self._read_applied().policy.changes.get(name, ())
             last = versions[-1] if versions else None
             if last is not None and is_same_or_gone(last.budget, budget):
                 return last
-            if file_change(self._store, name, budget, versions=versions, by=by, reason=reason, source=source):
+            if file_change(self._store, name, budget, versions=versions, by=who, reason=reason, source=source):
                 self._read_applied()
                 return self._read_policy().changes[name][len(versions)]
 
@@ -360,7 +362,7 @@ class Registry:
         }
         due |= {name: None for name, change in in_force.items() if change.source == source and name not in wanted}
         refuse_shared_counters(wanted.values(), policy.ever())
-        who = by or whoami()
+        who = acting(by)
         self._told.update((name, policy.changes[name][-1].version) for name in due if name in policy.changes)
         if dry_run:
             return [
@@ -412,7 +414,7 @@ class Registry:
             The grant as it stands in the ledger, or would.
 
         Raises:
-            ConfigurationError: no such budget or counter, or a wrong amount or expiry.
+            ConfigurationError: no such budget or counter, a wrong amount or expiry, or what should be a text is none.
             StoreUnavailableError: it could not be recorded.
         """
         state = self._read_applied()
@@ -424,6 +426,9 @@ class Registry:
             raise ConfigurationError("amount must not be zero.")
         if parse_limit(magnitude(number), cap.unit, name="amount") == 0 or cap.rolling or not cap.counts:
             raise ConfigurationError(f"Budget {name!r} is a rate limit; change its limit instead of granting more.")
+        if key is not None:
+            check_text(key, "key")
+        check_reason(reason)
         begins = at or self._store.now()
         ends = None if expires is None else parse_instant(expires, budget.tz)
         if ends is not None and ends <= begins:
@@ -439,7 +444,7 @@ class Registry:
             expires=ends,
             window_start=window_start,
             at=self._store.now(),
-            by=by,
+            by=acting(by),
             reason=reason,
         )
         if dry_run:

@@ -13,7 +13,7 @@ import typer
 from rich.progress_bar import ProgressBar
 
 from tokenmeter.budgets import Balance, Budget, Change, Grant
-from tokenmeter.budgets.definitions import in_words, whoami
+from tokenmeter.budgets.definitions import in_words
 from tokenmeter.budgets.policy import Unit
 from tokenmeter.budgets.status import check_scope
 from tokenmeter.cli.frame import HEADINGS, Exit, Frame, app, command, emit, out, progress_out, show_table
@@ -23,6 +23,7 @@ from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import add, divide, magnitude, multiply, round_to
 from tokenmeter.periods import zone
 from tokenmeter.reports.table import unit_amount, visible
+from tokenmeter.texts import acting
 
 _NEARLY = Decimal("0.8")
 
@@ -176,7 +177,7 @@ def grant(
         made = meter.budgets.grant(
             name,
             amount,
-            by=by or whoami(),
+            by=acting(by),
             reason=reason,
             scope=_parse_scope(scope or ()),
             unit=cast("Unit | None", unit),

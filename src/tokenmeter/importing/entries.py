@@ -11,7 +11,7 @@ from unicodedata import category
 
 from pydantic_core import to_json
 
-from tokenmeter.attribution import MAX_TEXT, Attribution
+from tokenmeter.attribution import Attribution
 from tokenmeter.dimensions import INPUT_METERS
 from tokenmeter.importing.call import Given, ImportedCall
 from tokenmeter.ledger import Charge, Entry
@@ -21,6 +21,7 @@ from tokenmeter.pricing.card import Circumstances
 from tokenmeter.pricing.pricer import COMPLETED, Pricer, completion
 from tokenmeter.pricing.rating import Rating
 from tokenmeter.stores.base import EntryFilter, Store
+from tokenmeter.texts import MAX_TEXT
 from tokenmeter.usage import Consumption, Observation, Usage
 
 _OPERATIONS = {"completions": "text_completion", "embeddings": "embeddings"}
