@@ -26,13 +26,15 @@ from tokenmeter.stores.fold import (
     AccountFacts,
     Batch,
     Measured,
+    MeterLines,
     add_lines,
     advance,
     measured,
+    split_lines,
 )
 from tokenmeter.stores.packed import PackedKind, Stretch
 from tokenmeter.stores.packing import can_be_read, find_dense, find_incomplete, in_pages, keep, pages
-from tokenmeter.stores.sketch import Latencies, packed
+from tokenmeter.stores.sketch import LatencySums
 from tokenmeter.stores.slots import month_of, to_microseconds, week_of
 from tokenmeter.stores.tail import frames, owner_of, remove_segment, segment_path, segments
 from tokenmeter.stores.trouble import Trouble
@@ -412,6 +414,7 @@ class Folding(ABC):
         self._seq, self._hash = 0, FIRST
         self._archived: bool | None = None
         self._strangers: set[bytes] = set()
+        self._meter_of: Callable[[str], str]
 
     # -- what an engine does
 
@@ -469,6 +472,7 @@ class Folding(ABC):
         self.left_out = False
         self._batch, self._rows, self._ids, self._dedup = Batch(), [], set(), {}
         self._archived, self._strangers = None, set()
+        self._meter_of = partial(self._book.meter, connection)
         self._seq, self._hash, self.places = self.begin(connection)
 
     def _frames(self) -> Iterator[tuple[int, int, bytes, bytes]]:
@@ -512,7 +516,7 @@ class Folding(ABC):
         entry_id: str = values["id"]
         key: str | None = values.get("dedup_key")
         account = book.account(connection, values["account"])
-        found = measured(values, account, partial(book.meter, connection))
+        found = measured(values, account, self._meter_of)
         if self._is_there(connection, entry_id, key):
             return False
         seq, digest = self._seq + 1, advance(self._hash, record)
@@ -552,12 +556,13 @@ def sum_rows(batch: Batch) -> Iterator[tuple[str, Iterable[tuple[Any, ...]]]]:
             key = (level, slot, account, meter)
             rare[key] = rare.get(key, 0) + nano
     yield "rare_sums", ((*key, *divmod(nano, NANO)) for key, nano in rare.items())
-    months: dict[tuple[int, int], dict[str, list[int]]] = {}
-    taken: dict[tuple[int, int], Latencies] = {}
+    months: dict[tuple[int, int], MeterLines] = {}
+    taken: dict[tuple[int, int], LatencySums] = {}
     for (day, account), lines in batch.meters.items():
-        add_lines(months.setdefault((month_of(day), account), {}), lines)
+        month = (month_of(day), account)
+        months[month] = add_lines(months.get(month), lines)
     for (day, account), some in batch.latencies.items():
-        taken.setdefault((month_of(day), account), Latencies()).take(some)
+        taken.setdefault((month_of(day), account), LatencySums()).take(some)
     yield (
         "meter_sums",
         (
@@ -567,13 +572,13 @@ def sum_rows(batch: Batch) -> Iterator[tuple[str, Iterable[tuple[Any, ...]]]]:
             )
             for level, groups in ((1, batch.meters), (2, months))
             for place, lines in groups.items()
-            for meter, (count, unpriced, estimated, reasoning, nano, first, second, third) in lines.items()
+            for meter, (count, unpriced, estimated, reasoning, nano, first, second, third) in split_lines(lines)
         ),
     )
     yield (
         "latency_sums",
         (
-            (level, *place, *latency_row(some))
+            (level, *place, *some.row())
             for level, groups in ((1, batch.latencies), (2, taken))
             for place, some in groups.items()
         ),
@@ -598,21 +603,9 @@ def _coarser(
     for (slot, account), amounts in sums.items():
         place = (slot_of(slot), account)
         known = found.get(place)
-        found[place] = amounts if known is None else list(map(add, known, amounts))
+        found[place] = amounts if known is None else tuple(map(add, known, amounts))
     return found
 
 
 def _day_of(hour: int) -> int:
     return hour // 24
-
-
-def latency_row(some: Latencies) -> tuple[Any, ...]:
-    """`LATENCIES` as a table keeps them."""
-    return (
-        some.duration.total_us,
-        packed(some.duration.counts),
-        some.first_token.total_us,
-        packed(some.first_token.counts),
-        some.generation_us,
-        some.generated,
-    )

@@ -7,9 +7,10 @@ adds to which sum.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import ROUND_HALF_EVEN, Decimal
+from itertools import chain
 from operator import add
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from pydantic_core import from_json
 from tokenmeter.ledger import CounterKey
 from tokenmeter.money import EXACT
 from tokenmeter.stores.record import costs_of
-from tokenmeter.stores.sketch import Latencies
+from tokenmeter.stores.sketch import LatencySums
 from tokenmeter.stores.slots import HOUR
 
 #: What the first record is linked to.
@@ -81,16 +82,18 @@ class Measured(NamedTuple):
     """What an entry adds to sums.
 
     Attributes:
-        lines: Meter -> `METER_AMOUNTS` of the entry, but quantities in billionths and costs in picodollars, each one
-            number. The meter ``""`` stands for cost that no meter explains.
+        meters: Each meter once. ``""`` stands for cost that no meter explains.
+        lines: `LINE` numbers for each of them: `METER_AMOUNTS`, but quantities in billionths and costs in picodollars,
+            each one number.
         amounts: `AMOUNTS` of the entry.
         more: Meter -> billionths, of quantities without a column among `amounts`.
         times: Microseconds of a call until its end, and until its first token; None where it is not known.
     """
 
-    lines: dict[str, list[int]]
+    meters: tuple[str, ...]
+    lines: tuple[int, ...]
     amounts: tuple[int, ...]
-    more: dict[str, int]
+    more: Mapping[str, int]
     times: tuple[int | None, int | None]
 
     @property
@@ -102,6 +105,31 @@ class Measured(NamedTuple):
     def estimated(self) -> int:
         """1 for a call whose usage or cost is estimated."""
         return self.amounts[1]
+
+
+#: Numbers to a meter in `Measured.lines`.
+LINE = 8
+_UNPRICED, _REASONING, _QUANTITY, _LIST, _CONTRACTED, _BILLED = 1, 3, 4, 5, 6, 7
+#: Lines by meter, as they are added up: tuples of numbers, which a collection of garbage does not walk.
+MeterLines = tuple[tuple[str, ...], tuple[int, ...]]
+
+
+def split_lines(lines: MeterLines) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Each meter with its `LINE` numbers."""
+    meters, numbers = lines
+    return ((meter, numbers[at * LINE : at * LINE + LINE]) for at, meter in enumerate(meters))
+
+
+def add_lines(known: MeterLines | None, more: MeterLines) -> MeterLines:
+    """Add up amounts meter by meter."""
+    if known is None:
+        return more
+    if known[0] == more[0]:  # as nearly always with the entries of an account
+        return more[0], tuple(map(add, known[1], more[1]))
+    found = dict(split_lines(known))
+    for meter, line in split_lines(more):
+        found[meter] = tuple(map(add, found[meter], line)) if meter in found else line
+    return tuple(found), tuple(chain.from_iterable(found.values()))
 
 
 def _nano(quantity: Any) -> int:
@@ -118,10 +146,10 @@ def measured(  # noqa: C901, PLR0912, PLR0915 - one pass over every entry; each 
     get = record.get
     counted = account.counted
     estimated = 1 if counted and (account.estimated or "estimated" in get("flags", ())) else 0
-    lines: dict[str, list[int]] = {}
     typed = [0, 0, 0, 0, 0]
     more: dict[str, int] = {}
     quantities: Mapping[str, Any] = get("quantities", _NOTHING)
+    meters, lines = [*quantities], list[int]()
     for meter, quantity in quantities.items():
         if not counted or not quantity:
             nano = 0
@@ -135,57 +163,57 @@ def measured(  # noqa: C901, PLR0912, PLR0915 - one pass over every entry; each 
         else:
             nano = _nano(quantity)
             _keep(meter, nano, typed, more)
-        lines[meter] = [1, 0, estimated, 0, nano, 0, 0, 0]
+        lines += (1, 0, estimated, 0, nano, 0, 0, 0)
     left, centre, right = first, second, third = [cost or 0 for cost in costs_of(record)]
-    charged: set[str] = set()
-    priceless: set[str] = set()
-    beyond: set[str] | None = None
-    for charge in get("charges", ()):
+    unpriced: list[str] = []
+    charges: Sequence[Mapping[str, Any]] = get("charges", ())
+    for charge in charges:
         meter = meter_of(charge["rate"])
-        line = lines.get(meter)
-        if line is None:
-            line = lines[meter] = [1, 0, estimated, 0, 0, 0, 0, 0]
+        if meter not in meters:
+            meters.append(meter)
+            lines += (1, 0, estimated, 0, 0, 0, 0, 0)
+        at = meters.index(meter) * LINE
         if counted and meter not in quantities:
-            line[4] += _nano(charge["quantity"])
-            beyond = {meter} if beyond is None else beyond | {meter}
-        charged.add(meter)
+            lines[at + _QUANTITY] += _nano(charge["quantity"])
         # As `costs_of` says, without the call: three in four of all steps are made here.
         listed = charge.get("list")
         contracted = charge.get("contracted", listed)
         billed = charge.get("billed", contracted)
         if listed:
-            line[5] += listed
+            lines[at + _LIST] += listed
             left -= listed
         if contracted:
-            line[6] += contracted
+            lines[at + _CONTRACTED] += contracted
             centre -= contracted
         if billed:
-            line[7] += billed
+            lines[at + _BILLED] += billed
             right -= billed
         elif billed is None:
-            priceless.add(meter)
-    if beyond:
-        for meter in lines:
-            if meter in beyond:
-                _keep(meter, lines[meter][4], typed, more)
-    if account.priceless and lines:
-        priceless.update(lines.keys() - charged or (() if priceless else lines.keys()))
-    if not lines or left or centre or right:
-        lines[""] = [1, 0, estimated, 0, 0, left, centre, right]
-        if account.priceless and not priceless:
-            priceless.add("")
-    mark = 0 if not priceless else 1 if counted else -1 if account.correcting else 0
+            unpriced.append(meter)
+    if counted:
+        for place in range(len(quantities), len(meters)):
+            _keep(meters[place], lines[place * LINE + _QUANTITY], typed, more)
+    if account.priceless and meters:
+        charged = {meter_of(charge["rate"]) for charge in charges}
+        unpriced += [meter for meter in meters if meter not in charged] or (() if unpriced else meters)
+    if not meters or left or centre or right:
+        if account.priceless and not unpriced:
+            unpriced.append("")
+        meters.append("")
+        lines += (1, 0, estimated, 0, 0, left, centre, right)
+    mark = 0 if not unpriced else 1 if counted else -1 if account.correcting else 0
     if mark:
-        for meter in priceless:
-            lines[meter][1] = mark
+        for meter in unpriced:
+            lines[meters.index(meter) * LINE + _UNPRICED] = mark
     reasoning = get("reasoning", 0) if counted else 0
     if reasoning:
-        lines["output" if "output" in lines else next(iter(lines))][3] = reasoning
+        lines[(meters.index("output") if "output" in meters else 0) * LINE + _REASONING] = reasoning
     costs = divmod(first, MICRO)
     contracted_costs = costs if second == first else divmod(second, MICRO)
     billed_costs = contracted_costs if third == second else divmod(third, MICRO)
     amounts = (mark, estimated, reasoning, *typed, *costs, *contracted_costs, *billed_costs)
-    return Measured(lines, amounts, more, (get("latency_us"), get("first_token_us")) if counted else _UNTIMED)
+    times = (get("latency_us"), get("first_token_us")) if counted else _UNTIMED
+    return Measured(tuple(meters), tuple(lines), amounts, more, times)
 
 
 def _keep(meter: str, nano: int, typed: list[int], more: dict[str, int]) -> None:
@@ -201,13 +229,6 @@ def _keep(meter: str, nano: int, typed: list[int], more: dict[str, int]) -> None
 _NOTHING: Mapping[str, Any] = {}
 _UNTIMED = (None, None)
 _OUTPUT = AMOUNTS.index("output")
-
-
-def add_lines(lines: dict[str, list[int]], more: Mapping[str, list[int]]) -> None:
-    """Add up amounts meter by meter."""
-    for meter, line in more.items():
-        known = lines.get(meter)
-        lines[meter] = line if known is None else list(map(add, known, line))
 
 
 def identity_column(text: str) -> bytes | str:
@@ -229,7 +250,7 @@ class Batch:
     Attributes:
         sums: (hour, account) -> count of entries and their `AMOUNTS`.
         rare: (hour, account, meter) -> billionths, of meters without a column.
-        meters: (day, account) -> meter -> `Measured.lines`, added up.
+        meters: (day, account) -> `Measured.meters` and `Measured.lines`, added up.
         latencies: (day, account) -> how long its calls took.
         posts: Counter -> what is added to its settled amount, and the end of its window.
         holds: Identity -> expiry, claims and record, of holds that are open at the end.
@@ -239,34 +260,29 @@ class Batch:
 
     sums: dict[tuple[int, int], Sequence[int]] = field(default_factory=dict[tuple[int, int], Sequence[int]])
     rare: dict[tuple[int, int, str], int] = field(default_factory=dict[tuple[int, int, str], int])
-    meters: dict[tuple[int, int], dict[str, list[int]]] = field(
-        default_factory=dict[tuple[int, int], dict[str, list[int]]]
-    )
-    latencies: dict[tuple[int, int], Latencies] = field(default_factory=dict[tuple[int, int], Latencies])
+    meters: dict[tuple[int, int], MeterLines] = field(default_factory=dict[tuple[int, int], MeterLines])
+    latencies: dict[tuple[int, int], LatencySums] = field(default_factory=dict[tuple[int, int], LatencySums])
     posts: dict[CounterKey, tuple[int, int | None]] = field(default_factory=dict[CounterKey, tuple[int, int | None]])
     holds: dict[str, list[Any]] = field(default_factory=dict[str, list[Any]])
     freed: list[str] = field(default_factory=list[str])
     extended: dict[str, int] = field(default_factory=dict[str, int])
 
     def count(self, occurred_at: int, number: int, found: Measured) -> None:
-        """Add an entry to the sums, by its time and its account's row. What was found is the batch's from now on."""
+        """Add an entry to the sums, by its time and its account's row."""
+        meters, lines, amounts, more, times = found
         hour = occurred_at // HOUR
         place = (hour, number)
         total = self.sums.get(place)
-        added = (1, *found.amounts)
-        self.sums[place] = added if total is None else list(map(add, total, added))
+        added = (1, *amounts)
+        self.sums[place] = added if total is None else tuple(map(add, total, added))
         place = (hour // 24, number)
-        if found.times != _UNTIMED:
+        self.meters[place] = add_lines(self.meters.get(place), (meters, lines))
+        if times != _UNTIMED:
             taken = self.latencies.get(place)
             if taken is None:
-                taken = self.latencies[place] = Latencies()
-            taken.add(*found.times, found.amounts[_OUTPUT])
-        lines = self.meters.get(place)
-        if lines is None:
-            self.meters[place] = found.lines
-        else:
-            add_lines(lines, found.lines)
-        for meter, nano in found.more.items():
+                taken = self.latencies[place] = LatencySums()
+            taken.add(*times, amounts[_OUTPUT])
+        for meter, nano in more.items():
             key = (hour, number, meter)
             self.rare[key] = self.rare.get(key, 0) + nano
 

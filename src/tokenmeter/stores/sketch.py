@@ -169,6 +169,62 @@ class Sketch:
 
 
 @dataclass(slots=True)
+class LatencySums:
+    """How long calls took, as the fold adds it up: what a row of sums keeps.
+
+    Attributes:
+        duration_us: Microseconds of all calls.
+        duration: Bucket -> how many calls.
+        first_token_us: Microseconds of streamed calls until their first token.
+        first_token: Bucket -> how many of these.
+        generation_us: See `Latencies`.
+        generated: See there.
+    """
+
+    duration_us: int = 0
+    duration: dict[int, int] = field(default_factory=dict[int, int])
+    first_token_us: int = 0
+    first_token: dict[int, int] = field(default_factory=dict[int, int])
+    generation_us: int = 0
+    generated: int = 0
+
+    def add(self, duration_us: int | None, first_token_us: int | None, generated: int) -> None:
+        """Count a call that took so long, and brought so many output tokens."""
+        if duration_us is not None:
+            bucket = bucket_of(duration_us)
+            self.duration[bucket] = self.duration.get(bucket, 0) + 1
+            self.duration_us += duration_us
+            if generated:
+                self.generation_us += duration_us - (first_token_us or 0)
+                self.generated += generated
+        if first_token_us is not None:
+            bucket = bucket_of(first_token_us)
+            self.first_token[bucket] = self.first_token.get(bucket, 0) + 1
+            self.first_token_us += first_token_us
+
+    def take(self, other: LatencySums) -> None:
+        """Add others' calls."""
+        for counts, more in ((self.duration, other.duration), (self.first_token, other.first_token)):
+            for bucket, count in more.items():
+                counts[bucket] = counts.get(bucket, 0) + count
+        self.duration_us += other.duration_us
+        self.first_token_us += other.first_token_us
+        self.generation_us += other.generation_us
+        self.generated += other.generated
+
+    def row(self) -> tuple[int | bytes, ...]:
+        """As the table keeps it."""
+        return (
+            self.duration_us,
+            packed(self.duration),
+            self.first_token_us,
+            packed(self.first_token),
+            self.generation_us,
+            self.generated,
+        )
+
+
+@dataclass(slots=True)
 class Latencies:
     """How long the calls of one group took.
 

@@ -15,7 +15,7 @@ from tokenmeter.stores.archive.archives import ParquetArchives
 from tokenmeter.stores.base import Aggregate, EntryFilter
 from tokenmeter.stores.encoding import compact_json
 from tokenmeter.stores.engine import Engine, Rows, check_dimensions, conditions
-from tokenmeter.stores.fold import MICRO, NANO, TYPED, AccountFacts, measured
+from tokenmeter.stores.fold import MICRO, NANO, TYPED, AccountFacts, measured, split_lines
 from tokenmeter.stores.grouping import Cell, Group, Grouping, Pieces, in_order
 from tokenmeter.stores.packed import WIDTHS, Packed, PackedKind, PackedReader, Stretch
 from tokenmeter.stores.packing import Place, read_packed, worth_packing
@@ -311,7 +311,7 @@ class _Summing(Grouping):
             found = measured(record, self._facts(account), self._meter)
             group = self._group(spot, end_user, tags)
             first = True
-            for meter, (count, unpriced, estimated, reasoning, nano, *costs) in found.lines.items():
+            for meter, (count, unpriced, estimated, reasoning, nano, *costs) in split_lines(found[:2]):
                 if self._meters is not None and (meter or None) not in self._meters:
                     continue
                 marks = (count, unpriced, estimated)
