@@ -9,9 +9,9 @@ import typer
 import tokenmeter
 from tokenmeter.cli import (
     accounts,
-    archiving,
     care,
     configuration,
+    copies,
     dashboard,
     database,
     finance,
@@ -33,7 +33,7 @@ COMMANDS = (
     configuration,
     importing,
     database,
-    archiving,
+    copies,
     dashboard,
     invoicing,
     finance,
@@ -57,7 +57,7 @@ def main(
 
 app.add_typer(prices.app, name="prices", rich_help_panel=HEADINGS["prices"])
 app.add_typer(configuration.config_app, name="config", rich_help_panel=HEADINGS["configuration"])
-app.add_typer(archiving.app, name="archive", rich_help_panel=HEADINGS["archiving"])
+app.add_typer(copies.archive_app, name="archive", rich_help_panel=HEADINGS["copies"])
 app.add_typer(database.app, name="db", rich_help_panel=HEADINGS["database"])
 app.add_typer(finance.period_app, name="period", rich_help_panel=HEADINGS["finance"])
 app.add_typer(invoicing.invoice_app, name="invoice", rich_help_panel=HEADINGS["invoicing"])

@@ -15,7 +15,7 @@ from rich.markup import escape
 
 import tokenmeter
 from tokenmeter.cli.configuration import unset_keys
-from tokenmeter.cli.frame import Exit, Frame, app, command, emit, out, progress_out, show_table
+from tokenmeter.cli.frame import Exit, Frame, app, command, emit, out, show_progress, show_table
 from tokenmeter.cli.options import SelectionOptions
 from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError
@@ -79,14 +79,14 @@ def verify(
     """Prove the ledger: no entry edited, removed or cut off, every sum and counter right. Exit code 1 if not."""
     signed = None if kept is None else _read_file(kept).decode(errors="replace")
     secret = None if key is None else _read_file(key)
-    with frame.meter() as meter, progress_out.status("verifying") as shown:
+    with frame.meter() as meter, show_progress("verifying") as progress:
         outcome = meter.verify(
             head=head,
             since=since,
             deep=deep,
             checkpoint=signed,
             key=secret,
-            progress=lambda done, of: shown.update(f"verifying: {done:,} of {counted(of, 'record')}"),
+            progress=progress,
         )
     if frame.as_json:
         faults = [_fault_values(one) for one in outcome.faults]

@@ -1,10 +1,9 @@
-"""``db`` and ``erase``: setting up a shared ledger, backing up and moving any, and taking a person out of one."""
+"""``db init`` to ``rebuild``, ``erase`` and ``sql``: a ledger as a database; `copies` has backups and moving."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
@@ -14,21 +13,16 @@ import typer
 from rich.markup import escape
 
 from tokenmeter import erasing
-from tokenmeter.cli.frame import Exit, Frame, command, emit, out, progress_out, show_table
+from tokenmeter.cli.frame import Exit, Frame, command, emit, out, show_progress, show_table
 from tokenmeter.cli.frame import app as main
-from tokenmeter.cli.options import OverwriteOption
-from tokenmeter.default import make_meter
 from tokenmeter.dimensions import WHO
 from tokenmeter.display import counted, number_text
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import to_dollars
 from tokenmeter.reports.database import open_database
 from tokenmeter.reports.table import visible
-from tokenmeter.stores import backup as backups
-from tokenmeter.stores import merging, moving
 from tokenmeter.stores.base import SumsDifference
 from tokenmeter.stores.sqlite.database import sqlite3
-from tokenmeter.stores.urls import redacted
 
 app = typer.Typer(help="Set up, back up and move a ledger.", no_args_is_help=True)
 
@@ -125,7 +119,7 @@ def rebuild(
 
     Reports read sums. What is in the chain is never changed: an entry that was edited stays a fault of `verify`.
     """
-    with frame.ledger() as store, _show_progress("comparing sums with entries", of="days") as progress:
+    with frame.ledger() as store, show_progress("comparing sums with entries", of="days") as progress:
         found = store.rebuild(dry_run=dry_run, deep=deep, progress=progress)
     if frame.as_json:
         emit({"differences": [asdict(one) for one in found], "rebuilt": bool(found) and not dry_run})
@@ -169,200 +163,6 @@ def _show_differences(found: Sequence[SumsDifference]) -> None:
 def _format_figure(name: str, value: int) -> str:
     """A kept figure as a person reads it: costs in dollars, everything else as it is."""
     return f"${number_text(to_dollars(value))}" if name in {"list", "contracted", "billed"} else f"{value:,}"
-
-
-QuickOption = Annotated[bool, typer.Option("--quick", help="Do not walk the chain and the sums of what was written.")]
-
-
-@contextmanager
-def _show_progress(what: str, of: str = "records") -> Generator[Callable[[int, int], object]]:
-    """Shows on a terminal how far something is."""
-    with progress_out.status(what) as shown:
-        yield lambda done, total: shown.update(f"{what}: {done:,} of {total:,} {of}")
-
-
-@command(
-    app,
-    "backup",
-    examples=["tokenmeter db backup /backups/ledger-2026-11-26.db", "tokenmeter db backup nightly.db --overwrite"],
-)
-def backup(
-    frame: Frame,
-    target: Annotated[Path, typer.Argument(help="The file to write.", show_default=False)],
-    *,
-    overwrite: OverwriteOption = False,
-    quick: QuickOption = False,
-) -> None:
-    """Write the whole ledger to one file while programs go on recording. Exit code 1 when the ledger has faults.
-
-    Entries, documents, budgets, counters and the secret for fingerprints of API keys are in it: keep it as you keep the
-    ledger.
-    """
-    with frame.ledger() as store, _show_progress("backing up") as progress:
-        made = backups.back_up(store, target, overwrite=overwrite, check=not quick, progress=progress)
-    faults = () if made.verification is None else made.verification.faults
-    if frame.as_json:
-        emit(
-            {
-                "path": str(made.path),
-                "bytes": made.bytes,
-                "entries": made.entries,
-                "documents": made.documents,
-                "head": made.head,
-                "checked": made.verification is not None,
-                "faults": len(faults),
-            }
-        )
-    else:
-        out.print(f"{made.path}: {_describe_contents(made)}, {counted(made.bytes, 'byte')}.")
-        out.print(f"Head of the chain: {made.head}")
-        if faults:
-            out.print(
-                f"[bold red]{counted(len(faults), 'fault')}[/]: the backup is true to a ledger that is not whole."
-            )
-            out.print("See tokenmeter verify.")
-        elif made.verification is not None:
-            out.print("[green]Nothing is wrong[/] with it.")
-    if faults:
-        raise typer.Exit(Exit.FOUND)
-
-
-@command(
-    app,
-    "restore",
-    examples=["tokenmeter db restore nightly.db", "tokenmeter db restore nightly.db --store sqlite:///other.db"],
-)
-def restore(
-    frame: Frame,
-    backup: Annotated[Path, typer.Argument(help="A file that db backup wrote.", show_default=False)],
-    *,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Put a ledger aside that is there.")] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="Do not walk the chain and the sums of the backup.")] = False,
-) -> None:
-    """Make a ledger of a backup, where the settings or --store say. Nothing is removed.
-
-    A ledger that is there is put aside when you allow it. What was recorded since the backup and is still in the tail
-    beside the ledger is taken in again.
-    """
-    with _show_progress("restoring") as progress:
-        done = backups.restore(backup, frame.settings.store, overwrite=overwrite, check=not quick, progress=progress)
-    if frame.as_json:
-        emit(asdict(done))
-        return
-    out.print(f"{done.url}: {counted(done.entries, 'entry', 'entries')}.")
-    if done.recovered:
-        out.print(f"{done.recovered:,} of them recorded after the backup, and still in the tail.")
-    if done.replaced is not None:
-        out.print(f"The ledger that was there lies in {done.replaced}.")
-    out.print(f"Head of the chain: {done.head}")
-
-
-@command(
-    app,
-    "copy",
-    options=("as_json",),
-    examples=[
-        "tokenmeter db copy sqlite:///usage.db postgresql://owner@db.example/app",
-        "tokenmeter db copy sqlite:///usage.db postgresql://owner@db.example/app --retire",
-    ],
-)
-def copy(
-    frame: Frame,
-    source: Annotated[str, typer.Argument(help="URL of the ledger.", show_default=False)],
-    target: Annotated[str, typer.Argument(help="URL of an empty store, or of an earlier copy.", show_default=False)],
-    *,
-    retire: Annotated[
-        bool, typer.Option("--retire", help="End the source with a record that says where it went.")
-    ] = False,
-    quick: QuickOption = False,
-) -> None:
-    """Copy a ledger to another store, byte for byte, and check that both say the same.
-
-    Run it once while programs record, and again when they stopped: it brings what came since. --retire then tells
-    programs that still name the old ledger where it went; what they record waits beside it until you run the command
-    again.
-    """
-    with _show_progress("copying") as progress:
-        done = moving.copy_ledger(source, target, retire=retire, check=not quick, progress=progress)
-    if frame.as_json:
-        told = {name: value for name, value in asdict(done).items() if name != "verification"}
-        emit({**told, "checked": done.verification is not None})
-        return
-    out.print(f"{done.url}: {_describe_contents(done)}.", markup=False)
-    out.print(f"Head of the chain: {done.head}")
-    if done.behind:
-        out.print(f"[yellow]{counted(done.behind, 'record')}[/] came meanwhile: run the same command again.")
-    else:
-        out.print("[green]Both ends agree[/]: chain, sums, reports, counters, documents.")
-    if done.forwarded:
-        out.print(f"{counted(done.forwarded, 'entry', 'entries')} that waited beside the old ledger handed on.")
-    if done.retired:
-        out.print("The old ledger says where it went. Point store= of every program to the new one.")
-
-
-@command(
-    app,
-    "merge",
-    options=("as_json",),
-    examples=["tokenmeter db merge sqlite:///host-a.db sqlite:///host-b.db postgresql://owner@db.example/app"],
-)
-def merge(
-    frame: Frame,
-    ledgers: Annotated[
-        list[str], typer.Argument(help="URLs: those to take in, and last the one that takes them.", show_default=False)
-    ],
-) -> None:
-    """Take the entries and documents of ledgers into another one, behind its last record. They stay as they are.
-
-    An entry or a bill that is in both is counted once. Budgets of the target are counted again at the end.
-    """
-    *sources, target = ledgers
-    if not sources:
-        raise ConfigurationError("Name the ledgers to take in, and last the one that takes them.")
-    done: list[merging.Merge] = []
-    for source in sources:
-        with _show_progress("merging") as progress:
-            done.append(merging.merge_ledger(source, target, progress=progress))
-    meter = make_meter(store=target)
-    try:
-        meter.audit_budgets(repair=True)
-    finally:
-        meter.close()
-    if frame.as_json:
-        emit([asdict(one) for one in done])
-        return
-    for source, one in zip(sources, done, strict=True):
-        had = f", {one.repeated:,} already there" if one.repeated else ""
-        out.print(f"{redacted(source)}: {_describe_contents(one)}{had}.", markup=False)
-    out.print(f"Head of the chain: {done[-1].head}")
-
-
-def _describe_contents(of: backups.Backup | moving.Copy | merging.Merge) -> str:
-    return f"{counted(of.entries, 'entry', 'entries')}, {counted(of.documents, 'document')}"
-
-
-@command(
-    app,
-    "clickhouse",
-    options=("as_json", "store"),
-    examples=["tokenmeter db clickhouse https://loader@clickhouse.example:8443 --database usage"],
-)
-def clickhouse(
-    frame: Frame,
-    to: Annotated[str, typer.Argument(help="ClickHouse's HTTP interface: https://user@host:8443.", show_default=False)],
-    *,
-    database: Annotated[str, typer.Option("--database", help="Where the tables are, or are made.")] = "tokenmeter",
-) -> None:
-    """Hand the ledger, archived months included, over to ClickHouse: every entry once, however often it is run.
-
-    The password may be in the URL, or in the environment variable CLICKHOUSE_PASSWORD.
-    """
-    with frame.meter() as meter, _show_progress("sending") as progress:
-        loaded = meter.load_clickhouse(to, database=database, progress=lambda sent: progress(sent, sent))
-    if frame.as_json:
-        emit(asdict(loaded))
-    else:
-        out.print(f"{counted(loaded.entries, 'entry', 'entries')} in {loaded.database}, {loaded.sent:,} sent now.")
 
 
 @command(

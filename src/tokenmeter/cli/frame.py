@@ -71,7 +71,7 @@ HEADINGS = {
     "care": "Care",
     "configuration": "Care",
     "database": "Care",
-    "archiving": "Care",
+    "copies": "Care",
     "importing": "Read",
     "dashboard": "Read",
     "invoicing": "Month end",
@@ -283,6 +283,13 @@ class Exit(IntEnum):
 out = Console(highlight=False, soft_wrap=True, emoji=False)
 #: Progress and errors go here, so that results can be piped.
 progress_out = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+
+
+@contextmanager
+def show_progress(what: str, of: str = "records") -> Generator[Callable[[int, int], object]]:
+    """Shows on a terminal how far something is."""
+    with progress_out.status(what) as shown:
+        yield lambda done, total: shown.update(f"{what}: {done:,} of {total:,} {of}")
 
 
 def emit(value: Any) -> None:
