@@ -21,6 +21,8 @@ from tokenmeter.stores.sqlite.database import Database
 pytest.importorskip("duckdb")
 pytest.importorskip("pyarrow")
 
+pytestmark = pytest.mark.slow
+
 START = datetime(2026, 1, 1, tzinfo=UTC)
 SPAN = [START, START + timedelta(days=70), START + timedelta(days=400)]
 
@@ -113,7 +115,6 @@ def seal_and_drop(tmp_path):
     return work
 
 
-@pytest.mark.slow
 def test_sealing_and_dropping_may_end_anywhere(power, ledger, tmp_path):
     def check(store):
         assert [(one.month, one.dropped) for one in store.archives.listed()] == [("2026-01", True), ("2026-02", True)]
@@ -146,7 +147,6 @@ def test_erasing_may_end_anywhere(power, ledger):
     tried(power, ledger, work, check, done=1)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("move", [copy_ledger, merge_ledger])
 def test_moving_may_end_anywhere(power, ledger, tmp_path, move):
     """Out of a ledger of which two months are in files."""

@@ -19,6 +19,8 @@ from tokenmeter.stores.moving import copy_ledger
 pytest.importorskip("duckdb")
 pytest.importorskip("pyarrow")
 
+pytestmark = pytest.mark.slow
+
 SPAN = [datetime(2026, 1, 1, tzinfo=UTC) + timedelta(days=number) for number in (0, 70, 400)]
 
 
@@ -214,7 +216,7 @@ def frail(bucket, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
-@pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgres", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
 def test_whatever_a_bucket_answers_is_an_error_of_ours_and_loses_nothing(ledger, fresh_url, frail, tmp_path, kind):
     source, url = ledger("source"), fresh_url(kind)
     source.close()
@@ -263,7 +265,7 @@ def test_who_mends_the_credentials_need_not_start_anew(ledger, frail, monkeypatc
     store.close()
 
 
-@pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgres", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
 def test_what_the_sums_know_is_answered_while_the_place_is_away(ledger, fresh_url, tmp_path, kind):
     source, url = ledger("source"), fresh_url(kind)
     source.close()

@@ -263,6 +263,7 @@ def files(tmp_path):
     return sorted((tmp_path / "archive").rglob("*.parquet"))
 
 
+@pytest.mark.slow
 def test_what_comes_late_is_read_at_once_and_lies_in_the_next_file(archived, make_entry, tmp_path, months):
     late = make_entry(occurred_at=START + timedelta(days=3), end_user="u9")
     assert archived.settle(late).recorded
@@ -277,6 +278,7 @@ def test_what_comes_late_is_read_at_once_and_lies_in_the_next_file(archived, mak
     assert archived.verify(deep=True).entries == len(months) + 1
 
 
+@pytest.mark.slow
 def test_an_archived_entry_and_its_bill_are_recorded_once(archived, months, make_entry):
     known = next(entry for entry in months if entry.dedup_key)
     before = answers(archived)
@@ -296,6 +298,7 @@ def test_a_month_that_is_dropped_while_it_is_read_is_read_whole(store, months, t
     assert found == due
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store", ["sqlite", "postgres"], indirect=True)
 def test_a_drop_that_was_broken_off_leaves_every_entry_in_one_place(store, months, tmp_path, monkeypatch):
     monkeypatch.setattr("tokenmeter.stores.sqlite.book._AT_ONCE", 40)
