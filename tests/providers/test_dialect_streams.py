@@ -275,6 +275,20 @@ class TestMessages:
         assert quantities(reader) == {"input": 7000, "output": 90, "web_searches": 2}
         assert reader.observation().consumptions[0].prompt_tokens is None
 
+    @pytest.mark.parametrize("place", ["beside the delta", "in the delta", "at the stop", "in the stop's message"])
+    def test_the_last_counts_stand_wherever_a_host_puts_them(self, place):
+        usage, ended, stop = {"input_tokens": 120, "output_tokens": 15}, delta(), dict(STOP)
+        del ended["usage"]
+        if place == "beside the delta":
+            ended["usage"] = usage
+        elif place == "in the delta":
+            ended["delta"] = {**ended["delta"], "usage": usage}
+        else:
+            stop |= {"usage": usage} if place == "at the stop" else {"message": {"usage": usage}}
+        reader = played([start(input_tokens=0), BLOCK, words("Hello"), ended, stop], endpoint="messages")
+        assert quantities(reader) == {"input": 120, "output": 15}
+        assert reader.observation().flags == frozenset()
+
     def test_iterations_in_the_last_delta_are_groups(self):
         entries = [
             {"type": "compaction", "input_tokens": 5000, "output_tokens": 70},

@@ -130,6 +130,7 @@ class RateCard:
         self._mode_rules = [rule for rule in self.rules if rule.kind == "mode"]
         self._derived = [rule for rule in self.rules if rule.kind == "derived"]
         self._place_rules = [rule for rule in self.rules if rule.kind == "multiplier"]
+        self._placed_by_name = [rule for rule in self._place_rules if rule.when is None]
         self.thresholds = tuple(sorted({row.conditions.min_input_tokens for row in self.rows} - {0}))
         doubts = {doubted.since, doubted.until} if doubted else set[datetime | None]()
         self.boundaries = tuple(sorted(_instants(self.rows, self.rules) | {each for each in doubts if each}))
@@ -209,10 +210,13 @@ class RateCard:
         return best
 
     def places(self, quote: Quote, sku_meter: str, context: Circumstances, at: datetime) -> tuple[Factor, ...] | str:
-        """Multipliers for where the call was served, or the name of the place that is unknown."""
-        factors: list[Factor] = []
+        """Multipliers for where the call was served, or the name of the place that is unknown.
+
+        One of 1 is left out, unless it is an assumption about a price that is not the user's own.
+        """
         if sku_meter not in TOKEN_CLASSES:
             return ()
+        found: list[Factor] = []
         for dimension in _PLACES:
             value = getattr(context, dimension)
             if value is None or getattr(quote.row.conditions, dimension) == value:
@@ -220,9 +224,10 @@ class RateCard:
             factor = self._place(dimension, value, at)
             if factor is None:
                 return dimension
-            if factor.value != ONE:
-                factors.append(factor)
-        return tuple(factors)
+            found.append(factor)
+        found += [Factor("region", rule.factor, rule) for rule in self._placed_by_name if rule.holds(at)]
+        shipped = quote.row.origin not in _LAYERS
+        return tuple(each for each in found if each.value != ONE or (each.rule.assumed and shipped))
 
     def _place(self, dimension: str, value: str, at: datetime) -> Factor | None:
         for rule in self._place_rules:

@@ -34,7 +34,7 @@ class Rating:
         cost_source: How the cost is known.
         flags: Remarks: ``unknown_model``, ``unknown_service_tier``, ``unknown_processing``, ``unknown_speed``,
             ``unknown_geo``, ``unknown_region``, ``unpriced_meter``, ``tier_ambiguous``, ``cache_rate_assumed``,
-            ``price_date_assumed``, ``implausible_cost``.
+            ``price_date_assumed``, ``region_rate_assumed``, ``implausible_cost``.
         price_list_hash: Hash of the price list that rated it; None when nothing was rated.
     """
 

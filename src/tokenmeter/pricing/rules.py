@@ -28,14 +28,16 @@ class RateRule(NamedTuple):
 
     Attributes:
         kind: ``mode``: the rate of a mode (``when``) is `factor` x the rate without it.
-            ``multiplier``: list costs are multiplied by `factor` when `when` holds (geo, region).
+            ``multiplier``: list costs are multiplied by `factor` when `when` holds (geo, region), or where the
+            model's name says where it is served.
             ``derived``: each of `sku_meters` costs `factor` x `base`.
         providers: Canonical provider ids of the call.
         models: Patterns of model ids it covers.
         except_models: Patterns it does not.
-        when: ``(dimension, value)``; value ``*`` is anything.
+        when: ``(dimension, value)``; value ``*`` is anything, ``us-*`` what begins so. None = always.
         sku_meters: Meters it covers.
         factor: The factor.
+        assumed: Whether nobody publishes the factor, so that what it makes is flagged ``region_rate_assumed``.
         base: The meter it is taken from.
         since: First instant.
         until: First instant at which it no longer holds.
@@ -50,6 +52,7 @@ class RateRule(NamedTuple):
     when: tuple[str, str] | None = None
     sku_meters: frozenset[str] = TOKEN_CLASSES
     factor: Decimal = ONE
+    assumed: bool = False
     base: str | None = None
     since: datetime | None = None
     until: datetime | None = None
@@ -67,7 +70,7 @@ class RateRule(NamedTuple):
 
     def applies(self, dimension: str, value: str) -> bool:
         """Whether its condition is met by ``dimension = value``."""
-        return self.when is not None and self.when[0] == dimension and self.when[1] in {value, "*"}
+        return self.when is not None and self.when[0] == dimension and fnmatchcase(value, self.when[1])
 
 
 class Doubt(NamedTuple):
@@ -191,6 +194,7 @@ def _rule(raw: dict[str, Any]) -> RateRule:
         when=when,
         sku_meters=frozenset(TOKEN_CLASSES if meters == "tokens" else meters),
         factor=Decimal(raw.get("factor", 1)),
+        assumed=raw.get("assumed", False),
         base=raw.get("base"),
         since=midnight(_day(raw["since"])) if "since" in raw else None,
         until=midnight(_day(raw["until"])) if "until" in raw else None,

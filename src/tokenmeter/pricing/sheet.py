@@ -35,7 +35,8 @@ class UnitRate(NamedTuple):
         unit: FOCUS unit.
         rates: US dollars per unit at list, contracted and billed terms.
         whole: The same in picodollars where all three are whole numbers: a line is then one exact integer product.
-        flags: What an entry priced by it must say: ``cache_rate_assumed``, ``price_date_assumed``.
+        flags: What an entry priced by it must say: ``cache_rate_assumed``, ``price_date_assumed``,
+            ``region_rate_assumed``.
     """
 
     quote: Quote
@@ -168,7 +169,7 @@ class RateSheet:
         places = card.places(quote, sku_meter, context, at)
         if isinstance(places, str):
             return f"unknown_{places}"
-        factors = {place.name: place.value for place in places}
+        factors = {place.name: place.value for place in places if place.value != ONE}
         list_rate = _product(quote.per_unit, factors.values())
         discount = self._terms.discount(
             provider=card.provider,
@@ -186,6 +187,8 @@ class RateSheet:
         flags = {"cache_rate_assumed"} if quote.assumes_for(sku_meter) else set[str]()
         if card.doubted is not None and card.doubted.at(at):
             flags.add("price_date_assumed")
+        if any(place.rule.assumed for place in places):
+            flags.add("region_rate_assumed")
         return UnitRate(quote, factors, price_id, unit_of(sku_meter), rates, _whole(rates), frozenset(flags))
 
     def _why_not(self, sku_meter: str) -> str:

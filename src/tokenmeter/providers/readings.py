@@ -21,8 +21,8 @@ MODALITIES = ("audio", "image", "video")
 class Reading:
     """A usage object in disjoint classes.
 
-    A count that contradicts the total it should be inside of is kept as stated and flagged; the rest is then 0, so that
-    no class is ever negative and nothing is clamped in silence.
+    Cached tokens are a part of their prompt, which bounds them: what is stated beyond it is flagged and not billed. Other
+    parts that contradict their total are kept as stated and flagged; the rest is then 0, so that no class is negative.
 
     Attributes:
         usage: The classes.
@@ -106,13 +106,14 @@ def split_input(
             if hit > size:
                 flags.add("cached_exceeds_input")
             put(quantities, f"input_{name}", max(size - hit, 0))
-            put(quantities, f"cache_read_{name}", hit)
-            rest -= max(size, hit)
+            put(quantities, f"cache_read_{name}", min(hit, size))
+            rest -= size
         cached = shares["text"]
     if cached > rest:
         flags.add("cached_exceeds_input" if cached else "input_parts_exceed_total")
+    rest = max(rest, 0)
     put(quantities, "input", max(rest - cached, 0))
-    put(quantities, "cache_read", cached)
+    put(quantities, "cache_read", min(cached, rest))
 
 
 def _stated_hits(cached: int, hits: Mapping[str, int], flags: set[str]) -> dict[str, int]:

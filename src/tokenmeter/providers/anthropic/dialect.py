@@ -99,6 +99,8 @@ class MessageStream:
             words = delta.get("text")
             if words is None:
                 words = delta.get("partial_json") or delta.get("thinking")
+                if words is None and "usage" in delta:
+                    self._take(event)
             if type(words) is str:
                 size += len(words) if words.isascii() else utf8_length(words)
         self._bytes += size
@@ -106,10 +108,8 @@ class MessageStream:
     def _take(self, event: Mapping[str, Any]) -> None:
         kind = event.get("type")
         if kind == "message_delta":
-            usage = section(event, "usage")
-            self._counted = self._counted or usage.get("output_tokens") is not None
-            self._usage = latest(self._usage, usage)
             delta = section(event, "delta")
+            self._count(section(event, "usage") or section(delta, "usage"))
             self._stop = text(delta, "stop_reason") or self._stop
             if delta.get("container"):
                 self._message["container"] = delta["container"]
@@ -119,6 +119,7 @@ class MessageStream:
             self._message = {key: message[key] for key in ("id", "model", "type", "container") if message.get(key)}
             self._usage = latest(self._usage, section(message, "usage"))
         elif kind == "message_stop":
+            self._count(section(event, "usage") or section(section(event, "message"), "usage"))
             self._terminal = True
         elif kind == "content_block_start":
             self._content = True
@@ -126,6 +127,11 @@ class MessageStream:
             self._bytes += utf8_length(text(block, "name") or "")
             if not self._called and bodies.is_called_by_code(block):
                 self._called = [{"name": block["name"], "caller": block["caller"]}]
+
+    def _count(self, usage: JSON) -> None:
+        """Take counts of the end of a message, which hosts put into several places."""
+        self._counted = self._counted or usage.get("output_tokens") is not None
+        self._usage = latest(self._usage, usage)
 
     def body(self) -> Any:
         """The message."""

@@ -96,11 +96,13 @@ def inclusive(
         reasoning = count(usage, "reasoning_tokens", flags=flags) or 0
     if reasoning_apart:
         reasoning = 0
-    prompt, answer = _totals(usage, reasoning, flags, hidden_output=hidden_output)
-    if answer is not None and reasoning > answer:
-        flags.add("reasoning_exceeds_output")
     quantities = _cache_writes(usage, details, write_meter, flags)
     cached, hits = _cached(usage, details, flags)
+    from_cache = cached + sum(map(int, quantities.values()))
+    prompt, answer = _totals(usage, reasoning, from_cache, flags, hidden_output=hidden_output)
+    if answer is not None and reasoning > answer:
+        flags.add("reasoning_exceeds_output")
+        reasoning = answer
     split_input(quantities, prompt or 0, flags, cached=cached, parts=_modalities(details, flags), hits=hits)
     words = None if output_meter == "output" else count(output_details, "text_tokens", flags=flags)
     split_output(quantities, answer or 0, _modalities(output_details, flags), flags, meter=output_meter, words=words)
@@ -119,7 +121,9 @@ def _renamed(details: JSON) -> JSON:
     return {**found, "cache_creation": {name: details.get(name) for name in _LANGCHAINS_WRITES}}
 
 
-def _totals(usage: JSON, reasoning: int, flags: set[str], *, hidden_output: bool) -> tuple[int | None, int | None]:
+def _totals(
+    usage: JSON, reasoning: int, from_cache: int, flags: set[str], *, hidden_output: bool
+) -> tuple[int | None, int | None]:
     """What went in and what came out; None for what neither is stated nor follows from the total."""
     prompt = count(usage, "prompt_tokens", "input_tokens", flags=flags)
     answer = count(usage, "completion_tokens", "output_tokens", flags=flags)
@@ -129,6 +133,9 @@ def _totals(usage: JSON, reasoning: int, flags: set[str], *, hidden_output: bool
         flags.add("total_mismatch")  # the parts count
     else:
         flags |= doubts
+    if total is None and answer is not None and reasoning > answer:
+        flags.add("reasoning_exceeds_output")
+        answer += reasoning  # so it stands beside, and no total denies that
     if total is None or (prompt is None and answer is None):
         return prompt, answer
     if prompt is None:
@@ -136,7 +143,10 @@ def _totals(usage: JSON, reasoning: int, flags: set[str], *, hidden_output: bool
     if answer is None:
         answer = max(total - prompt, 0)
     gap = total - prompt - answer
-    if gap > 0 and answer and not prompt:
+    if gap == from_cache > prompt:
+        flags.add("cache_beside_input")  # as Anthropic has it, under OpenAI's names
+        prompt += gap
+    elif gap > 0 and answer and not prompt:
         flags.add("total_mismatch")  # a zero that the total denies is a field nobody filled
         prompt = gap
     elif gap > 0 and (gap == reasoning or hidden_output):
