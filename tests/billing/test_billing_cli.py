@@ -109,6 +109,26 @@ def test_an_account_must_be_named_and_once(run, account):
     assert run("invoice", "draft", *account.split(), "--period", "2026-10")[0] == 2
 
 
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("invoice draft --by membr", "--by takes member"),
+        ("invoice issue --by member,team", "--by takes member"),
+        ("invoice draft team=search --lines-by membr", "--lines-by takes member"),
+        ("invoice draft member=ada --by member", "An invoice for every member is asked for"),
+        ("handover stripe --by membr", "--by takes member"),
+        ("handover stripe --customer ada=cus_A --customer ada=cus_B", "ada is given twice: cus_A, cus_B"),
+        ("import none.jsonl --tag job=day --tag job=night", "--tag job is given twice: day, night"),
+        ("import none.jsonl --map id=a,time=b --map id=c", "--map id is given twice: a, c"),
+        ("import none.jsonl --tag job", "--tag 'job' must read NAME=VALUE"),
+    ],
+)
+def test_a_refusal_names_what_was_typed(run, command, told):
+    code, printed = run(*command.split())
+    assert code == 2
+    assert told in " ".join(printed.split())
+
+
 def test_reconciling_with_a_file_tells_by_its_exit_code(run, tmp_path):
     columns = ("--column", "day=d", "--column", "model=m", "--column", "cost=c")
     for cost, code in (("12.3456", 0), ("13.00", 1)):

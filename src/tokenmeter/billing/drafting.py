@@ -221,7 +221,7 @@ def draft_invoices(
     (dimension,) = check_dimensions([each], what="each=")
     within = check_account(**account) if any(value is not None for value in account.values()) else {}
     if dimension in within:
-        raise ConfigurationError(f"each={dimension!r} makes an invoice for every {dimension}; do not name one as well.")
+        raise ConfigurationError(f"An invoice for every {dimension} is asked for; do not name one as well.")
     terms = _terms(profile)
     asked = period if isinstance(period, Period) else parse_period(period, tz or terms.tz)
     billable = Billable(store, asked, within)

@@ -13,6 +13,7 @@ import typer
 
 from tokenmeter.attribution import Attribution
 from tokenmeter.cli.frame import Exit, Frame, app, command, out, progress_out
+from tokenmeter.cli.options import parse_pairs
 from tokenmeter.dimensions import WhoArguments
 from tokenmeter.display import dollars
 from tokenmeter.errors import ConfigurationError, StoreUnavailableError, reason_of
@@ -78,8 +79,8 @@ def import_(
     that the ledger has already under the same id is left as it is. Exit code 1 when rows were left out or disagree.
     """
     source, paths = _split(what)
-    attribution = Attribution(**who, tags=dict(_pair(text, "--tag") for text in tag or ()))
-    fields = dict(_pair(part, "--map") for text in map_ or () for part in text.split(",") if part.strip())
+    attribution = Attribution(**who, tags=parse_pairs(tag or [], option="--tag"))
+    fields = parse_pairs([part for text in map_ or () for part in text.split(",") if part.strip()], option="--map")
     gc.freeze()  # what is loaded by now stays: the collector need not walk it again for every few calls
     with frame.meter(make=True) as meter, progress_out.status("reading") as shown:
         outcome = import_usage(
@@ -145,7 +146,7 @@ def record(
             processing=processing,
             service_tier=service_tier,
             region=region,
-            attribution=Attribution(**who, tags=dict(_pair(one, "--tag") for one in tag or ())),
+            attribution=Attribution(**who, tags=parse_pairs(tag or [], option="--tag")),
         )
         if entry is None and meter.faults:
             raise StoreUnavailableError("The call could not be recorded; the log above says why.")
@@ -190,13 +191,6 @@ def _split(what: list[str]) -> tuple[str | None, list[Path]]:
     if first in SOURCES and not Path(first).exists():
         return first, [expand(path) for path in rest]
     return None, [expand(path) for path in what]
-
-
-def _pair(text: str, option: str) -> tuple[str, str]:
-    name, equals, value = text.strip().partition("=")
-    if not (name and equals and value):
-        raise ConfigurationError(f"{option} {text!r} must read NAME=VALUE.")
-    return name, value
 
 
 def _make_progress(show: Callable[[str], object]) -> Callable[[str, int], None]:

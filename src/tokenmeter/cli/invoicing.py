@@ -28,6 +28,7 @@ from tokenmeter.billing import (
     void_invoice,
     write_off_invoice,
 )
+from tokenmeter.billing.rated import check_dimensions
 from tokenmeter.cli.frame import Exit, Frame, command, emit, out, show_table
 from tokenmeter.cli.options import BillPeriod, BooksTzOption, complete_account, parse_pairs
 from tokenmeter.dimensions import ACCOUNTS
@@ -85,6 +86,9 @@ class DraftOptions:
             raise ConfigurationError(
                 f"Name the account as FIELD=VALUE with {', '.join(ACCOUNTS)}; or --by member for an invoice to each."
             )
+        check_dimensions(self.lines_by, what="--lines-by")
+        if self.by:
+            check_dimensions([self.by], what="--by")
         terms: dict[str, Any] = {
             "period": self.period,
             "lines_by": self.lines_by,

@@ -204,16 +204,24 @@ def parse_account(parts: Sequence[str]) -> dict[str, str]:
     return account
 
 
-def parse_pairs(parts: list[str]) -> dict[str, str]:
+def parse_pairs(parts: list[str], *, option: str | None = None) -> dict[str, str]:
     """``["member=ada"]`` as a mapping.
 
+    Args:
+        parts: As they were typed.
+        option: The option they stand behind, where each needs a value.
+
     Raises:
-        ConfigurationError: one of them has no name, or no ``=``, or a name has two values.
+        ConfigurationError: one of them has no name, no ``=``, or lacks its value; or a name has two values.
     """
+    if option is not None:
+        parts = [part.strip() for part in parts]
+        if bare := next((part for part in parts if not all(part.partition("="))), None):
+            raise ConfigurationError(f"{option} {bare!r} must read NAME=VALUE.")
     lists = parse_lists(parts)
     for name, (first, *others) in lists.items():
         if set(others) - {first}:
-            raise ConfigurationError(f"{name} is given twice: {', '.join((first, *others))}.")
+            raise ConfigurationError(f"{option or ''} {name} is given twice: {', '.join((first, *others))}.".lstrip())
     return {name: values[0] for name, values in lists.items()}
 
 

@@ -21,8 +21,9 @@ MODALITIES = ("audio", "image", "video")
 class Reading:
     """A usage object in disjoint classes.
 
-    Cached tokens are a part of their prompt, which bounds them: what is stated beyond it is flagged and not billed. Other
-    parts that contradict their total are kept as stated and flagged; the rest is then 0, so that no class is negative.
+    Cached tokens are a part of their prompt, which bounds them: what is stated beyond it is flagged and not billed.
+    Other parts that contradict their total are kept as stated and flagged; the rest is then 0, so that no class is
+    negative.
 
     Attributes:
         usage: The classes.
