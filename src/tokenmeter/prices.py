@@ -184,7 +184,8 @@ class Estimate:
         endpoint: SDK method path.
         model: Model that would be asked.
         expected: The likely cost at the prices of the day: lines, sums, ``cost_source`` (``unpriced`` for an unknown
-            model), and flags: ``answer_assumed`` where nobody said how long the answer may be.
+            model, and where only the answer says what is billed), and flags: ``answer_assumed`` where nobody said how
+            long the answer may be.
         bound: What budgets would hold.
         upper_lines: The lines of the upper bound; empty when there is none.
         tokenizer: What counted the prompt: an encoding of tiktoken that lies on this machine, else ``bytes``.
@@ -200,7 +201,7 @@ class Estimate:
 
     @property
     def expected_cost(self) -> Decimal | None:
-        """The likely billed cost, US dollars; None when the model has no price."""
+        """The likely billed cost, US dollars; None when the model has no price, or only the answer says the usage."""
         return self.expected.billed_cost
 
     @property
@@ -332,8 +333,11 @@ def _quote(
     ceiling = Ceilings().of(call, at, pricer, prompt_tokens=longest)
     most = bound(call, ceiling, _counter)
     usage, assumed = _likely(call, ceiling, prompt, expected_output_tokens)
+    foreseen = expected_output_tokens is not None or "operation" not in most.reasons
     rating = pricer.rate(
-        Observation(consumptions=(_group(call, usage, prompt),), flags=frozenset({"estimated"})),
+        Observation(consumptions=(_group(call, usage, prompt),), flags=frozenset({"estimated"}))
+        if foreseen and (input_tokens is not None or any(usage.values()))
+        else Observation(flags=frozenset({"usage_unknown"})),
         provider=call.provider,
         endpoint=call.endpoint,
         at=at,

@@ -8,6 +8,7 @@ import pytest
 
 import tokenmeter
 from tokenmeter.call import RequestFacts
+from tokenmeter.errors import PricingError
 from tokenmeter.providers import dialect_for, observe
 
 WORDS = "x" * 400  # 100 tokens by estimate
@@ -463,6 +464,40 @@ class TestBounds:
         assert len(found.consumptions) == 100
         assert dict(found.usage.quantities) == {"input": 15_002, "output": 5_001}
         assert found.consumptions[-1].model is None
+
+    def test_containers_without_end_are_so_many_bills_and_one(self):
+        calls = [
+            {"type": "code_interpreter_call", "status": "completed", "container_id": f"c{number}"}
+            for number in range(5_000)
+        ]
+        body = {**body_of("responses", usage_of("responses", prompt=7, answer=7)), "id": "r", "output": calls}
+        found = read("responses", body, provider="openai")
+        assert len(found.shared) == 100
+        assert len({bill.bill_id for bill in found.shared}) == 100
+        assert found.with_shared().usage["container_sessions"] == 5_000
+        assert "groups_put_together" in found.flags
+
+    @pytest.mark.parametrize("nest", [lambda inner: [inner], lambda inner: {"content": inner}], ids=["list", "object"])
+    def test_what_is_nested_without_end_is_no_body(self, nest):
+        deep = nest("x")
+        for _ in range(5_000):
+            deep = nest(deep)
+        with pytest.raises(PricingError, match="no response body"):
+            observe(
+                {**body_of("chat.completions", None), "choices": [deep]}, provider="openai", endpoint="chat.completions"
+            )
+
+    def test_what_is_read_by_hand_is_bounded_as_well(self):
+        usage = {
+            "input_tokens": 2,
+            "output_tokens": 1,
+            "iterations": [{"type": "message", "model": f"m{n}"} for n in range(500)],
+        }
+        found = observe(
+            {**body_of("beta.messages", usage), "model": "m" * 1_000}, provider="anthropic", endpoint="messages"
+        )
+        assert len(found.consumptions) <= 100
+        assert len(found.response_model) == 512
 
     @pytest.mark.parametrize("size", ["9" * 5_000 + "x9", "xxxx", "-1x-1", "1080x99999999999"])
     def test_a_size_without_end_is_no_meter(self, size):

@@ -100,6 +100,22 @@ def test_an_unknown_model_is_unpriced_never_zero():
     assert json.loads(json.dumps(told.to_dict()))["expected_cost"] is None
 
 
+@pytest.mark.parametrize(
+    ("model", "endpoint", "request_body"),
+    [
+        ("whisper-1", "audio.transcriptions", {}),
+        ("gpt-4o-mini-tts", "audio.speech", {"input": "Hello."}),
+        ("gpt-image-1", "images.generate", {"prompt": "a cat", "size": "1024x1024"}),
+        ("gpt-5", "foo.bar", {"messages": HELLO}),
+    ],
+)
+def test_what_only_the_answer_says_is_no_likely_cost(model, endpoint, request_body):
+    told = tokenmeter.estimate(model, endpoint=endpoint, request=request_body)
+    assert (told.expected_cost, told.upper_bound) == (None, None)
+    assert told.expected.cost_source == "unpriced"
+    assert "not known before the answer" in told.why_unbounded
+
+
 def test_what_is_sold_by_the_piece_is_estimated_by_the_piece():
     speech = tokenmeter.estimate("tts-1", endpoint="audio.speech", input="x" * 1_000, voice="alloy")
     assert [(line.sku_meter, line.quantity) for line in speech.lines] == [("characters", 1_000)]

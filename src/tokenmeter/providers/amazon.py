@@ -1,4 +1,4 @@
-"""The usage object of Amazon Bedrock's Converse API: input excludes the cache."""
+"""Usage objects of Amazon Bedrock: the Converse API's, whose input excludes the cache, and Llama's own bodies."""
 
 from __future__ import annotations
 
@@ -29,4 +29,18 @@ def converse(usage: JSON) -> Reading:
     return said_by(Usage(quantities), prompt, flags, {"input": fresh, "output": answer})
 
 
-SHAPES = (Shape(converse, own=frozenset({"inputTokens", "outputTokens"})),)
+def llama(usage: JSON) -> Reading:
+    """What Llama's bodies count. Source: Amazon Bedrock user guide, Meta Llama models, Response."""
+    flags: set[str] = set()
+    quantities: dict[str, Quantity] = {}
+    prompt = count(usage, "prompt_token_count", flags=flags)
+    answer = count(usage, "generation_token_count", flags=flags)
+    put(quantities, "input", prompt or 0)
+    put(quantities, "output", answer or 0)
+    return said_by(Usage(quantities), prompt, flags, {"input": prompt, "output": answer})
+
+
+SHAPES = (
+    Shape(converse, own=frozenset({"inputTokens", "outputTokens"})),
+    Shape(llama, own=frozenset({"prompt_token_count", "generation_token_count"})),
+)

@@ -221,7 +221,10 @@ def joined(observations: Iterable[Observation]) -> Observation:
 
 
 def bounded(seen: Observation) -> Observation:
-    """`seen` in no more than `_MOST_GROUPS` groups, flagged where names were shortened or groups put together."""
+    """`seen` in no more than `_MOST_GROUPS` groups, flagged where names were shortened or groups put together.
+
+    Of bills that stand apart there are no more either: the rest is one.
+    """
     flags: set[str] = set()
     names = (seen.response_model, seen.response_id, seen.service_tier)
     if any(name is not None and len(name) >= LONGEST_NAME for name in names):
@@ -230,7 +233,13 @@ def bounded(seen: Observation) -> Observation:
     if len(groups) > _MOST_GROUPS:
         groups = _put_together(groups)
         flags.add("groups_put_together")
-    return replace(seen, consumptions=groups, flags=seen.flags | flags) if flags else seen
+    shared = seen.shared
+    if len(shared) > _MOST_GROUPS:
+        rest = joined(shared[_MOST_GROUPS - 1 :])
+        rest = replace(rest, consumptions=_put_together(rest.consumptions), bill_id=f"{seen.response_id}/others")
+        shared = (*shared[: _MOST_GROUPS - 1], replace(rest, flags=rest.flags | {"groups_put_together"}))
+        flags.add("groups_put_together")
+    return replace(seen, consumptions=groups, flags=seen.flags | flags, shared=shared) if flags else seen
 
 
 def _put_together(groups: Iterable[Consumption]) -> tuple[Consumption, ...]:

@@ -99,10 +99,11 @@ def usage_of(body: JSON) -> JSON:
 
 
 def read_usage(usage: JSON) -> Reading | None:
-    """Read a usage object by its own keys; None when no familiar one is in it."""
+    """Read a usage object by its own keys, of which the most decide; None when no familiar one is in it."""
     known = shapes()
-    found = next((shape for shape in known if not shape.own.isdisjoint(usage)), None)
-    found = found or next((shape for shape in known if not shape.shared.isdisjoint(usage)), None)
+    own = max(known, key=lambda shape: len(shape.own & usage.keys()))
+    shared = (shape for shape in known if not shape.shared.isdisjoint(usage))
+    found = next(shared, None) if own.own.isdisjoint(usage) else own
     return None if found is None else found.read(usage)
 
 
@@ -165,7 +166,8 @@ def observe(
         tool_models=known.tool_models or _tool_models(model, wire),
     )
     room = _dialect_of(wire) or dialect_for(provider, name)
-    return room.read_body(wire, Context(provider, name, facts, final_only=final_only))
+    read = room.read_body if isinstance(wire, list) else room.read_bounded  # a list of bodies is as long as it is
+    return read(wire, Context(provider, name, facts, final_only=final_only))
 
 
 def _dialect_of(wire: Any) -> Dialect | None:

@@ -27,11 +27,15 @@ def to_wire(value: Any) -> Any:
     """`value` as plain JSON values, without importing the SDK it comes from.
 
     Takes what an SDK returns (pydantic models of either major version, dataclasses, TypedDicts), decoded JSON, or JSON
-    text. Fields nobody set stay out; fields the SDK does not know (a compatible host's ``cost``) stay in.
+    text. Fields nobody set stay out; fields the SDK does not know (a compatible host's ``cost``) stay in. What is
+    nested deeper than Python reaches, or holds itself, is None.
     """
     if isinstance(value, str | bytes | bytearray):
         return _from_text(value)
-    return _json_value(value)
+    try:
+        return _json_value(value)
+    except RecursionError:
+        return None
 
 
 def _from_text(value: str | bytes | bytearray) -> Any:

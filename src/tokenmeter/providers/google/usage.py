@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple, cast
 
-from tokenmeter.providers.readings import Reading, Shape, put, said_by, split_input, split_output
+from tokenmeter.providers.readings import Reading, Shape, has_unknown, put, said_by, split_input, split_output
 from tokenmeter.providers.wire import JSON, count, entries
 from tokenmeter.usage import Quantity, Usage
 
@@ -30,6 +30,11 @@ class _Names(NamedTuple):
     answer_parts: tuple[str, ...]
     tools_parts: tuple[str, ...]
     size: tuple[str, ...]
+    ending: tuple[str, ...]
+
+    def counts(self) -> frozenset[str]:
+        """Every count that is known."""
+        return frozenset(name for group in self[:6] for name in group)
 
 
 _SNAKE = _Names(
@@ -44,6 +49,7 @@ _SNAKE = _Names(
     answer_parts=("candidates_tokens_details", "response_tokens_details"),
     tools_parts=("tool_use_prompt_tokens_details",),
     size=("token_count",),
+    ending=("_token_count",),
 )
 
 
@@ -65,6 +71,7 @@ _INTERACTION = _Names(
     answer_parts=("output_tokens_by_modality",),
     tools_parts=("tool_use_tokens_by_modality",),
     size=("tokens",),
+    ending=("_tokens",),
 )
 
 
@@ -102,6 +109,8 @@ def _read(usage: JSON, names: _Names, *, totals_thoughts: bool) -> Reading:
         flags.add("thoughts_included")
     elif total is not None and totals_thoughts:
         prompt, answer = _by_total(total - tools, prompt, answer, flags)
+    if has_unknown(usage, names.counts(), names.ending[0]):
+        flags.add("unknown_token_class")
     quantities: dict[str, Quantity] = {}
     parts = _parts(usage, names.prompt_parts, names, flags)
     hits = _parts(usage, names.cached_parts, names, flags)

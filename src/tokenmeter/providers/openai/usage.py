@@ -133,11 +133,13 @@ def _totals(
         flags.add("total_mismatch")  # the parts count
     else:
         flags |= doubts
-    if total is None and answer is not None and reasoning > answer:
-        flags.add("reasoning_exceeds_output")
-        answer += reasoning  # so it stands beside, and no total denies that
-    if total is None or (prompt is None and answer is None):
+    if total is None:
+        if answer is not None and reasoning > answer:
+            flags.add("reasoning_exceeds_output")
+            answer += reasoning  # so it stands beside, and no total denies that
         return prompt, answer
+    if prompt is None and answer is None:
+        return None, None
     if prompt is None:
         prompt = max(total - (answer or 0), 0)
     if answer is None:
@@ -145,17 +147,20 @@ def _totals(
     gap = total - prompt - answer
     if gap == from_cache > prompt:
         flags.add("cache_beside_input")  # as Anthropic has it, under OpenAI's names
-        prompt += gap
-    elif gap > 0 and answer and not prompt:
+        return prompt + gap, answer
+    return _by_gap(gap, prompt, answer, flags, hidden=hidden_output or gap == reasoning)
+
+
+def _by_gap(gap: int, prompt: int, answer: int, flags: set[str], *, hidden: bool) -> tuple[int, int]:
+    """Both sides, where the total is by `gap` more than they are; `hidden`: that is output."""
+    if gap > 0 and answer and not prompt:
         flags.add("total_mismatch")  # a zero that the total denies is a field nobody filled
-        prompt = gap
-    elif gap > 0 and (gap == reasoning or hidden_output):
-        answer += gap  # some hosts state reasoning beside the answer, not inside it
-    elif gap:
+        return gap, answer
+    if gap > 0 and hidden:
+        return prompt, answer + gap  # some hosts state reasoning beside the answer, not inside it
+    if gap:
         flags.add("total_mismatch")
-        if gap > 0 and prompt and not answer:
-            answer = gap
-    return prompt, answer
+    return prompt, gap if gap > 0 and prompt and not answer else answer
 
 
 def _cache_writes(usage: JSON, details: JSON, write_meter: str, flags: set[str]) -> dict[str, Quantity]:
