@@ -53,6 +53,11 @@ class ApiKey:
         """What reports show: the alias, else ``...last4``."""
         return self.alias or f"...{self.last4}"
 
+    @property
+    def name(self) -> str | None:
+        """`label`, where it tells the key from others."""
+        return self.label if self.alias or self.last4 else None
+
     @classmethod
     def identify(cls, key: str, *, secret: bytes, alias: str | None = None) -> ApiKey:
         """Fingerprint `key` under `secret`."""

@@ -27,6 +27,11 @@ def dollars(amount: Decimal | None) -> str:
     return f"-${number_text(exact.copy_abs())}" if exact < 0 else f"${number_text(exact)}"
 
 
+def unit_word(amount: Decimal, unit: str) -> str:
+    """What a budget's unit is called after an amount of it: ``1 request``, ``2 requests``, ``2 in flight``."""
+    return (unit.removesuffix("s") if amount in {1, -1} else unit).replace("_", " ")
+
+
 def counted(number: int, one: str, many: str | None = None) -> str:
     """How many of what, in words that agree with the number: ``1 call``, ``2,048 calls``, ``1 row is gone``.
 

@@ -28,6 +28,7 @@ from reprlib import Repr
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
 
 __all__ = [
@@ -59,6 +60,12 @@ def shown(value: object) -> str:
         return _SHORT.repr(value)
     except Exception:  # noqa: BLE001 - anything may raise in another's repr, and an integer may be too long for one
         return f"<{type(value).__name__}>"
+
+
+def whose(scope: Mapping[str, str], key_name: str | None = None) -> str:
+    """What a budget's counter belongs to, in words; an API key by its name, where it has one."""
+    named = {**scope, "api_key": key_name} if key_name and "api_key" in scope else scope
+    return ", ".join(f"{key}={value}" for key, value in named.items()) or "all calls"
 
 
 class TokenmeterError(Exception):
@@ -111,6 +118,7 @@ class BudgetExceededError(TokenmeterError):
         retryable: Whether the same call may pass before ``resets_at``.
         retry_after: Seconds after which a retry makes sense; None when unknown.
         model: The model the call named.
+        key_name: What the API key of ``scope`` is called: its alias or last four characters; None without one.
     """
 
     retryable: ClassVar[bool] = False
@@ -130,6 +138,7 @@ class BudgetExceededError(TokenmeterError):
         retry_after: Decimal | None = None,
         model: str | None = None,
         max_affordable_output_tokens: int | None = None,
+        key_name: str | None = None,
     ) -> None:
         self.reason = reason
         self.budget = budget
@@ -143,6 +152,7 @@ class BudgetExceededError(TokenmeterError):
         self.retry_after = retry_after
         self.model = model
         self.max_affordable_output_tokens = max_affordable_output_tokens
+        self.key_name = key_name
         super().__init__(self.message())
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -152,10 +162,9 @@ class BudgetExceededError(TokenmeterError):
         """The error in words; ``redact=True`` leaves out every figure and name, for showing to end users."""
         if redact:
             return "This call was stopped because a usage budget is exhausted."
-        where = ", ".join(f"{key}={value}" for key, value in self.scope.items()) or "all calls"
         asked = "has no upper bound" if self.requested is None else f"needs up to {self._amount(self.requested)}"
         state = (
-            f"Budget {self.budget!r} ({where}) stopped the call before it was sent: "
+            f"Budget {self.budget!r} ({whose(self.scope, self.key_name)}) stopped the call before it was sent: "
             f"limit {self._amount(self.limit)}, spent {self._amount(self.spent)}, "
             f"reserved by calls in flight {self._amount(self.reserved)}, this call {asked}."
         )
@@ -199,6 +208,7 @@ class BudgetExceededError(TokenmeterError):
             "retry_after": self.retry_after,
             "model": self.model,
             "max_affordable_output_tokens": self.max_affordable_output_tokens,
+            "key_name": self.key_name,
         }
 
     def _amount(self, value: Decimal) -> str:

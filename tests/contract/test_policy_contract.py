@@ -251,6 +251,22 @@ class TestCounting:
         with pytest.raises(ConfigurationError, match="'x' is not known to the ledger"):
             meter.raise_budget("keys", 2, by="grace", reason="launch", scope={"api_key": "x"})
 
+    def test_a_stop_and_an_alert_call_a_key_by_its_name(self, metered, caplog):
+        keys = [ApiKey("ab" * 16, "wxyz", "prod"), ApiKey("cd" * 16, "mnop")]
+        told = []
+        meter = metered(Budget(api_key="*", limit_requests=2, name="keys"), alerts=[told.append])
+        for key, name in zip(keys, ("prod", "...mnop"), strict=True):
+            for _ in range(2):
+                spend(meter, a_call(key=key), 1)
+            with pytest.raises(BudgetExceededError) as stop:
+                meter.authorize(a_call(key=key))
+            assert f"(api_key={name})" in str(stop.value)
+            assert (stop.value.key_name, stop.value.scope) == (name, {"api_key": key.fingerprint})
+        assert meter.budgets.alerts.flush(60)
+        assert {alert.key_name for alert in told} == {"prod", "...mnop"}
+        for said in (caplog.text, *map(str, told), *(alert.facts()["scope"] for alert in told)):
+            assert not any(key.fingerprint in said for key in keys)
+
     def test_a_cap_by_alias_knows_what_the_key_spent_before_it_had_one(self, metered):
         key = ApiKey("ab" * 16, "wxyz")
         spend(metered(), a_call(key=key), 40)

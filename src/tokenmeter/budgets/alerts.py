@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 
 from tokenmeter.budgets.status import Balance
 from tokenmeter.display import counted
-from tokenmeter.errors import ConfigurationError
+from tokenmeter.errors import ConfigurationError, whose
 from tokenmeter.money import EXACT, ZERO, parse_decimal
 from tokenmeter.stores.base import EntryFilter, Store
 from tokenmeter.stores.documents import NewDocument
@@ -44,6 +44,7 @@ class Alert:
         window_end: Aware UTC; None for a budget that never resets.
         at: When it was noticed, aware UTC.
         hard: Whether the budget stops calls.
+        key_name: What the API key of ``scope`` is called, where it has a name.
     """
 
     budget: str
@@ -56,6 +57,7 @@ class Alert:
     window_end: datetime | None
     at: datetime
     hard: bool
+    key_name: str | None = None
 
     @property
     def kind(self) -> str:
@@ -74,11 +76,10 @@ class Alert:
 
     def facts(self) -> dict[str, str]:
         """Its figures for people."""
-        whose = ", ".join(f"{key}={value}" for key, value in self.scope.items()) or "all calls"
         resets = "never" if self.window_end is None else f"{self.window_end:%Y-%m-%d %H:%M} UTC"
         return {
             "budget": self.budget,
-            "scope": whose,
+            "scope": whose(self.scope, self.key_name),
             "spent": f"{self.spent:f} {self.unit}",
             "limit": f"{self.limit:f} {self.unit}",
             "resets": resets,
@@ -88,8 +89,8 @@ class Alert:
     @property
     def alert_id(self) -> str:
         """The same for the same threshold of the same window, however often it is delivered."""
-        whose = repr(sorted(self.scope.items()))
-        parts = (self.budget, self.unit, whose, self.window_start.isoformat(), str(self.threshold))
+        scope = repr(sorted(self.scope.items()))
+        parts = (self.budget, self.unit, scope, self.window_start.isoformat(), str(self.threshold))
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
     def to_dict(self) -> dict[str, Any]:
@@ -108,13 +109,13 @@ class Alert:
             "window_end": None if self.window_end is None else self.window_end.isoformat(),
             "at": self.at.isoformat(),
             "hard": self.hard,
+            "key_name": self.key_name,
         }
 
     def __str__(self) -> str:
-        where = ", ".join(f"{key}={value}" for key, value in self.scope.items()) or "all calls"
         until = "" if self.window_end is None else f" of the window that ends {self.window_end:%Y-%m-%d %H:%M} UTC"
         return (
-            f"Budget {self.budget!r} ({where}) passed {self.threshold} %{until}: "
+            f"Budget {self.budget!r} ({whose(self.scope, self.key_name)}) passed {self.threshold} %{until}: "
             f"{self.spent:f} of {self.limit:f} {self.unit}"
         )
 
@@ -236,11 +237,11 @@ class BurnRate:
                 continue
             full = one.full_at(sight.now)
             if full is not None and full < one.resets_at:
-                whose = ", ".join(f"{name}={value}" for name, value in one.scope.items()) or "all calls"
+                scope = whose(one.scope)
                 yield Notice(
                     kind="burn_rate",
-                    subject=f"{one.budget} ({whose}) {one.unit} {one.window_start:%Y-%m-%dT%H:%M}",
-                    text=f"Budget {one.budget!r} ({whose}) is full on {full:%Y-%m-%d %H:%M} UTC at this rate, before "
+                    subject=f"{one.budget} ({scope}) {one.unit} {one.window_start:%Y-%m-%dT%H:%M}",
+                    text=f"Budget {one.budget!r} ({scope}) is full on {full:%Y-%m-%d %H:%M} UTC at this rate, before "
                     f"it resets on {one.resets_at:%Y-%m-%d}: {one.spent:f} of {one.limit:f} {one.unit} are spent.",
                     figures={
                         "spent": f"{one.spent:f} {one.unit}",

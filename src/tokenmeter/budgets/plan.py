@@ -225,7 +225,7 @@ def explain(stop: CapReachedError, plan: Demand, *, store: Store, wait: Decimal)
     affordable = plan.bound.affordable_output_tokens(cap.unit, room) if plan.bound else None
     free_at = _free_at(hold, claim.amount, store) if cap.rolling else claim.window_end
     until_free = _until_free(cap, free_at, plan.at)
-    values = _fields(hold, Counter(stop.settled, stop.reserved))
+    values = _fields(hold, Counter(stop.settled, stop.reserved), plan.call)
     values["requested"] = amount_of(cap.unit, claim.amount)
     values["resets_at"] = None if free_at is None else from_microseconds(free_at)
     values["model"] = plan.call.facts.model
@@ -249,7 +249,7 @@ def refuse(error: UnboundedError, call: Call, at: datetime, *, store: Store) -> 
         resets_at=None if end is None else from_microseconds(end),
         retry_after=_until_free(hold.cap, end, at),
         model=call.facts.model,
-        **_fields(hold, _read([hold], store)[key]),
+        **_fields(hold, _read([hold], store)[key], call),
     )
 
 
@@ -271,8 +271,8 @@ def _mend(error: UnboundedError) -> str:
     return "Change that, or set unbounded='expected' on the budget to hold what such calls usually use."
 
 
-def _fields(hold: HeldBudget, counter: Counter) -> dict[str, Any]:
-    unit = hold.cap.unit
+def _fields(hold: HeldBudget, counter: Counter, call: Call) -> dict[str, Any]:
+    unit, key = hold.cap.unit, call.api_key if "api_key" in hold.scope else None
     return {
         "budget": hold.cap.budget.name,
         "scope": hold.scope,
@@ -280,6 +280,7 @@ def _fields(hold: HeldBudget, counter: Counter) -> dict[str, Any]:
         "limit": amount_of(unit, hold.limit),
         "spent": amount_of(unit, counter.settled),
         "reserved": amount_of(unit, counter.reserved),
+        "key_name": None if key is None else key.name,
     }
 
 

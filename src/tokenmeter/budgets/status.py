@@ -15,8 +15,8 @@ from tokenmeter.budgets.matching import Cap, parse_scope, scope_text, value_fits
 from tokenmeter.budgets.policy import amount_of
 from tokenmeter.budgets.windows import from_microseconds, microseconds
 from tokenmeter.dimensions import SCOPE_FIELDS
-from tokenmeter.display import dollars, facts_html, number_text
-from tokenmeter.errors import ConfigurationError, shown
+from tokenmeter.display import dollars, facts_html, number_text, unit_word
+from tokenmeter.errors import ConfigurationError, shown, whose
 from tokenmeter.ledger import CounterKey
 from tokenmeter.money import divide, multiply
 from tokenmeter.pricing import Pricer
@@ -81,10 +81,10 @@ class Balance:
         return start + timedelta(microseconds=min(length, _LONGEST))
 
     def __repr__(self) -> str:
-        whose = f" ({', '.join(f'{name}={value}' for name, value in self.scope.items())})" if self.scope else ""
+        scope = f" ({whose(self.scope)})" if self.scope else ""
         until = f", resets {self.resets_at:%Y-%m-%d %H:%M} UTC" if self.resets_at else ""
         left = f"{self._left()} left" if self.limit_known else f"{self._amount(self.spent)} spent, limit not known here"
-        return f"<Balance {self.budget}{whose}: {left}{until}>"
+        return f"<Balance {self.budget}{scope}: {left}{until}>"
 
     def _repr_html_(self) -> str:
         facts = {
@@ -104,7 +104,7 @@ class Balance:
     def _amount(self, amount: Decimal) -> str:
         if self.unit == "usd":
             return dollars(amount) if amount.is_finite() else "unlimited"
-        return f"{number_text(amount)} {self.unit.replace('_', ' ')}" if amount.is_finite() else "unlimited"
+        return f"{number_text(amount)} {unit_word(amount, self.unit)}" if amount.is_finite() else "unlimited"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values: amounts as decimal strings, instants in ISO 8601; None for what is not known."""

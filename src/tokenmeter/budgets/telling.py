@@ -16,9 +16,10 @@ from tokenmeter.budgets.delivery import AlertQueue, Deliveries
 from tokenmeter.budgets.holds import Fault
 from tokenmeter.budgets.matching import Cap, Subject, parse_scope, place_in_code
 from tokenmeter.budgets.policy import amount_of, threshold_amounts
-from tokenmeter.budgets.status import Balance
+from tokenmeter.budgets.status import Balance, key_names
 from tokenmeter.budgets.windows import from_microseconds
 from tokenmeter.call import Call
+from tokenmeter.errors import StoreError
 from tokenmeter.ledger import CounterKey, ThresholdCrossing
 from tokenmeter.stores.base import Store
 
@@ -98,7 +99,16 @@ class Telling:
             window_end=None if end is None else from_microseconds(end),
             at=self._store.now(),
             hard=cap.budget.hard,
+            key_name=self._key_name(scope.get("api_key")),
         )
+
+    def _key_name(self, fingerprint: str | None) -> str | None:
+        if fingerprint is None:
+            return None
+        try:
+            return next(iter(key_names(self._store).get(fingerprint, ())), None)
+        except StoreError:  # told without a name, rather than not at all
+            return None
 
     def check_rules(self, *, faults: int = 0) -> list[Notice]:
         """Look at the ledger with every rule, and tell what nobody has told yet.

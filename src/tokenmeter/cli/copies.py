@@ -234,7 +234,7 @@ def seal_months(
     """Write each month up to that one that is not sealed yet into a Parquet file, and its digest into the chain."""
     with frame.meter() as meter:
         sealed = meter.archive(through, to, drop=drop)
-    _show_months(frame, sealed, "Nothing to do: every month up to that one is sealed already.")
+    _show_months(frame, sealed, "Nothing to do: up to the end of that month there is nothing to seal.")
 
 
 @command(archive_app, "drop", examples=["tokenmeter archive drop --through 2026-09"])

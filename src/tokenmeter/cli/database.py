@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 
 from tokenmeter import erasing
-from tokenmeter.cli.frame import Exit, Frame, command, emit, out, show_progress, show_table
+from tokenmeter.cli.frame import Exit, Frame, command, emit, out, progress_out, show_progress, show_table
 from tokenmeter.cli.frame import app as main
 from tokenmeter.dimensions import WHO
 from tokenmeter.display import counted, number_text
@@ -214,6 +214,7 @@ def _ask_to_erase(dimension: str, value: str) -> None:
     except typer.Abort:
         if sys.stdin.isatty():
             raise
+        progress_out.print()  # the question has a line of its own
         raise ConfigurationError("Nothing was erased: nobody said yes. A program that runs this says --yes.") from None
 
 

@@ -15,7 +15,7 @@ from html import escape
 from itertools import zip_longest
 
 from tokenmeter.dimensions import TOKEN_METERS, unit_of
-from tokenmeter.display import counted, dollars
+from tokenmeter.display import counted, dollars, unit_word
 from tokenmeter.money import EXACT, PICODOLLAR, round_to
 from tokenmeter.periods import Period, zone
 from tokenmeter.reports.query import BEGINNING, END, Row, Sheet
@@ -242,7 +242,7 @@ def unit_amount(value: Decimal, unit: str) -> str:
     if unit == "usd":
         places = money_places([value])
         return dollars(value) if value and not round_to(value, places) else amount(value, places)
-    return f"{round_to(value, 0):,f} {unit.replace('_', ' ')}"
+    return f"{round_to(value, 0):,f} {unit_word(value, unit)}"
 
 
 MAX_ROWS = 100
