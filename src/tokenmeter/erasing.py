@@ -37,6 +37,8 @@ from tokenmeter.texts import check_reason
 #: Europe for invoices.
 KEEP_YEARS = 10
 _KINDS = (*WHO, "api_key")
+#: What a value stands behind in the text of a scope.
+_SCOPED = re.compile(rf"(?<!\w)(?:{'|'.join(_KINDS)}|tag:[^=,]+)=$")
 #: Documents that accounts and tax law want to be kept; all others only name somebody.
 _BOOKS = ("period", "invoice", "credit_note", "invoice_event", "reconciliation", "handover")
 #: Documents that are about the ledger itself.
@@ -343,9 +345,10 @@ class _Writing:
         if isinstance(part, str):
             if name == self._name:
                 return self._pseudonym if part == self._value else part
-            if name in _FIXED or (of_budget and name in {"", "name", "budget", "grant_id"}):
+            other = name in _FIXED or name in _KINDS or name.startswith("tag:")
+            if other or (of_budget and name in {"", "name", "budget", "grant_id"}):
                 return part
-            return self._pattern.sub(lambda found: self._scoped if found[1] else self._pseudonym, part)
+            return self._pattern.sub(self._replaced, part)
         if isinstance(part, Mapping):
             values = cast("Mapping[str, Any]", part)
             prefix = "tag:" if name == "tags" else ""
@@ -359,6 +362,12 @@ class _Writing:
         if isinstance(part, list):
             return [self.without(one, name, of_budget=of_budget) for one in part]  # pyright: ignore[reportUnknownVariableType]
         return part
+
+    def _replaced(self, found: re.Match[str]) -> str:
+        if found[1]:
+            return self._scoped
+        elsewhere = _SCOPED.search(found.string, 0, found.start())  # organization=acme is no tag's acme
+        return found[0] if elsewhere else self._pseudonym
 
     def _keyed(self, key: str) -> str:
         return self._pseudonym if key == self._value and self._pattern.fullmatch(key) else key

@@ -90,6 +90,21 @@ def test_a_budget_goes_on_counting_under_the_pseudonym(meter, record):
     assert not meter.audit_budgets()
 
 
+def test_the_same_word_for_something_else_keeps_its_credit(meter):
+    """A tag, a member and an organization may have one name; only what was asked for gets another."""
+    meter.budgets.set(tokenmeter.Budget(organization="*", limit_usd=0, period="total", name="credit"))
+    meter.budgets.grant("credit", 25, by="b", reason="invoice 7", scope={"organization": "acme"})
+    with tokenmeter.attribute(organization="acme", member="acme", tags={"customer": "acme"}):
+        meter.record({"input_tokens": 10, "output_tokens": 1}, provider="openai", endpoint="responses", model="gpt-5")
+    before = [(one.scope, one.remaining) for one in meter.remaining(organization="acme")]
+    for dimension, pseudonym in (("tag:customer", "customer-17"), ("member", "person-18")):
+        meter.erase(dimension, "acme", reason="contract ended", by="kim", pseudonym=pseudonym)
+    assert [(one.scope, one.remaining) for one in meter.remaining(organization="acme")] == before
+    assert [one.scope for one in meter.budgets.grants("credit")] == [{"organization": "acme"}]
+    assert meter.verify().ok
+    assert meter.audit_budgets() == ()
+
+
 def test_documents_that_name_the_person_are_listed_with_how_long_they_are_kept(meter):
     done = meter.erase("member", "ada@example.com", **WHY)
     kept = {one.kind: one for one in done.documents}
