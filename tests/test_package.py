@@ -142,6 +142,15 @@ def test_importing_the_public_names_that_need_no_sdk_loads_none():
     assert not {"openai", "anthropic", "google", "genai_prices"} & set(loaded)
 
 
+@pytest.mark.parametrize("sdk", ["openai", "anthropic", "google"])
+def test_importing_a_client_loads_nothing_that_only_a_call_needs(sdk):
+    """A client may be made and never used; records, settlement, prices and stores come with the first call."""
+    loaded = json.loads(run(f"import sys, json, tokenmeter.{sdk}; print(json.dumps(sorted(sys.modules)))"))
+    ours = {name.removeprefix("tokenmeter.").partition(".")[0] for name in loaded if name.startswith("tokenmeter.")}
+    assert not ours & {"budgets", "call", "ledger", "meter", "pricing", "providers", "reports", "stores", "usage"}
+    assert not {"tokenmeter.capture.calls", "tokenmeter.capture.settlement"} & set(loaded)
+
+
 def floats_of(path):
     text = path.read_text(encoding="utf-8")
     lines = text.splitlines()

@@ -14,7 +14,7 @@ from tokenmeter.attribution import NOBODY, ApiKey, Attribution, Scope, scopes_of
 from tokenmeter.call import ActiveSpan, Call, Outcome, PlainRequest, RequestFacts
 from tokenmeter.capture.readings import Readings, waiting
 from tokenmeter.capture.responses import Exchange
-from tokenmeter.capture.sdk import Binding, UnreadBody, complain
+from tokenmeter.capture.sdk import Binding, UnreadBody, complain, twice
 from tokenmeter.capture.settlement import (
     Settling,
     authorize_async,
@@ -23,7 +23,6 @@ from tokenmeter.capture.settlement import (
     has_waiting,
     settle,
     settle_async,
-    twice,
     watch,
 )
 from tokenmeter.errors import (

@@ -17,8 +17,8 @@ from tokenmeter import processes
 from tokenmeter.call import Call, Outcome
 from tokenmeter.capture.calls import REFUSALS, describe, identify, leave
 from tokenmeter.capture.readings import GrowingBill, opened
-from tokenmeter.capture.sdk import Binding, UnreadBody, binding_of, bound_to
-from tokenmeter.capture.settlement import Settling, catch_up_async, settle, settle_from_anywhere, twice, watch
+from tokenmeter.capture.sdk import Binding, UnreadBody, binding_of, bound_to, twice
+from tokenmeter.capture.settlement import Settling, catch_up_async, settle, settle_from_anywhere, watch
 from tokenmeter.dimensions import Status
 from tokenmeter.ledger import new_id
 from tokenmeter.providers.prompts import UNREADABLE

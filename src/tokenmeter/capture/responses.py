@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from tokenmeter import processes
 from tokenmeter.call import Outcome
 from tokenmeter.capture.raw import Kind, RawReader, read_whole
-from tokenmeter.capture.sdk import Sdk
-from tokenmeter.capture.settlement import Settling, settle, settle_async, settle_from_anywhere, twice
+from tokenmeter.capture.sdk import Sdk, twice
+from tokenmeter.capture.settlement import Settling, settle, settle_async, settle_from_anywhere
 from tokenmeter.dimensions import Status
 from tokenmeter.ledger import new_id
 from tokenmeter.usage import Observation

@@ -194,6 +194,20 @@ def bound_to(client: Any) -> Binding | None:
     return found
 
 
+def twice(meter: Meter, act: Callable[[], object]) -> None:
+    """Run `act`, and once more when something of ours fails amid it: that may pass, as want of memory does.
+
+    Never raises. For what can be begun anew, however far it got.
+    """
+    for _ in range(2):
+        try:
+            act()
+        except Exception as error:  # noqa: BLE001 - the caller gets his answer
+            meter.fault("record a call", error)
+        else:
+            return
+
+
 @cache
 def load_dialect(room: str) -> Dialect:
     """The wire format of a provider's room, loaded when it is first needed."""

@@ -94,20 +94,6 @@ class Settling:
         return self.meter.store.entry(self.outcome.entry_id or "") is not None
 
 
-def twice(meter: Meter, act: Callable[[], object]) -> None:
-    """Run `act`, and once more when something of ours fails amid it: that may pass, as want of memory does.
-
-    Never raises. For what can be begun anew, however far it got.
-    """
-    for _ in range(2):
-        try:
-            act()
-        except Exception as error:  # noqa: BLE001 - the caller gets his answer
-            meter.fault("record a call", error)
-        else:
-            return
-
-
 class _SettlingThread(threading.local):
     inside = False
 

@@ -15,7 +15,7 @@ from itertools import filterfalse
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
-from tokenmeter.capture.settlement import twice
+from tokenmeter.capture.sdk import twice
 
 if TYPE_CHECKING:
     from tokenmeter.capture.calls import InFlight
