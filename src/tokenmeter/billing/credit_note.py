@@ -9,10 +9,9 @@ from datetime import date
 from decimal import Decimal
 from typing import Any, ClassVar
 
-from tokenmeter.billing.forms import Printable
 from tokenmeter.billing.invoice import Invoice, number_text, party_lines, tax_sums
 from tokenmeter.billing.lines import TaxLine
-from tokenmeter.billing.paper import Cell, PrintedRow, PrintedSheet
+from tokenmeter.billing.paper import Cell, Printable, PrintedRow, PrintedSheet
 from tokenmeter.money import money_text, round_money
 from tokenmeter.stores.documents import Document
 

@@ -10,9 +10,8 @@ from decimal import Decimal
 from typing import Any, ClassVar, Literal
 
 from tokenmeter.billing.events import Event, EventKind
-from tokenmeter.billing.forms import Printable
 from tokenmeter.billing.lines import LineItem, TaxLine, Totals
-from tokenmeter.billing.paper import Cell, PrintedRow, PrintedSheet
+from tokenmeter.billing.paper import Cell, Printable, PrintedRow, PrintedSheet
 from tokenmeter.billing.period import period_dict, period_of
 from tokenmeter.billing.profile import BillingProfile, Party
 from tokenmeter.billing.rated import account_name

@@ -10,9 +10,8 @@ from typing import Any, ClassVar, Literal, Unpack
 
 from tokenmeter.billing.events import movements
 from tokenmeter.billing.filed import invoices
-from tokenmeter.billing.forms import Printable
 from tokenmeter.billing.invoice import Invoice, party_lines
-from tokenmeter.billing.paper import Cell, PrintedRow, PrintedSheet
+from tokenmeter.billing.paper import Cell, Printable, PrintedRow, PrintedSheet
 from tokenmeter.billing.period import days_of, period_dict, zone_of_books
 from tokenmeter.billing.profile import BillingProfile, Party
 from tokenmeter.billing.rated import account_name, check_account
