@@ -68,7 +68,7 @@ class Checkpoint:
                 key=str(said["key"]),
                 signature=str(said["signature"]),
             )
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ConfigurationError(
                 "That is not a checkpoint: give the line of JSON that `tokenmeter checkpoint` printed."
             ) from error

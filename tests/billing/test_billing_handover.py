@@ -16,7 +16,7 @@ import pytest
 
 from tokenmeter.billing import HandOverError, Lago, OpenMeter, StripeMeters, hand_over
 from tokenmeter.billing.targets import _Http
-from tokenmeter.errors import ConfigurationError
+from tokenmeter.errors import ConfigurationError, LedgerError
 from tokenmeter.ledger import utcnow
 from tokenmeter.periods import Period, floor
 from tokenmeter.stores import open_store
@@ -107,6 +107,37 @@ def test_what_was_sent_is_not_sent_again_and_what_comes_later_is_the_difference(
         (f"tm-{period.label}-ada-input-r2", "11"),
     ]
     assert server.keys == {"Bearer key-1"}
+
+
+def test_usage_that_was_sent_is_not_sent_again_under_another_name_or_period(store, used, server, period):
+    used("ada", 100, team="ada")
+    hand_over(store, lago(server), period=period)
+    longer = Period(period.start - timedelta(days=6), period.end, label="seven days")
+    for other in ({"period": period, "each": "team"}, {"period": longer}):
+        with pytest.raises(LedgerError, match=r"lago has usage from .* by member already.*--allow-overlap"):
+            hand_over(store, lago(server), **other)
+    assert len(server.taken) == 1
+    before = Period(period.start - timedelta(days=1), period.start, label="the day before")
+    assert hand_over(store, lago(server), period=before).ok
+    assert hand_over(store, OpenMeter(server.url, "key-2"), period=period, each="team").sent
+
+
+def test_usage_that_is_sent_again_for_a_reason_has_identifiers_of_its_own(store, used, server, period):
+    used("ada", 100, team="ada")
+    hand_over(store, lago(server), period=period)
+    hand_over(store, lago(server), period=period, each="team", allow_overlap="a meter for teams")
+    assert values(server) == [
+        (f"tm-{period.label}-ada-input-r1", "100"),
+        (f"tm-{period.label}-team=ada-input-r1", "100"),
+    ]
+    assert any("a meter for teams" in document.body for document in store.documents())
+
+
+def test_what_was_refused_hinders_no_other_run(store, used, server, period):
+    used("ada", 100, team="search")
+    server.answers.append((422, '{"error_details": {"code": ["no such subscription"]}}'))
+    assert hand_over(store, lago(server), period=period).refused
+    assert hand_over(store, lago(server), period=period, each="team").sent
 
 
 def test_an_interrupted_run_goes_on_under_the_same_identifiers(store, used, server, period):

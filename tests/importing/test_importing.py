@@ -350,6 +350,14 @@ def own(name, *, member="ana", **counts):
     return {"req": {"id": name, "ts": 1792396800000}, "llm": {"name": "gpt-5", **counts}, "who": member}
 
 
+@pytest.mark.parametrize("opening", [b"[", b'{"a":'], ids=["lists", "objects"])
+def test_a_line_that_is_nested_without_end_is_left_out(meter, write, opening):
+    content = opening * 100_000 + b"\n" + json.dumps(own("r1", **{"in": 1, "out": 1})).encode()
+    outcome = import_usage(meter, write("calls.jsonl", content), fields=MAP)
+    assert [one.reason for one in outcome.left_out] == ["not JSON"]
+    assert outcome.recorded == 1
+
+
 def test_any_rows_by_a_map_packed_or_as_an_array_broken_lines_named(meter, write):
     good, other = (
         own("r1", **{"in": 100, "cached": 30, "out": "9"}),

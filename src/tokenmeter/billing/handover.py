@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 from tokenmeter.billing.drafting import Billable
 from tokenmeter.billing.period import zone_of_books
 from tokenmeter.billing.rated import check_dimensions
-from tokenmeter.errors import ConfigurationError, TokenmeterError
+from tokenmeter.errors import ConfigurationError, LedgerError, TokenmeterError
 from tokenmeter.ledger import utcnow
 from tokenmeter.money import EXACT, ZERO
 from tokenmeter.periods import Period, parse_period
@@ -162,6 +162,7 @@ def hand_over(
     customers: Mapping[str, str] | None = None,
     arrived: Iterable[str] = (),
     lost: Iterable[str] = (),
+    allow_overlap: str | None = None,
     tz: str | None = None,
     by: str | None = None,
 ) -> HandOver:
@@ -175,11 +176,13 @@ def hand_over(
         customers: Account -> customer there; None = they are called the same. Accounts without one are not sent.
         arrived: Identifiers of uncertain readings that were found there: they count as sent.
         lost: Identifiers of those that were not: they are sent anew.
+        allow_overlap: Why usage that was sent by other accounts, or in another period, is sent again.
         tz: Zone in which the period is cut; default: that of the last closing, else UTC.
         by: Who does it; default: the user of the system.
 
     Raises:
         HandOverError: the system is out of reach; its `done` says what was sent, and the next run goes on there.
+        LedgerError: the system has some of the usage by accounts of another kind, or of another period.
         ConfigurationError: an identifier that is not one of those; a dimension that is none, or a period that the
             system does not take any more.
     """
@@ -187,7 +190,9 @@ def hand_over(
     asked = period if isinstance(period, Period) else parse_period(period, zone_of_books(store, tz))
     at = min(asked.end - timedelta(seconds=1), utcnow())
     target.check(at)
-    run = _Handover(store, target, asked, at=at, by=acting(by))
+    if not allow_overlap:
+        _refuse_overlap(store, target.name, asked, dimension)
+    run = _Handover(store, target, asked, at=at, by=acting(by), overlap=allow_overlap)
     run.settle(frozenset(arrived), frozenset(lost))
     try:
         run.send_again()
@@ -199,6 +204,31 @@ def hand_over(
         error.done = run.outcome
         raise
     return run.outcome
+
+
+def _refuse_overlap(store: Store, target: str, period: Period, dimension: str) -> None:
+    """Refuse to send usage again that the system has by accounts of another kind, or in a period that is another one.
+
+    Raises:
+        LedgerError: it has some.
+    """
+    standing: dict[str, None] = {}
+    for document in store.documents(DocumentQuery(KIND, f"{target} ")):
+        key, _, ending = document.key.rpartition(" ")
+        if ending == _REFUSED:
+            standing.pop(key, None)
+        elif ending != _SENT:
+            standing[document.key] = None
+    for key in standing:
+        span, _, reading = key.removeprefix(f"{target} ").partition(" ")
+        start, end = map(datetime.fromisoformat, span.split("/"))
+        by = reading.partition("=")[0]
+        if (start, end, by) != (period.start, period.end, dimension) and start < period.end and period.start < end:
+            raise LedgerError(
+                f"{target} has usage from {start.isoformat()} to {end.isoformat()} by {by} already; {period.label} by "
+                f"{dimension} would send it again. Hand over by the same accounts and periods, or say why it is sent "
+                "again: allow_overlap='...' (--allow-overlap)."
+            )
 
 
 def _usage(store: Store, period: Period, dimension: str) -> Iterator[tuple[str, dict[str, Decimal]]]:
@@ -221,8 +251,11 @@ class _Prepared(NamedTuple):
 
 
 class _Handover:
-    def __init__(self, store: Store, target: Target, period: Period, *, at: datetime, by: str) -> None:
+    def __init__(
+        self, store: Store, target: Target, period: Period, *, at: datetime, by: str, overlap: str | None
+    ) -> None:
         self.outcome = HandOver()
+        self._overlap = {} if overlap is None else {"overlap": overlap}
         self._store, self._target, self._at, self._by = store, target, at, by
         self._label = period.label
         self._prefix = f"{target.name} {period.start.isoformat()}/{period.end.isoformat()} "
@@ -295,7 +328,9 @@ class _Handover:
             self._send_new(account, customer, sku_meter, more, len(earlier) + self._refusals[account, sku_meter] + 1)
 
     def _send_new(self, account: str, customer: str, sku_meter: str, value: int, revision: int) -> None:
-        identifier = f"tm-{self._label}-{account.partition('=')[2]}-{sku_meter}-r{revision}"
+        kind, _, name = account.partition("=")
+        whose = name if kind == "member" else account  # a team may be called as a member is
+        identifier = f"tm-{self._label}-{whose}-{sku_meter}-r{revision}"
         if len(identifier) > _LONGEST_IDENTIFIER or not identifier.isascii():
             identifier = f"tm-{hashlib.sha256(identifier.encode()).hexdigest()}"
         reading = Reading(
@@ -310,7 +345,7 @@ class _Handover:
         reading = replace(reading, at=reading.at.replace(microsecond=0))
         key = f"{self._prefix}{account} {sku_meter} r{revision}"
         made = _Prepared(key, reading, utcnow())
-        body = {"reading": _told(reading), "by": self._by, "at": made.at.isoformat()}
+        body = {"reading": _told(reading), "by": self._by, "at": made.at.isoformat(), **self._overlap}
         if self._store.file(NewDocument(kind=KIND, key=key, body=json.dumps(body, ensure_ascii=False))).recorded:
             self._deliver(made)
 

@@ -198,7 +198,7 @@ class Lago(_Http):
         """Lago names the field and what is wrong with it."""
         try:
             told = json.loads(said)["error_details"]["transaction_id"]
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError, RecursionError):
             return False
         return status == 422 and "value_already_exist" in told  # noqa: PLR2004 - Lago's status for it
 

@@ -406,7 +406,7 @@ def _decoded(answer: Any) -> Any:
         return cast("dict[str, Any]", answer)
     try:
         body: Any = json.loads(answer.body) if answer.body else None
-    except ValueError:  # a proxy's page, or half an answer: the SDK says so to the caller
+    except (ValueError, RecursionError):  # a proxy's page, or half an answer: the SDK says so to the caller
         return answer.body
     tier = _header(answer.headers, _TIER_HEADER)
     if tier is not None and isinstance(body, dict):

@@ -158,6 +158,9 @@ def handover(
     lost: Annotated[
         list[str] | None, typer.Option("--lost", help="Identifier of one that was not: it is sent anew.")
     ] = None,
+    allow_overlap: Annotated[
+        str | None, typer.Option("--allow-overlap", help="Why usage that was sent otherwise is sent again.")
+    ] = None,
     tz: BooksTzOption = None,
     actor: Actor = None,
 ) -> None:
@@ -179,6 +182,7 @@ def handover(
                 customers=customers,
                 arrived=arrived or (),
                 lost=lost or (),
+                allow_overlap=allow_overlap,
                 by=actor,
             )
         except HandOverError as error:

@@ -293,9 +293,9 @@ def _requests(file: Path) -> Iterator[_EstimateLine]:
             continue
         try:
             read: object = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigurationError(
-                f"{file}, line {number}: no JSON ({error}); write one request to a line."
+                f"{file}, line {number}: no JSON ({reason_of(error)}); write one request to a line."
             ) from error
         asked = _asked(cast("Mapping[str, Any]", read)) if isinstance(read, dict) else None
         if asked is None or not isinstance(asked.body.get("model"), str):

@@ -195,6 +195,8 @@ def _is_part(line: bytes) -> bool:
         json.loads(line)
     except ValueError:
         return line.strip() in {b"{", b"["} or not line.rstrip().endswith(b"}")
+    except RecursionError:  # nested without end
+        return False
     return False
 
 
