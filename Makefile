@@ -26,6 +26,11 @@ setup:
 test:
 	$(BIN)/pytest -q -n 2
 
+.PHONY: explore
+## The property tests with examples that no run has drawn before, for who has time to look for faults.
+explore:
+	$(BIN)/pytest -q -n 2 --hypothesis-profile "new examples" $$(grep -l "^from hypothesis" -r tests --include="test_*.py")
+
 .PHONY: fast
 ## What says within a minute whether a change broke something: values, prices, wire formats, budgets, meter, SQLite.
 fast:
