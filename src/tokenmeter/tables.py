@@ -34,6 +34,8 @@ _SAYS_DELIMITER = re.compile(r'\s*"?sep=(.)"?\s*')
 _AROUND = re.compile(r"[\s\u00a0\u202f'\u2019_]+|^(?:US)?[$\u20ac\u00a3\u00a5]|[$\u20ac\u00a3\u00a5]$")
 _NUMBER = re.compile(r"(?:\d[\d.,]*|[.,]\d+)(?:[eE][-+]?\d{1,3})?")
 _GROUPED = re.compile(r"[1-9]\d{0,2}([.,])\d{3}(?:\1\d{3})*")
+#: The highest power of ten that a file can mean: a count, an amount, or nanoseconds since 1970.
+_MOST_DIGITS = 24
 #: An instant whose zone stands apart, as an offset, as ``UTC``, or as both.
 _ZONED = re.compile(r"(?P<moment>\d{4}-\d\d-\d\d[ T][\d:.]+) (?P<offset>[-+]\d\d:?\d\d)?(?: ?(?:UTC|GMT|Z))?(?<! )")
 _DOTTED = re.compile(r"^(\d\d?)\.(\d\d?)\.(\d{4})(?:(,? +)(?=\d)|$)")
@@ -239,7 +241,8 @@ def parse_number(text: str, mark: DecimalMark | None = ".") -> Decimal:
         mark: The decimal mark of the table it stands in. It decides what can be read in two ways (``1.325``).
 
     Raises:
-        ValueError: it is no number, or can be read in two ways and `mark` is None.
+        ValueError: it is no number, or can be read in two ways and `mark` is None; or it has more digits before its
+            point than any amount or count.
     """
     sign, number = _bare(text)
     if not _NUMBER.fullmatch(number):
@@ -251,7 +254,10 @@ def parse_number(text: str, mark: DecimalMark | None = ".") -> Decimal:
     whole, _, fraction = number.partition(mark)
     if (group in whole and not _GROUPED.fullmatch(whole)) or group in fraction or mark in fraction:
         raise ValueError(f"{text.strip()!r} is not a number")
-    return Decimal(sign + whole.replace(group, "") + ("." + fraction if fraction else ""))
+    found = Decimal(sign + whole.replace(group, "") + ("." + fraction if fraction else ""))
+    if found.adjusted() > _MOST_DIGITS:
+        raise ValueError(f"{text.strip()!r} is more than any amount or count")
+    return found
 
 
 def first_of_slashes(texts: Iterable[str]) -> Slashes | None:

@@ -47,6 +47,12 @@ def test_what_is_no_number_is_none(text):
         parse_number(text)
 
 
+@pytest.mark.parametrize("text", ["1e400", "9" * 400, "-1e30", "1,000,000,000,000,000,000,000,000,000"])
+def test_more_than_any_amount_or_count_is_told(text):
+    with pytest.raises(ValueError, match="more than any amount or count"):
+        parse_number(text)
+
+
 @pytest.mark.parametrize(
     ("cells", "mark"),
     [
