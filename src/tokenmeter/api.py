@@ -22,8 +22,8 @@ from tokenmeter.ledger import Entry, utcnow
 from tokenmeter.meter import Meter as CallMeter
 from tokenmeter.periods import CalendarUnit, Period, parse_instant
 from tokenmeter.pricing import PriceList, Pricer, Rating
-from tokenmeter.pricing.pricer import changed as difference
-from tokenmeter.pricing.pricer import correction
+from tokenmeter.pricing.corrections import changed as difference
+from tokenmeter.pricing.corrections import correction
 from tokenmeter.providers import observe
 from tokenmeter.reports import (
     FocusTerms,

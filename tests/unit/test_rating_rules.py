@@ -11,7 +11,7 @@ from tokenmeter.call import RequestFacts
 from tokenmeter.ledger import Entry
 from tokenmeter.money import multiply, total
 from tokenmeter.pricing import Multiplier, PriceList, Pricer, Terms, parse_prices
-from tokenmeter.pricing.pricer import correction
+from tokenmeter.pricing.corrections import correction
 from tokenmeter.usage import Consumption, Observation, SuppliedCost, Usage
 
 AT = datetime(2026, 11, 20, tzinfo=UTC)

@@ -18,7 +18,8 @@ from tokenmeter.ledger import Charge, Entry
 from tokenmeter.meter import Meter
 from tokenmeter.money import MOST_DOLLARS, to_dollars
 from tokenmeter.pricing.card import Circumstances
-from tokenmeter.pricing.pricer import COMPLETED, Pricer, completion
+from tokenmeter.pricing.corrections import COMPLETED, completion
+from tokenmeter.pricing.pricer import Pricer
 from tokenmeter.pricing.rating import Rating
 from tokenmeter.stores.base import EntryFilter, Store
 from tokenmeter.texts import MAX_TEXT

@@ -1,12 +1,9 @@
-"""Rating observations, bounding calls before they leave, rating again what was recorded: a price list and terms.
-
-Nothing recorded ever changes: where a price becomes known, or another, the difference is a further entry.
-"""
+"""Rating observations, and bounding calls before they leave: a price list and terms."""
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -14,20 +11,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokenmeter.attribution import NOBODY, ApiKey, Attribution
 from tokenmeter.call import RequestFacts
-from tokenmeter.dimensions import INPUT_METERS
-from tokenmeter.ledger import Charge, Entry, new_id, utcnow
-from tokenmeter.money import EXACT, Costs, add, negate
+from tokenmeter.ledger import Charge
+from tokenmeter.money import EXACT
 from tokenmeter.pricing.card import Circumstances
 from tokenmeter.pricing.price import Discount, Multiplier, Price, Terms
 from tokenmeter.pricing.price_list import ListedModel, PriceList
 from tokenmeter.pricing.rating import Rating, compare, priced_lines, supplied_line, total, unpriced_lines
-from tokenmeter.pricing.sheet import LineConditions, RateSheet
+from tokenmeter.pricing.sheet import RateSheet
 from tokenmeter.providers.hosts import canonical_provider
-from tokenmeter.usage import Consumption, Observation, Quantity, Usage
+from tokenmeter.usage import Consumption, Observation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-
     from tokenmeter.pricing.sheet import Ceiling
 
 
@@ -351,172 +345,3 @@ def _ambiguous(consumption: Consumption, listed: ListedModel) -> bool:
     """Whether one of several unseen prompts could have been long enough for a dearer tier."""
     thresholds = listed.card.thresholds
     return bool(thresholds) and consumption.usage.input_tokens > thresholds[0]
-
-
-_ESTIMATED = "estimated"
-
-
-def correction(entry: Entry, pricer: Pricer) -> Entry | None:
-    """What `entry` lacks now that its prices are known.
-
-    The correction's usage is empty and its charges come in pairs, so that no token counts twice: each line that was
-    unpriced is taken back with the opposite quantity, and stands again with its price. Its costs are the difference.
-    Rates are those of the day of the call, with the terms for its key and attribution.
-
-    Args:
-        entry: A recorded entry.
-        pricer: Prices and terms of today.
-
-    Returns:
-        A ``kind="correction"`` entry, to be posted once (`dedup_key` sees to it); None when nothing was unpriced or
-        some line still is.
-    """
-    unpriced = [charge for charge in entry.charges if charge.list_cost is None]
-    if not unpriced or entry.kind != "usage":
-        return None
-    rating = _rated(entry, unpriced, pricer)
-    if rating.cost_source == "unpriced":
-        return None
-    return _restated(entry, unpriced, rating, key=f"correction:{entry.entry_id}")
-
-
-def changed(entry: Entry, corrections: Sequence[Entry], pricer: Pricer) -> Entry | None:
-    """By how much the cost of `entry` would differ if it were rated today.
-
-    Args:
-        entry: A recorded entry.
-        corrections: Every correction of it that is recorded.
-        pricer: Prices and terms of today.
-
-    Returns:
-        As for `correction`; None when no cost differs, when a line has no price today, or when no list has priced the
-        entry (the biller stated its cost, or nothing was billed).
-    """
-    if entry.kind != "usage":
-        return None
-    standing = [
-        charge for charge in _standing((entry, *corrections)) if LineConditions.parse(charge.price_id) is not None
-    ]
-    rating = _rated(entry, standing, pricer) if standing else Rating()
-    if rating.cost_source in {"none", "unpriced"}:
-        return None
-    whole = all(charge.list_cost is not None for charge in standing)
-    if whole and Costs.of(rating) == Costs.total(standing):
-        return None
-    number = f":{len(corrections)}" if corrections else ""
-    return _restated(entry, standing, rating, key=f"correction:{entry.entry_id}{number}")
-
-
-#: The rest of a call, a part of which was recorded while its answer came.
-COMPLETED = "completed"
-
-
-def completion(parts: Sequence[Entry], corrections: Sequence[Entry], whole: Entry) -> Entry:
-    """What a call has more of than was recorded of it while its answer came.
-
-    Its usage is the rest, and where a line has grown, what was recorded of it is taken back and it stands again as a
-    whole: costs of all entries together are those of the whole call, to the picodollar.
-
-    Args:
-        parts: What is recorded of the call.
-        corrections: Every correction of those that is recorded.
-        whole: The call as an entry that is not recorded.
-    """
-    known = Usage.total(part.usage for part in parts)
-    rest = {meter: add(quantity, negate(known[meter])) for meter, quantity in whole.usage.quantities.items()}
-    standing = tuple(_standing((*parts, *corrections)))
-    return replace(
-        whole,
-        usage=Usage(
-            {meter: quantity for meter, quantity in rest.items() if quantity},
-            whole.usage.reasoning_output_tokens - known.reasoning_output_tokens,
-        ),
-        charges=(
-            *(charge.negated() for charge in standing if charge not in whole.charges),
-            *(charge for charge in whole.charges if charge not in standing),
-        ),
-        **Costs.of(whole).minus(Costs.total(standing))._asdict(),
-        flags=tuple(sorted({*whole.flags, COMPLETED})),
-        dedup_key=f"{whole.dedup_key}#{len(parts)}",
-    )
-
-
-def _standing(entries: Iterable[Entry]) -> Iterator[Charge]:
-    """The lines that are left when what corrections took back is gone."""
-    lines: dict[tuple[str | None, str, str, str | None], Charge] = {}
-    for entry in entries:
-        for charge in entry.charges:
-            key = (charge.model, charge.sku_meter, charge.role, charge.price_id)
-            known = lines.get(key)
-            lines[key] = charge if known is None else _joined(known, charge)
-    return (charge for charge in lines.values() if charge.quantity)
-
-
-def _joined(one: Charge, other: Charge) -> Charge:
-    return replace(
-        one,
-        quantity=add(one.quantity, other.quantity),
-        list_cost=_plus(one.list_cost, other.list_cost),
-        contracted_cost=_plus(one.contracted_cost, other.contracted_cost),
-        billed_cost=_plus(one.billed_cost, other.billed_cost),
-    )
-
-
-def _plus(one: Decimal | None, other: Decimal | None) -> Decimal | None:
-    return None if one is None or other is None else add(one, other)
-
-
-def _rated(entry: Entry, charges: Iterable[Charge], pricer: Pricer) -> Rating:
-    return pricer.rate(
-        Observation(consumptions=tuple(_groups(entry, charges))),
-        provider=entry.provider,
-        endpoint=entry.endpoint,
-        at=entry.occurred_at,
-        api_key=entry.api_key,
-        attribution=entry.attribution,
-    )
-
-
-def _groups(entry: Entry, charges: Iterable[Charge]) -> Iterator[Consumption]:
-    """Lines as the charge groups they were, each in its own context."""
-    groups: dict[tuple[str | None, str, LineConditions], dict[str, Quantity]] = {}
-    for charge in charges:
-        wanted = LineConditions.parse(charge.price_id) or LineConditions(service_tier=entry.service_tier)
-        quantities = groups.setdefault((charge.model, charge.role, wanted), {})
-        if charge.sku_meter != "requests":  # the list says itself whether requests have a price
-            quantities[charge.sku_meter] = add(quantities.get(charge.sku_meter, 0), charge.quantity)
-    prompts: dict[tuple[str | None, str], int] = {}
-    for (model, role, _), quantities in groups.items():
-        size = sum(int(quantities[meter]) for meter in INPUT_METERS if meter in quantities)
-        prompts[model, role] = prompts.get((model, role), 0) + size
-    for (model, role, wanted), quantities in groups.items():
-        if wanted.prompt_tokens is None and "tier_ambiguous" not in entry.flags:
-            wanted = wanted._replace(prompt_tokens=prompts[model, role])  # noqa: PLW2901 - what follows means this
-        yield wanted.consumption(model, Usage(quantities), role)
-
-
-def _restated(entry: Entry, charges: Sequence[Charge], rating: Rating, *, key: str) -> Entry:
-    """The entry that takes `charges` back and puts the lines of `rating` in their place."""
-    off = Costs.of(rating).minus(Costs.total(charges))
-    return Entry(
-        entry_id=new_id(),
-        kind="correction",
-        occurred_at=entry.occurred_at,
-        recorded_at=utcnow(),
-        provider=entry.provider,
-        endpoint=entry.endpoint,
-        operation=entry.operation,
-        request_model=entry.request_model,
-        response_model=entry.response_model,
-        service_tier=entry.service_tier,
-        attempts=0,
-        attribution=entry.attribution,
-        api_key=entry.api_key,
-        charges=(*(charge.negated() for charge in charges), *rating.charges),
-        **off._asdict(),
-        cost_source="estimated" if _ESTIMATED in entry.flags else rating.cost_source,
-        flags=tuple(sorted({*rating.flags, "repriced"})),
-        price_list_hash=rating.price_list_hash,
-        corrects=entry.entry_id,
-        dedup_key=key,
-    )
