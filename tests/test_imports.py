@@ -18,13 +18,11 @@ LATE = {
     "tokenmeter.capture.sdk": "a client may be made and never used",
     "tokenmeter.capture.stainless": "as above",
     "tokenmeter.settings": "HTTP and mail are loaded only by who has alerts",
-    "tokenmeter.cli.prices": "newer prices are looked for only where they are asked for",
     "tokenmeter.cli.dashboard": "the dashboard's packages are an extra",
     "tokenmeter.cli.database": "PostgreSQL's packages are an extra",
     "tokenmeter.google": "settings and prices, which a client may not need",
     "tokenmeter.openai": "only where the SDK has cloud clients",
     "tokenmeter.pricing.price_list": "price data is read when a price is asked for",
-    "tokenmeter.pricing.pricer": "as above",
     "tokenmeter.pricing.rules": "rules are parsed when a model asks for them",
     "tokenmeter.stores": "an engine is loaded when a ledger of its kind is opened",
     "tokenmeter.testing.fixtures": "a plug-in that costs nothing until a fixture is asked for",
@@ -115,6 +113,20 @@ def test_a_class_has_a_name_of_its_own():
                 if isinstance(node, ast.ClassDef):
                     places.setdefault(node.name.lstrip("_"), []).append(name)
     assert {name: where for name, where in places.items() if len(where) > 1}.keys() == SHARED_NAMES.keys()
+
+
+def test_what_is_loaded_at_the_top_is_not_imported_again_inside():
+    """It looks as if something were put off that is not."""
+    again: dict[str, set[str]] = {}
+    for name, path in MODULES.items():
+        top = ast.parse(path.read_text(encoding="utf-8")).body
+        loaded = {
+            f"{node.module}.{alias.name}" for node in top if isinstance(node, ast.ImportFrom) for alias in node.names
+        }
+        loaded |= {full.rpartition(".")[0] for full in loaded}
+        if found := loaded & {target for target, inside in imports(name) if inside}:
+            again[name] = found
+    assert again == {}
 
 
 def test_imports_inside_functions_are_where_a_reason_is_named():

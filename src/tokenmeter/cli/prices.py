@@ -49,16 +49,19 @@ def show(
 ) -> None:
     """Every price in force, with its conditions, dates and source. With --provider a model is named as in a call."""
     moment = utcnow() if at is None else parse_instant(at, tz)
-    listed = _price_list(frame)
+    listed = _load_price_list(frame)
     if model and provider:
         rows = prices.show(model, provider=provider, at=moment, price_list=listed)
     else:
-        rows = [row for row in _rows(listed, provider, model) if row.holds(moment)]
+        rows = [row for row in _find_rows(listed, provider, model) if row.holds(moment)]
     wanted = [row for row in rows if meter in {None, row.sku_meter}]
     if frame.as_json:
         emit([dict(row.to_dict()) for row in wanted])
     elif wanted:
-        cells = [[*_names(row), _price(row), _per(row), _since(row), row.origin] for row in wanted]
+        cells = [
+            [*_describe_row(row), _format_price(row), _format_unit(row), _format_since(row), row.origin]
+            for row in wanted
+        ]
         show_table(
             [*_NAMES, "price", "per", "since", "origin"],
             cells,
@@ -87,7 +90,7 @@ def diff(
 
     Exit code 1 when anything differs.
     """
-    listed = _price_list(frame)
+    listed = _load_price_list(frame)
     if since is None:
         pairs: list[_Pair] = [
             (_at_price(one.price, one.catalog_unit_price), one.price)
@@ -97,8 +100,8 @@ def diff(
         heads = ("catalog", "in force")
     else:
         later = utcnow() if until is None else parse_instant(until, tz)
-        rows = list(_rows(listed, provider, model))
-        pairs = _changes(_in_force(rows, parse_instant(since, tz)), _in_force(rows, later))
+        rows = list(_find_rows(listed, provider, model))
+        pairs = _pair_changes(_find_in_force(rows, parse_instant(since, tz)), _find_in_force(rows, later))
         heads = ("before", "after")
     _show_changes(frame, pairs, heads)
 
@@ -123,9 +126,9 @@ def update(
     """
     now = utcnow()
     path = updating.kept_path() if save is None else expand(save)
-    before = _in_force(list(_rows(PriceList.load(newest=updating.newest(path)), provider, None)), now)
-    after = _in_force(list(_rows(prices.update(url=url, save=path), provider, None)), now)
-    pairs = _changes(before, after)
+    before = _find_in_force(list(_find_rows(PriceList.load(newest=updating.newest(path)), provider, None)), now)
+    after = _find_in_force(list(_find_rows(prices.update(url=url, save=path), provider, None)), now)
+    pairs = _pair_changes(before, after)
     if not frame.as_json:
         used = frame.settings.price_list
         setting = "auto" if save is None else str(path)
@@ -135,7 +138,7 @@ def update(
     _show_changes(frame, pairs, ("before", "after"), found=False)
 
 
-def _changes(before: Mapping[_Key, Price], after: Mapping[_Key, Price]) -> list[_Pair]:
+def _pair_changes(before: Mapping[_Key, Price], after: Mapping[_Key, Price]) -> list[_Pair]:
     return [
         (before.get(key), after.get(key))
         for key in sorted(before.keys() | after.keys())
@@ -152,7 +155,7 @@ def _show_changes(frame: Frame, pairs: Sequence[_Pair], heads: tuple[str, str], 
         emit([{"before": old and dict(old.to_dict()), "after": new and dict(new.to_dict())} for old, new in pairs])
     elif pairs:
         cells = [
-            [*_names(row), _price(old), _price(new), _per(row), row.origin]
+            [*_describe_row(row), _format_price(old), _format_price(new), _format_unit(row), row.origin]
             for old, new in pairs
             if (row := new or old) is not None
         ]
@@ -163,38 +166,39 @@ def _show_changes(frame: Frame, pairs: Sequence[_Pair], heads: tuple[str, str], 
         raise typer.Exit(Exit.FOUND)
 
 
-def _price_list(frame: Frame) -> PriceList:
+def _load_price_list(frame: Frame) -> PriceList:
     return make_pricer(frame.settings).price_list
 
 
-def _rows(listed: PriceList, provider: str | None, model: str | None) -> Iterator[Price]:
+def _find_rows(listed: PriceList, provider: str | None, model: str | None) -> Iterator[Price]:
     return (row for row in listed.rows if provider in {None, row.provider} and model in {None, row.model})
 
 
-def _in_force(rows: list[Price], at: datetime) -> dict[_Key, Price]:
+def _find_in_force(rows: list[Price], at: datetime) -> dict[_Key, Price]:
     """The strongest row per (provider, model, meter, conditions); `rows` come strongest layer first."""
     found: dict[_Key, Price] = {}
     for row in rows:
+        # Of one layer the row of higher rank counts; one of a layer below never does.
         key = (row.provider, row.model, row.sku_meter, str(row.conditions.described()))
         if row.holds(at) and (key not in found or (row.origin == found[key].origin and row.rank > found[key].rank)):
             found[key] = row
     return found
 
 
-def _names(row: Price) -> tuple[str, str, str, str]:
+def _describe_row(row: Price) -> tuple[str, str, str, str]:
     conditions = ", ".join(f"{name}={value}" for name, value in row.conditions.described().items())
     return visible(row.provider), visible(row.model), row.sku_meter, visible(conditions)
 
 
-def _price(row: Price | None) -> str:
+def _format_price(row: Price | None) -> str:
     return "-" if row is None else f"${row.unit_price:f}"
 
 
-def _since(row: Price) -> str:
+def _format_since(row: Price) -> str:
     return "-" if row.effective_from is None else f"{row.effective_from:%Y-%m-%d}"
 
 
-def _per(row: Price) -> str:
+def _format_unit(row: Price) -> str:
     return {1_000_000: "1M", 1_000: "1k"}.get(row.per, f"{row.per:,}")
 
 
@@ -258,27 +262,25 @@ def estimate(
             at=moment,
             request=asked.body,
         )
-        for asked in _requests(file)
+        for asked in _read_requests(file)
     ]
     if frame.as_json:
-        emit({"requests": [one.to_dict() for one in found], **_totals(found)})
+        emit({"requests": [one.to_dict() for one in found], **_sum_up(found)})
     else:
-        _show(found)
+        _show_estimates(found)
     if any(one.expected_cost is None or one.upper_bound is None for one in found):
         raise typer.Exit(Exit.FOUND)
 
 
 def _without_auto(frame: Frame) -> str | None:
     """The list that the settings name; a command that ends at once looks for no newer one."""
-    from tokenmeter.pricing import updating  # noqa: PLC0415 - only here
-
     chosen = frame.settings.price_list
     if chosen != "auto":
         return chosen
     return str(updating.kept_path()) if updating.newest() is not None else None
 
 
-def _requests(file: Path) -> Iterator[_EstimateLine]:
+def _read_requests(file: Path) -> Iterator[_EstimateLine]:
     """The requests of a file.
 
     Raises:
@@ -297,7 +299,7 @@ def _requests(file: Path) -> Iterator[_EstimateLine]:
             raise ConfigurationError(
                 f"{file}, line {number}: no JSON ({reason_of(error)}); write one request to a line."
             ) from error
-        asked = _asked(cast("Mapping[str, Any]", read)) if isinstance(read, dict) else None
+        asked = _parse_request(cast("Mapping[str, Any]", read)) if isinstance(read, dict) else None
         if asked is None or not isinstance(asked.body.get("model"), str):
             raise ConfigurationError(
                 f"{file}, line {number}: no request with a model; write its body, or a line of a batch file."
@@ -305,7 +307,7 @@ def _requests(file: Path) -> Iterator[_EstimateLine]:
         yield asked
 
 
-def _asked(line: Mapping[str, Any]) -> _EstimateLine | None:
+def _parse_request(line: Mapping[str, Any]) -> _EstimateLine | None:
     """A body as it is, or out of a batch line."""
     body, params = line.get("body"), line.get("params")
     if isinstance(body, dict) and isinstance(line.get("url"), str):  # OpenAI
@@ -316,7 +318,7 @@ def _asked(line: Mapping[str, Any]) -> _EstimateLine | None:
     return _EstimateLine(line)
 
 
-def _totals(found: list[Estimate]) -> dict[str, Any]:
+def _sum_up(found: list[Estimate]) -> dict[str, Any]:
     likely = most = ZERO
     for one in found:
         likely = add(likely, one.expected_cost or ZERO)
@@ -332,7 +334,7 @@ def _totals(found: list[Estimate]) -> dict[str, Any]:
     }
 
 
-def _show(found: list[Estimate]) -> None:
+def _show_estimates(found: list[Estimate]) -> None:
     if not found:
         out.print("There is no request in the file.")
         return
@@ -346,14 +348,14 @@ def _show(found: list[Estimate]) -> None:
         row[3] = None if row[3] is None or one.expected_cost is None else add(row[3], one.expected_cost)
         row[4] = None if row[4] is None or one.upper_bound is None else add(row[4], one.upper_bound)
     rows = [
-        [visible(model), f"{count:,}", f"{prompt:,}", f"{answer:,}", _money(likely), _money(most)]
+        [visible(model), f"{count:,}", f"{prompt:,}", f"{answer:,}", _format_money(likely), _format_money(most)]
         for model, (count, prompt, answer, likely, most, _) in sorted(sums.items())
     ]
-    totals = _totals(found)
+    totals = _sum_up(found)
     heads = ["model", "requests", "input", "output", "likely cost", "at most"]
     show_table(heads, rows, figures=("requests", "input", "output", "likely cost", "at most"))
-    likely = _known(totals["expected_cost"], totals["unpriced"])
-    out.print(f"Likely {likely}, at most {_known(totals['upper_bound'], totals['unbounded'])}.")
+    likely = _format_sum(totals["expected_cost"], totals["unpriced"])
+    out.print(f"Likely {likely}, at most {_format_sum(totals['upper_bound'], totals['unbounded'])}.")
     if totals["answers_assumed"]:
         out.print(
             f"{totals['answers_assumed']:,} answers are taken to be 500 tokens long; --expected-output-tokens says "
@@ -363,11 +365,11 @@ def _show(found: list[Estimate]) -> None:
         out.print(f"No bound for {visible(reason)}.")
 
 
-def _known(amount: str | None, unknown: int) -> str:
+def _format_sum(amount: str | None, unknown: int) -> str:
     """A sum, and of how many requests it is not."""
-    known = _money(None if amount is None else Decimal(amount))
+    known = _format_money(None if amount is None else Decimal(amount))
     return f"{known} without {unknown:,} of unknown cost" if amount is not None and unknown else known
 
 
-def _money(amount: Decimal | None) -> str:
+def _format_money(amount: Decimal | None) -> str:
     return "unknown" if amount is None else f"${round_to(amount, 4):,f}"

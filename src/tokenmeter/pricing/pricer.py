@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from tokenmeter.attribution import NOBODY, ApiKey, Attribution
 from tokenmeter.call import RequestFacts
@@ -17,13 +17,9 @@ from tokenmeter.pricing.card import Circumstances
 from tokenmeter.pricing.price import Discount, Multiplier, Price, Terms
 from tokenmeter.pricing.price_list import ListedModel, PriceList
 from tokenmeter.pricing.rating import Rating, compare, priced_lines, supplied_line, total, unpriced_lines
-from tokenmeter.pricing.sheet import RateSheet
+from tokenmeter.pricing.sheet import Ceiling, RateSheet, ceiling_of
 from tokenmeter.providers.hosts import canonical_provider
 from tokenmeter.usage import Consumption, Observation
-
-if TYPE_CHECKING:
-    from tokenmeter.pricing.sheet import Ceiling
-
 
 _MOST_KEPT = 10_000
 _NOTHING = Rating()
@@ -222,8 +218,6 @@ class Pricer:
         prompt_tokens: int | None = None,
     ) -> Ceiling | None:
         """The dearest billed rates at which a call with these facts could be served; None for an unknown model."""
-        from tokenmeter.pricing.sheet import ceiling_of  # noqa: PLC0415 - only processes with caps bound calls
-
         listed = self.find(provider, facts.model, facts.region)
         if listed is None:
             return None
@@ -254,8 +248,6 @@ class Pricer:
 
         Of all providers when this one is unknown too. The result's `known` is False.
         """
-        from tokenmeter.pricing.sheet import Ceiling  # noqa: PLC0415 - as above
-
         moment = at.astimezone(UTC)
         canonical = canonical_provider(provider)
         highest = self._highest(canonical, moment)
