@@ -75,11 +75,11 @@ def wrap(client: ClientT, meter: Meter | None = None, *, attribution: Attributio
             raise ConfigurationError(f"wrap() takes the openai module or a client, not the module {client.__name__!r}.")
         import_module("tokenmeter.openai").bind_module(client, meter, attribution)
         return client
-    import_module(f"tokenmeter.{_sdk_of(client)}").bind_client(client, meter, attribution)
+    import_module(f"tokenmeter.{_find_sdk(client)}").bind_client(client, meter, attribution)
     return client
 
 
-def _sdk_of(client: object) -> str:
+def _find_sdk(client: object) -> str:
     if callable(getattr(client, "request", None)) or hasattr(client, "_api_client"):
         for kind in type(client).__mro__:
             for package, module in _SDKS.items():

@@ -80,7 +80,7 @@ _PROVIDERS = {
 # -- what capture must know of this SDK
 
 
-def _provider(client: Any) -> str:
+def _find_provider(client: Any) -> str:
     from tokenmeter.providers.hosts import provider_of_url  # noqa: PLC0415 - a client may be made and never used
 
     for kind in type(client).__mro__:
@@ -89,10 +89,10 @@ def _provider(client: Any) -> str:
     return provider_of_url(str(client.base_url)) or "anthropic"
 
 
-def _region(client: Any) -> str | None:
+def _find_region(client: Any) -> str | None:
     from tokenmeter.providers.hosts import region_of_url  # noqa: PLC0415 - as above
 
-    if _provider(client) == "anthropic":  # its price goes by the geography that the answer names
+    if _find_provider(client) == "anthropic":  # its price goes by the geography that the answer names
         return None
     for name in ("aws_region", "region"):
         region = getattr(client, name, None)
@@ -101,7 +101,7 @@ def _region(client: Any) -> str | None:
     return region_of_url(str(client.base_url))
 
 
-def _api_key(client: Any) -> str | None:
+def _find_key(client: Any) -> str | None:
     for name in ("api_key", "auth_token"):
         key = getattr(client, name, None)
         if isinstance(key, str) and key:
@@ -122,9 +122,9 @@ def _default_meter() -> Meter:
 _SDK = Sdk(
     name="anthropic",
     dialect=functools.partial(load_dialect, "anthropic"),
-    provider=_provider,
-    region=_region,
-    api_key=_api_key,
+    provider=_find_provider,
+    region=_find_region,
+    api_key=_find_key,
     asks_for_key=_asks_for_key,
     request_id_headers=("request-id", "x-amzn-requestid", "x-request-id"),
     default_meter=_default_meter,

@@ -48,7 +48,7 @@ from tokenmeter.stores.base import Fault, Store, Verification
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-__all__ = ["Meter", "Priced", "without_first"]
+__all__ = ["Meter", "Priced", "drop_first"]
 
 _HASH = re.compile("[0-9a-fA-F]{64}")
 
@@ -66,15 +66,16 @@ class Priced(Protocol):
         ...
 
 
-def without_first(function: Callable[..., Any]) -> tuple[inspect.Signature, str]:
+def drop_first(function: Callable[..., Any]) -> tuple[inspect.Signature, str]:
     """Signature and docstring of `function` without its first parameter, for what supplies that itself."""
     signature = inspect.signature(function)
     first, *rest = signature.parameters.values()
+    # With the argument's line go those below it that are set in deeper.
     told = re.sub(rf"\n +{first.name}: (?:.*(?:\n {{9,}}.*)*)", "", inspect.getdoc(function) or "", count=1)
     return signature.replace(parameters=rest), told
 
 
-def _hash(name: str, value: str | None) -> str | None:
+def _check_hash(name: str, value: str | None) -> str | None:
     """A head as the chain's heads are written.
 
     Raises:
@@ -94,7 +95,7 @@ def _of_ledger(function: Callable[Concatenate[Store, P], R]) -> Callable[Concate
     def method(self: CallMeter, /, *args: P.args, **kwargs: P.kwargs) -> R:
         return function(self.catch_up(), *args, **kwargs)
 
-    signature, method.__doc__ = without_first(function)
+    signature, method.__doc__ = drop_first(function)
     itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
     method.__signature__ = signature.replace(parameters=[itself, *signature.parameters.values()])  # type: ignore[attr-defined]
     return method
@@ -368,7 +369,7 @@ class Meter(CallMeter):
         Raises:
             ConfigurationError: `head` or `since` is no hash.
         """
-        head, since = _hash("head", head), _hash("since", since)
+        head, since = _check_hash("head", head), _check_hash("since", since)
         signed = None
         if checkpoint is not None:
             kept = Checkpoint.from_json(checkpoint) if isinstance(checkpoint, str) else checkpoint
@@ -379,6 +380,7 @@ class Meter(CallMeter):
         try:
             counted = self.audit_budgets(repair=repair)
         except (TamperedLedgerError, StoreUnavailableError) as error:
+            # A fault that was found is told, whatever else fails; without one nothing is known until counters are read.
             if isinstance(error, StoreUnavailableError) and outcome.ok:
                 raise
             counted = [Fault("counter", "budgets", f"They cannot be counted again. {error}")]
@@ -432,18 +434,19 @@ class Meter(CallMeter):
         wanted = dict(where or {}) if changed else {**(where or {}), "cost_source": "unpriced"}
         query = Query.parse(since=since, until=until, period=period, where=wanted, tz=tz)
         recorded = self.catch_up().entries(query.filter)  # whole ones, whatever the filter
-        earlier = self._corrections(query)
+        earlier = self._find_corrections(query)
 
-        def rated_again(entry: Entry) -> Entry | None:
+        def rate_again(entry: Entry) -> Entry | None:
             corrections = earlier.get(entry.entry_id, ())
             if changed:
                 return difference(entry, corrections, self.pricer)
             return None if corrections else correction(entry, self.pricer)
 
-        known = [found for entry in recorded if (found := rated_again(entry))]
+        # All are rated before any is written: what is appended would come up in the same reading.
+        known = [found for entry in recorded if (found := rate_again(entry))]
         return list(compress(known, self.post_all(known))) if (not changed if post is None else post) else known
 
-    def _corrections(self, query: Query) -> Mapping[str, Sequence[Entry]]:
+    def _find_corrections(self, query: Query) -> Mapping[str, Sequence[Entry]]:
         """Entry -> what corrects it, in the period of `query`; a correction has the time of what it corrects."""
         found: dict[str, list[Entry]] = {}
         for entry in self.catch_up().entries(replace(query.filter, where={"kind": frozenset({"correction"})})):

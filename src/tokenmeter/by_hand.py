@@ -91,6 +91,7 @@ def record(
     call = _call(meter, provider, endpoint, facts, api_key=api_key, attribution=attribution)
     body = to_wire(response_or_usage)
     outcome = _read(body, call, status, response_id)
+    # The ledger's clock, by which budgets cut their windows on every host alike.
     started_at = meter.store.now() if at is None else parse_instant(at)
     return _settle(meter, Authorization(call, started_at, 0), outcome, _made_at(body), dated=at is not None)
 
@@ -182,6 +183,7 @@ class Hold:
         if error is None:
             self._meter.release(self._authorization)
             return
+        # It may have been sent before it failed.
         lost = Outcome(status=_status_of(error), observation=_LOST, error_type=type(error).__name__)
         self.entry = self._meter.settle(self._authorization, lost)
 
@@ -200,6 +202,7 @@ class Hold:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # Whoever cancels waits no longer; what was held is given back all the same.
         await asyncio.shield(asyncio.to_thread(self.__exit__, kind, error, trace))
 
     def record(

@@ -82,6 +82,7 @@ def load_settings(**given: Unpack[SettingsArguments]) -> Settings:
     values: dict[str, Any] = {**content, "source": source}
     if "source" in content:
         raise ConfigurationError(f"{source or 'config'}: 'source' is no setting; {_suggest('source', Settings)}")
+    # Before anything else is looked at: errors quote what they refuse.
     _check_no_secrets(values.get("api_keys"), source)
     if (store := os.environ.get("TOKENMETER_STORE")) and "store" not in arguments:
         arguments["store"] = store
@@ -96,6 +97,7 @@ def load_settings(**given: Unpack[SettingsArguments]) -> Settings:
     try:
         settings = Settings.model_validate(values)
     except ValidationError as error:
+        # Without its cause: pydantic's own text quotes every value, a password in a store's URL among them.
         raise ConfigurationError(_explain(error, source)) from None
     except RecursionError:
         raise ConfigurationError(f"{source or 'configuration'}: it is nested too deeply; flatten it.") from None
@@ -117,6 +119,7 @@ def _read_content(config: str | Path | Mapping[str, Any] | None) -> tuple[dict[s
     if path is None:
         return {}, None
     try:
+        # Read as `Decimal`: a price written 0.1 is not the binary fraction beside it.
         return tomllib.loads(path.read_text(encoding="utf-8-sig"), parse_float=Decimal), str(path)
     except (OSError, ValueError, ArithmeticError, RecursionError) as error:  # not UTF-8, not TOML, nested without end
         raise ConfigurationError(f"{path} cannot be read: {reason_of(error)}.") from error

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
 
-from tokenmeter.api import Meter, Priced, without_first
+from tokenmeter.api import Meter, Priced, drop_first
 from tokenmeter.billing import BillingProfile
 from tokenmeter.budgets import AlertTarget, Budget
 from tokenmeter.budgets.alerts import make_rules
@@ -94,7 +94,7 @@ def _assemble(
         alerts=_make_alerts(settings),
         rules=make_rules(settings.rules),
         required=Required(settings.require, refuse=settings.on_missing == "refuse"),
-        source=_source(settings),
+        source=_find_source(settings),
         store=open_store(settings.store) if store is None else store,
         aliases=settings.key_hashes(),
         providers={prefix: host.provider for prefix, host in settings.providers.items() if host.provider},
@@ -107,6 +107,7 @@ def _assemble(
         spans=Spans() if settings.traces else None,
     )
     try:
+        # Which names are taken only the ledger knows, so this comes last; a store that was handed in is left open.
         meter.budgets.refuse_taken_names()
     except ConfigurationError:
         if store is None:
@@ -128,7 +129,7 @@ def make_pricer(settings: Settings) -> Pricer:
     everyone = () if settings.multiplier == ONE else (Multiplier(factor=settings.multiplier),)
     rows = parse_prices(settings.prices, file=file, lines=settings.lines("prices"))
     pricer = Pricer(
-        PriceList.load(rows, **_base_of(settings.price_list)),
+        PriceList.load(rows, **_choose_base(settings.price_list)),
         Terms(
             multipliers=(
                 *everyone,
@@ -145,7 +146,7 @@ def make_pricer(settings: Settings) -> Pricer:
     return pricer
 
 
-def _base_of(chosen: str | None) -> dict[str, Any]:
+def _choose_base(chosen: str | None) -> dict[str, Any]:
     """What `PriceList.load` is told of the list that the settings name.
 
     Raises:
@@ -173,7 +174,7 @@ def _make_budgets(settings: Settings) -> list[Budget]:
     ]
 
 
-def _source(settings: Settings) -> str | None:
+def _find_source(settings: Settings) -> str | None:
     """The file that all budgets stand in; None where code gives some."""
     if settings.source is None or 0 in settings.lines("budgets"):
         return None
@@ -227,6 +228,7 @@ def configure(**given: Unpack[SettingsArguments]) -> Meter:
     global _default, _given, _pricer
     with _lock:
         before = None if _default is None or _default.closed else _default
+        # After `reset`, and beside a meter made otherwise, what an earlier call named counts no more.
         if _given is not None and _given[0] is _default:
             given = {**_given[1], **given}
         settings = load_settings(**given)
@@ -239,6 +241,7 @@ def configure(**given: Unpack[SettingsArguments]) -> Meter:
             redacted(meter.store.url),
             redacted(before.store.url),
         )
+    # Switched off, not even the ledger is opened.
     if not is_disabled():
         meter.budgets.declare()
     return meter
@@ -248,6 +251,7 @@ def default_meter() -> Meter:
     """The default meter, built from the settings at its first use."""
     global _default  # noqa: PLW0603 - see configure
     meter = _default
+    # Asked for with every call: the lock is for the first alone.
     if meter is None:
         with _lock:
             if _default is None:
@@ -261,6 +265,7 @@ def reset() -> None:
     global _default, _given, _pricer
     with _lock:
         before, _default, _given, _pricer = _default, None, None, None
+    # Outside of the lock: closing waits for writers, and nobody who asks for a meter shall wait with it.
     if before is not None:
         before.close()
 
@@ -307,10 +312,11 @@ def _on_default(
     def function(*args: Any, meter: Meter | None = None, **kwargs: Any) -> Any:
         return method(meter_of() if meter is None else meter, *args, **kwargs)
 
-    signature, told = without_first(method)
+    signature, told = drop_first(method)
     own = inspect.Parameter("meter", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="Meter | None")
     parameters = list(signature.parameters.values())
     open_ended = bool(parameters) and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD
+    # Nothing may stand behind ``**fields``.
     parameters.insert(len(parameters) - open_ended, own)
     function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     function.__doc__ = f"{told}\n\nOn the default meter, or on `meter`."

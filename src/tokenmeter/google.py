@@ -42,17 +42,17 @@ if TYPE_CHECKING:
 # -- what capture must know of this SDK. Its "client" is the API client that all resources of a `Client` hold.
 
 
-def _provider(api: Any) -> str:
+def _find_provider(api: Any) -> str:
     del api  # both of its APIs are Google's
     return "google"
 
 
-def _region(api: Any) -> str | None:
+def _find_region(api: Any) -> str | None:
     """Vertex AI's location; None for the Gemini API."""
     return (getattr(api, "location", None) or "global") if getattr(api, "vertexai", None) else None
 
 
-def _api_key(api: Any) -> str | None:
+def _find_key(api: Any) -> str | None:
     key = getattr(api, "api_key", None)
     # A token for the Live API lives for minutes.
     return key if isinstance(key, str) and key and not key.startswith("auth_tokens/") else None
@@ -76,9 +76,9 @@ class _NeverRaised(Exception):  # noqa: N818 - the SDK has no error of its own f
 _SDK = Sdk(
     name="google",
     dialect=functools.partial(load_dialect, "google"),
-    provider=_provider,
-    region=_region,
-    api_key=_api_key,
+    provider=_find_provider,
+    region=_find_region,
+    api_key=_find_key,
     asks_for_key=_asks_for_key,
     request_id_headers=(),
     default_meter=_default_meter,

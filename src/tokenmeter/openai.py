@@ -60,7 +60,7 @@ _RUNTIMES = {"bedrock": "aws", "vertex": "google"}
 # -- what capture must know of this SDK
 
 
-def _provider(client: Any) -> str:
+def _find_provider(client: Any) -> str:
     from tokenmeter.providers.hosts import provider_of_url  # noqa: PLC0415 - a client may be made and never used
 
     known = provider_of_url(str(client.base_url))
@@ -73,7 +73,7 @@ def _provider(client: Any) -> str:
     return next((provider for word, provider in _PROVIDERS.items() if f"{word}OpenAI" in names), "openai")
 
 
-def _region(client: Any) -> str | None:
+def _find_region(client: Any) -> str | None:
     from tokenmeter.providers.hosts import region_of_url  # noqa: PLC0415 - as above
 
     found = region_of_url(str(client.base_url))
@@ -83,7 +83,7 @@ def _region(client: Any) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _api_key(client: Any) -> str | None:
+def _find_key(client: Any) -> str | None:
     key = client.api_key
     if not isinstance(key, str) or key in _PLACEHOLDERS:
         key = getattr(client, "_azure_ad_token", None) or getattr(client, "admin_api_key", None)
@@ -112,9 +112,9 @@ def _default_meter() -> Meter:
 _SDK = Sdk(
     name="openai",
     dialect=functools.partial(load_dialect, "openai"),
-    provider=_provider,
-    region=_region,
-    api_key=_api_key,
+    provider=_find_provider,
+    region=_find_region,
+    api_key=_find_key,
     asks_for_key=_asks_for_key,
     request_id_headers=("x-request-id", "apim-request-id", "x-amzn-requestid", "request-id"),
     default_meter=_default_meter,

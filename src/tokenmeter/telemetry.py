@@ -145,6 +145,7 @@ def _fullest(meter: MeteredState, labels: Sequence[str]) -> Mapping[tuple[str, t
             continue
         scope = tuple((name, value) for name, value in balance.scope.items() if name in labels)
         used = EXACT.add(balance.spent, balance.reserved)
+        # A limit of 0 is full from the beginning.
         part = float(EXACT.divide(used, balance.limit)) if balance.limit else 1.0
         key = (balance.budget, scope)
         found[key] = max(part, found.get(key, 0.0))
@@ -244,6 +245,7 @@ class OpenTelemetryMetrics:
             "gen_ai.response.model": entry.response_model,
             **{_attribute(name): _label_of(entry, name) for name in self._labels},
         }
+        # Left out rather than empty, as the conventions have it.
         return {name: value for name, value in found.items() if value}
 
 
@@ -275,6 +277,7 @@ class PrometheusMetrics:
             raise ConfigurationError("Prometheus needs an extra: pip install 'tokenmeter-sdk[prometheus]'") from error
         into: Any = prometheus.REGISTRY if registry is None else registry
         self._made: _Made = _state_of(into, lambda: _Made(prometheus, into, self._labels))
+        # A registry takes each name once: with other labels all of ours goes, and is made anew.
         if self._made.labels != self._labels:
             into.unregister(self._made.gauges)
             for instrument in self._made.instruments:
@@ -292,6 +295,7 @@ class PrometheusMetrics:
         for kind, number in (("input", entry.usage.input_tokens), ("output", entry.usage.output_tokens)):
             if number:
                 tokens.labels(*labels, kind).inc(number)
+        # A counter only rises: it refuses a negative cost, in the caller's own thread.
         if entry.billed_cost and entry.billed_cost > 0:
             cost.labels(*labels).inc(float(entry.billed_cost))
         if entry.cost_source == "unpriced":
@@ -399,6 +403,7 @@ class Spans:
         if not span.is_recording():
             return
         with self._lock:
+            # Calls of one span may end at the same time.
             told = self._sums[span] = self._sums.get(span, _Sum()).plus(entry)
         span.set_attributes(told.attributes())
 

@@ -45,9 +45,9 @@ def write_datev(entries: Sequence[JournalEntry], period: Period, options: dict[s
         ConfigurationError: what DATEV cannot take; says which.
     """
     consultant, client = str(options.pop("consultant", "1001")), str(options.pop("client", "1"))
-    digits = _digits(options.pop("account_digits", 4))
+    digits = _parse_digits(options.pop("account_digits", 4))
     first, last = days_of(period)
-    start = _year_of(options.pop("year_start", None), first, last)
+    start = _find_year(options.pop("year_start", None), first, last)
     name = str(options.pop("name", f"tokenmeter {period.label}"))[:30]
     asked = options.pop("currency", None)
     currency = str(asked or "EUR")
@@ -61,23 +61,24 @@ def write_datev(entries: Sequence[JournalEntry], period: Period, options: dict[s
     booked = [one for one in booked if one.postings[0].currency == currency]
     instead = options.pop("replace", None)
     made = f"{utcnow():%Y%m%d%H%M%S}000"
+    # EXTF 700, category 21: the Buchungsstapel in version 13 of its format.
     fields: list[str] = [
         '"EXTF"', "700", "21", '"Buchungsstapel"', "13", made, "", '"RE"', '""', '""', consultant, client,
-        f"{start:%Y%m%d}", str(digits), f"{first:%Y%m%d}", f"{last:%Y%m%d}", f'"{_line_of(name)}"', '""', "1", "0", "0",
+        f"{start:%Y%m%d}", str(digits), f"{first:%Y%m%d}", f"{last:%Y%m%d}", f'"{_flatten(name)}"', '""', "1", "0", "0",
         f'"{currency}"', "", '""', "", "", '""', "", "", '""', '""',
     ]  # fmt: skip
-    rows = [row for entry in booked for row in _datev_rows(entry, digits)]
+    rows = [row for entry in booked for row in _make_rows(entry, digits)]
     text = "\r\n".join([";".join(fields), ";".join(_HEAD), *rows, ""])
-    return _encoded(text, None if instead is None else str(instead))
+    return _encode(text, None if instead is None else str(instead))
 
 
-def _digits(value: object) -> int:
+def _parse_digits(value: object) -> int:
     if not str(value).isdecimal() or not 4 <= int(str(value)) <= 9:  # noqa: PLR2004 - DATEV's own limits
         raise ConfigurationError(f"account_digits is a number from 4 to 9, not {value!r}.")
     return int(str(value))
 
 
-def _year_of(start: object, first: date, last: date) -> date:
+def _find_year(start: object, first: date, last: date) -> date:
     """The first day of the fiscal year in which a file lies."""
     if start is None:
         year = date(first.year, 1, 1)
@@ -91,7 +92,7 @@ def _year_of(start: object, first: date, last: date) -> date:
     return year
 
 
-def _encoded(text: str, instead: str | None) -> bytes:
+def _encode(text: str, instead: str | None) -> bytes:
     """The text in DATEV's letters; those that it lacks are told, or replaced where that is asked for."""
     if instead is not None:
         text = "".join(one if _is_known(one) else instead for one in text)
@@ -114,7 +115,7 @@ def _is_known(letter: str) -> bool:
     return True
 
 
-def _datev_rows(entry: JournalEntry, digits: int) -> Iterator[str]:
+def _make_rows(entry: JournalEntry, digits: int) -> Iterator[str]:
     """One row for each posting against the first: the customer's, the bank's or the expense account.
 
     Tax is not posted by itself: the income accounts carry their rate, so their amounts are gross.
@@ -126,6 +127,7 @@ def _datev_rows(entry: JournalEntry, digits: int) -> Iterator[str]:
     left = taxes
     for at, one in enumerate(taxed):
         part = EXACT.divide(EXACT.multiply(taxes, one.amount), net) if net else ZERO
+        # The last one takes what rounding left, so that the rows come to what the customer owes.
         share = left if at == len(taxed) - 1 else round_money(part, one.currency)
         left = EXACT.subtract(left, share)
         gross = EXACT.add(one.amount, share)
@@ -140,14 +142,15 @@ def _datev_rows(entry: JournalEntry, digits: int) -> Iterator[str]:
         row[1] = "S" if gross < 0 else "H"  # of the customer's account, which stands against it
         row[2] = one.currency
         row[6], row[7] = main.account, one.account
+        # No year: it follows from the fiscal year in the heading.
         row[9] = f"{entry.on:%d%m}"
         row[10] = entry.link[:_NUMBER]
         row[13] = f"{entry.payee}: {entry.text}"[:_TEXT]
         row[_KOST1] = entry.facts.get("cost_centre", "")[:36]
         due = entry.facts.get("due", "")
         row[_DUE] = "".join(reversed(due.split("-"))) if due else ""
-        yield ";".join(f'"{_line_of(cell)}"' if at in _TEXT_COLUMNS else cell for at, cell in enumerate(row))
+        yield ";".join(f'"{_flatten(cell)}"' if at in _TEXT_COLUMNS else cell for at, cell in enumerate(row))
 
 
-def _line_of(text: str) -> str:
+def _flatten(text: str) -> str:
     return " ".join(text.replace('"', '""').split())

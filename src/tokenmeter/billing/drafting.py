@@ -182,7 +182,7 @@ def draft_invoice(
         ConfigurationError: whose is not said, or a value is not what it should be; says which.
     """
     scope = check_account(**account)
-    terms = _terms(profile)
+    terms = _parse_terms(profile)
     asked = period if isinstance(period, Period) else parse_period(period, tz or terms.tz)
     made = _Drafting(terms, lines_by=lines_by, currency=currency, exchange_rate=exchange_rate, notes=notes)
     return made.draft(Billable(store, asked, scope), scope, buyer)
@@ -222,16 +222,17 @@ def draft_invoices(
     within = check_account(**account) if any(value is not None for value in account.values()) else {}
     if dimension in within:
         raise ConfigurationError(f"An invoice for every {dimension} is asked for; do not name one as well.")
-    terms = _terms(profile)
+    terms = _parse_terms(profile)
     asked = period if isinstance(period, Period) else parse_period(period, tz or terms.tz)
     billable = Billable(store, asked, within)
     made = _Drafting(terms, lines_by=lines_by, currency=currency, exchange_rate=exchange_rate, notes=notes)
     scopes = ({**within, dimension: name} for name in billable.accounts(dimension))
+    # In the table's order, however they were asked for: an account has one name.
     scopes = ({name: scope[name] for name in ACCOUNTS if name in scope} for scope in scopes)
     return [made.draft(billable, scope, None) for scope in scopes if billable.positions(scope)]
 
 
-def _terms(profile: BillingProfile | Mapping[str, Any] | None) -> BillingProfile:
+def _parse_terms(profile: BillingProfile | Mapping[str, Any] | None) -> BillingProfile:
     return profile if isinstance(profile, BillingProfile) else BillingProfile.parse(profile or {})
 
 
@@ -247,7 +248,7 @@ class _Drafting:
         exchange_rate: object,
         notes: Iterable[str],
     ) -> None:
-        self._terms = terms
+        self._parse_terms = terms
         self._by = check_dimensions(lines_by, what="lines_by=")
         self._currency = check_currency(currency or terms.currency)
         self._rate = ExchangeRate.parse(exchange_rate, currency=self._currency)
@@ -257,7 +258,7 @@ class _Drafting:
         self, billable: Billable, scope: Mapping[str, str], buyer: Party | Mapping[str, Any] | str | None
     ) -> Invoice:
         """The draft of one account."""
-        terms, money, rate = self._terms, self._currency, self._rate
+        terms, money, rate = self._parse_terms, self._currency, self._rate
         if buyer is None:
             buyer = terms.buyer(scope)
         to = buyer if isinstance(buyer, Party) else Party.parse(buyer, where="buyer")
@@ -273,13 +274,13 @@ class _Drafting:
             lines=lines,
             totals=sum_up(lines, currency=money, rate=rate, taxes=taxes),
             notes=self._notes,
-            ledger=_ledger_range(billable.period, billable.closed),
+            ledger=_name_ledger_range(billable.period, billable.closed),
             credit_series=terms.credit_series,
             profile=terms,
         )
 
 
-def _ledger_range(period: Period, closed: ClosedPeriod | None) -> dict[str, str | None]:
+def _name_ledger_range(period: Period, closed: ClosedPeriod | None) -> dict[str, str | None]:
     document = None if closed is None else closed.document
     return {
         "since": period.start.isoformat(),

@@ -113,5 +113,6 @@ def movements(due: Decimal, events: Iterable[Event]) -> Iterator[Movement]:
         if event.kind == "uncollectible":
             lost = amount
         left = EXACT.subtract(left, amount)
+        # Voiding what was written off moves nothing more, and is told all the same.
         if amount or event.kind == "void":
             yield Movement(event, event.kind, amount)

@@ -38,11 +38,12 @@ def invoices(
 
 def read_filed(store: Store, filed: Iterable[Document], *, lines: bool) -> list[Invoice]:
     """Invoices with what happened to them so far."""
+    # Read once for all: a question for each invoice would be thousands.
     happened: dict[str, list[Document]] = defaultdict(list)
     for document in store.documents(DocumentQuery(EVENT)):
         happened[document.key.rpartition(" #")[0]].append(document)
     read = (Invoice.of(document, lines=lines) for document in filed)
-    return [replace(one, events=tuple(_event(each) for each in happened[str(one.number)])) for one in read]
+    return [replace(one, events=tuple(_read_event(each) for each in happened[str(one.number)])) for one in read]
 
 
 def find_invoice(store: Store, number: str) -> Invoice:
@@ -78,11 +79,12 @@ def load_invoice(store: Store, document: Document) -> Invoice:
     """The invoice that is filed there, with what happened to it so far."""
     invoice = Invoice.of(document)
     happened = store.documents(DocumentQuery(EVENT, f"{invoice.number} #"))
-    return replace(invoice, events=tuple(_event(one) for one in happened))
+    return replace(invoice, events=tuple(_read_event(one) for one in happened))
 
 
-def _event(document: Document) -> Event:
+def _read_event(document: Document) -> Event:
     body: dict[str, Any] = json.loads(document.body)
+    # Of what happens to an invoice only a credit note has a number of its own.
     if document.series is None:
         return Event.of(body)
     return Event(

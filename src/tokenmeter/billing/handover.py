@@ -188,15 +188,16 @@ def hand_over(
     """
     (dimension,) = check_dimensions([each], what="each=")
     asked = period if isinstance(period, Period) else parse_period(period, zone_of_books(store, tz))
+    # Within the period, and not in the future, which the systems refuse.
     at = min(asked.end - timedelta(seconds=1), utcnow())
     target.check(at)
     if not allow_overlap:
         _refuse_overlap(store, target.name, asked, dimension)
     run = _Handover(store, target, asked, at=at, by=acting(by), overlap=allow_overlap)
-    run.settle(frozenset(arrived), frozenset(lost))
+    run.clear_up(frozenset(arrived), frozenset(lost))
     try:
         run.send_again()
-        for account, quantities in _usage(store, asked, dimension):
+        for account, quantities in _read_usage(store, asked, dimension):
             customer = account if customers is None else customers.get(account)
             for sku_meter, quantity in quantities.items():
                 run.send(f"{dimension}={account}", customer, sku_meter, quantity)
@@ -231,12 +232,13 @@ def _refuse_overlap(store: Store, target: str, period: Period, dimension: str) -
             )
 
 
-def _usage(store: Store, period: Period, dimension: str) -> Iterator[tuple[str, dict[str, Decimal]]]:
+def _read_usage(store: Store, period: Period, dimension: str) -> Iterator[tuple[str, dict[str, Decimal]]]:
     billable = Billable(store, period)
     for account in billable.accounts(dimension):
         sums: dict[str, Decimal] = {}
         for _, rows in billable.parts({dimension: account}):
             for row in rows:
+                # Amounts of money are no usage: the other system has prices of its own.
                 if row.rate.kind != "adjustment" and row.rate.unit != "USD":
                     sums[row.rate.sku_meter] = EXACT.add(sums.get(row.rate.sku_meter, ZERO), row.quantity)
         yield account, sums
@@ -260,7 +262,7 @@ class _Handover:
         self._label = period.label
         self._prefix = f"{target.name} {period.start.isoformat()}/{period.end.isoformat()} "
         self._prepared: dict[tuple[str, str], list[_Prepared]] = {}
-        self._unsettled: dict[str, _Prepared] = {}
+        self._unclear: dict[str, _Prepared] = {}
         self._refusals: Counter[tuple[str, str]] = Counter()
         for document in store.documents(DocumentQuery(KIND, self._prefix)):
             self._take(document)
@@ -270,15 +272,15 @@ class _Handover:
         body: dict[str, Any] = json.loads(document.body)
         key, _, ending = document.key.rpartition(" ")
         if ending == _SENT:
-            self._unsettled.pop(key, None)
+            self._unclear.pop(key, None)
         elif ending == _REFUSED:
-            if key in self._unsettled:
-                self._forget(self._unsettled.pop(key))
+            if key in self._unclear:
+                self._forget(self._unclear.pop(key))
         else:
             told: dict[str, Any] = body["reading"]
             told["at"] = datetime.fromisoformat(told["at"])
             made = _Prepared(document.key, Reading(**told), datetime.fromisoformat(body["at"]))
-            self._unsettled[made.key] = made
+            self._unclear[made.key] = made
             self._prepared.setdefault((made.reading.account, made.reading.sku_meter), []).append(made)
 
     def _forget(self, made: _Prepared) -> None:
@@ -287,9 +289,9 @@ class _Handover:
         self._prepared[name].remove(made)
         self._refusals[name] += 1
 
-    def settle(self, arrived: frozenset[str], lost: frozenset[str]) -> None:
+    def clear_up(self, arrived: frozenset[str], lost: frozenset[str]) -> None:
         """Write down what somebody found out about readings whose end is not known."""
-        known = {made.reading.identifier: made for made in self._unsettled.values()}
+        known = {made.reading.identifier: made for made in self._unclear.values()}
         for identifier in sorted(arrived | lost):
             if identifier not in known or identifier in arrived & lost:
                 raise ConfigurationError(
@@ -297,14 +299,14 @@ class _Handover:
                 )
         for identifier in sorted(arrived | lost):
             made = known[identifier]
-            del self._unsettled[made.key]
+            del self._unclear[made.key]
             self._end(made, _SENT if identifier in arrived else _REFUSED, "looked up")
             if identifier in lost:
                 self._forget(made)
 
     def send_again(self) -> None:
         """What an earlier run wrote down and did not send for sure: the same, under the same identifiers."""
-        for made in list(self._unsettled.values()):
+        for made in list(self._unclear.values()):
             if self._target.remembers is not None and utcnow() - made.at > self._target.remembers:
                 self.outcome.uncertain.append(made.reading)
             elif not self._deliver(made):
@@ -313,6 +315,7 @@ class _Handover:
     def send(self, account: str, customer: str | None, sku_meter: str, quantity: Decimal) -> None:
         """What is new of one account's meter."""
         name = f"{account} {sku_meter}"
+        # The systems count in whole numbers, and a rounded reading would never add up again.
         if quantity != quantity.to_integral_value(context=EXACT):
             self.outcome.fractions[name] = quantity
             return
@@ -331,6 +334,7 @@ class _Handover:
         kind, _, name = account.partition("=")
         whose = name if kind == "member" else account  # a team may be called as a member is
         identifier = f"tm-{self._label}-{whose}-{sku_meter}-r{revision}"
+        # The systems take short identifiers of plain letters; a hash says as well which reading it is.
         if len(identifier) > _LONGEST_IDENTIFIER or not identifier.isascii():
             identifier = f"tm-{hashlib.sha256(identifier.encode()).hexdigest()}"
         reading = Reading(
@@ -339,11 +343,13 @@ class _Handover:
             customer=customer,
             sku_meter=sku_meter,
             value=value,
+            # What is told later is of now: a system may have billed the period, and refuse what is older.
             at=self._at if revision == 1 else utcnow(),
             revision=revision,
         )
         reading = replace(reading, at=reading.at.replace(microsecond=0))
         key = f"{self._prefix}{account} {sku_meter} r{revision}"
+        # Written down before it is sent: a run that breaks off between the two is known to the next as uncertain.
         made = _Prepared(key, reading, utcnow())
         body = {"reading": _told(reading), "by": self._by, "at": made.at.isoformat(), **self._overlap}
         if self._store.file(NewDocument(kind=KIND, key=key, body=json.dumps(body, ensure_ascii=False))).recorded:

@@ -225,14 +225,14 @@ class _Issuing:
 
     def _index(self) -> None:
         self._by_account: dict[str, Invoice] = {}
-        self._holders: dict[int, Invoice] = {}
+        self._billed_by: dict[int, Invoice] = {}
         for one in self._standing.invoices:
-            self._hold(one)
+            self._count_in(one)
 
-    def _hold(self, invoice: Invoice) -> None:
+    def _count_in(self, invoice: Invoice) -> None:
         self._by_account[invoice.account] = invoice
         for at in self._billable.positions(invoice.scope):
-            self._holders.setdefault(at, invoice)
+            self._billed_by.setdefault(at, invoice)
 
     def look_at(self, draft: Invoice) -> ConfigurationError | LedgerError | None:
         """Why a draft must not be issued, and what to do; one that may be counts as issued for those that follow."""
@@ -248,7 +248,8 @@ class _Issuing:
             self._check_overlap(draft)
         except (ConfigurationError, LedgerError) as error:
             return error
-        self._hold(draft)
+        # Two drafts of one run must not bill the same usage either.
+        self._count_in(draft)
         return None
 
     def _check_period(self, draft: Invoice) -> None:
@@ -303,9 +304,9 @@ class _Issuing:
     def _check_overlap(self, draft: Invoice) -> None:
         if self._allow_overlap:
             return
-        twice = [at for at in self._billable.positions(draft.scope) if at in self._holders]
+        twice = [at for at in self._billable.positions(draft.scope) if at in self._billed_by]
         if twice:
-            where = sorted({self._holders[at].number or f"that of {self._holders[at].account}" for at in twice})
+            where = sorted({self._billed_by[at].number or f"that of {self._billed_by[at].account}" for at in twice})
             cost = total(self._billable.rows[at][1].billed_cost for at in twice)
             raise LedgerError(
                 f"${cost:,f} of the usage of {draft.account} in {draft.period.label} is on {', '.join(where[:5])} "
@@ -318,6 +319,7 @@ class _Issuing:
             return
         day, profile = self._on, self._profile(draft)
         local = zone(profile.tz)
+        # From the period's last day on, by the seller's calendar.
         first = (draft.period.end - timedelta(microseconds=1)).astimezone(local).date()
         today = utcnow().astimezone(local).date()
         if not first <= day <= today:
@@ -375,16 +377,19 @@ class _Issuing:
         )
         body = json.dumps(final.content(), ensure_ascii=False, separators=(",", ":"))
         while True:
+            # Asked anew in each round: whoever filed under the key at the same time may have issued just this.
             standing = self.standing_of(draft)
             if standing is not None:
                 return standing
             self._check_overlap(draft)
             key = self._standing.next_key
+            # The key is the place in the period: of two that issue at once one gets it, and the other reads and checks
+            # again.
             filing = self._store.file(NewDocument(kind=INVOICE, key=key, series=profile.series, body=body))
             if filing.recorded:
                 issued = Invoice.of(filing.document)
                 self._standing.add(issued)
-                self._hold(issued)
+                self._count_in(issued)
                 return issued
             self._standing.read()
             self._index()

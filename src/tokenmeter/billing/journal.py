@@ -102,27 +102,27 @@ def journal_entries(
     filed = invoices(store)
     chart = AccountChart.of(store, accounts or {}, filed)
     first, last = days_of(asked)
-    found = [entry for entry in _all(store, filed, chart) if first <= entry.on <= last]
-    return [*sorted(found, key=lambda one: one.on), *_provider_costs(store, asked, chart)]
+    found = [entry for entry in _book_all(store, filed, chart) if first <= entry.on <= last]
+    return [*sorted(found, key=lambda one: one.on), *_book_provider_costs(store, asked, chart)]
 
 
-def _all(store: Store, filed: Sequence[Invoice], chart: AccountChart) -> Iterator[JournalEntry]:
+def _book_all(store: Store, filed: Sequence[Invoice], chart: AccountChart) -> Iterator[JournalEntry]:
     for invoice in filed:
-        booked = _of_invoice(invoice, chart)
+        booked = _book_invoice(invoice, chart)
         yield booked
         for moved in movements(invoice.total, invoice.events):
             event = moved.event
             if moved.kind == "void":
-                yield _turned(booked, event.on, "void", str(invoice.number), f"Voided: {event.note}")
+                yield _turn_round(booked, event.on, "void", str(invoice.number), f"Voided: {event.note}")
             elif moved.kind in _SETTLING:
                 kind, role, text = _SETTLING[moved.kind]
                 told = {"kind": kind, "role": role, "text": text or event.text}
-                yield _settled(invoice, chart, on=event.on, amount=moved.amount, **told)
+                yield _book_settlement(invoice, chart, on=event.on, amount=moved.amount, **told)
     for note in credit_notes(store):
-        yield _of_credit_note(note, chart)
+        yield _book_credit_note(note, chart)
 
 
-def _of_invoice(invoice: Invoice, chart: AccountChart) -> JournalEntry:
+def _book_invoice(invoice: Invoice, chart: AccountChart) -> JournalEntry:
     facts = facts_of(invoice)
     money, totals = invoice.currency, invoice.totals
     income: dict[str, Decimal] = {}
@@ -150,10 +150,11 @@ def _of_invoice(invoice: Invoice, chart: AccountChart) -> JournalEntry:
     )
 
 
-def _of_credit_note(note: CreditNote, chart: AccountChart) -> JournalEntry:
+def _book_credit_note(note: CreditNote, chart: AccountChart) -> JournalEntry:
     facts = facts_of(note.invoice)
     money = note.invoice.currency
     by_position = {line.position: line for line in note.invoice.lines}
+    # A credit of no line in particular still has every name that a pattern may ask for.
     nowhere = dict.fromkeys((name for line in note.invoice.lines for name in _facts_of_line(line)), "")
     income: dict[str, Decimal] = {}
     for credit in note.lines:
@@ -178,7 +179,7 @@ def _of_credit_note(note: CreditNote, chart: AccountChart) -> JournalEntry:
     )
 
 
-def _settled(
+def _book_settlement(
     invoice: Invoice, chart: AccountChart, *, on: date, amount: Decimal, kind: str, role: str, text: str
 ) -> JournalEntry:
     facts = facts_of(invoice)
@@ -196,7 +197,7 @@ def _settled(
     )
 
 
-def _turned(entry: JournalEntry, on: date, kind: str, number: str, text: str) -> JournalEntry:
+def _turn_round(entry: JournalEntry, on: date, kind: str, number: str, text: str) -> JournalEntry:
     postings = tuple(replace(one, amount=one.amount.copy_negate()) for one in entry.postings)
     return JournalEntry(
         on=on,
@@ -210,7 +211,8 @@ def _turned(entry: JournalEntry, on: date, kind: str, number: str, text: str) ->
     )
 
 
-def _provider_costs(store: Store, period: Period, chart: AccountChart) -> Iterator[JournalEntry]:
+def _book_provider_costs(store: Store, period: Period, chart: AccountChart) -> Iterator[JournalEntry]:
+    # Before its closing what a period cost may still change.
     closed = find_closed(store, period)
     if closed is None:
         return
@@ -237,7 +239,7 @@ def _provider_costs(store: Store, period: Period, chart: AccountChart) -> Iterat
         )
         yield accrued
         taken_back = f"Accrual of {period.label} taken back for the bill of {provider}"
-        yield _turned(accrued, last + timedelta(days=1), "provider_cost", accrued.number, taken_back)
+        yield _turn_round(accrued, last + timedelta(days=1), "provider_cost", accrued.number, taken_back)
 
 
 def facts_of(invoice: Invoice) -> dict[str, str]:
@@ -280,6 +282,7 @@ class AccountChart:
 
     def _part(self, name: str, value: str) -> str:
         """What stands for a value in an account's name."""
+        # One spelling of letters that can be composed in two ways: to people it is one name.
         known, taken, value = self._parts[name], self._taken[name], normalize("NFC", value)
         if value not in known:
             plain = _part(value)

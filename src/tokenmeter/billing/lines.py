@@ -250,9 +250,10 @@ def make_lines(
             before = sums.get(sums_key, Rated(row.rate))
             sums[sums_key] = plus(before, row)
     ordered = sorted(sums.items(), key=lambda item: _order(item[0]))
+    # A usage and its reversal that cancel out leave nothing to print; what has no price is printed without an amount.
     shown = [(key, row) for key, row in ordered if row.quantity or row.billed_cost or row.unpriced]
     return tuple(
-        _line(position, key, row, by=by, currency=currency, rate=rate)
+        _make_line(position, key, row, by=by, currency=currency, rate=rate)
         for position, (key, row) in enumerate(shown, start=1)
     )
 
@@ -287,7 +288,7 @@ def _order(key: tuple[Any, ...]) -> tuple[Any, ...]:
     )
 
 
-def _line(
+def _make_line(
     position: int, key: tuple[Any, ...], row: Rated, *, by: Sequence[str], currency: str, rate: ExchangeRate
 ) -> LineItem:
     kind, period, group, *_ = key
@@ -295,7 +296,7 @@ def _line(
     return LineItem(
         position=position,
         kind=kind,
-        description=_description(kind, period, row.rate),
+        description=_describe(kind, period, row.rate),
         period=period,
         provider=row.rate.provider,
         model=row.rate.model,
@@ -313,13 +314,13 @@ def _line(
     )
 
 
-def _description(kind: str, period: str, rate: RateKey) -> str:
-    words = [condition for part in rate.conditions.split(",") if (condition := _condition(part.strip()))]
-    what = ", ".join([f"{rate.model or rate.provider} {_meter(rate.sku_meter)}", *words])
+def _describe(kind: str, period: str, rate: RateKey) -> str:
+    words = [condition for part in rate.conditions.split(",") if (condition := _name_condition(part.strip()))]
+    what = ", ".join([f"{rate.model or rate.provider} {_name_meter(rate.sku_meter)}", *words])
     return f"Correction of {period}: {what}" if kind == "correction" else what
 
 
-def _meter(name: str) -> str:
+def _name_meter(name: str) -> str:
     """``cached input tokens``, ``audio input tokens``, ``tokens written to the cache (5 minutes)``."""
     if known := _METERS.get(name):
         return known
@@ -331,7 +332,7 @@ def _meter(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _condition(text: str) -> str:
+def _name_condition(text: str) -> str:
     """``batch``, ``prompts over 200,000 tokens``; else the condition with its name: ``geo us``."""
     name, _, value = text.partition("=")
     if name == "min_input_tokens" and value.isdecimal():
@@ -356,6 +357,7 @@ def sum_up(lines: Iterable[LineItem], *, currency: str, rate: ExchangeRate, taxe
         else:
             subtotal = EXACT.add(subtotal, line.amount)
     exact = convert(cost, rate)
+    # Rounded once, as a whole: the sum of rounded lines may be some cents off, which is a line of its own.
     net = round_money(exact, currency)
     due = tuple(
         TaxLine(

@@ -243,6 +243,7 @@ def write_pdf(sheet: PrintedSheet, target: str | Path | None) -> bytes | Path:
             resources.files("tokenmeter.billing").joinpath("paper.typ").read_bytes(),
             format="pdf",
             font_paths=[str(folder) for folder in _font_folders()],
+            # The same bytes on every machine: fonts come from named folders alone, in a fixed order.
             ignore_system_fonts=True,
             pdf_standards=["a-3b"],
             sys_inputs={"sheet": json.dumps(_data(sheet), ensure_ascii=False)},

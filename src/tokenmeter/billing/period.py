@@ -150,7 +150,7 @@ def close_period(
     while True:
         closed = closed_periods(store)
         check_open(wanted, closed)
-        manifest = _manifest(store, wanted, closed, moment, acting(by))
+        manifest = _make_manifest(store, wanted, closed, moment, acting(by))
         body = json.dumps(manifest.to_dict(), ensure_ascii=False, separators=(",", ":"))
         # Numbered keys: of two closings at the same time one files its manifest, the other looks again.
         filing = store.file(NewDocument(kind=_KIND, key=f"{len(closed) + 1}", body=body))
@@ -188,6 +188,7 @@ def check_open(wanted: Period, closed: Sequence[ClosedPeriod]) -> None:
     )
     for one in filter(None, (before, after)):
         between = max(wanted.start - one.period.end, one.period.start - wanted.end)
+        # Two zones differ by some hours; a gap of days is a period that is still to be closed.
         if wanted.tz != one.period.tz and timedelta() < between < _WIDEST:
             raise LedgerError(
                 f"Between {one.period.label} ({one.period.tz}), which is closed, and {wanted.label} ({wanted.tz}) are "
@@ -196,7 +197,9 @@ def check_open(wanted: Period, closed: Sequence[ClosedPeriod]) -> None:
             )
 
 
-def _manifest(store: Store, wanted: Period, closed: Sequence[ClosedPeriod], moment: datetime, by: str) -> ClosedPeriod:
+def _make_manifest(
+    store: Store, wanted: Period, closed: Sequence[ClosedPeriod], moment: datetime, by: str
+) -> ClosedPeriod:
     tally = Tally.of(store.entries(EntryFilter(since=wanted.start, until=wanted.end)))
     rows = tuple(tally.rows.values())
     return ClosedPeriod(
@@ -272,6 +275,7 @@ def _told_rows(one: ClosedPeriod, closings: Iterable[ClosedPeriod]) -> Iterator[
 
 
 def _untold(store: Store, period: Period, told: Mapping[RateKey, Rated]) -> list[Rated]:
+    # Kept sums answer at once whether anything came later; only then are entries read.
     if _account_sums(told.values()) == _ledger_sums(store, period):
         return []
     now = Tally.of(store.entries(EntryFilter(since=period.start, until=period.end)))

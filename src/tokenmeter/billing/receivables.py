@@ -82,18 +82,21 @@ def payment_of(
                 return None
             paid = EXACT.subtract(EXACT.subtract(current.total, current.credited), current.paid)
         else:
-            paid = _whole(parse_decimal(amount, name="the payment"), current.currency)
+            paid = _check_whole(parse_decimal(amount, name="the payment"), current.currency)
         if not paid and amount is not None:
             raise ConfigurationError("A payment of 0 is none; give the amount that came, or none for all that is left.")
         if not paid:
             raise LedgerError(f"Nothing is left to pay of invoice {current.number}; give the amount that came.")
+        # Of an invoice over a negative amount it is the buyer who is paid.
         sign = 1 if current.total >= 0 else -1
         if multiply(EXACT.add(current.paid, paid), sign) < 0:
             raise LedgerError(
                 f"Invoice {current.number}: {current.paid} {current.currency} was paid; {magnitude(paid)} cannot be "
                 "given back of it."
             )
-        made = Event(kind="payment", at=utcnow(), by=who, on=_day(current, day), amount=paid, note=reference, key=key)
+        made = Event(
+            kind="payment", at=utcnow(), by=who, on=_check_day(current, day), amount=paid, note=reference, key=key
+        )
         _check_not_there(current, made)
         return made
 
@@ -170,7 +173,7 @@ def _close(store: Store, invoice: Invoice | str, status: Any, reason: str, by: s
                 f"Invoice {current.number} has credit notes or payments ({current.credited} and {current.paid} "
                 f"{current.currency}); credit the rest instead of voiding it."
             )
-        return Event(kind=status, at=utcnow(), by=who, on=_day(current, None), note=reason)
+        return Event(kind=status, at=utcnow(), by=who, on=_check_day(current, None), note=reason)
 
     return _follow(store, invoice, close)
 
@@ -205,7 +208,7 @@ def credit_invoice(
     """
     _say_why(reason)
     who = acting(by)
-    document = _filed(store, invoice)
+    document = _find_filed(store, invoice)
     asked = None if key is None else {"key": key, "asked": _asked(lines)}
     while True:
         current = load_invoice(store, document)
@@ -213,7 +216,8 @@ def credit_invoice(
         known = next((one for one, body in filed if key is not None and body.get("key") == key), None)
         if known is not None:
             return _same_credit(CreditNote.of(known, current), asked, reason)
-        body = {**_credit_body(current, [body for _, body in filed], lines, reason, who), **(asked or {})}
+        body = {**_write_body(current, [body for _, body in filed], lines, reason, who), **(asked or {})}
+        # Of two notes at once one gets the place; the other looks again at what is left to give back.
         place = f"{current.number} #{len(current.events) + 1}"
         text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
         filing = store.file(NewDocument(kind=EVENT, key=place, series=current.credit_series, body=text))
@@ -224,8 +228,8 @@ def credit_invoice(
 def draft_credit_note(store: Store, invoice: Invoice | str, lines: CreditRequest, reason: str) -> dict[str, Any]:
     """What a credit note would say; nothing is written. As `credit_invoice`, without a number."""
     _say_why(reason)
-    current = load_invoice(store, _filed(store, invoice))
-    return _credit_body(current, [body for _, body in _notes_on(store, current)], lines, reason, "")
+    current = load_invoice(store, _find_filed(store, invoice))
+    return _write_body(current, [body for _, body in _notes_on(store, current)], lines, reason, "")
 
 
 def _notes_on(store: Store, invoice: Invoice) -> list[tuple[Document, dict[str, Any]]]:
@@ -253,7 +257,7 @@ def _same_credit(note: CreditNote, asked: Mapping[str, Any] | None, reason: str)
 
 def _follow(store: Store, invoice: Invoice | str, make: Callable[[Invoice], Event | None]) -> Invoice:
     """File what `make` says of the invoice as it stands; None = nothing. Of two at once, the second looks again."""
-    document = _filed(store, invoice)
+    document = _find_filed(store, invoice)
     while True:
         current = load_invoice(store, document)
         event = make(current)
@@ -265,7 +269,7 @@ def _follow(store: Store, invoice: Invoice | str, make: Callable[[Invoice], Even
             return load_invoice(store, document)
 
 
-def _filed(store: Store, invoice: Invoice | str) -> Document:
+def _find_filed(store: Store, invoice: Invoice | str) -> Document:
     if isinstance(invoice, str):
         return find_document(store, invoice)
     if invoice.document is None:
@@ -279,14 +283,14 @@ def _say_why(reason: str) -> None:
         raise ConfigurationError("Say why: a reason stands on the paper trail for ever.")
 
 
-def _day(invoice: Invoice, on: date | None) -> date:
+def _check_day(invoice: Invoice, on: date | None) -> date:
     today = utcnow().astimezone(zone(invoice.period.tz)).date()
     if on is not None and on > today:
         raise ConfigurationError(f"{on} is still to come; a payment is written down when it is there.")
     return on or today
 
 
-def _whole(amount: Decimal, currency: str) -> Decimal:
+def _check_whole(amount: Decimal, currency: str) -> Decimal:
     rounded = round_money(amount, currency)
     if rounded != amount:
         raise ConfigurationError(f"{amount} is not in whole minor units of {currency}.")
@@ -296,7 +300,7 @@ def _whole(amount: Decimal, currency: str) -> Decimal:
 # -- credit notes
 
 
-def _credit_body(
+def _write_body(
     invoice: Invoice, earlier: Sequence[Mapping[str, Any]], lines: CreditRequest, reason: str, by: str
 ) -> dict[str, Any]:
     if invoice.status in _TAKEN_OFF:
@@ -306,6 +310,7 @@ def _credit_body(
     asked = _credit_lines(invoice, lines, left)
     _check_lines(invoice, asked, earlier)
     net = total(line.amount for line in asked)
+    # Lines may each have enough left while notes in words have used up the whole.
     if net > left:
         raise LedgerError(
             f"Invoice {invoice.number} is {invoice.totals.net} {invoice.currency} before tax, of which {given} is "

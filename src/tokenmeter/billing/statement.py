@@ -112,7 +112,7 @@ class Statement(Printable):
         yield {**known, "description": "Opening balance", "balance": self.opening}
         for line in self.lines:
             told: dict[str, Cell] = {
-                "date": _day_of(line.date),
+                "date": _parse_day(line.date),
                 "description": line.description,
                 "balance": line.balance,
             }
@@ -154,7 +154,7 @@ class Statement(Printable):
         )
 
 
-def _day_of(label: str) -> date | str:
+def _parse_day(label: str) -> date | str:
     """The day a line says; the label of a month, a week, an hour stays."""
     try:
         return date.fromisoformat(label) if len(label) == len("2026-11-23") else label
@@ -201,15 +201,15 @@ def draw_statement(
     asked = period if isinstance(period, Period) else parse_period(period, zone_of_books(store, tz))
     if granularity not in CALENDAR_UNITS:
         raise ConfigurationError(f"Unknown granularity {granularity!r}; use one of {', '.join(CALENDAR_UNITS)}.")
-    seller, buyer = _parties(store, scope, profile)
+    seller, buyer = _find_parties(store, scope, profile)
     if basis == "usage":
-        return replace(_by_usage(store, scope, asked, granularity), seller=seller, buyer=buyer)
+        return replace(_draw_by_usage(store, scope, asked, granularity), seller=seller, buyer=buyer)
     if basis == "invoices":
-        return replace(_by_invoices(store, scope, asked), seller=seller, buyer=buyer)
+        return replace(_draw_by_invoices(store, scope, asked), seller=seller, buyer=buyer)
     raise ConfigurationError(f"A statement's basis is 'usage' or 'invoices', not {basis!r}.")
 
 
-def _parties(
+def _find_parties(
     store: Store, scope: Mapping[str, str], profile: BillingProfile | Mapping[str, Any] | None
 ) -> tuple[Party | None, Party | None]:
     """Seller and buyer, as the profile says; without one as the account's last invoice says; else nobody."""
@@ -223,11 +223,12 @@ def _parties(
     return (None, None) if last is None else (last.seller, last.buyer)
 
 
-def _by_usage(store: Store, scope: Mapping[str, str], period: Period, unit: CalendarUnit) -> Statement:
+def _draw_by_usage(store: Store, scope: Mapping[str, str], period: Period, unit: CalendarUnit) -> Statement:
     which = EntryFilter(where={name: frozenset([value]) for name, value in scope.items()})
     first = next(store.entries(EntryFilter(until=period.start, where=which.where)), None)
     opening = ZERO
     if first is not None:
+        # From kept sums, however many years came before.
         for group in store.aggregate([first.occurred_at, period.start], [], which):
             opening = EXACT.add(opening, group.billed_cost)
     parts = buckets(period, unit)
@@ -242,21 +243,23 @@ def _by_usage(store: Store, scope: Mapping[str, str], period: Period, unit: Cale
         for kind, text in _KINDS.items():
             if amount := by_kind.get(kind):
                 balance = EXACT.add(balance, amount)
+                # A negative correction takes back a charge; only what was agreed on is a credit.
                 credit = kind == "adjustment" and amount < 0
                 lines.append(
                     StatementLine(part.label, text, ZERO if credit else amount, amount if credit else ZERO, balance)
                 )
-    return replace(_blank(scope, period, "usage"), **_summed(opening, lines), unpriced=unpriced)
+    return replace(_blank(scope, period, "usage"), **_add_up(opening, lines), unpriced=unpriced)
 
 
-def _by_invoices(store: Store, scope: Mapping[str, str], period: Period) -> Statement:
+def _draw_by_invoices(store: Store, scope: Mapping[str, str], period: Period) -> Statement:
     opening = ZERO
     lines: list[StatementLine] = []
     currencies: set[str] = set()
     balance = ZERO
     first, last = days_of(period)
-    for moved in _movements(store, scope):
+    for moved in _find_movements(store, scope):
         currencies.add(moved.currency)
+        # Filed by now, and of a later day: it belongs to the next statement.
         if moved.on > last:
             continue
         balance = EXACT.add(balance, moved.amount)
@@ -270,10 +273,10 @@ def _by_invoices(store: Store, scope: Mapping[str, str], period: Period) -> Stat
             f"{account_name(scope)} has invoices in {', '.join(sorted(currencies))}; a statement is in one currency."
         )
     currency = next(iter(currencies), USD)
-    return replace(_blank(scope, period, "invoices"), **_summed(opening, lines), currency=currency)
+    return replace(_blank(scope, period, "invoices"), **_add_up(opening, lines), currency=currency)
 
 
-def _movements(store: Store, scope: Mapping[str, str]) -> list[_BalanceChange]:
+def _find_movements(store: Store, scope: Mapping[str, str]) -> list[_BalanceChange]:
     """What moved the account's balance, by the day it counts for, as in the journal; within a day as it was filed."""
     moved: list[_BalanceChange] = []
     for invoice in invoices(store, lines=False):
@@ -300,7 +303,7 @@ def _blank(scope: Mapping[str, str], period: Period, basis: Basis) -> Statement:
     return Statement(scope=scope, period=period, basis=basis, opening=ZERO, charges=ZERO, credits=ZERO, closing=ZERO)
 
 
-def _summed(opening: Decimal, lines: list[StatementLine]) -> dict[str, Any]:
+def _add_up(opening: Decimal, lines: list[StatementLine]) -> dict[str, Any]:
     charges = credits_ = ZERO
     for line in lines:
         charges, credits_ = EXACT.add(charges, line.charges), EXACT.add(credits_, line.credits)

@@ -14,7 +14,7 @@ from tokenmeter.budgets.bounds import Ceilings, Expectations, Sizes, longest_pro
 from tokenmeter.budgets.counting import Openings, audit, count, spent_by
 from tokenmeter.budgets.definitions import InForce
 from tokenmeter.budgets.holds import Amounts, Fault, Holds, Rate, Sent, unanswered
-from tokenmeter.budgets.limits import AskedLimits, room
+from tokenmeter.budgets.limits import AskedLimits, add_grants
 from tokenmeter.budgets.matching import Cap, CapIndex, Matched, Matching, Subject, parse_scope
 from tokenmeter.budgets.missed import MissedBudgets
 from tokenmeter.budgets.plan import Demand, HeldBudget, UnboundedError, explain, make_plan, refuse
@@ -332,7 +332,7 @@ class Budgets(Registry):
         def spent_before(moment: int) -> int:
             return count(cap, scope, key.window_start, moment, store=self._store, pricer=self._pricer)
 
-        return room(limit, here, now, spent_before) if here else limit
+        return add_grants(limit, here, now, spent_before) if here else limit
 
     def _reservation(self, plan: Demand, claims: tuple[Claim, ...], hold_id: str) -> Reservation:
         return Reservation(

@@ -119,6 +119,7 @@ def read_policy(store: Store, before: Policy | None = None, *, until: int | None
         LedgerError: a later release wrote them.
     """
     before = before or Policy()
+    # Copies: a call on its way goes by the policy that it began with.
     changes, grants, names = dict(before.changes), dict(before.grants), dict(before.names)
     position, revision = before.position, before.revision
     for document in store.documents(DocumentQuery(kind=KIND, after=position)):
@@ -199,6 +200,7 @@ def _comes_back(versions: Sequence[Change], budget: Budget) -> bool:
     now = _windows(budget)
     era = versions[-1].era if versions else 1
     earlier = [_windows(one.budget) for one in versions if one.era == era and one.budget is not None]
+    # Windows that have never changed were counted in all along.
     return any(then[unit] == now[unit] != earlier[-1][unit] for then in earlier for unit in now.keys() & then.keys())
 
 
@@ -230,6 +232,7 @@ def file_change(
     }
     if budget is not None and _comes_back(versions, budget):
         body["anew"] = True
+    # The next version's key: of two that change it at once one is refused, and reads again.
     return _file(store, f"{name}@{len(versions) + 1}", body)
 
 

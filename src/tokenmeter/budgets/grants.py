@@ -100,6 +100,7 @@ def find_filed(granted: Granted, grant: Grant) -> Grant | None:
     Raises:
         ConfigurationError: something else was granted under it.
     """
+    # The newest first: what is asked for again was filed a moment ago.
     own = reversed(granted.get((grant.budget, grant.unit, scope_text(grant.scope)), ()))
     found = next((one for one in own if one.grant_id == grant.grant_id), None) or next(
         (one for one in grants_of(granted, grant.budget) if one.grant_id == grant.grant_id), None

@@ -35,7 +35,7 @@ _LONG_AGO = -1e9  # seconds by the monotonic clock, not money
 _LONGEST_WAIT = 30  # seconds for a loop of the application's to answer
 
 
-def room(limit: int, grants: Sequence[Grant], at_us: int, spent_before: Callable[[int], int]) -> int:
+def add_grants(limit: int, grants: Sequence[Grant], at_us: int, spent_before: Callable[[int], int]) -> int:
     """The limit of one counter with its grants: what may have been spent in all by now.
 
     What expires first is spent first, so an expiry takes away only what nobody used of it.

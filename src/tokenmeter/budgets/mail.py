@@ -85,6 +85,7 @@ class Email:
         message["To"] = ", ".join(self._to)
         message["Subject"] = " ".join(f"[tokenmeter] {alert.title}".split())  # a name may hold line breaks
         message["Date"] = format_datetime(alert.at)
+        # The same with every attempt, so that a mail program shows one that came twice as one.
         message["Message-ID"] = f"<{alert.alert_id}@tokenmeter>"
         lines = "".join(f"{name}: {value}\n" for name, value in alert.facts().items())
         message.set_content(f"{alert}\n\n{lines}")

@@ -121,6 +121,7 @@ class Window:
         if moment < self._begin(day):
             day -= timedelta(days=1)
         whole = floor(self._midday(day), unit, self.tz, week_start=self.week_start)
+        # The last day within: `end` is the first instant of the next.
         last = (whole.end - timedelta(microseconds=1)).astimezone(where).date()
         return microseconds(self._begin(whole.start.astimezone(where).date())), microseconds(self._begin(last + _DAY))
 

@@ -110,6 +110,7 @@ def apply(
     settings, frame = load_settings(config=file), frame.settled_by(file)
     if dry_run and (missing := frame.missing) is not None:
         progress_out.print(f"There is no ledger at {missing} yet: everything would be new.", markup=False)
+        # A dry run makes no ledger: an empty one stands in for it.
         frame = Frame("memory:", file, as_json=frame.as_json)
     declared = [
         row if isinstance(row, Budget) else Budget.parse(row, file=str(file), number=number)
@@ -147,6 +148,7 @@ def history(
     where = zone(tz)
     cells = [
         ["" if at is None else at.astimezone(where).strftime("%Y-%m-%d %H:%M:%S"), *rest]
+        # What is only declared has no instant yet; as a text that sorts behind every year.
         for at, *rest in sorted(lines, key=lambda line: str(line[0]))
     ]
     show_table(["when", "budget", "what", "by", "from", "why"], cells, figures=(), whole=("when", "budget", "what"))
@@ -207,6 +209,7 @@ def _parse_row(fields: Sequence[str], before: Mapping[str, Any]) -> dict[str, An
         elif name in _NUMBERS and value.isdecimal():
             row[name] = int(value)
         else:
+            # Nothing after the sign takes the field away.
             row[name] = value or None
     return row | ({"tags": tags} if tags else {})
 
@@ -310,6 +313,7 @@ def _show_balances(frame: Frame, found: Sequence[Balance], tz: str) -> None:
 def _share_used(balance: Balance) -> Decimal:
     if not balance.limit_known:
         return Decimal(0)
+    # A limit of 0 is used up from the beginning.
     return divide(add(balance.spent, balance.reserved), balance.limit) if balance.limit > 0 else Decimal(1)
 
 

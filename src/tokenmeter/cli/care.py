@@ -286,6 +286,7 @@ def doctor(
 def _count_doubtful_entries(meter: Meter) -> dict[str, int]:
     """How many entries have no price, and how many of the last month were priced by a list that was old by then."""
     now = utcnow()
+    # One bucket a day: a list's first use within them tells how long it has been in use.
     days = [now - _LOOKED_BACK + timedelta(days=number) for number in range(_LOOKED_BACK.days + 2)]
     first: dict[str, int] = {}
     old = 0
@@ -294,6 +295,7 @@ def _count_doubtful_entries(meter: Meter) -> dict[str, int]:
             began = first.setdefault(name, group.bucket)
             recent = group.bucket > len(days) - 1 - _RECENT.days
             old += group.requests if recent and group.bucket - began > _STALE.days else 0
+    # From kept sums, so over all time: a correction takes off what has a price by now.
     unpriced = sum(one.unpriced for one in meter.store.aggregate((BEGINNING, now + timedelta(days=1)), ()))
     return {"entries_unpriced": unpriced, "entries_by_old_prices": old}
 

@@ -173,6 +173,7 @@ def merge(
             done.append(merging.merge_ledger(source, target, progress=progress))
     meter = make_meter(store=target)
     try:
+        # A call that was in both ledgers was counted in both: counters are not added up but counted again.
         meter.audit_budgets(repair=True)
     finally:
         meter.close()

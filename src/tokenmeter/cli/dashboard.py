@@ -139,6 +139,7 @@ def create(
             raise ConfigurationError(
                 f"{path} has no room for [dashboard.tokens]: {error}. Add it by hand:{table}"
             ) from None
+        # Refused here, rather than by the server that reads the file.
         Token.of(load_settings(config={"dashboard": wanted["dashboard"]}))
         return after
 
@@ -211,6 +212,7 @@ def revoke(frame: Frame, *, name: Annotated[str, typer.Argument(help="Whose it i
         del wanted["dashboard"]["tokens"][name]
         found = tomllib.loads(after)
         found.setdefault("dashboard", {}).setdefault("tokens", {})
+        # An inline table, or one in several parts, cannot be cut out by lines.
         if found != wanted:
             raise ConfigurationError(
                 f"Take dashboard.tokens.{_quote_key(name)} out of {path} by hand: it is no table of its own."
@@ -240,6 +242,7 @@ def _rewrite(path: str, change: Callable[[str], str]) -> None:
         with file.with_name(f".{file.name}-lock").open("a+b") as lock:  # the file itself is another one afterwards
             lock_file(lock.fileno())
             after = change(file.read_bytes().decode("utf-8-sig"))  # its line ends stay
+            # Nobody may read it before it has the mode of the file that it replaces.
             replacement.touch(0o600)
             replacement.write_text(after, encoding="utf-8", newline="")
             replacement.chmod(file.stat().st_mode & 0o777)
@@ -299,6 +302,7 @@ def mcp(frame: Frame, *, only: OnlyOption = None) -> None:
     try:
         from tokenmeter.serving.mcp import make_server  # noqa: PLC0415 - an extra of its own
     except ModuleNotFoundError as error:
+        # Any other module that is missing is a fault, not an extra.
         if error.name is None or error.name.partition(".")[0] not in {"mcp", "mcp_types"}:
             raise
         raise ConfigurationError("This needs the extra 'mcp': pip install 'tokenmeter-sdk[mcp]'.") from error

@@ -283,5 +283,6 @@ def sql(
         out.print("No rows.")
     else:
         cells = [["" if value is None else visible(str(value)) for value in row] for row in rows]
+        # SQL says no kinds of columns: one of whole numbers is taken for figures.
         figures = [head for place, head in enumerate(heads) if all(isinstance(row[place], int | None) for row in rows)]
         show_table(heads, cells, figures=figures)

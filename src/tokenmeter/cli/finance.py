@@ -186,6 +186,7 @@ def handover(
                 by=actor,
             )
         except HandOverError as error:
+            # What was sent before the system went out of reach is told all the same.
             if error.done is not None:
                 frame.tell(error.done)
             raise

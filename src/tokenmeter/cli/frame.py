@@ -157,6 +157,7 @@ class Frame:
     def missing(self) -> Path | None:
         """The file in which the ledger should be and is not, or is empty; None where it is there, or on a server."""
         path = store_path(self.settings.store)
+        # An empty file with a tail beside it is a ledger whose first calls are not folded yet.
         if path is not None and path.exists() and (path.stat().st_size or segments(path)):
             return None
         return path
@@ -234,6 +235,7 @@ def _put_in_frame(function: Callable[Concatenate[Frame, P], None], options: Sequ
             given[name] = group(**{field.name: given.pop(field.name) for field in fields(group)})
         function(frame, **given)  # type: ignore[call-arg]
 
+    # typer reads what there is from the one, and what it means from the other.
     framed.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     framed.__annotations__ = {one.name: one.annotation for one in parameters}
     return framed
@@ -251,6 +253,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
             stream.reconfigure(errors="replace")
     as_json = "--json" in given
     try:
+        # With --json typer's own errors come up to here as well, to be said as JSON.
         sys.exit(app(given, prog_name="tokenmeter", standalone_mode=not as_json))
     except TokenmeterError as error:
         sys.exit(fail(error, as_json=as_json))
@@ -336,6 +339,7 @@ def show_table(
     wide = Console(highlight=False, emoji=False, width=min(needed, room))
     with wide.capture() as shown:
         wide.print(table, crop=False)
+    # rich fills each line up to the table's width.
     sys.stdout.writelines(f"{line.rstrip()}\n" for line in shown.get().splitlines())
 
 

@@ -162,6 +162,7 @@ def issue(
             return
         previews = preview_invoices(opened, drafts, **terms)
         if yes:
+            # Refused ones go along unless they are to be skipped: issuing then refuses the whole run, and says why.
             ready = [one.invoice for one in previews if one.refused is None or not skip_refused]
             filed = iter(issue_invoices(opened, ready, by=actor, **terms))
             previews = [one if one.refused else InvoicePreview(next(filed)) for one in previews]
@@ -239,6 +240,7 @@ def einvoice(
 
 
 def _find_document(store: Store, number: str) -> Invoice | CreditNote:
+    # Looked for first: to find_invoice a credit note's number is an error.
     note = next((one for one in credit_notes(store) if one.number == number), None)
     return note or find_invoice(store, number)
 

@@ -81,6 +81,7 @@ def _find_values(given: dict[str, Any], name: str) -> Iterator[str]:
     frame = Frame(store=given.get("store"), config=None if config is None else Path(config))
     now = utcnow()
     with frame.ledger() as store:
+        # Until tomorrow: what was recorded a moment ago is offered, too.
         groups = store.aggregate([now - _RECENT, now + timedelta(days=1)], [name])
     yield from sorted({str(group.group[0]) for group in groups if group.group[0] is not None})
 

@@ -71,11 +71,12 @@ class Acts:
             return RedirectResponse(there, status_code=303)
         try:
             told = act.tell(form, act.run(self._meter, form, access.name, key, True))  # noqa: FBT003 - as Act says
+            # The seal stands for what was shown: where the ledger has changed since, the new state is shown instead.
             if told.button and confirmed == told.seal:
                 done = act.run(self._meter, form, access.name, key, False)  # noqa: FBT003 - as above
                 return self._remember(press, f"{base_of(request)}{act.then(form, done)}")
         except (LedgerError, ConfigurationError, ValidationError) as error:
-            return _cannot(request, error)
+            return _tell_refusal(request, error)
         return page(
             request,
             "confirm.html",
@@ -84,6 +85,7 @@ class Acts:
             changed=bool(confirmed),
             fields=form,
             who=access.name,
+            # A path of ours: //host and /\host would lead elsewhere.
             back=form["back"] if re.match(r"/(?![/\\])", form.get("back", "")) else "/",
         )
 
@@ -95,7 +97,7 @@ class Acts:
         return RedirectResponse(there, status_code=303)
 
 
-def _cannot(request: Request, error: Exception) -> Response:
+def _tell_refusal(request: Request, error: Exception) -> Response:
     status = HTTPStatus.CONFLICT if isinstance(error, LedgerError) else HTTPStatus.BAD_REQUEST
     words = str(error)
     if isinstance(error, ValidationError):

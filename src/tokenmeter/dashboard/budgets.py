@@ -154,6 +154,7 @@ def past(meter: ReadableMeter, name: str, now: datetime) -> list[PastWindow]:
         if cap is None:
             continue
         start, end = cap.spans(key.window_start)[0]
+        # A counter of windows that the budget had once says nothing of those it has.
         if start != key.window_start or end is None or end > microseconds(now):
             continue
         scope = parse_scope(key.scope)
@@ -161,6 +162,7 @@ def past(meter: ReadableMeter, name: str, now: datetime) -> list[PastWindow]:
         limit = cap.limit
         first, last = from_microseconds(start), from_microseconds(end)
         percent = _percent(spent, amount_of(cap.unit, limit)) if limit is not None else None
+        # A key counts by its fingerprint, which no filter takes.
         calls = None if "api_key" in scope else _calls(scope, first, last)
         found.append(PastWindow(scope, first, last, spent, cap.unit, percent, calls))
     return sorted(found, key=lambda one: (one.end, one.spent), reverse=True)
@@ -184,6 +186,7 @@ def definition(budget: Budget) -> list[tuple[str, str]]:
     starts, ends = budget.effective
     if starts is not None or ends is not None:
         said.append(("in force", f"{_day(starts) or 'always'} to {_day(ends) or 'further notice'}"))
+    # What the lines above say in words of their own.
     told = {"name", "period", "tz", "hard", "thresholds", "starts", "ends", "tags", "limit", *DIMENSIONS}
     said += [
         (name.replace("_", " "), in_words(value))
@@ -319,6 +322,7 @@ class BudgetPages:
             more_windows=max(len(windows) - _MOST_WINDOWS, 0),
             changes=changes_of(history),
             grants=meter.budgets.grants(name)[::-1],
+            # The store tells the last ones of all budgets.
             alerts=[one for one in fired(meter, limit=1000) if one.budget == name][:_MOST_ALERTS],
             examples=_examples(name, budget, found),
             limits=_limits(budget),

@@ -92,6 +92,7 @@ def _typed(key: str, value: str) -> Any:
     if key == f"{_FIELD}hard":
         return value == "true"
     whole = key in {f"{_FIELD}limit_{unit}" for unit in ("tokens", "requests", "in_flight")}
+    # People write 1,000,000. What is no number stays as it is, for the budget's own check to refuse.
     digits = value.replace(",", "")
     return int(digits) if whole and digits.isdecimal() and len(digits) <= _LONGEST_NUMBER else value
 
@@ -170,6 +171,7 @@ def _tell_grant(form: Form, answer: Json) -> Told:
         for one in answer["balances"]
         if one["limit"] is not None
     ]
+    # Without a cap there is no limit before and after.
     rows = rows or [(f"granted, {_whose(made['scope'])}", "", unit_amount(amount, unit))]
     until = "until the window ends"
     if made["expires"]:

@@ -29,24 +29,24 @@ _MOST_AT_ONCE = 4
 _slots = threading.BoundedSemaphore(_MOST_AT_ONCE)
 
 
-def _report(store: Store, view: View, by: str, target: Path) -> None:
+def _write_report(store: Store, view: View, by: str, target: Path) -> None:
     query = replace(view.query, by=parse_by(by) if by else ())
     if not by:
         query = view.bounded(store).over_time()[0]
     read_report(store, query).export(target)
 
 
-def _entries(store: Store, view: View, _by: str, target: Path) -> None:
+def _write_entries(store: Store, view: View, _by: str, target: Path) -> None:
     _check_size(store, view)
     export_entries(store, target, query=view.query)
 
 
-def _charges(store: Store, view: View, _by: str, target: Path) -> None:
+def _write_charges(store: Store, view: View, _by: str, target: Path) -> None:
     _check_size(store, view)
     export_charges(store, target, query=view.query)
 
 
-def _focus(store: Store, view: View, _by: str, target: Path) -> None:
+def _write_focus(store: Store, view: View, _by: str, target: Path) -> None:
     _check_size(store, view)
     folder = target.with_suffix("")
     export_focus(store, folder, query=Query(period=view.query.period, where=view.query.where))
@@ -70,9 +70,9 @@ def _check_size(store: Store, view: View) -> None:
 
 
 _WRITERS: Mapping[str, Callable[[Store, View, str, Path], None]] = {
-    "report": _report,
-    "entries": _entries,
-    "charges": _charges,
+    "report": _write_report,
+    "entries": _write_entries,
+    "charges": _write_charges,
 }
 _TYPES = {
     ".csv": "text/csv; charset=utf-8",
@@ -84,7 +84,7 @@ _TYPES = {
 #: File name in the URL -> what writes it.
 EXPORTS: Mapping[str, Callable[[Store, View, str, Path], None]] = {
     **{f"{name}{form}": write for name, write in _WRITERS.items() for form in (".csv", ".jsonl", ".xlsx", ".parquet")},
-    "focus.zip": _focus,
+    "focus.zip": _write_focus,
 }
 
 
@@ -107,6 +107,7 @@ def export(store: Store, view: View, what: str, *, by: str = "") -> FileResponse
         shutil.rmtree(folder, ignore_errors=True)
         raise
     finally:
+        # Making it takes memory and the ledger; sending it takes neither, and may take long.
         _slots.release()
     return FileResponse(
         file,

@@ -127,12 +127,14 @@ def forecast(
     left = buckets(Period(today.end, period.end, view.tz), "day")
     rest_of_today = max(subtract(known.mean(_weekday(today, view)), found.get(today.start) or ZERO), ZERO)
     expected = total([Decimal(so_far), rest_of_today, *(known.mean(_weekday(day, view)) for day in left)])
+    # Days that know nothing of each other add up by their squares; the rest of today is one more.
     margin = multiply(_BAND, known.spread, EXACT.sqrt(Decimal(len(left) + 1)))
     like = "the same weekdays of" if known.by_weekday else "the days of"
     words = (
         f"Each day that is left is taken to be like the mean of {like} the last {counted(len(known.amounts), 'day')}; "
         "four of five times it ends within the band, if those days tell how days differ."
     )
+    # What was spent stays spent.
     low = max(subtract(expected, margin), Decimal(so_far))
     return Forecast(Decimal(so_far), expected, low, add(expected, margin), words)
 

@@ -124,17 +124,17 @@ def savings(store: Store, view: View) -> Savings:
         *context, meter = sums.group
         if meter is not None:
             meters.setdefault(tuple(context), {})[meter] = sums
-    return _sum([_saved(found) for found in meters.values()])
+    return _add_up([_compare_with_fresh(found) for found in meters.values()])
 
 
-def _sum(parts: Sequence[Savings]) -> Savings:
+def _add_up(parts: Sequence[Savings]) -> Savings:
     cost = ZERO
     for part in parts:
         cost = EXACT.add(cost, part.list_cost)
     return Savings(cost, sum(part.unknown_tokens for part in parts))
 
 
-def _saved(meters: dict[str, Aggregate]) -> Savings:
+def _compare_with_fresh(meters: dict[str, Aggregate]) -> Savings:
     saved, unknown = ZERO, 0
     for meter, sums in meters.items():
         tokens = sums.quantities.get(meter, 0)

@@ -141,6 +141,7 @@ class Pages:
         """Where the budgets stand that are about just what is shown."""
         scope, unit = view.scope, measure.budgeted
         known = self._meter.budgets.in_force
+        # Most views are about no budget: then no counter is read.
         if scope is None or all(one.scope.keys() != scope.keys() or unit not in one.units for one in known):
             return ()
         return self._meter.budgets.remaining(scope, self._store.now())
@@ -168,6 +169,7 @@ class Pages:
         last = self._entry(before) if before else None
         if last is None:
             return read_entries(self._store, query, newest_first=True)
+        # Others may share the last one's instant, so it is read again; the page begins behind that entry.
         until = min(last.occurred_at + timedelta(microseconds=1), query.period.end)
         query = replace(query, period=replace(query.period, end=until))
         found = read_entries(self._store, query, newest_first=True)

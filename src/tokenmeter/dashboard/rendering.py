@@ -55,6 +55,7 @@ def _environment() -> Environment:
     made = Environment(
         loader=PackageLoader("tokenmeter.dashboard"),
         autoescape=True,
+        # A name that a template misspells fails a test, rather than showing nothing.
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

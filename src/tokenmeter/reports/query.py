@@ -232,6 +232,7 @@ def _dimension(name: object) -> str:
     if name in DIMENSIONS or (name.startswith(_TAG) and len(name) > len(_TAG)):
         return name
     near = difflib.get_close_matches(name, DIMENSIONS, n=3, cutoff=0.5)
+    # Likeness misses a name of which only a part was written: ``key`` for ``api_key``.
     near += [known for known in DIMENSIONS if known not in near and name and (name in known or known in name)]
     meant = f"Did you mean {' or '.join(map(repr, near))}? " if near else f"Known are {', '.join(DIMENSIONS)}. "
     tag = f"For a tag of your own write {_TAG + (name.removeprefix(_TAG) or 'NAME')!r}."

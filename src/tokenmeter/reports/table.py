@@ -311,6 +311,7 @@ def _view(report: Sheet, max_rows: int | None) -> _ShownRows:
     rows = list(report.rows) if report.by or report.granularity else []  # else they are the totals
     if max_rows is None or len(rows) <= max_rows:
         return _ShownRows(report, rows, 0, report.totals)
+    # The line of the others takes a row's place.
     hidden = rows[max(1, max_rows) - 1 :]
     return _ShownRows(report, [*rows[: -len(hidden)], Row.total(hidden, report.period)], len(hidden), report.totals)
 
@@ -404,6 +405,7 @@ def _rounded(microseconds: int) -> str:
 
 def _costs(view: _ShownRows) -> list[Column]:
     columns = [replace(_money("list cost", view, lambda row: row.list_cost), drop=5)]
+    # Without discounts it would say the list cost again.
     if any(row.contracted_cost != row.list_cost for row in view.shown):
         columns.append(replace(_money("contracted", view, lambda row: row.contracted_cost), drop=1))
     columns.append(_money("billed cost", view, lambda row: row.billed_cost))
@@ -429,6 +431,7 @@ def _title(report: Sheet) -> str:
     by = f" by {', '.join(report.by)}" if report.by else ""
     per = f" per {report.granularity}" if report.granularity else ""
     where = "".join(f", {_condition(name)} {_values(accepted)}" for name, accepted in report.where.items())
+    # A filter's value is anybody's text: it may hold what moves the cursor.
     return visible(f"Usage and cost{by}{per}: {_stretch(report.period)} ({report.tz}){where}")
 
 

@@ -54,22 +54,22 @@ def make_workbook(records: Iterable[list[Any]], fields: Sequence[Field[Any]]) ->
     except ImportError as error:
         raise ConfigurationError("XLSX needs the extra 'xlsx': pip install 'tokenmeter-sdk[xlsx]'.") from error
     content = io.BytesIO()
-    book = xlsxwriter.Workbook(content, {"constant_memory": True, "default_date_format": _FORMATS["second"]})
-    book.set_properties({"created": datetime(2000, 1, 1)})  # noqa: DTZ001 - the same bytes for the same rows
-    _Worksheet(book, fields).write(records)
-    book.close()
+    workbook = xlsxwriter.Workbook(content, {"constant_memory": True, "default_date_format": _FORMATS["second"]})
+    workbook.set_properties({"created": datetime(2000, 1, 1)})  # noqa: DTZ001 - the same bytes for the same rows
+    _Worksheet(workbook, fields).write(records)
+    workbook.close()
     return content.getvalue()
 
 
 class _Worksheet:
-    def __init__(self, book: Any, fields: Sequence[Field[Any]]) -> None:
+    def __init__(self, workbook: Any, fields: Sequence[Field[Any]]) -> None:
         self._fields = fields
         self._exact = [at for at, one in enumerate(fields) if one.kind in _EXACT_KINDS]
-        self._sheet = book.add_worksheet()
-        self._bold = book.add_format({"bold": True, "top": 1})
-        self._heads = book.add_format({"bold": True, "bottom": 1})
-        self._formats = {kind: book.add_format({"num_format": form}) for kind, form in _FORMATS.items()}
-        self._sums = book.add_format({"bold": True, "top": 1, "num_format": _FORMATS["money"]})
+        self._sheet = workbook.add_worksheet()
+        self._bold = workbook.add_format({"bold": True, "top": 1})
+        self._heads = workbook.add_format({"bold": True, "bottom": 1})
+        self._formats = {kind: workbook.add_format({"num_format": form}) for kind, form in _FORMATS.items()}
+        self._sums = workbook.add_format({"bold": True, "top": 1, "num_format": _FORMATS["money"]})
         self._totals = {at: ZERO for at, one in enumerate(fields) if one.kind == "money"}
         self._put: Mapping[Kind, Callable[[int, int, Any], None]] = {
             "text": self._text,

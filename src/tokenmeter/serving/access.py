@@ -59,7 +59,9 @@ class AccessScope:
         """
         if not isinstance(only, Mapping) or not only:  # pyright: ignore[reportUnnecessaryIsInstance] - callers' code
             raise ConfigurationError(f"only= names what may be seen, such as {{'member': 'ada'}}, not {only!r}.")
-        return cls(tuple(sorted((_dimension(name), _values(name, accepted)) for name, accepted in only.items())))
+        return cls(
+            tuple(sorted((_check_dimension(name), _check_values(name, accepted)) for name, accepted in only.items()))
+        )
 
     @property
     def where(self) -> dict[str, frozenset[str | None]]:
@@ -83,14 +85,14 @@ class AccessScope:
 EVERYTHING = AccessScope()
 
 
-def _dimension(name: object) -> str:
+def _check_dimension(name: object) -> str:
     tag = isinstance(name, str) and name.startswith(_TAG) and len(name) > len(_TAG) and not name.endswith("!")
     if isinstance(name, str) and (name in SCOPE_FIELDS or tag):
         return name
     raise ConfigurationError(f"only= goes by {', '.join(SCOPE_FIELDS)} or tag:NAME, not by {name!r}.")
 
 
-def _values(name: str, accepted: object) -> tuple[str, ...]:
+def _check_values(name: str, accepted: object) -> tuple[str, ...]:
     given: Sequence[Any] = (
         [accepted] if isinstance(accepted, str) or not isinstance(accepted, Iterable) else list(cast("Any", accepted))
     )
@@ -201,6 +203,7 @@ class Tokens:
             found = None if self._file is None else self._file.stat()
         except OSError:
             return None
+        # Two writings may fall into one tick of the file system's clock.
         return None if found is None else (found.st_mtime_ns, found.st_size, found.st_ino)
 
     def _follow(self, file: Path) -> None:
@@ -236,6 +239,7 @@ class Limiter:
     def count(self, who: str) -> None:
         """Count one more of `who`."""
         now = time.monotonic()
+        # Put back at the end: first stands who asked longest ago.
         self._free_at[who] = max(self._free_at.pop(who, now), now) + self._every
         while len(self._free_at) > self._most:
             self._free_at.popitem(last=False)

@@ -132,6 +132,7 @@ def set_budget(meter: Meter, name: str, deed: SetBudget, *, by: str, source: str
     """Define a budget, or change the fields named. The same definition again changes nothing."""
     known = next((one for one in meter.budgets.in_force if one.name == name), None)
     row = ({} if known is None else known.to_dict()) | deed.fields | {"name": name}
+    # A row has no null: what is given as None is taken away.
     budget = Budget.parse({key: value for key, value in row.items() if value is not None}, file=source)
     if deed.dry_run:
         return {"before": None if known is None else known.to_dict(), "after": budget.to_dict()}
@@ -225,6 +226,7 @@ def record_payment(meter: Meter, number: str, deed: RecordPayment, *, by: str) -
         return answers.invoice(meter, str(done.number)) or known
     current = find_invoice(meter.store, number)
     made = payment_of(deed.amount, on=deed.on, reference=reference, by=by, key=deed.key)(current)
+    # Written down under this key already, or nothing is left to pay.
     if made is None:
         return {"payment": None, "invoice": known, "balance": known["balance"]}
     left = subtract(current.balance, made.amount or ZERO)
@@ -250,7 +252,7 @@ class DoneShape(ResponsePart):
     result: dict[str, Any]
 
 
-def _may(right: Right) -> Any:
+def _require(right: Right) -> Any:
     def check(request: Request) -> Access:
         access = access_of(request)
         if not request.scope.get(BEARER):
@@ -262,7 +264,7 @@ def _may(right: Right) -> Any:
     return Depends(check)
 
 
-def _answer(deed: Deed, result: dict[str, Any]) -> Response:
+def _tell_result(deed: Deed, result: dict[str, Any]) -> Response:
     return JSONResponse({"done": not deed.dry_run, "result": result}, status_code=200 if deed.dry_run else 201)
 
 
@@ -277,51 +279,51 @@ def add_verbs(api: FastAPI, meter: Meter) -> None:
     """Add to `api` what acts on the ledger of `meter`."""
 
     @api.post("/v1/budgets/{name}", name="set_budget", **_TOLD)
-    def over_budget(name: Word, deed: SetBudget, who: Annotated[Access, _may("budgets")]) -> Response:
+    def post_budget(name: Word, deed: SetBudget, who: Annotated[Access, _require("budgets")]) -> Response:
         """Define a budget, or change the fields named; every process obeys it with its next call."""
-        return _answer(deed, set_budget(meter, name, deed, by=who.name))
+        return _tell_result(deed, set_budget(meter, name, deed, by=who.name))
 
     @api.post("/v1/budgets/{name}/grants", name="grant", **_TOLD)
-    def over_grant(name: Word, deed: GrantMore, who: Annotated[Access, _may("budgets")]) -> Response:
+    def post_grant(name: Word, deed: GrantMore, who: Annotated[Access, _require("budgets")]) -> Response:
         """Give one counter of a budget more room: a raise for this window, or prepaid credit."""
-        return _answer(deed, grant(meter, name, deed, by=who.name))
+        return _tell_result(deed, grant(meter, name, deed, by=who.name))
 
     @api.post("/v1/budgets/{name}/end", name="end_budget", **_TOLD)
-    def over_end(name: Word, deed: EndBudget, who: Annotated[Access, _may("budgets")]) -> Response:
+    def post_end(name: Word, deed: EndBudget, who: Annotated[Access, _require("budgets")]) -> Response:
         """End a budget: every process stops obeying it with its next call; its history stays."""
-        return _answer(deed, end_budget(meter, name, deed, by=who.name))
+        return _tell_result(deed, end_budget(meter, name, deed, by=who.name))
 
     @api.post("/v1/corrections", name="reprice", **_TOLD)
-    def over_reprice(deed: Reprice, _: Annotated[Access, _may("prices")]) -> Response:
+    def post_corrections(deed: Reprice, _: Annotated[Access, _require("prices")]) -> Response:
         """Rate calls again whose price was unknown, or has changed, and append the differences as corrections."""
-        return _answer(deed, reprice(meter, deed))
+        return _tell_result(deed, reprice(meter, deed))
 
     _add_bookkeeping(api, meter)
 
 
 def _add_bookkeeping(api: FastAPI, meter: Meter) -> None:
     @api.post("/v1/periods", name="close_period", **_TOLD)
-    def over_period(deed: ClosePeriod, who: Annotated[Access, _may("invoices")]) -> Response:
+    def post_period(deed: ClosePeriod, who: Annotated[Access, _require("invoices")]) -> Response:
         """Close a period for good; what comes in later is a correction in the next. The same one twice is the same."""
-        return _answer(deed, close_period(meter, deed, by=who.name))
+        return _tell_result(deed, close_period(meter, deed, by=who.name))
 
     @api.post("/v1/invoices", name="issue_invoice", **_TOLD)
-    def over_invoice(deed: IssueInvoice, who: Annotated[Access, _may("invoices")]) -> Response:
+    def post_invoice(deed: IssueInvoice, who: Annotated[Access, _require("invoices")]) -> Response:
         """Issue an invoice over a closed period. The same one twice is the same invoice."""
-        return _answer(deed, issue_invoice(meter, deed, by=who.name))
+        return _tell_result(deed, issue_invoice(meter, deed, by=who.name))
 
     @api.post("/v1/invoices/{number:path}/credit-notes", name="credit_invoice", **_TOLD)
-    def over_credit(number: Word, deed: CreditInvoice, who: Annotated[Access, _may("invoices")]) -> Response:
+    def post_credit_note(number: Word, deed: CreditInvoice, who: Annotated[Access, _require("invoices")]) -> Response:
         """Give back an amount of an invoice, or all of it."""
         result = credit_invoice(meter, number, deed, by=who.name)
         if result is None:
             raise HTTPException(404, "There is no such invoice in this ledger.")
-        return _answer(deed, result)
+        return _tell_result(deed, result)
 
     @api.post("/v1/invoices/{number:path}/payments", name="record_payment", **_TOLD)
-    def over_payment(number: Word, deed: RecordPayment, who: Annotated[Access, _may("invoices")]) -> Response:
+    def post_payment(number: Word, deed: RecordPayment, who: Annotated[Access, _require("invoices")]) -> Response:
         """Write down that money came for an invoice: in part, in full or too much; negative, that it was given back."""
         result = record_payment(meter, number, deed, by=who.name)
         if result is None:
             raise HTTPException(404, "There is no such invoice in this ledger.")
-        return _answer(deed, result)
+        return _tell_result(deed, result)

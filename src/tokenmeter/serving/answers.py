@@ -99,19 +99,20 @@ def entry_page(
     found = read_entries(sight.store, query, newest_first=newest_first)
     if cursor is not None:
         at, entry_id = _parse_entry_cursor(cursor)
+        # The last one's instant is read again, since others may share it; `_skip_past` leaves out what was shown.
         moment, edge = timedelta(microseconds=1), query.period
         start, end = (edge.start, min(edge.end, at + moment)) if newest_first else (max(edge.start, at), edge.end)
         if start >= end:
             return Page([], None)
         beyond = replace(query, period=replace(edge, start=start, end=end))
-        found = _after(read_entries(sight.store, beyond, newest_first=newest_first), at, entry_id)
+        found = _skip_past(read_entries(sight.store, beyond, newest_first=newest_first), at, entry_id)
     some = list(islice(found, limit + 1))
     last = some[limit - 1] if len(some) > limit else None
-    cursor = None if last is None else _cursor(last.occurred_at.isoformat(), last.entry_id)
+    cursor = None if last is None else _make_cursor(last.occurred_at.isoformat(), last.entry_id)
     return Page([entry_of(one) for one in some[:limit]], cursor)
 
 
-def _after(entries: Iterator[Entry], at: datetime, entry_id: str) -> Iterator[Entry]:
+def _skip_past(entries: Iterator[Entry], at: datetime, entry_id: str) -> Iterator[Entry]:
     """Those behind the one called `entry_id`; it is of the instant `at`, as those before it are."""
     rest = dropwhile(lambda one: one.occurred_at == at and one.entry_id != entry_id, entries)
     return (one for one in rest if one.entry_id != entry_id)
@@ -128,7 +129,7 @@ def _parse_entry_cursor(text: str) -> tuple[datetime, str]:
     return moment, entry_id
 
 
-def _cursor(*parts: str) -> str:
+def _make_cursor(*parts: str) -> str:
     return base64.urlsafe_b64encode(json.dumps(parts, ensure_ascii=False).encode()).decode().rstrip("=")
 
 
@@ -148,7 +149,7 @@ def _parse_cursor(text: str, count: int) -> tuple[str, ...]:
     return tuple(parts)
 
 
-def _page_by(
+def _cut_page(
     key: Callable[[T], tuple[str, ...]],
     found: Iterable[T],
     show: Callable[[T], Json],
@@ -165,7 +166,7 @@ def _page_by(
     reached = () if cursor is None else _parse_cursor(cursor, parts)
     listed = sorted(((place, one) for one in found if (place := key(one)) > reached), key=itemgetter(0))
     some = [one for _, one in listed[:limit]]
-    return Page(list(map(show, some)), _cursor(*listed[limit - 1][0]) if len(listed) > limit else None)
+    return Page(list(map(show, some)), _make_cursor(*listed[limit - 1][0]) if len(listed) > limit else None)
 
 
 def entry(sight: ReadableMeter, entry_id: str) -> Json | None:
@@ -174,7 +175,7 @@ def entry(sight: ReadableMeter, entry_id: str) -> Json | None:
     if found is None:
         return None
     raw = None if found.raw_usage is None else json.loads(found.raw_usage)
-    return {**entry_of(found), "raw_usage": raw, "charges": [_charge(one) for one in found.charges]}
+    return {**entry_of(found), "raw_usage": raw, "charges": [_show_charge(one) for one in found.charges]}
 
 
 def entry_of(one: Entry) -> Json:
@@ -187,7 +188,7 @@ def entry_of(one: Entry) -> Json:
     }
 
 
-def _charge(one: Charge) -> Json:
+def _show_charge(one: Charge) -> Json:
     costs = {name: getattr(one, name) for name in ("list_cost", "contracted_cost", "billed_cost")}
     return {
         "model": one.model,
@@ -220,7 +221,7 @@ def balance_page(
         ConfigurationError: a cursor that is none.
     """
     found = (one for one in sight.budgets.remaining(account, sight.store.now()) if budget in {None, one.budget})
-    return _page_by(_balance_key, found, balance_of, parts=3, limit=limit, cursor=cursor)
+    return _cut_page(_balance_key, found, balance_of, parts=3, limit=limit, cursor=cursor)
 
 
 def _balance_key(one: Balance) -> tuple[str, ...]:
@@ -263,7 +264,7 @@ def budget_page(sight: ReadableMeter, *, limit: int, cursor: str | None = None) 
         ConfigurationError: a cursor that is none.
     """
     found = (one for one in sight.budgets.changes() if one.budget is not None)
-    return _page_by(
+    return _cut_page(
         lambda one: (one.name[:_SORTED_BY], _digest(one.name)), found, _change, parts=2, limit=limit, cursor=cursor
     )
 
@@ -295,10 +296,10 @@ def invoice_list(
         ConfigurationError: a cursor that is none.
     """
     found = invoices(sight.store, period=period, status=cast("InvoiceStatus | None", status), lines=False)
-    return _page_of_issued(found, _short_invoice, limit, cursor)
+    return _cut_issued(found, _shorten_invoice, limit, cursor)
 
 
-def _page_of_issued(found: Sequence[Issued], show: Callable[[Issued], Json], limit: int, cursor: str | None) -> Page:
+def _cut_issued(found: Sequence[Issued], show: Callable[[Issued], Json], limit: int, cursor: str | None) -> Page:
     """Some of what was issued, the last first; nothing of it goes."""
     at = len(found)
     if cursor is not None:
@@ -310,7 +311,7 @@ def _page_of_issued(found: Sequence[Issued], show: Callable[[Issued], Json], lim
     return Page(list(map(show, some)), some[-1].number if start else None)
 
 
-def _short_invoice(one: Invoice) -> Json:
+def _shorten_invoice(one: Invoice) -> Json:
     whole = one.to_dict()
     return {name: whole[name] for name in whole if name not in {"lines", "ledger", "events", "notes", "seller"}}
 
@@ -331,7 +332,7 @@ def credit_note_page(sight: ReadableMeter, *, limit: int, cursor: str | None = N
     Raises:
         ConfigurationError: a cursor that is none.
     """
-    return _page_of_issued(credit_notes(sight.store), CreditNote.to_dict, limit, cursor)
+    return _cut_issued(credit_notes(sight.store), CreditNote.to_dict, limit, cursor)
 
 
 def statement(

@@ -178,11 +178,11 @@ class SeenBudgets:
 
     def changes(self) -> list[Change]:
         """The definitions of these; not who said them, where and why."""
-        return [_bare(change) for change in self._budgets.changes() if self._tells_of_these(change)]
+        return [_strip_author(change) for change in self._budgets.changes() if self._tells_of_these(change)]
 
     def history(self, name: str | None = None) -> list[Change]:
         """Their definitions and changes, as above."""
-        return [_bare(change) for change in self._budgets.history(name) if self._tells_of_these(change)]
+        return [_strip_author(change) for change in self._budgets.history(name) if self._tells_of_these(change)]
 
     def grants(self, name: str, scope: Mapping[str, str] | None = None) -> list[Grant]:
         """What was granted to counters in the scope; not who granted it and why."""
@@ -203,6 +203,7 @@ class SeenBudgets:
         return list(found.values())
 
     def _concerns(self, budget: Budget) -> bool:
+        # A budget on each member (``*``) is the scope's own member's as well.
         whose = dict(budget.scope)
         named = {name: values[0] for name, values in self._scope.conditions if whose.get(name) == "*"}
         return limit_table(budget) is None and self._scope.admits({**whose, **named})
@@ -211,7 +212,7 @@ class SeenBudgets:
         return change.budget is not None and self._concerns(change.budget)
 
 
-def _bare(change: Change) -> Change:
+def _strip_author(change: Change) -> Change:
     return replace(change, by="", reason="", source="")
 
 
@@ -245,7 +246,7 @@ class Lens:
 
     def entries(self, which: EntryFilter | None = None, *, newest_first: bool = False) -> Iterator[Entry]:
         """The scope's entries."""
-        narrowed = self._narrowed(which)
+        narrowed = self._narrow(which)
         return iter(()) if narrowed is None else self._store.entries(narrowed, newest_first=newest_first)
 
     def span(self, since: datetime | None, until: datetime | None) -> tuple[datetime, datetime] | None:
@@ -259,17 +260,17 @@ class Lens:
         self, boundaries: Sequence[datetime], by: Sequence[str], which: EntryFilter | None = None
     ) -> Sequence[Aggregate]:
         """Sums over the scope's entries."""
-        narrowed = self._narrowed(which)
+        narrowed = self._narrow(which)
         return () if narrowed is None else self._store.aggregate(boundaries, by, narrowed)
 
     def latencies(
         self, boundaries: Sequence[datetime], by: Sequence[str] = (), which: EntryFilter | None = None
     ) -> Sequence[Latencies]:
         """How long the scope's calls took."""
-        narrowed = self._narrowed(which)
+        narrowed = self._narrow(which)
         return () if narrowed is None else self._store.latencies(boundaries, by, narrowed)
 
-    def _narrowed(self, which: EntryFilter | None) -> EntryFilter | None:
+    def _narrow(self, which: EntryFilter | None) -> EntryFilter | None:
         """`which` and the scope; None where both together accept nothing."""
         which = which or EntryFilter()
         where = dict(which.where)
@@ -283,7 +284,7 @@ class Lens:
         """Invoices made out to an account of the scope, and what happened to them; nothing else that is filed."""
         for document in self._store.documents(which):
             if document.kind == "invoice":
-                if self._scope.admits(_scope_of(document)):
+                if self._scope.admits(_read_scope(document)):
                     yield document
             elif document.kind == "invoice_event" and document.key.rpartition(" #")[0] in self._invoices():
                 yield document
@@ -294,7 +295,7 @@ class Lens:
             for kind in _SEEN:
                 for document in self._store.documents(DocumentQuery(kind, after=self._looked[kind])):
                     self._looked[kind] = document.position
-                    if kind == "invoice" and self._scope.admits(_scope_of(document)):
+                    if kind == "invoice" and self._scope.admits(_read_scope(document)):
                         self._numbers.add(number_text(document))
                         self._noted += 1
                     elif kind == ERASURE or document.key.rpartition(" #")[0] in self._numbers:
@@ -303,6 +304,7 @@ class Lens:
 
     def crossings(self, *, limit: int = 100) -> Sequence[Crossing]:
         """Thresholds that counters of the scope crossed."""
+        # The newest of all: those of others are left out behind.
         found = self._store.crossings(limit=_MANY)
         return list(islice((one for one in found if self._scope.admits(parse_scope(one.key.scope))), limit))
 
@@ -321,6 +323,7 @@ class Lens:
         """The ledger's clock."""
         return self._store.now()
 
+    # What only whoever writes needs; nobody writes through a lens.
     hears_late = False
     policy: PolicyReader | None = None
 
@@ -339,7 +342,7 @@ class Lens:
         """
         with self._pulse_lock:
             if self._known[0] != whole:
-                self._known = (whole, ".".join(_hidden(repr(part)) for part in (self._recorded(), self._held())))
+                self._known = (whole, ".".join(_hide(repr(part)) for part in (self._recorded(), self._held())))
             return self._known[1]
 
     def _recorded(self) -> object:
@@ -373,7 +376,7 @@ class Lens:
     expired = counters = verify = rebuild = secret = _refuse
 
 
-def _scope_of(document: Document) -> Mapping[str, str]:
+def _read_scope(document: Document) -> Mapping[str, str]:
     scope: Mapping[str, str] = json.loads(document.body)["scope"]
     return scope
 
@@ -382,5 +385,5 @@ def _sums(row: Row) -> tuple[object, ...]:
     return row.list_cost, row.contracted_cost, row.billed_cost, sorted(row.usage.quantities.items())
 
 
-def _hidden(text: str) -> str:
+def _hide(text: str) -> str:
     return hmac.new(_secret, text.encode(), hashlib.sha256).hexdigest()[:16]

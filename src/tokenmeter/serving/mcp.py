@@ -48,7 +48,7 @@ Tokens = Annotated[int | None, Field(ge=0)]
 
 
 @contextmanager
-def _told() -> Generator[None]:
+def _telling_errors() -> Generator[None]:
     """An error of tokenmeter's as one that the assistant reads: it says what to do."""
     try:
         yield
@@ -56,7 +56,7 @@ def _told() -> Generator[None]:
         raise ToolError(str(error)) from error
 
 
-def _query(
+def _parse_query(
     period: str | None,
     since: str | None,
     until: str | None,
@@ -122,8 +122,8 @@ def _tell_usage(server: MCPServer[Any], sight: ReadableMeter) -> None:
         limit: Annotated[int, Field(ge=1, le=1000, description="Rows at most; totals are of all")] = 50,
     ) -> dict[str, Any]:
         """Usage and cost per group and time, dearest first, with totals."""
-        with _told():
-            query = _query(period, since, until, where, tz, by=by, granularity=granularity)
+        with _telling_errors():
+            query = _parse_query(period, since, until, where, tz, by=by, granularity=granularity)
             return answers.report(sight, query, most=limit)
 
     @server.tool(annotations=_READS)
@@ -139,8 +139,8 @@ def _tell_usage(server: MCPServer[Any], sight: ReadableMeter) -> None:
         cursor: Annotated[str | None, Field(description="next_cursor of the page before, with the same query")] = None,
     ) -> dict[str, Any]:
         """Single calls, page by page: who, what, when, how much."""
-        with _told():
-            query = _query(period, since, until, where, tz)
+        with _telling_errors():
+            query = _parse_query(period, since, until, where, tz)
             page = answers.entry_page(sight, query, limit=limit, cursor=cursor, newest_first=order == "newest")
             return {"entries": page.items, "next_cursor": page.next}
 
@@ -154,7 +154,7 @@ def _tell_budgets(server: MCPServer[Any], sight: ReadableMeter) -> None:
         limit: Annotated[int, Field(ge=1, le=1000, description="Balances at most, the fullest first")] = 50,
     ) -> dict[str, Any]:
         """What remains of the budgets that concern somebody: limit, spent, held by calls in flight, when it resets."""
-        with _told():
+        with _telling_errors():
             return answers.fullest_balances(sight, answers.pairs(account, "account"), most=limit)
 
 
@@ -166,7 +166,7 @@ def _tell_prices(server: MCPServer[Any], sight: ReadableMeter) -> None:
         at: Annotated[str | None, Field(description="Day or instant; none = now")] = None,
     ) -> dict[str, Any]:
         """What a model costs, or cost on a day: each row is US dollars per `per` units of a meter, with its source."""
-        with _told():
+        with _telling_errors():
             who = provider or prices.provider_of(model)
             return {"prices": answers.price_rows(sight, model, provider=who, at=at)}
 
@@ -181,7 +181,7 @@ def _tell_prices(server: MCPServer[Any], sight: ReadableMeter) -> None:
         processing: Annotated[Literal["batch"] | None, Field(description="batch, for batch prices")] = None,
     ) -> dict[str, Any]:
         """What one call would cost: the likely cost, and the most it can be."""
-        with _told():
+        with _telling_errors():
             found = prices.estimate(
                 sight,
                 model,

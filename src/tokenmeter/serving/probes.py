@@ -39,11 +39,11 @@ class Probes:
 
     async def health(self, _: Request) -> Response:
         """Whether the ledger answers: 200, or 503."""
-        return _said(await self._ask(self._look))
+        return _tell_state(await self._ask(self._look))
 
     async def ready(self, _: Request) -> Response:
         """Whether a report and the budgets can be read: 200, or 503."""
-        return _said(await self._ask(self._read))
+        return _tell_state(await self._ask(self._read))
 
     def _look(self) -> object:
         return pulse_of(self._sight.store)
@@ -55,14 +55,15 @@ class Probes:
     async def _ask(self, question: Callable[[], object]) -> bool:
         known = self._asking.get(question)
         if known is None or known.done():
-            known = self._asking[question] = asyncio.create_task(_answers(question))
+            known = self._asking[question] = asyncio.create_task(_is_answered(question))
         try:
+            # Who gives up leaves the question running: whoever asks next gets its answer.
             return await asyncio.wait_for(asyncio.shield(known), _PATIENCE)
         except TimeoutError:
             return False
 
 
-async def _answers(question: Callable[[], object]) -> bool:
+async def _is_answered(question: Callable[[], object]) -> bool:
     try:
         await run_in_threadpool(question)
     except (TokenmeterError, OSError):
@@ -70,7 +71,7 @@ async def _answers(question: Callable[[], object]) -> bool:
     return True
 
 
-def _said(well: bool) -> Response:
+def _tell_state(well: bool) -> Response:
     if well:
         return JSONResponse({"status": "ok"})
     return JSONResponse({"status": "unavailable"}, status_code=503, headers={"retry-after": "5"})
@@ -96,13 +97,13 @@ class _Figures(Collector):
     def collect(self) -> Iterator[Metric]:
         """Read everything; a ledger that does not answer is ``tokenmeter_ledger_up 0`` and nothing else."""
         try:
-            found = [*self._of_ledger(), *self._of_budgets()]
+            found = [*self._collect_sums(), *self._collect_budgets()]
         except TokenmeterError:
             found = []
-        yield _gauge("ledger_up", "Whether the ledger answers", int(bool(found)))
+        yield _make_gauge("ledger_up", "Whether the ledger answers", int(bool(found)))
         yield from found
 
-    def _of_ledger(self) -> Iterator[Metric]:
+    def _collect_sums(self) -> Iterator[Metric]:
         sums = read_report(self._sight.store, Query(by=("provider", "model"))).rows
         for name, told, kind, pick in _SUMS:
             family = kind(f"tokenmeter_ledger_{name}", told, labels=("provider", "model"))
@@ -116,7 +117,7 @@ class _Figures(Collector):
                     tokens.add_metric([*(value or "" for value in one.group.values()), meter], quantity)
         yield tokens
 
-    def _of_budgets(self) -> Iterator[Metric]:
+    def _collect_budgets(self) -> Iterator[Metric]:
         found = self._sight.budgets.remaining({}, self._sight.store.now())
         labels = ("budget", "scope", "unit")
         for name, told in (
@@ -131,7 +132,7 @@ class _Figures(Collector):
             yield family
 
 
-def _gauge(name: str, told: str, value: int) -> Metric:
+def _make_gauge(name: str, told: str, value: int) -> Metric:
     return GaugeMetricFamily(f"tokenmeter_{name}", told, value=value)
 
 
@@ -193,7 +194,7 @@ class Pulse:
         self._begin()
         try:
             yield "retry: 2000\n\n"
-            told = await self._seen(part, await self.look())
+            told = await self._see(part, await self.look())
             yield f"event: change\ndata: {told}\n\n"
             while still():
                 try:
@@ -201,7 +202,7 @@ class Pulse:
                 except TimeoutError:
                     yield ": still here\n\n"
                     continue
-                state = await self._seen(part, whole)
+                state = await self._see(part, whole)
                 if state != told and still():
                     told = state
                     yield f"event: change\ndata: {told}\n\n"
@@ -209,7 +210,7 @@ class Pulse:
             self._watchers.discard(news)
             self._end()
 
-    async def _seen(self, part: Callable[[str], str], whole: str) -> str:
+    async def _see(self, part: Callable[[str], str], whole: str) -> str:
         """What a viewer sees of a state; ``unknown`` while that cannot be read."""
         try:
             return whole if whole == _UNKNOWN else await run_in_threadpool(part, whole)

@@ -84,6 +84,7 @@ def compose(context: Context, read: Callable[[Mapping[str, Any]], Usage], *, cho
     answer, body = context.answer, context.body
     calls = tuple(answer.tool_calls) or _forced_calls(context)
     text, finish = answer.text, "tool_calls" if calls else "stop"
+    # A model that must call a tool says nothing beside it.
     if text is None and not calls:
         text = _structured(body) or echo(body)
     limit = next((body[name] for name in _LIMITS if isinstance(body.get(name), int)), None)
@@ -114,6 +115,7 @@ def _usage_of(
         return Usage(dict(answer.meters), answer.reasoning_tokens or 0)
     if answer.usage is not None:
         return read(answer.usage)
+    # Reasoning is billed as answer, whether or not its text is shown.
     thought = answer.reasoning_tokens
     if thought is None:
         thought = count_tokens(answer.reasoning or "")

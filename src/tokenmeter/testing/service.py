@@ -116,6 +116,7 @@ def serve(service: Service, request: Request) -> Reply:
     try:
         check_key(service, request)
         exchange.body = decode(request) | exchange.match.implied
+        # Taken after the key was checked: a refused request uses up nothing of the script.
         exchange.answer = service.script.take(request.path, exchange.model)
         served = _answer(exchange)
     except RefusalError as refusal:
@@ -446,6 +447,7 @@ def find(request: Request) -> Match:
         return Match(
             provider="google", name=google.name, serve=google.serve, params=google.params, implied=google.implied
         )
+    # A cloud's URL names the model, which none of the tables' does.
     if cloud := cloud_endpoint(request.path):
         name, serve, implied = cloud
         return Match(provider="anthropic", name=name, serve=serve, implied=implied)
