@@ -51,6 +51,12 @@ def test_a_zero_that_the_rest_denies_is_a_field_nobody_filled(usage, quantities,
     assert found.flags == flags
 
 
+def test_what_a_cache_served_of_a_prompt_that_nobody_said_stands():
+    found = read({**CHAT, "usage": {"completion_tokens": 50, "prompt_tokens_details": {"cached_tokens": 400}}})
+    assert dict(found.usage.quantities) == {"input": 600, "cache_read": 400, "output": 50}
+    assert "estimated" in found.flags
+
+
 @pytest.mark.parametrize(
     ("usage", "size", "flags"),
     [

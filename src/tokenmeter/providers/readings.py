@@ -82,7 +82,7 @@ def put(quantities: dict[str, Quantity], meter: str, quantity: Quantity) -> None
 
 def split_input(
     quantities: dict[str, Quantity],
-    prompt: int,
+    prompt: int | None,
     flags: set[str],
     *,
     cached: int,
@@ -93,13 +93,13 @@ def split_input(
 
     Args:
         quantities: Classes; what they hold already is a part of the prompt (written to a cache).
-        prompt: Its size.
+        prompt: Its size; None where nobody said it, so that it bounds nothing.
         flags: Doubts are added here.
         cached: How much of it a cache served.
         parts: What of it is no text, by modality.
         hits: What of that the cache served, and of ``text`` where that is stated; None where nobody breaks it down.
     """
-    rest = prompt - sum(map(int, quantities.values())) if quantities else prompt
+    rest = (prompt or 0) - (sum(map(int, quantities.values())) if quantities else 0)
     if parts or hits is not None:
         shares = _assumed_hits(cached, rest, parts, flags) if hits is None else _stated_hits(cached, hits, flags)
         for name in MODALITIES:
@@ -107,14 +107,14 @@ def split_input(
             if hit > size:
                 flags.add("cached_exceeds_input")
             put(quantities, f"input_{name}", max(size - hit, 0))
-            put(quantities, f"cache_read_{name}", min(hit, size))
+            put(quantities, f"cache_read_{name}", hit if prompt is None else min(hit, size))
             rest -= size
         cached = shares["text"]
     if cached > rest:
         flags.add("cached_exceeds_input" if cached else "input_parts_exceed_total")
     rest = max(rest, 0)
     put(quantities, "input", max(rest - cached, 0))
-    put(quantities, "cache_read", min(cached, rest))
+    put(quantities, "cache_read", cached if prompt is None else min(cached, rest))
 
 
 def _stated_hits(cached: int, hits: Mapping[str, int], flags: set[str]) -> dict[str, int]:

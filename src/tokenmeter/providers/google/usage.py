@@ -114,7 +114,7 @@ def _read(usage: JSON, names: _Names, *, totals_thoughts: bool) -> Reading:
     quantities: dict[str, Quantity] = {}
     parts = _parts(usage, names.prompt_parts, names, flags)
     hits = _parts(usage, names.cached_parts, names, flags)
-    split_input(quantities, prompt or 0, flags, cached=cached, parts=parts, hits=hits or None)
+    split_input(quantities, prompt, flags, cached=cached, parts=parts, hits=hits or None)
     _put_tools(quantities, tools, _parts(usage, names.tools_parts, names, flags), flags)
     split_output(quantities, answer, _parts(usage, names.answer_parts, names, flags), flags)
     sent = tools if prompt is None and tools else prompt

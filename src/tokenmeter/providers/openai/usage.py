@@ -103,7 +103,7 @@ def inclusive(
     if answer is not None and reasoning > answer:
         flags.add("reasoning_exceeds_output")
         reasoning = answer
-    split_input(quantities, prompt or 0, flags, cached=cached, parts=_modalities(details, flags), hits=hits)
+    split_input(quantities, prompt, flags, cached=cached, parts=_modalities(details, flags), hits=hits)
     words = None if output_meter == "output" else count(output_details, "text_tokens", flags=flags)
     split_output(quantities, answer or 0, _modalities(output_details, flags), flags, meter=output_meter, words=words)
     # A breakdown counts; beside the totals hosts say other things as well, so that there only tokens are looked at.
