@@ -265,7 +265,12 @@ def budget_page(sight: ReadableMeter, *, limit: int, cursor: str | None = None) 
     """
     found = (one for one in sight.budgets.changes() if one.budget is not None)
     return _cut_page(
-        lambda one: (one.name[:_SORTED_BY], _digest(one.name)), found, _change, parts=2, limit=limit, cursor=cursor
+        lambda one: (one.name[:_SORTED_BY], _digest(one.name)),
+        found,
+        Change.to_dict,
+        parts=2,
+        limit=limit,
+        cursor=cursor,
     )
 
 
@@ -275,13 +280,9 @@ def budget_history(sight: ReadableMeter, name: str) -> Json | None:
     if not changes:
         return None
     return {
-        "changes": [_change(one) for one in changes],
+        "changes": [one.to_dict() for one in changes],
         "grants": [one.to_dict() for one in sight.budgets.grants(name)],
     }
-
-
-def _change(one: Change) -> Json:
-    return one.to_dict()
 
 
 # -- books

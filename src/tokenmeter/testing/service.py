@@ -40,12 +40,11 @@ from tokenmeter.testing.wire import JSON, Event, Reply, Request, json_reply, sse
 from tokenmeter.usage import Consumption, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from datetime import datetime
 
     from tokenmeter.testing.context import Endpoint, Provider
     from tokenmeter.testing.truth import Books, Reports, Truth
-    from tokenmeter.testing.wire import JSON, Request
 
 
 _FIRST_ERROR = 400
