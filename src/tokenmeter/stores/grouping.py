@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from tokenmeter.stores.archive.archives import ParquetArchives
 from tokenmeter.stores.archive.filters import ArchiveFilter, filter_of
 from tokenmeter.stores.archive.manifest import ArchivedMonth
 from tokenmeter.stores.base import Aggregate
-from tokenmeter.stores.engine import FILTERS, SHARED, Engine, Rows, account_conditions, asked
+from tokenmeter.stores.engine import FILTERS, SHARED, Engine, Rows, account_conditions, asked, check_dimensions
 from tokenmeter.stores.packed import PackedKind, Stretch
 from tokenmeter.stores.packing import Place
 from tokenmeter.stores.sketch import Latencies
@@ -26,6 +27,7 @@ _FEW_ACCOUNTS, _ONE_OF = 1_000, 4
 _MANY_MONTHS = 120
 
 Group = tuple[str | None, ...]
+T = TypeVar("T")
 
 
 class Cell(NamedTuple):
@@ -48,8 +50,18 @@ class Pieces(NamedTuple):
     buckets: Mapping[int, Sequence[tuple[int, int]]]
 
 
-class Grouping:
+class Grouping(ABC, Generic[T]):
     """Which group an account's entries go to, and an entry's own values where it keeps them itself.
+
+    Args:
+        connection: In a transaction.
+        engine: Its words.
+        by: Dimensions to group by.
+        where: Conditions; see `EntryFilter`.
+        archives: Where entries are that are in files only.
+
+    Raises:
+        ConfigurationError: an unknown dimension.
 
     Attributes:
         unpacked: Stretches that this would have read faster if that kind of them was packed.
@@ -64,6 +76,7 @@ class Grouping:
         *,
         archives: ParquetArchives,
     ) -> None:
+        check_dimensions(by, where)
         self._connection, self._engine, self._archives = connection, engine, archives
         self._by, self._where = tuple(by), where
         named = (*by, *(asked(key)[0] for key in where))
@@ -79,6 +92,10 @@ class Grouping:
         self._wanted: ArchiveFilter | None = None
         self.unpacked: dict[PackedKind, list[Stretch]] = {}
         self._find_cells()
+
+    @abstractmethod
+    def run(self, instants: Sequence[int]) -> list[T]:
+        """The groups of each bucket between `instants` (microseconds since the epoch), in order."""
 
     def _find_cells(self) -> None:
         shared = [name if name in SHARED else "NULL" for name in self._by]

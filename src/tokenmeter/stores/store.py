@@ -9,7 +9,6 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
-from functools import partial
 from typing import Any, Generic, TypeVar
 
 from pydantic_core import from_json
@@ -21,15 +20,16 @@ from tokenmeter.stores.base import Aggregate, Crossing, EntryFilter, Latencies, 
 from tokenmeter.stores.book import FoldingBook
 from tokenmeter.stores.documents import Document, DocumentQuery
 from tokenmeter.stores.engine import check_boundaries
+from tokenmeter.stores.grouping import Grouping
 from tokenmeter.stores.packed import PackedKind, Stretch
 from tokenmeter.stores.packing import is_packed_at_once
 from tokenmeter.stores.reading import EntryReader
 from tokenmeter.stores.rebuilding import rebuild
 from tokenmeter.stores.record import decode_hold
 from tokenmeter.stores.slots import from_microseconds, to_microseconds
-from tokenmeter.stores.summing import summed
+from tokenmeter.stores.summing import Summing
 from tokenmeter.stores.tail import unfolded
-from tokenmeter.stores.timing import timed
+from tokenmeter.stores.timing import Timing
 
 B = TypeVar("B", bound=FoldingBook)
 T = TypeVar("T")
@@ -134,32 +134,30 @@ class BookStore(ABC, Generic[B]):
         self, boundaries: Sequence[datetime], by: Sequence[str], which: EntryFilter | None = None
     ) -> Sequence[Aggregate]:
         """Sums per time bucket and group: from the kept sums where they can answer, else from entries."""
-        return self._add_up(summed, boundaries, by, which)
+        return self._add_up(Summing, boundaries, by, which)
 
     def latencies(
         self, boundaries: Sequence[datetime], by: Sequence[str] = (), which: EntryFilter | None = None
     ) -> Sequence[Latencies]:
         """How long calls took: from the kept sketches where they can answer, else from entries."""
-        return self._add_up(timed, boundaries, by, which)
+        return self._add_up(Timing, boundaries, by, which)
 
     def _add_up(
-        self, how: Callable[..., T], boundaries: Sequence[datetime], by: Sequence[str], which: EntryFilter | None
-    ) -> T:
+        self,
+        how: Callable[..., Grouping[T]],
+        boundaries: Sequence[datetime],
+        by: Sequence[str],
+        which: EntryFilter | None,
+    ) -> list[T]:
         """What `how` finds; and what it would have read faster if it was packed, is."""
-        instants = check_boundaries(boundaries)
+        instants, where = check_boundaries(boundaries), (which or EntryFilter()).where
         self._look()
-        unpacked: dict[PackedKind, list[Stretch]] = {}
-        found = self._book.read(
-            partial(
-                how,
-                engine=self._book.engine,
-                instants=instants,
-                by=by,
-                which=which or EntryFilter(),
-                archives=self.archives,
-                unpacked=unpacked,
-            )
-        )
+
+        def work(connection: Any) -> tuple[list[T], Mapping[PackedKind, Sequence[Stretch]]]:
+            grouping = how(connection, self._book.engine, by, where, archives=self.archives)
+            return grouping.run(instants), grouping.unpacked
+
+        found, unpacked = self._book.read(work)
         for kind, stretches in unpacked.items():
             if stretches and is_packed_at_once(kind):
                 self._book.pack(stretches, {kind})

@@ -12,12 +12,12 @@ from pydantic_core import from_json
 
 from tokenmeter.money import EXACT, to_dollars
 from tokenmeter.stores.archive.archives import ParquetArchives
-from tokenmeter.stores.base import Aggregate, EntryFilter
+from tokenmeter.stores.base import Aggregate
 from tokenmeter.stores.encoding import compact_json
-from tokenmeter.stores.engine import Engine, Rows, check_dimensions, conditions
+from tokenmeter.stores.engine import Engine, Rows, conditions
 from tokenmeter.stores.fold import MICRO, NANO, TYPED, AccountFacts, measured, split_lines
 from tokenmeter.stores.grouping import Cell, Group, Grouping, Pieces, in_order
-from tokenmeter.stores.packed import WIDTHS, Packed, PackedKind, PackedReader, Stretch
+from tokenmeter.stores.packed import WIDTHS, Packed, PackedKind, PackedReader
 from tokenmeter.stores.packing import Place, read_packed, worth_packing
 from tokenmeter.stores.slots import Term
 from tokenmeter.usage import Quantity
@@ -64,37 +64,6 @@ def _quantity(nano: int) -> Quantity:
     return whole if not rest else Decimal(nano).scaleb(-9, context=EXACT)
 
 
-def summed(
-    connection: Rows,
-    engine: Engine,
-    instants: Sequence[int],
-    by: Sequence[str],
-    which: EntryFilter,
-    *,
-    archives: ParquetArchives,
-    unpacked: dict[PackedKind, list[Stretch]],
-) -> list[Aggregate]:
-    """The groups of each bucket between `instants`; from `archives` where entries are asked for that are there.
-
-    Args:
-        connection: In a transaction.
-        engine: Its words.
-        instants: Edges of the buckets, microseconds since the epoch.
-        by: Dimensions to group by.
-        which: Conditions.
-        archives: See above.
-        unpacked: Is given the stretches that this would have read faster if they were packed.
-
-    Raises:
-        ConfigurationError: an unknown dimension.
-    """
-    check_dimensions(by, which.where)
-    summing = _Summing(connection, engine, by, which.where, archives=archives)
-    found = summing.run(instants)
-    unpacked |= summing.unpacked
-    return found
-
-
 class PackedSums(PackedReader):
     """What packed sums come to, by bucket of a report, cell and meter.
 
@@ -137,8 +106,8 @@ class PackedSums(PackedReader):
                 yield bucket, cell, meter, sums[:, cell].tolist()
 
 
-class _Summing(Grouping):
-    """One report.
+class Summing(Grouping[Aggregate]):
+    """The sums of a report's groups.
 
     Three ways lead to a group: kept sums per account; kept sums per account and meter, when meters are told apart or
     one of them is asked for; and entries, where no sum is kept (end users, tags, ends that lie on no slot).
@@ -163,6 +132,7 @@ class _Summing(Grouping):
         self._rates: dict[str, str] = {}
 
     def run(self, instants: Sequence[int]) -> list[Aggregate]:
+        """See `Grouping`."""
         kept, loose = self._cut(instants, fine=self._fine or self._mixed, hours=not self._by_meter)
         for bucket, term in loose:
             self._add_entries(bucket, term)

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.stores.archive.archives import ParquetArchives
-from tokenmeter.stores.base import EntryFilter
 from tokenmeter.stores.encoding import compact_json
-from tokenmeter.stores.engine import Engine, Rows, check_dimensions, conditions
+from tokenmeter.stores.engine import Engine, Rows, conditions
 from tokenmeter.stores.grouping import Group, Grouping, in_order
-from tokenmeter.stores.packed import WIDTHS, Packed, PackedKind, PackedReader, Stretch
+from tokenmeter.stores.packed import WIDTHS, Packed, PackedKind, PackedReader
 from tokenmeter.stores.packing import Place, read_packed, worth_packing
 from tokenmeter.stores.sketch import Latencies, Sketch
 from tokenmeter.stores.slots import Term
@@ -99,10 +98,28 @@ class PackedTimes(PackedReader):
         }
 
 
-class _Timing(Grouping):
-    """How long calls took: from the sketches of days and months, and from entries where there are none."""
+class Timing(Grouping[Latencies]):
+    """How long calls took: from the sketches of days and months, and from entries where there are none.
+
+    Raises:
+        ConfigurationError: an unknown dimension, or ``sku_meter``, which a whole call does not have.
+    """
+
+    def __init__(
+        self,
+        connection: Rows,
+        engine: Engine,
+        by: Sequence[str],
+        where: Mapping[str, frozenset[str | None]],
+        *,
+        archives: ParquetArchives,
+    ) -> None:
+        super().__init__(connection, engine, by, where, archives=archives)
+        if "sku_meter" in {*by, *where}:
+            raise ConfigurationError("A call takes its time as a whole: latencies cannot be told apart by sku_meter.")
 
     def run(self, instants: Sequence[int]) -> list[Latencies]:
+        """See `Grouping`."""
         self._found: dict[tuple[int, Group], Latencies] = {}
         kept, loose = self._cut(instants, fine=self._fine, hours=False)
         for bucket, term in loose:
@@ -183,27 +200,3 @@ class _Timing(Grouping):
         whole, first, output = times
         if self._cells[whose[0]].counted and (whole, first) != (None, None):
             self._at(bucket, self._group(*whose)).add(whole, first, output, sign)
-
-
-def timed(
-    connection: Rows,
-    engine: Engine,
-    instants: Sequence[int],
-    by: Sequence[str],
-    which: EntryFilter,
-    *,
-    archives: ParquetArchives,
-    unpacked: dict[PackedKind, list[Stretch]],
-) -> list[Latencies]:
-    """How long the calls of each group took, in each bucket between `instants`; see `summed`.
-
-    Raises:
-        ConfigurationError: an unknown dimension, or ``sku_meter``, which a whole call does not have.
-    """
-    check_dimensions(by, which.where)
-    if "sku_meter" in {*by, *which.where}:
-        raise ConfigurationError("A call takes its time as a whole: latencies cannot be told apart by sku_meter.")
-    timing = _Timing(connection, engine, by, which.where, archives=archives)
-    found = timing.run(instants)
-    unpacked |= timing.unpacked
-    return found

@@ -29,6 +29,7 @@ from tokenmeter.stores.direct import DirectJournal, Transaction
 from tokenmeter.stores.documents import Filing, NewDocument
 from tokenmeter.stores.effects import Posted
 from tokenmeter.stores.fold import advance
+from tokenmeter.stores.grouping import Grouping
 from tokenmeter.stores.journal import Journal
 from tokenmeter.stores.live import NEVER, Slot
 from tokenmeter.stores.reading import document_of, document_record
@@ -294,8 +295,12 @@ class SQLiteStore(BookStore[SQLiteBook]):
             last = rows[-1][:3]
 
     def _add_up(
-        self, how: Callable[..., T], boundaries: Sequence[datetime], by: Sequence[str], which: EntryFilter | None
-    ) -> T:
+        self,
+        how: Callable[..., Grouping[T]],
+        boundaries: Sequence[datetime],
+        by: Sequence[str],
+        which: EntryFilter | None,
+    ) -> list[T]:
         try:
             return super()._add_up(how, boundaries, by, which)
         except StoreUnavailableError as error:
@@ -435,9 +440,9 @@ class SQLiteStore(BookStore[SQLiteBook]):
         self._book.database.close()
 
 
-def _beyond_64_bits(how: Callable[..., T], connection: Connection, **question: Any) -> T:
+def _beyond_64_bits(how: Callable[..., Grouping[T]], connection: Connection, *asked: Any, **also: Any) -> Grouping[T]:
     """`how`, over sums that are more than SQLite's own: of years of a ledger whose every month is near the most."""
-    return how(_WholeSums(connection), **question)
+    return how(_WholeSums(connection), *asked, **also)
 
 
 class _WholeSums:
