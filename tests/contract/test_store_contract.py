@@ -10,6 +10,7 @@ from tokenmeter.attribution import ApiKey, Attribution
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.stores.base import CapReachedError, Counter, EntryFilter, Store
 from tokenmeter.stores.direct import DirectJournal
+from tokenmeter.stores.effects import WrittenIds
 from tokenmeter.usage import Usage
 
 DAY = timedelta(days=1)
@@ -191,6 +192,21 @@ class TestEntries:
         with pytest.raises(ValueError, match="quantize"):
             store.settle(make_entry(billed_cost=Decimal("1E-13")))
         assert list(store.entries()) == []
+
+    def test_an_import_of_any_length_asks_for_no_entry_that_it_has_just_made(self, store, make_entry, monkeypatch):
+        asked, repeated = [], set()
+        known = store._book.known
+        monkeypatch.setattr(store._book, "known", lambda ids, keys: (asked.extend(ids), known(ids, keys))[1])
+        monkeypatch.setattr(WrittenIds, "MOST", 100)  # two batches and some
+        entries = [make_entry() for _ in range(40)]
+        for _ in range(8):
+            following = [make_entry() for _ in range(40)]
+            assert all(one.recorded for one in store.append([(entry, ()) for entry in entries]))
+            assert not any(one.recorded for one in store.append([(entry, ()) for entry in entries[:1]]))
+            repeated.add(entries[0].entry_id)
+            entries = following
+        assert set(asked) <= repeated
+        assert store.verify().ok
 
 
 class TestReadingEntries:

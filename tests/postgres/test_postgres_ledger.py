@@ -196,21 +196,6 @@ def test_no_store_touches_the_programs_own_random_numbers(every_store, make_entr
     assert random.getstate() == state
 
 
-def test_an_import_of_any_length_asks_for_no_entry_that_it_has_just_made(store, make_entry, monkeypatch):
-    asked = []
-    known = store._book.known
-    monkeypatch.setattr(store._book, "known", lambda ids, keys: (asked.extend(ids), known(ids, keys))[1])
-    monkeypatch.setattr("tokenmeter.stores.postgres.journal._MOST_IDS", 50)
-    entries = [make_entry() for _ in range(40)]
-    for _ in range(5):
-        following = [make_entry() for _ in range(40)]
-        assert all(one.recorded for one in store.append([(entry, ()) for entry in entries]))
-        assert not any(one.recorded for one in store.append([(entry, ()) for entry in entries[:1]]))
-        entries = following
-    assert len(asked) == 5  # those that came again
-    assert store.verify().ok
-
-
 def test_what_a_caller_asked_wrongly_does_not_make_the_server_away(store):
     def ask(*_):
         raise ConfigurationError("no such thing")

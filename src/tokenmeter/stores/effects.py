@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from tokenmeter.ledger import Claim, CounterKey, new_id
+from tokenmeter.ledger import Claim, CounterKey, is_own, new_id
 from tokenmeter.stores.base import CapReachedError
 from tokenmeter.stores.definitions import Account, Definitions, Rate
 from tokenmeter.stores.encoding import quoted
@@ -219,3 +219,42 @@ def apply_effects(effects: Mapping[str, Any], holds: dict[str, list[Any]], added
     for budget, scope, start, _, amount in effects.get("post", ()):
         key = CounterKey(budget, scope, start)
         added[key] = added.get(key, 0) + amount
+
+
+class WrittenIds:
+    """Which entries this process has written: about one of its own that is not among them, nobody has to be asked.
+
+    The last `MOST` are remembered, and as many before them, since an import makes its entries a batch ahead: what is
+    written within `MOST` entries of being made is known to be new.
+    """
+
+    MOST = 20_000
+
+    def __init__(self) -> None:
+        self._ids: set[str] = set()
+        self._before: set[str] = set()
+        self._known_since = self._since = new_id()
+
+    def is_new(self, entry_id: str) -> bool:
+        """Whether nobody can have written this entry yet."""
+        if len(self._ids) >= self.MOST:
+            self._before, self._ids = self._ids, set()
+            self._known_since, self._since = self._since, new_id()
+        return (
+            is_own(entry_id)
+            and entry_id > self._known_since
+            and entry_id not in self._ids
+            and entry_id not in self._before
+        )
+
+    def first_time(self, entry_id: str) -> bool:
+        """`is_new`; it counts as written then."""
+        if not self.is_new(entry_id):
+            return False
+        self._ids.add(entry_id)
+        return True
+
+    def forget(self, entry_id: str) -> None:
+        """It was not written after all."""
+        self._ids.discard(entry_id)
+        self._before.discard(entry_id)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError
-from tokenmeter.ledger import CounterKey, is_own, new_id
+from tokenmeter.ledger import CounterKey
 from tokenmeter.processes import after_fork_in_child, process_name
 from tokenmeter.stores.base import Counter
 from tokenmeter.stores.effects import (
@@ -25,6 +25,7 @@ from tokenmeter.stores.effects import (
     Post,
     Posted,
     SlotClaim,
+    WrittenIds,
     claim_effects,
     extend_effects,
     hold,
@@ -40,7 +41,6 @@ T = TypeVar("T")
 
 #: Records of this process between two folds, and seconds until one that failed is tried again.
 FOLD_EVERY, FOLD_AGAIN = 2048, 5.0
-_MOST_IDS = 20_000
 #: What becomes of an entry that no budget is about.
 _RECORDED, _REPEATED = Posted(recorded=True), Posted(recorded=False)
 
@@ -71,8 +71,7 @@ class Journal(Writer):
         super()._start()
         self._owner = quoted(process_name())
         self._holds: dict[str, _Held] = {}
-        self._written: set[str] = set()
-        self._written_since = new_id()
+        self._written = WrittenIds()
         self._unfolded = 0
         self._folder: threading.Thread | None = None
         self._fold_at = 0.0
@@ -217,17 +216,17 @@ class Journal(Writer):
             StoreUnavailableError: nothing was written.
             StoreBusyError: ``wait=False``, and others or the book would have to be waited for; nothing was written.
         """
-        if dedup_key is None and not only_if_held and self._is_new(entry_id):
+        if dedup_key is None and not only_if_held and self._written.is_new(entry_id):
             try:
                 held = None if hold_id is None else self._take(hold_id)
             except HoldGoneError:
                 pass
             else:
-                self._written.add(entry_id)  # first: after an interrupt nobody can tell whether it was written
+                self._written.first_time(entry_id)  # before: after an interrupt nobody can tell whether it was written
                 try:
                     reached = self._settle(record, posts, hold_id, held, wait=wait)
                 except StoreBusyError:
-                    self._written.discard(entry_id)
+                    self._written.forget(entry_id)
                     raise
                 self._count()
                 return Posted(recorded=True, hold_found=hold_id is not None, reached=tuple(reached))
@@ -260,7 +259,7 @@ class Journal(Writer):
         """
 
         def work(live: Live) -> list[Posted]:
-            asked = [entry_id for _, entry_id, _, _ in items if not self.first_time(entry_id)]
+            asked = [entry_id for _, entry_id, _, _ in items if not self._written.first_time(entry_id)]
             known = self._book.known(asked, [key for _, _, key, _ in items])
             place = self._place([post for item in items for post in item[3]], live)
             standing: dict[int, tuple[int, int]] = {}
@@ -481,19 +480,6 @@ class Journal(Writer):
         if held is None or held[1] <= time.time_ns() // 1000:
             raise HoldGoneError(hold_id)
         return held
-
-    def _is_new(self, entry_id: str) -> bool:
-        """Whether nobody can have written this entry yet."""
-        if len(self._written) >= _MOST_IDS:
-            self._written, self._written_since = set(), new_id()
-        return is_own(entry_id) and entry_id > self._written_since and entry_id not in self._written
-
-    def first_time(self, entry_id: str) -> bool:
-        """Whether nobody can have written this entry yet; it counts as written then."""
-        if not self._is_new(entry_id):
-            return False
-        self._written.add(entry_id)
-        return True
 
     def recorded(self, entry_id: str) -> bool:
         """Whether an entry's record is written: for a caller who was interrupted while it wrote it. Slow.

@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 
 from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError
-from tokenmeter.ledger import Claim, CounterKey, Entry, Posting, ThresholdCrossing, is_own, new_id
+from tokenmeter.ledger import Claim, CounterKey, Entry, Posting, ThresholdCrossing, is_own
 from tokenmeter.stores.base import CapReachedError, Settlement
 from tokenmeter.stores.effects import (
     HoldGoneError,
@@ -23,6 +23,7 @@ from tokenmeter.stores.effects import (
     Post,
     SlotClaim,
     Standing,
+    WrittenIds,
     claim_effects,
     extend_effects,
     settle_effects,
@@ -39,7 +40,7 @@ from tokenmeter.stores.writer import Writer
 _CAP_REACHED = "TMCAP"
 _NETWORK = "The PostgreSQL server has to be asked; call again from a thread."
 _ASK_GENERATION_EVERY = 1.0
-_MOST_IDS = 20_000
+_MOST_HELD = 20_000
 #: For how long a host spends its leases without hearing of the server, in nanoseconds; `reserve` knows the same.
 _LEASE_NS = 2_000_000_000
 #: Holds that a lease is to be good for; and how many of a process on a counter, in its time, make one worth while.
@@ -85,9 +86,7 @@ class ServerJournal(Writer):
         self._holds: dict[str, int] = {}
         self._lessee = False
         self._held: dict[CounterKey, tuple[int, int]] = {}
-        self._written: set[str] = set()
-        self._written_before: set[str] = set()
-        self._known_since = self._written_since = new_id()
+        self._written = WrittenIds()
         self._sent = -1
         self._late_lock = threading.Lock()
         self._budgets: int | None = None
@@ -274,7 +273,7 @@ class ServerJournal(Writer):
         if not wait and not simple:
             raise StoreBusyError(_NETWORK)
         record = self.encode(entry, wait=wait)
-        if not (simple and self._first_time(entry.entry_id)):
+        if not (simple and self._written.first_time(entry.entry_id)):
             if not wait:
                 raise StoreBusyError(_NETWORK)
             return self._post_known(entry, record, postings, hold_id, only_if_held=only_if_held)
@@ -318,7 +317,7 @@ class ServerJournal(Writer):
         encoded = [self.encode(entry) for entry, _ in batch]
         keys = [kept_key(entry.dedup_key) for entry, _ in batch]
         self.send()
-        asked = {entry.entry_id for entry, _ in batch if not self._is_new(entry.entry_id)}
+        asked = {entry.entry_id for entry, _ in batch if not self._written.is_new(entry.entry_id)}
         known = self._server.known(list(asked), keys)
         fresh: list[bool] = []
         framed: list[bytes] = []
@@ -330,7 +329,8 @@ class ServerJournal(Writer):
                 effects = _effects(postings, None, seek=entry.entry_id in asked)
                 framed.append(frame(record, self._with_heard(effects)))
         if framed:
-            self._written.update(entry.entry_id for entry, _ in batch if is_own(entry.entry_id))
+            for entry, _ in batch:
+                self._written.first_time(entry.entry_id)
             self._write_framed(b"".join(framed))
             self.send()
         late = self.take_crossings()
@@ -456,7 +456,7 @@ class ServerJournal(Writer):
 
     def _is_busy(self, claims: Sequence[SlotClaim], now: int) -> bool:
         """Whether this process holds of every one of these counters so often that leases are worth while."""
-        if len(self._held) > _MOST_IDS:
+        if len(self._held) > _MOST_HELD:
             self._held.clear()
         busy = True
         for slot, *_ in claims:
@@ -607,25 +607,6 @@ class ServerJournal(Writer):
         return bool(self._server.fetch("SELECT extend(?, ?)", (hold_id, expires_at))[0][0])
 
     # -- identities
-
-    def _is_new(self, entry_id: str) -> bool:
-        """Whether nobody can have written this entry yet."""
-        if len(self._written) >= _MOST_IDS:  # the ones before are kept: an import makes its entries a batch ahead
-            self._written_before, self._written = self._written, set()
-            self._known_since, self._written_since = self._written_since, new_id()
-        return (
-            is_own(entry_id)
-            and entry_id > self._known_since
-            and entry_id not in self._written
-            and entry_id not in self._written_before
-        )
-
-    def _first_time(self, entry_id: str) -> bool:
-        """Whether nobody can have written this entry yet; it counts as written then."""
-        if not self._is_new(entry_id):
-            return False
-        self._written.add(entry_id)
-        return True
 
     def recorded(self, entry_id: str) -> bool:
         """Whether an entry's record is written: for a caller who was interrupted while it wrote it. Slow.
