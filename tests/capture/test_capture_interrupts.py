@@ -145,18 +145,22 @@ def test_no_bill_is_lost_and_no_hold_stays(asynchronous, streamed, caps, step, r
         contextvars.copy_context().run(inside)
 
     def inside():
+        nonlocal ended
+        ended = False
         with block:
             calls()
+        ended = True
 
-    block = tokenmeter.attribute(member="ada")
+    block, ended = tokenmeter.attribute(member="ada"), False
     for _ in range(3):
         call()
-    number, expected = 1, 3
+    number, expected, reached, total = 1, 3, 0, 0
     while True:
         billed = calls.billed
         place = interrupted_at(number, call, raised)
         if place is None:
             break
+        total, reached = total + 1, reached + (not ended)
         gc.collect()
         expected += max(calls.billed - billed, 0)
         call()  # as if nothing had been
@@ -168,6 +172,8 @@ def test_no_bill_is_lost_and_no_hold_stays(asynchronous, streamed, caps, step, r
         expected = recorded  # one that was interrupted just before it was sent has an entry with an unknown bill
         assert not meter.store.expired(meter.store.now() + timedelta(days=1)), f"a hold stays: {place}"
         number += step
+    if raised is MemoryError:  # what is left are lines that hand on what the SDK says
+        assert reached < total / 6, "too many faults of ours reach the caller"
     assert meter.store.verify().ok
     meter.close()
     if calls.loop is not None:

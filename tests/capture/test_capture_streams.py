@@ -162,6 +162,25 @@ def test_a_raw_response_parsed_to_a_stream_class_hides_the_usage_chunk_as_well(c
     assert "estimated" not in books.one().flags
 
 
+class OwnStream(openai.Stream[openai.types.chat.ChatCompletionChunk]):
+    """A stream class of the caller's."""
+
+    def __stream__(self):
+        yield from super().__stream__()
+
+
+@pytest.mark.parametrize("kind", [openai.Stream[openai.types.chat.ChatCompletionChunk], OwnStream])
+def test_what_fails_in_hiding_what_only_we_asked_for_is_not_for_the_caller(clients, books, monkeypatch, kind):
+    def take_off(_self, _chunk):
+        raise RuntimeError
+
+    monkeypatch.setattr("tokenmeter.providers.openai.requests.UsageHider.take_off", take_off)
+    client = clients.openai()
+    raw = client.chat.completions.with_raw_response.create(**CHAT)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in raw.parse(to=kind) if chunk.choices)
+    assert books.one().usage.quantities["output"] > 0
+
+
 def _ahead(chunks):
     """All chunks, each shown when the next one has come."""
     last = None

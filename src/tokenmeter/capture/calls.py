@@ -430,8 +430,12 @@ class InFlight:
             if not due and has_waiting():
                 catch_up()
         except Exception as error:  # noqa: BLE001 - the caller gets his answer
-            self.meter.fault("record a call", error)
-            twice(self.meter, self._write_down)
+            self.recover(error)
+
+    def recover(self, error: Exception) -> None:
+        """Something of ours failed after the call had returned: write down the rest of what it cost. Never raises."""
+        self.meter.fault("record a call", error)
+        twice(self.meter, self._write_down)
 
     def _write_down(self) -> None:
         for settling in self._due():

@@ -10,22 +10,23 @@ An SDK of another make gets a module like this one beside it: nothing behind it 
 
 from __future__ import annotations
 
-import copy as copies
 import copyreg
 import functools
 import inspect
 import types
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, cast, get_origin
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from tokenmeter.capture.sdk import BINDING, TEMPLATE, Binding, Sdk, UnreadBody, binding_of, bound_to, complain
-from tokenmeter.capture.streams import PLAIN, RAW_RESPONSE_HEADER, answered, responded
-from tokenmeter.errors import ConfigurationError
+from tokenmeter.capture.options import capped, effective_body, key_in, prepared, refuses_usage
+from tokenmeter.capture.sdk import BINDING, TEMPLATE, Binding, Sdk, binding_of, bound_to, complain
+from tokenmeter.capture.streams import PLAIN, answered, responded
+from tokenmeter.errors import TokenmeterError
 
 if TYPE_CHECKING:
     from tokenmeter.capture.calls import InFlight
 
+T = TypeVar("T")
 #: The call whose request is being sent in this context; None outside of a metered one.
 CURRENT: ContextVar[InFlight | None] = ContextVar("tokenmeter_call", default=None)
 #: Name of the attribute that says for which class of the SDK a client's hooks were made.
@@ -148,77 +149,144 @@ def _copying(kind: type[Any]) -> Callable[..., Any]:
 
 # -- the hooks. Where an SDK's method calls its base's by `super`, and that is one of ours, the hook of the client's own
 # class is at work already, and the base's stands aside. No token of the context variable is kept: a coroutine may be
-# closed in another context than the one it ran in.
+# closed in another context than the one it ran in. What fails of ours, at whichever line, is not for the caller: the
+# SDK's own method runs in any case.
 
 
-def _request(kind: type[Any]) -> Callable[..., Any]:
+#: Stands for an SDK's answer that there is not; an answer may be None.
+_NONE_YET = object()
+
+
+def _again(error: Exception, act: Callable[..., T], *given: Any, **named: Any) -> T | None:
+    """What came of `act` when it was begun once more: what fails once may pass, as want of memory does."""
+    complain("see a call", error)
+    try:
+        return act(*given, **named)
+    except TokenmeterError:
+        raise
+    except Exception as again:  # noqa: BLE001 - the caller gets his answer
+        complain("see a call", again)
+        return None
+
+
+def _request(kind: type[Any]) -> Callable[..., Any]:  # noqa: C901 - each step may fail by itself
     send = kind.request
 
-    def request(self: Any, cast_to: Any, options: Any, *args: Any, **kwargs: Any) -> Any:
-        call = _open(self, options, kwargs) if self._tokenmeter_hooked is kind else None
-        outer = CURRENT.get()
-        if call is None and outer is None:
-            return send(self, cast_to, options, *args, **kwargs)
+    def request(self: Any, cast_to: Any, options: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: C901, PLR0912 - as above
         try:
-            CURRENT.set(call)  # None: a free call of a key provider or middleware is not the call around it
+            call, outer = _begin(self, kind, options, kwargs)
+        except TokenmeterError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the call itself goes on
+            call, outer = _again(error, _begin, self, kind, options, kwargs) or (None, None)
+        value: Any = _NONE_YET
+        try:
             if call is None:
                 return send(self, cast_to, options, *args, **kwargs)
+            sent = options
             try:
-                if not (call.goes_freely or call.awaits_key):
-                    call.authorize()
-                as_written = call.goes_freely or call.sent_as_written
-                sent = options if as_written else _prepared(self, call, options, kwargs)
+                if not call.goes_freely:
+                    if not call.awaits_key:
+                        call.authorize()
+                    sent = prepared(self, call, options, kwargs)
                 value = send(self, cast_to, sent, *args, **kwargs)
             except call.binding.sdk.status_error as error:
-                if not _refuses_usage(self, call, error):
+                if not refuses_usage(self, call, error):
                     raise
-                value = send(self, cast_to, _capped(call, options), *args, **kwargs)
+                value = send(self, cast_to, capped(call, options), *args, **kwargs)
             call.returned()
         except BaseException as error:
-            if call is not None:
-                call.raised(error)
-            raise
+            if call is not None and value is not _NONE_YET and isinstance(error, Exception):
+                call.recover(error)  # it is ours, and the caller gets his answer
+            else:
+                if call is not None:
+                    call.raised(error)
+                raise
         finally:
-            if CURRENT.get() is call:
-                CURRENT.set(outer)
+            try:
+                _end(call, outer)
+            except Exception as error:  # noqa: BLE001 - the caller gets his answer
+                _again(error, _end, call, outer)
         return value
 
     return request
 
 
-def _request_async(kind: type[Any]) -> Callable[..., Any]:
+def _request_async(kind: type[Any]) -> Callable[..., Any]:  # noqa: C901 - as above
     send = kind.request
 
-    async def request(self: Any, cast_to: Any, options: Any, *args: Any, **kwargs: Any) -> Any:
-        call = await _open_async(self, options, kwargs) if self._tokenmeter_hooked is kind else None
-        outer = CURRENT.get()
-        if call is None and outer is None:
-            return await send(self, cast_to, options, *args, **kwargs)
+    async def request(self: Any, cast_to: Any, options: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: C901, PLR0912
         try:
-            CURRENT.set(call)
+            call, outer = await _begin_async(self, kind, options, kwargs)
+        except TokenmeterError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the call itself goes on
+            call, outer = _again(error, _begin, self, kind, options, kwargs) or (None, None)
+        value: Any = _NONE_YET
+        try:
             if call is None:
                 return await send(self, cast_to, options, *args, **kwargs)
+            sent = options
             try:
-                if not (call.goes_freely or call.awaits_key):
-                    await call.authorize_async()
-                as_written = call.goes_freely or call.sent_as_written
-                sent = options if as_written else _prepared(self, call, options, kwargs)
+                if not call.goes_freely:
+                    if not call.awaits_key:
+                        await call.authorize_async()
+                    sent = prepared(self, call, options, kwargs)
                 value = await send(self, cast_to, sent, *args, **kwargs)
             except call.binding.sdk.status_error as error:
-                if not _refuses_usage(self, call, error):
+                if not refuses_usage(self, call, error):
                     raise
-                value = await send(self, cast_to, _capped(call, options), *args, **kwargs)
+                value = await send(self, cast_to, capped(call, options), *args, **kwargs)
             await call.returned_async()
         except BaseException as error:
-            if call is not None:
-                await call.raised_async(error)
-            raise
+            if call is not None and value is not _NONE_YET and isinstance(error, Exception):
+                call.recover(error)  # it is ours, and the caller gets his answer
+            else:
+                if call is not None:
+                    await call.raised_async(error)
+                raise
         finally:
-            if CURRENT.get() is call:
-                CURRENT.set(outer)
+            try:
+                _end(call, outer)
+            except Exception as error:  # noqa: BLE001 - the caller gets his answer
+                _again(error, _end, call, outer)
         return value
 
     return request
+
+
+def _begin(
+    client: Any, kind: type[Any], options: Any, kwargs: Mapping[str, Any]
+) -> tuple[InFlight | None, InFlight | None]:
+    """The call that is about to be made, from now on the one of this context, and the one around it.
+
+    None for one that makes no bill or that cannot be metered.
+
+    Raises:
+        ConfigurationError: the user's settings are wrong.
+    """
+    call = None
+    if client._tokenmeter_hooked is kind and (binding := binding_of(client)) is not None:  # noqa: SLF001 - ours
+        call = _open(client, binding, options, kwargs)
+    outer = CURRENT.get()
+    if call is not outer:  # None: a free call of a key provider or middleware is not the call around it
+        CURRENT.set(call)
+    return call, outer
+
+
+async def _begin_async(
+    client: Any, kind: type[Any], options: Any, kwargs: Mapping[str, Any]
+) -> tuple[InFlight | None, InFlight | None]:
+    binding = binding_of(client)
+    if binding is not None and not binding.met:
+        await binding.meet()
+    return _begin(client, kind, options, kwargs)
+
+
+def _end(call: InFlight | None, outer: InFlight | None) -> None:
+    """What is called from here on belongs to the call around this one again."""
+    if call is not outer and CURRENT.get() is call:
+        CURRENT.set(outer)
 
 
 def _prepare_options(kind: type[Any]) -> Callable[..., Any]:
@@ -233,7 +301,7 @@ def _prepare_options(kind: type[Any]) -> Callable[..., Any]:
         if _learn_key(self, call, prepared.headers):
             call.authorize()
             _keep_key(self, used, prepared.headers)
-        return _capped(call, prepared)
+        return capped(call, prepared)
 
     return hook
 
@@ -250,7 +318,7 @@ def _prepare_options_async(kind: type[Any]) -> Callable[..., Any]:
         if _learn_key(self, call, prepared.headers):
             await call.authorize_async()
             _keep_key(self, used, prepared.headers)
-        return _capped(call, prepared)
+        return capped(call, prepared)
 
     return hook
 
@@ -260,12 +328,17 @@ def _prepare_request(kind: type[Any]) -> Callable[..., Any]:
 
     def hook(self: Any, request: Any) -> None:
         plain(self, request)
-        call = CURRENT.get()
-        if call is not None and self._tokenmeter_hooked is kind:
-            call.attempts += 1
-            if call.awaits_key:
-                call.learn_key(key_in(request.headers))
-                call.authorize()
+        try:
+            call = CURRENT.get()
+            if call is not None and self._tokenmeter_hooked is kind:
+                call.attempts += 1
+                if call.awaits_key:
+                    call.learn_key(key_in(request.headers))
+                    call.authorize()
+        except TokenmeterError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the call itself goes on
+            complain("see a call", error)
 
     return hook
 
@@ -275,12 +348,17 @@ def _prepare_request_async(kind: type[Any]) -> Callable[..., Any]:
 
     async def hook(self: Any, request: Any) -> None:
         await plain(self, request)
-        call = CURRENT.get()
-        if call is not None and self._tokenmeter_hooked is kind:
-            call.attempts += 1
-            if call.awaits_key:
-                call.learn_key(key_in(request.headers))
-                await call.authorize_async()
+        try:
+            call = CURRENT.get()
+            if call is not None and self._tokenmeter_hooked is kind:
+                call.attempts += 1
+                if call.awaits_key:
+                    call.learn_key(key_in(request.headers))
+                    await call.authorize_async()
+        except TokenmeterError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the call itself goes on
+            complain("see a call", error)
 
     return hook
 
@@ -292,7 +370,11 @@ def _process_response(kind: type[Any]) -> Callable[..., Any]:
         call = CURRENT.get()
         if call is None or self._tokenmeter_hooked is not kind:
             return plain(self, **kwargs)
-        exchange = responded(call, kwargs["response"], streamed=kwargs["stream"])
+        response, streamed = kwargs["response"], kwargs["stream"]
+        try:
+            exchange = responded(call, response, streamed=streamed)
+        except Exception as error:  # noqa: BLE001 - the caller gets his answer
+            exchange = _again(error, responded, call, response, streamed=streamed)
         try:
             value = plain(self, **kwargs)
         except BaseException as error:
@@ -300,7 +382,10 @@ def _process_response(kind: type[Any]) -> Callable[..., Any]:
                 exchange.failed(error)
                 exchange.finish()
             raise
-        answered(self, call, exchange, kwargs["response"], value)
+        try:
+            answered(self, call, exchange, response, value)
+        except Exception as error:  # noqa: BLE001 - the caller gets his answer
+            _again(error, answered, self, call, exchange, response, value)
         return value
 
     return hook
@@ -313,7 +398,11 @@ def _process_response_async(kind: type[Any]) -> Callable[..., Any]:
         call = CURRENT.get()
         if call is None or self._tokenmeter_hooked is not kind:
             return await plain(self, **kwargs)
-        exchange = responded(call, kwargs["response"], streamed=kwargs["stream"])
+        response, streamed = kwargs["response"], kwargs["stream"]
+        try:
+            exchange = responded(call, response, streamed=streamed)
+        except Exception as error:  # noqa: BLE001 - the caller gets his answer
+            exchange = _again(error, responded, call, response, streamed=streamed)
         try:
             value = await plain(self, **kwargs)
         except BaseException as error:
@@ -321,7 +410,10 @@ def _process_response_async(kind: type[Any]) -> Callable[..., Any]:
                 exchange.failed(error)
                 exchange.finish()
             raise
-        answered(self, call, exchange, kwargs["response"], value)
+        try:
+            answered(self, call, exchange, response, value)
+        except Exception as error:  # noqa: BLE001 - the caller gets his answer
+            _again(error, answered, self, call, exchange, response, value)
         return value
 
     return hook
@@ -331,9 +423,12 @@ def _process_response_data(kind: type[Any]) -> Callable[..., Any]:
     plain = kind._process_response_data  # noqa: SLF001 - an SDK's own
 
     def hook(self: Any, *, data: Any, cast_to: Any, response: Any) -> Any:
-        call = CURRENT.get()
-        if call is not None and call.answering is not None:
-            call.answering.saw(data)
+        try:
+            call = CURRENT.get()
+            if call is not None and call.answering is not None:
+                call.answering.saw(data)
+        except Exception as error:  # noqa: BLE001 - what was not seen here is read from the body's bytes
+            complain("see a call", error)
         return plain(self, data=data, cast_to=cast_to, response=response)
 
     setattr(hook, PLAIN, plain)
@@ -355,23 +450,12 @@ _IN_PLACE = frozenset({BINDING, _HOOKED, "copy", "with_options", *_HOOKS})
 # -- the request
 
 
-def _open(client: Any, options: Any, kwargs: Mapping[str, Any]) -> InFlight | None:
-    """The call that is about to be made; None for one that makes no bill or that cannot be metered."""
-    for _ in range(2):  # what fails once may pass, as want of memory does
-        try:
-            binding = binding_of(client)
-            if binding is None:
-                return None
-            body, streamed = options.json_data, bool(kwargs.get("stream"))
-            if type(body) is not dict or options.extra_json:
-                body = effective_body(options)
-            key, url = _key_given(client, options), str(options.url)
-            return _capture.open_call(client, binding, options.method, url, body, streamed=streamed, key=key)
-        except ConfigurationError:
-            raise
-        except Exception as error:  # noqa: BLE001 - the call itself goes on
-            complain("see a call", error)
-    return None
+def _open(client: Any, binding: Binding, options: Any, kwargs: Mapping[str, Any]) -> InFlight | None:
+    body, streamed = options.json_data, bool(kwargs.get("stream"))
+    if type(body) is not dict or options.extra_json:
+        body = effective_body(options)
+    key, url = _key_given(client, options), str(options.url)
+    return _capture.open_call(client, binding, options.method, url, body, streamed=streamed, key=key)
 
 
 class _Capture:
@@ -385,50 +469,6 @@ class _Capture:
 
 
 _capture = _Capture()
-
-
-async def _open_async(client: Any, options: Any, kwargs: Mapping[str, Any]) -> InFlight | None:
-    binding = binding_of(client)
-    if binding is not None and not binding.met:
-        await binding.meet()
-    return _open(client, options, kwargs)
-
-
-def effective_body(options: Any) -> Mapping[str, Any] | None:
-    """The JSON body that is about to be sent, ``extra_body`` merged in; None for none.
-
-    An `UnreadBody` where the caller sends something else: bytes of his own, files alone, an object or a list.
-    """
-    body, extra = options.json_data, options.extra_json
-    if isinstance(extra, Mapping) and extra and (body is None or isinstance(body, Mapping)):
-        return {**cast("Mapping[str, Any]", body or {}), **cast("Mapping[str, Any]", extra)}
-    if isinstance(body, Mapping):
-        return cast("Mapping[str, Any]", body)
-    nothing = body is None and getattr(options, "content", None) is None and not getattr(options, "files", None)
-    return None if nothing else UnreadBody()
-
-
-_BEARER = "bearer "
-_KEY_HEADERS = frozenset({"api-key", "x-api-key"})
-
-
-def key_in(headers: Any) -> str | None:
-    """The key or token that request headers carry; None for none, or for a signature.
-
-    Args:
-        headers: Of a built request, or of a request's options, where values may also say that a header is left out.
-    """
-    if not isinstance(headers, Mapping):
-        return None
-    found: str | None = None
-    for name, value in cast("Mapping[str, Any]", headers).items():
-        if not isinstance(value, str):
-            continue
-        if name.lower() == "authorization" and value[: len(_BEARER)].lower() == _BEARER:
-            return value[len(_BEARER) :].strip() or None
-        if name.lower() in _KEY_HEADERS:
-            found = value or found
-    return found
 
 
 def _key_given(client: Any, options: Any) -> str | None:
@@ -449,87 +489,3 @@ def _keep_key(client: Any, used: Any, headers: Any) -> None:
     """While this call waited for leave, another thread or task may have put its own key on the client they share."""
     if client.api_key is not used and key_in(headers) is None:
         client.api_key = used
-
-
-def _prepared(client: Any, call: InFlight, options: Any, kwargs: Mapping[str, Any]) -> Any:
-    """The options to send: the caller's own, or a copy of them with what we add."""
-    try:
-        capped = _capped(call, options)
-        return _asking_for_usage(client, call, capped, kwargs.get("stream_cls")) if kwargs.get("stream") else capped
-    except Exception as error:  # noqa: BLE001 - sent as written, then
-        call.meter.fault("prepare a request", error)
-        return options
-
-
-def _capped(call: InFlight, options: Any) -> Any:
-    """`options` with the output cap that a budget wants, under the name the endpoint knows it by."""
-    cap = call.output_cap
-    if cap is None:
-        return options
-    try:
-        dialect, body = call.binding.sdk.dialect(), effective_body(options)
-        if type(body) is UnreadBody:
-            return options
-        field = dialect.output_cap(call.endpoint, body or {}, cap, provider=call.call.provider)
-        return _with_field(options, *field)
-    except Exception as error:  # noqa: BLE001 - sent as written, then
-        call.meter.fault("prepare a request", error)
-        return options
-
-
-_REFUSAL_CODES = frozenset({400, 403, 422})
-
-
-def _asking_for_usage(client: Any, call: InFlight, options: Any, stream_cls: Any) -> Any:
-    """`options` of a stream of class `stream_cls`, asking for the chunk of usage, which the caller is not shown.
-
-    They come back as they were where the caller decided himself, reads the bytes himself, or the host refuses.
-    """
-    if stream_cls is None or _reads_raw_bytes(options) or not _is_stream_class(stream_cls):
-        return options
-    body = effective_body(options)
-    if type(body) is UnreadBody:
-        return options
-    asking = call.binding.sdk.dialect().usage_request(call.endpoint, body or {})
-    if asking is None or not call.meter.asks_for_usage(call.provider, client.base_url):
-        return options
-    call.usage_asked = True
-    return _with_field(options, *asking)
-
-
-def _is_stream_class(stream_cls: Any) -> bool:
-    """Whether it is a stream of events as the SDKs make them, or a subclass of one (other instrumentation has some)."""
-    found = get_origin(stream_cls) or stream_cls
-    return isinstance(found, type) and hasattr(found, "__stream__")
-
-
-def _reads_raw_bytes(options: Any) -> bool:
-    """Whether the caller asked for the response itself, to read its bytes (``with_streaming_response``)."""
-    headers = options.headers
-    if not isinstance(headers, Mapping) or not headers:
-        return False
-    return any(
-        name.lower() == RAW_RESPONSE_HEADER and value == "stream"
-        for name, value in cast("Mapping[str, Any]", headers).items()
-    )
-
-
-def _refuses_usage(client: Any, call: InFlight, error: Any) -> bool:
-    """Whether the host refused to be asked for usage: it gets later requests as they were written."""
-    if not call.usage_asked or error.status_code not in _REFUSAL_CODES:
-        return False
-    if not call.binding.sdk.dialect().refuses_usage_request(f"{error} {getattr(error, 'body', '')}"):
-        return False
-    call.meter.stop_asking_for_usage(client.base_url)
-    call.usage_asked = False
-    return True
-
-
-def _with_field(options: Any, name: str, value: Any) -> Any:
-    changed = copies.copy(options)
-    extra = changed.extra_json
-    if isinstance(extra, Mapping) and name in extra:
-        changed.extra_json = {**cast("Mapping[str, Any]", extra), name: value}
-    else:
-        changed.json_data = {**(changed.json_data or {}), name: value}
-    return changed

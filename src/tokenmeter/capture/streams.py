@@ -15,7 +15,7 @@ from itertools import filterfalse
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
-from tokenmeter.capture.sdk import twice
+from tokenmeter.capture.sdk import complain, twice
 
 if TYPE_CHECKING:
     from tokenmeter.capture.calls import InFlight
@@ -42,6 +42,7 @@ def responded(call: InFlight, response: Any, *, streamed: bool, again: bool = Fa
             if form != "one" or response.request.headers.get(RAW_RESPONSE_HEADER) == "stream":
                 exchange.read_bytes_aside(response.headers)
             watch_body(response, exchange)
+        return exchange  # noqa: TRY300 - here, so that what fails at this very line takes it back as well
     except Exception as error:  # noqa: BLE001 - the caller gets his answer
         call.answering = None
         call.meter.fault("watch a response", error)
@@ -49,34 +50,25 @@ def responded(call: InFlight, response: Any, *, streamed: bool, again: bool = Fa
         if again:
             call.answered_unseen(streamed=streamed)
             return None
-    else:
-        return exchange
     return responded(call, response, streamed=streamed, again=True)  # what fails once may pass, as want of memory does
 
 
 def answered(client: Any, call: InFlight, exchange: Exchange | None, response: Any, value: Any) -> None:
-    """After the SDK made its value: a body in memory is all there is, a stream is listened to."""
+    """After the SDK made its value: a body in memory is all there is, a stream is listened to. May be begun anew."""
     whole = call.answering
     if whole is not None:
-        try:
-            if not whole.took_whole():
-                _read_whole(whole, response)
-        except Exception as error:  # noqa: BLE001 - the caller gets his answer
-            call.meter.fault("read a response", error)
+        if not whole.took_whole():
             twice(call.meter, partial(_read_whole, whole, response))
+            if not whole.closed:
+                whole.give_up()
         call.answering = None
-        if whole is exchange and not call.usage_asked:
-            return
-    try:
-        hide = call.binding.sdk.dialect().usage_hider() if call.usage_asked else None
-        heard = exchange if exchange is not whole else None
-        if hide is None and heard is None:
-            return
-        if heard is not None and not heard.follows_pieces and getattr(value, "_client", None) is None:
-            heard.read_bytes_aside(response.headers)  # the caller has the response itself
-        _listen(client, heard, value, hide, call.binding.sdk.name)
-    except Exception as error:  # noqa: BLE001 - the caller gets his answer
-        call.meter.fault("watch a response", error)
+    heard = None if exchange is None or exchange.closed else exchange
+    if heard is None and not call.usage_asked:
+        return
+    hide = call.binding.sdk.dialect().usage_hider() if call.usage_asked else None
+    if heard is not None and not heard.follows_pieces and getattr(value, "_client", None) is None:
+        heard.read_bytes_aside(response.headers)  # the caller has the response itself
+    _listen(client, heard, value, hide, call.binding.sdk.name)
 
 
 def _read_whole(exchange: Exchange, response: Any) -> None:
@@ -278,28 +270,26 @@ def _hearing(
     decode: Callable[..., Any], told: Exchange | None, hide: Callable[[Any], bool] | None, hidden: list[Any]
 ) -> Callable[..., Any]:
     """What stands before `decode`, for every event: kept lean, and keeps no event alive."""
-
-    def hide_and_decode(*, data: Any, cast_to: Any, response: Any) -> Any:
-        if hide is not None and hide(data):
-            hidden.append(_Next(hidden))
-        return decode(data=data, cast_to=cast_to, response=response)
-
-    if told is None:
-        return hide_and_decode
-    exchange, unasked = told, 0
+    unasked = 0
 
     def hear(*, data: Any, cast_to: Any, response: Any) -> Any:
         nonlocal unasked
-        if unasked:
-            unasked -= 1
-            try:
-                exchange.feed(data)
-            except Exception as error:  # noqa: BLE001 - the caller gets his event
-                exchange.misread(error)
-        else:
-            unasked = exchange.hear(data)
-        if hide is not None and hide(data):
-            hidden.append(_Next(hidden))
+        try:
+            if told is None:
+                pass
+            elif unasked:
+                unasked -= 1
+                told.feed(data)
+            else:
+                unasked = told.hear(data)
+        except Exception as error:  # noqa: BLE001 - the caller gets his event
+            if told is not None:
+                told.misread(error)
+        try:
+            if hide is not None and hide(data):
+                hidden.append(_Next(hidden))
+        except Exception as error:  # noqa: BLE001 - he is shown one that only we asked for, then
+            complain("hide what only it asked for", error)
         return decode(data=data, cast_to=cast_to, response=response)
 
     return hear
@@ -404,16 +394,16 @@ class _Sieve:
         return _AsyncShown(self._decoder.aiter_bytes(pieces), self._holds_back)
 
     def _holds_back(self, event: Any) -> bool:
-        if _NO_CHOICES.search(event.data) is None:
-            return False
         try:
-            data = event.json()
-        except ValueError:  # the SDK says so
+            if _NO_CHOICES.search(event.data) is None or not self._hide(data := event.json()):
+                return False
+            if self._exchange is not None:
+                self._exchange.hear(data)
+        except ValueError:  # no JSON: the SDK says so
             return False
-        if not self._hide(data):
+        except Exception as error:  # noqa: BLE001 - the caller gets his event
+            complain("hide what only it asked for", error)
             return False
-        if self._exchange is not None:
-            self._exchange.hear(data)
         return True
 
     def __getattr__(self, name: str) -> Any:
