@@ -229,7 +229,8 @@ class Scope:
                 lock.acquire()
                 mine = self._quantities
                 for meter, quantity in quantities.items():
-                    mine[meter] = add(mine.get(meter, 0), quantity)
+                    before = mine.get(meter, 0)
+                    mine[meter] = before + quantity if type(before) is type(quantity) is int else add(before, quantity)
                 self._reasoning += reasoning
                 self._list += list_cost
                 self._billed += billed_cost

@@ -55,8 +55,6 @@ def key_in(headers: Any) -> str | None:
 
 def prepared(client: Any, call: InFlight, options: Any, kwargs: Mapping[str, Any]) -> Any:
     """The options to send: the caller's own, or a copy of them with what we add."""
-    if call.sent_as_written:
-        return options
     try:
         limited = capped(call, options)
         return _asking_for_usage(client, call, limited, kwargs.get("stream_cls")) if kwargs.get("stream") else limited

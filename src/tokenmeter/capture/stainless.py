@@ -188,7 +188,8 @@ def _request(kind: type[Any]) -> Callable[..., Any]:  # noqa: C901 - each step m
                 if not call.goes_freely:
                     if not call.awaits_key:
                         call.authorize()
-                    sent = prepared(self, call, options, kwargs)
+                    if not call.sent_as_written:
+                        sent = prepared(self, call, options, kwargs)
                 value = send(self, cast_to, sent, *args, **kwargs)
             except call.binding.sdk.status_error as error:
                 if not refuses_usage(self, call, error):
@@ -204,9 +205,10 @@ def _request(kind: type[Any]) -> Callable[..., Any]:  # noqa: C901 - each step m
                 raise
         finally:
             try:
-                _end(call, outer)
+                if call is not outer and CURRENT.get() is call:
+                    CURRENT.set(outer)
             except Exception as error:  # noqa: BLE001 - the caller gets his answer
-                _again(error, _end, call, outer)
+                _again(error, CURRENT.set, outer)
         return value
 
     return request
@@ -231,7 +233,8 @@ def _request_async(kind: type[Any]) -> Callable[..., Any]:  # noqa: C901 - as ab
                 if not call.goes_freely:
                     if not call.awaits_key:
                         await call.authorize_async()
-                    sent = prepared(self, call, options, kwargs)
+                    if not call.sent_as_written:
+                        sent = prepared(self, call, options, kwargs)
                 value = await send(self, cast_to, sent, *args, **kwargs)
             except call.binding.sdk.status_error as error:
                 if not refuses_usage(self, call, error):
@@ -247,9 +250,10 @@ def _request_async(kind: type[Any]) -> Callable[..., Any]:  # noqa: C901 - as ab
                 raise
         finally:
             try:
-                _end(call, outer)
+                if call is not outer and CURRENT.get() is call:
+                    CURRENT.set(outer)
             except Exception as error:  # noqa: BLE001 - the caller gets his answer
-                _again(error, _end, call, outer)
+                _again(error, CURRENT.set, outer)
         return value
 
     return request
@@ -267,7 +271,11 @@ def _begin(
     """
     call = None
     if client._tokenmeter_hooked is kind and (binding := binding_of(client)) is not None:  # noqa: SLF001 - ours
-        call = _open(client, binding, options, kwargs)
+        body, streamed = options.json_data, bool(kwargs.get("stream"))
+        if type(body) is not dict or options.extra_json:
+            body = effective_body(options)
+        key, url = _key_given(client, options), str(options.url)
+        call = _capture.open_call(client, binding, options.method, url, body, streamed=streamed, key=key)
     outer = CURRENT.get()
     if call is not outer:  # None: a free call of a key provider or middleware is not the call around it
         CURRENT.set(call)
@@ -281,12 +289,6 @@ async def _begin_async(
     if binding is not None and not binding.met:
         await binding.meet()
     return _begin(client, kind, options, kwargs)
-
-
-def _end(call: InFlight | None, outer: InFlight | None) -> None:
-    """What is called from here on belongs to the call around this one again."""
-    if call is not outer and CURRENT.get() is call:
-        CURRENT.set(outer)
 
 
 def _prepare_options(kind: type[Any]) -> Callable[..., Any]:
@@ -448,14 +450,6 @@ _IN_PLACE = frozenset({BINDING, _HOOKED, "copy", "with_options", *_HOOKS})
 
 
 # -- the request
-
-
-def _open(client: Any, binding: Binding, options: Any, kwargs: Mapping[str, Any]) -> InFlight | None:
-    body, streamed = options.json_data, bool(kwargs.get("stream"))
-    if type(body) is not dict or options.extra_json:
-        body = effective_body(options)
-    key, url = _key_given(client, options), str(options.url)
-    return _capture.open_call(client, binding, options.method, url, body, streamed=streamed, key=key)
 
 
 class _Capture:

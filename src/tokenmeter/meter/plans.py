@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from itertools import chain
+from operator import mul
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from tokenmeter.attribution import Attribution, Scope
@@ -78,8 +80,8 @@ class _AnswerKind:
         self.sheet = sheet
         self.template = template
         self.rates = rates
-        #: Meters of an answer -> how each of its lines begins, and the rate.
-        self.lines: dict[tuple[str, ...], Sequence[tuple[str, str, _PlanBound]]] = {}
+        #: By the meters of an answer.
+        self.lines: dict[tuple[str, ...], _LinesOf] = {}
         #: Its rates are those of prompts above the one size and up to the other,
         self.over, upto = sheet.prompt_band
         self.upto = _NEVER if upto is None else upto
@@ -91,36 +93,66 @@ class _AnswerKind:
         """What quantities cost, and what a record says of it; None where a rate is unknown or the cost implausible."""
         meters = tuple(quantities)
         lines = self.lines.get(meters) or self._lines_of(meters)
-        listed = contracted = billed = tokens = output = 0
-        used = charges = ""
-        for name, begin, rate in lines:
-            quantity = quantities[rate.meter]
+        if lines is None:
+            return None
+        values = tuple(quantities.values())
+        if not lines.listed:
+            cost = lines.three_prices(values)
+            return None if max(cost[2:5]) > _MOST else cost
+        costs = tuple(map(mul, values, lines.listed))
+        listed, tokens, output = sum(costs), sum(map(mul, values, lines.tokens)), sum(map(mul, values, lines.output))
+        if listed > _MOST:
+            return None
+        charges = lines.charges % tuple(chain.from_iterable(zip(values, costs, strict=True)))
+        return lines.used % values, charges, listed, listed, listed, tokens, output
+
+    def _lines_of(self, meters: tuple[str, ...]) -> _LinesOf | None:
+        rates = [self.rates.get(meter) for meter in meters]
+        known = [rate for rate in rates if rate]
+        if not known or len(known) != len(rates):
+            return None
+        if len(self.lines) >= _MOST_SHAPES:
+            self.lines.clear()
+        lines = self.lines[meters] = _LinesOf(known)
+        return lines
+
+
+class _LinesOf:
+    """The lines of answers that have the same meters.
+
+    Attributes:
+        rates: The rates, one a line.
+        listed: Where nothing is discounted or multiplied, which is the usual: their prices, and the rest made of them.
+        output: By which quantities are multiplied to leave those of the answer; so `tokens` of all that are tokens.
+        used: What a record says of quantities, a place for each; so `charges`, a quantity and its cost for each.
+    """
+
+    __slots__ = ("charges", "listed", "output", "rates", "tokens", "used")
+
+    def __init__(self, rates: Sequence[_PlanBound]) -> None:
+        self.rates = rates
+        self.output = tuple(rate.is_output for rate in rates)
+        self.tokens = tuple(rate.is_token for rate in rates)
+        self.used = ",".join(f'"{rate.meter}":%d' for rate in rates)
+        self.charges = ",".join(f'{{"rate":"{rate.digest}","quantity":%d,"list":%d}}' for rate in rates)
+        uniform = all(rate.listed == rate.contracted == rate.billed for rate in rates)
+        self.listed = tuple(rate.listed for rate in rates) if uniform else ()
+
+    def three_prices(self, values: tuple[int, ...]) -> _Cost:
+        """What quantities cost where a discount or a multiplier is about some of them."""
+        listed = contracted = billed = 0
+        charges = ""
+        for quantity, rate in zip(values, self.rates, strict=True):
             first, second, third = quantity * rate.listed, quantity * rate.contracted, quantity * rate.billed
-            used = f"{used},{name}{quantity}"
-            charges = f'{charges},{begin}{quantity},"list":{first}'
+            charges = f'{charges},{{"rate":"{rate.digest}","quantity":{quantity},"list":{first}'
             if second != first:
                 charges = f'{charges},"contracted":{second}'
             if third != second:
                 charges = f'{charges},"billed":{third}'
             charges += "}"
-            listed += first
-            contracted += second
-            billed += third
-            tokens += quantity * rate.is_token
-            output += quantity * rate.is_output
-        if not lines or max(listed, contracted, billed) > _MOST:
-            return None
-        return used[1:], charges[1:], listed, contracted, billed, tokens, output
-
-    def _lines_of(self, meters: tuple[str, ...]) -> Sequence[tuple[str, str, _PlanBound]]:
-        rates = [self.rates.get(meter) for meter in meters]
-        lines = [(f'"{rate.meter}":', f'{{"rate":"{rate.digest}","quantity":', rate) for rate in rates if rate]
-        if len(lines) != len(meters):
-            return ()
-        if len(self.lines) >= _MOST_SHAPES:
-            self.lines.clear()
-        self.lines[meters] = lines
-        return lines
+            listed, contracted, billed = listed + first, contracted + second, billed + third
+        tokens, output = sum(map(mul, values, self.tokens)), sum(map(mul, values, self.output))
+        return self.used % values, charges[1:], listed, contracted, billed, tokens, output
 
 
 #: What a record says of quantities, and of charges; list, contracted and billed picodollars; all tokens, and those of

@@ -54,18 +54,36 @@ def json_text(value: object) -> str:
 
 def counts_text(counts: Mapping[str, Any]) -> str:
     """`json_text` of an object that holds whole numbers, and such objects: right after an SDK's call a third of it."""
-    text = ""
-    for name, value in counts.items():
-        if type(name) is not str or not name.isidentifier():  # pyright: ignore[reportUnnecessaryComparison] - mocked bodies
-            return json_text(counts)
-        form = type_of(value)
-        if form is int:
-            text = f'{text},"{name}":{value}'
-        elif value is None:
-            text = f'{text},"{name}":null'
-        else:
-            text = f'{text},"{name}":{counts_text(value) if form is dict else json_text(value)}'
-    return f"{{{text[1:]}}}"
+    values, names = tuple(counts.values()), tuple(counts)
+    form = _FORMS.get(names) or _form_of(names)
+    if form is None:
+        return json_text(counts)
+    if _INTEGERS.issuperset(map(type, values)):  # nearly always, below the first level
+        return form % values
+    return form.replace("%d", "%s") % tuple(map(_count_text, values))
+
+
+def _count_text(value: Any) -> object:
+    form = type_of(value)
+    return (
+        value if form is int else "null" if value is None else counts_text(value) if form is dict else json_text(value)
+    )
+
+
+def _form_of(names: tuple[object, ...]) -> str | None:
+    """An object with these names, a place for each value; None where a name has to be escaped."""
+    if not all(type(name) is str and name.isidentifier() for name in names):  # mocked bodies have anything
+        return None
+    if len(_FORMS) >= _MOST_FORMS:
+        _FORMS.clear()
+    form = _FORMS[names] = "{" + ",".join(f'"{name}":%d' for name in names) + "}"
+    return form
+
+
+_INTEGERS = frozenset({int})
+#: By the names of an object; usage objects come in few forms.
+_FORMS: dict[tuple[object, ...], str] = {}
+_MOST_FORMS = 256
 
 
 def _storable(value: Any) -> Any:
