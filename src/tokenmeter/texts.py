@@ -42,5 +42,5 @@ def check_reason(reason: object, name: str = "reason") -> None:
     """Refuse, as a ConfigurationError, what cannot stand in the ledger's history as a reason; it may be empty."""
     if not isinstance(reason, str):
         raise ConfigurationError(f"{name} must be a text, not {shown(reason)}.")
-    for line in filter(None, reason.splitlines()):
+    for line in filter(None, reason.replace("\r\n", "\n").split("\n")):  # no other separators: they are no letters
         check_text(line, name)
