@@ -204,10 +204,11 @@ def test_the_version_is_unknown_where_the_package_has_no_description(monkeypatch
     def missing(name):
         raise importlib.metadata.PackageNotFoundError(name)
 
+    # What is read below must not be kept for the tests after this one.
+    monkeypatch.setitem(vars(tokenmeter), "__version__", tokenmeter.__version__)
     monkeypatch.setattr(importlib.metadata, "version", missing)
-    monkeypatch.delitem(vars(tokenmeter), "__version__", raising=False)
-    assert tokenmeter.__version__ == "unknown"
     monkeypatch.delitem(vars(tokenmeter), "__version__")
+    assert tokenmeter.__version__ == "unknown"
 
 
 def test_nothing_is_read_beside_a_module():
