@@ -36,7 +36,7 @@ FLOATS = {
     "stores/journal": "seconds",
     "stores/postgres": "seconds",
     "stores/sqlite/database": "seconds",
-    "stores/sqlite/forking": "seconds",
+    "stores/sqlite/opened": "seconds",
     "stores/sqlite/store": "seconds",
     "stores/trouble": "seconds",
     "stores/writer": "seconds",

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tokenmeter.stores.sqlite import forking
+from tokenmeter.stores.sqlite import opened
 from tokenmeter.stores.sqlite.database import Database
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # said from Python 3.12 on
@@ -61,27 +61,27 @@ class AmidRead:
     def _read(self, connection):
         self.inside.set()
         until = time.monotonic() + 60
-        while forking._forking is None and time.monotonic() < until:
+        while opened._forking is None and time.monotonic() < until:
             time.sleep(0.001)
         self.values.append(self._last(connection))
 
 
 def test_a_fork_waits_for_what_another_thread_reads(database, monkeypatch):
-    monkeypatch.setattr(forking, "FORK_PATIENCE", 60)
+    monkeypatch.setattr(opened, "FORK_PATIENCE", 60)
     with AmidRead(database, one) as values:
         assert fork(lambda: database.read(one) - 1 if values else 3) == 0
     assert database.read(one) == 1
 
 
 def test_a_read_that_begins_at_a_fork_waits_for_its_end(database, monkeypatch):
-    monkeypatch.setattr(forking, "FORK_PATIENCE", 60)
+    monkeypatch.setattr(opened, "FORK_PATIENCE", 60)
     seen = []
-    monkeypatch.setattr(forking, "_forking", threading.get_ident())
+    monkeypatch.setattr(opened, "_forking", threading.get_ident())
     reader = threading.Thread(target=database.read, args=(lambda connection: seen.append(one(connection)),))
     reader.start()
     reader.join(0.05)
     assert not seen
-    monkeypatch.setattr(forking, "_forking", None)
+    monkeypatch.setattr(opened, "_forking", None)
     reader.join(60)
     assert seen == [1]
 
@@ -92,7 +92,7 @@ def test_a_thread_may_fork_in_the_middle_of_its_own_read(database):
 
 
 def test_a_read_within_a_read_does_not_wait_for_the_fork_that_waits_for_it(database, monkeypatch):
-    monkeypatch.setattr(forking, "FORK_PATIENCE", 60)
+    monkeypatch.setattr(opened, "FORK_PATIENCE", 60)
     with AmidRead(database, lambda connection: (one(connection), database.read(one))) as values:
         assert fork(lambda: 0 if values else 3) == 0
     assert values == [(1, 1)]
@@ -101,5 +101,5 @@ def test_a_read_within_a_read_does_not_wait_for_the_fork_that_waits_for_it(datab
 def test_a_read_that_fails_holds_up_no_fork(database):
     with pytest.raises(ZeroDivisionError):
         database.read(lambda _: 1 // 0)
-    assert not forking._under_way
+    assert not opened._under_way
     assert fork(lambda: database.read(one) - 1) == 0

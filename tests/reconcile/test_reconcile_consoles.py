@@ -11,7 +11,7 @@ from tokenmeter.attribution import Attribution
 from tokenmeter.errors import ReconciliationError
 from tokenmeter.ledger import Charge, Entry
 from tokenmeter.reconciliation import reconcile
-from tokenmeter.reconciliation.file_rows import model_id
+from tokenmeter.reconciliation.exports import model_id
 from tokenmeter.reconciliation.statement import family_of
 from tokenmeter.stores import open_store
 from tokenmeter.usage import Usage

@@ -21,11 +21,11 @@ from tokenmeter.reconciliation.exports import (
     EMPTY_MONTH,
     TOKENLESS,
     Columns,
+    FileRow,
     fitting_map,
     heading_key,
     recognised_export,
 )
-from tokenmeter.reconciliation.file_rows import FileRow
 from tokenmeter.reconciliation.statement import (
     GRAIN,
     TOKEN_CLASSES,

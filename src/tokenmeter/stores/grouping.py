@@ -10,10 +10,19 @@ from itertools import pairwise
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from tokenmeter.stores.archive.archives import ParquetArchives
-from tokenmeter.stores.archive.filters import ArchiveFilter, filter_of
 from tokenmeter.stores.archive.manifest import ArchivedMonth
 from tokenmeter.stores.base import Aggregate
-from tokenmeter.stores.engine import FILTERS, SHARED, Engine, Rows, account_conditions, asked, check_dimensions
+from tokenmeter.stores.engine import (
+    FILTERS,
+    SHARED,
+    ArchiveFilter,
+    Engine,
+    Rows,
+    account_conditions,
+    asked,
+    check_dimensions,
+    filter_of,
+)
 from tokenmeter.stores.packed import PackedKind, Stretch
 from tokenmeter.stores.packing import Place
 from tokenmeter.stores.sketch import Latencies

@@ -15,13 +15,12 @@ from pydantic_core import from_json, to_json
 from tokenmeter.errors import ConfigurationError, TamperedLedgerError
 from tokenmeter.ledger import Entry, new_id, utcnow
 from tokenmeter.stores.archive.archives import ParquetArchives
-from tokenmeter.stores.archive.filters import ArchiveFilter, filter_of
 from tokenmeter.stores.archive.manifest import ArchivedMonth
 from tokenmeter.stores.base import EntryFilter
 from tokenmeter.stores.definitions import Account, Rate
 from tokenmeter.stores.documents import Document, DocumentQuery, NewDocument
 from tokenmeter.stores.encoding import FORMAT
-from tokenmeter.stores.engine import Readable, Rows, check_dimensions, conditions, matches
+from tokenmeter.stores.engine import ArchiveFilter, Readable, Rows, check_dimensions, conditions, filter_of, matches
 from tokenmeter.stores.record import decode_entry
 from tokenmeter.stores.slots import from_microseconds, to_microseconds
 

@@ -16,10 +16,9 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from pydantic_core import from_json
 
 from tokenmeter.stores.archive.archives import ParquetArchives
-from tokenmeter.stores.archive.filters import ArchiveFilter
 from tokenmeter.stores.base import SumsDifference
 from tokenmeter.stores.book import LATENCIES, SUM_COLUMNS, SUM_TABLES, sum_rows
-from tokenmeter.stores.engine import Rows
+from tokenmeter.stores.engine import ArchiveFilter, Rows
 from tokenmeter.stores.fold import AMOUNTS, METER_AMOUNTS, MICRO, NANO, AccountFacts, Batch, measured
 from tokenmeter.stores.packing import differing, drop
 from tokenmeter.stores.reading import UNREADABLE

@@ -16,12 +16,11 @@ from typing import Any
 
 from tokenmeter.errors import StoreUnavailableError
 from tokenmeter.processes import after_fork_in_child
-from tokenmeter.stores.archive.filters import ArchiveFilter
 from tokenmeter.stores.archive.layout import RECORD_COLUMNS, identity_parts, record_of
 from tokenmeter.stores.archive.manifest import ArchivedMonth
 from tokenmeter.stores.archive.places import import_extra
 from tokenmeter.stores.archive.totals import COST_COLUMNS, KeptTotals, Opened, months_of
-from tokenmeter.stores.engine import asked
+from tokenmeter.stores.engine import ArchiveFilter, asked
 
 #: Bytes that a query may take before it goes to the disk, and threads.
 _MEMORY, _THREADS = "2GB", 4

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tokenmeter.errors import StoreError, TamperedLedgerError
-from tokenmeter.stores.archive.filters import ArchiveFilter
 from tokenmeter.stores.archive.manifest import ArchivedMonth
 from tokenmeter.stores.archive.places import (
     LATELY,
@@ -28,6 +27,7 @@ from tokenmeter.stores.archive.places import (
     opened_copy,
     reading,
 )
+from tokenmeter.stores.engine import ArchiveFilter
 from tokenmeter.stores.fold import AMOUNTS
 from tokenmeter.stores.slots import from_microseconds, to_microseconds
 

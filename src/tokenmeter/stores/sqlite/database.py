@@ -19,8 +19,17 @@ from typing import TypeVar
 
 from tokenmeter.errors import ConfigurationError, StoreBusyError, StoreError, StoreUnavailableError
 from tokenmeter.paths import full_path
-from tokenmeter.stores.sqlite.forking import FORK_PATIENCE, Reading, ask_at_forks
-from tokenmeter.stores.sqlite.opened import OpenFile, explained, identity, is_busy, keep_for_ever, sqlite3
+from tokenmeter.stores.sqlite.opened import (
+    FORK_PATIENCE,
+    OpenFile,
+    Reading,
+    ask_at_forks,
+    explained,
+    identity,
+    is_busy,
+    keep_for_ever,
+    sqlite3,
+)
 from tokenmeter.stores.urls import SideLock, is_mounted_alone, is_network, make_private_file, unusable
 
 __all__ = ["PATIENCE", "Database", "sqlite3"]
