@@ -31,7 +31,8 @@ from tokenmeter.testing.composition import (
 )
 from tokenmeter.testing.context import Provider, RefusalError, Served
 from tokenmeter.testing.google_content import turn_of
-from tokenmeter.testing.service import Exchange, Match, Service, check_key, context_of
+from tokenmeter.testing.routes import Match
+from tokenmeter.testing.service import Exchange, Service, check_key, context_of
 from tokenmeter.testing.truth import Bill
 from tokenmeter.testing.wire import JSON, Request, dump, part
 from tokenmeter.usage import Consumption, Usage
