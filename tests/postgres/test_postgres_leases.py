@@ -13,7 +13,7 @@ import pytest
 from tokenmeter.ledger import CounterKey
 from tokenmeter.stores import open_store
 from tokenmeter.stores.base import CapReachedError, Counter
-from tokenmeter.stores.postgres import journal
+from tokenmeter.stores.postgres import leases
 from tokenmeter.stores.postgres.sessions import ServerRows
 from tokenmeter.stores.postgres.store import _even_out
 
@@ -25,7 +25,7 @@ MANY = 40
 @pytest.fixture
 def lasting(monkeypatch):
     """A lease lasts as long as the test, however slow the machine is."""
-    monkeypatch.setattr(journal, "_LEASE_NS", 3600 * 10**9)
+    monkeypatch.setattr(leases, "_LEASE_NS", 3600 * 10**9)
 
 
 @pytest.fixture

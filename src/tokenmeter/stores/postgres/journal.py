@@ -4,59 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import psycopg
-
 from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError
-from tokenmeter.ledger import Claim, CounterKey, Entry, Posting, ThresholdCrossing, is_own
+from tokenmeter.ledger import Entry, Posting, ThresholdCrossing, is_own
 from tokenmeter.stores.base import CapReachedError, Settlement
 from tokenmeter.stores.effects import (
     HoldGoneError,
     OutdatedError,
     Post,
     SlotClaim,
-    Standing,
     WrittenIds,
     claim_effects,
     extend_effects,
     settle_effects,
 )
 from tokenmeter.stores.encoding import hold_record, quoted
-from tokenmeter.stores.live import Live
 from tokenmeter.stores.postgres.book import PostgresBook, json_text, parts
+from tokenmeter.stores.postgres.leases import LeasingWriter
 from tokenmeter.stores.postgres.spool import Sender
 from tokenmeter.stores.record import encode_entry, kept_key
 from tokenmeter.stores.tail import frame
-from tokenmeter.stores.writer import Writer
 
-#: SQLSTATE of our own: a claim does not fit.
-_CAP_REACHED = "TMCAP"
 _NETWORK = "The PostgreSQL server has to be asked; call again from a thread."
 _ASK_GENERATION_EVERY = 1.0
-_MOST_HELD = 20_000
-#: For how long a host spends its leases without hearing of the server, in nanoseconds; `reserve` knows the same.
-_LEASE_NS = 2_000_000_000
-#: Holds that a lease is to be good for; and how many of a process on a counter, in its time, make one worth while.
-_LEASED_HOLDS, _BUSY = 64, 8
 #: Most seconds to wait until other hosts have given back what would make a claim fit.
 _RECALL_SECONDS = 4.0
 
 
-class _LeasedError(CapReachedError):
-    """The claim would fit if other leases were given back."""
-
-    def __init__(self, stop: CapReachedError) -> None:
-        super().__init__(stop.claim, stop.settled, stop.reserved)
-
-
-class ServerJournal(Writer):
+class ServerJournal(LeasingWriter):
     """The tail of one host. Safe for threads and processes.
 
     What only has to be written never waits for the server. What needs it raises `StoreBusyError` where ``wait`` is
@@ -74,18 +55,15 @@ class ServerJournal(Writer):
     keeps_open_calls = True
 
     def __init__(self, book: PostgresBook, send: Callable[[], object], *, most_bytes: int) -> None:
-        self._server, self._fold, self._most = book, send, most_bytes
+        self._fold, self._most = send, most_bytes
         self._local = threading.local()
-        super().__init__(book.path, book)
+        super().__init__(book)
         self._locked(lambda _: None)
 
     def _start(self) -> None:
         super()._start()
         self._owner = f"{socket.gethostname()}:{os.getpid()}"
         self._sender = Sender(self.send, self._give_back_lapsed, self._until_lapse)
-        self._holds: dict[str, int] = {}
-        self._lessee = False
-        self._held: dict[CounterKey, tuple[int, int]] = {}
         self._written = WrittenIds()
         self._sent = -1
         self._late_lock = threading.Lock()
@@ -431,156 +409,6 @@ class ServerJournal(Writer):
                 tried = True
         self._holds[hold_id] = expires_at
 
-    def _hold(self, hold: Mapping[str, Any], claims: Sequence[SlotClaim]) -> None:
-        """Hold on the server, which leases this host more of the same where holds are many."""
-        lease: dict[str, Any] = {}
-        asked_at = time.monotonic_ns()
-        if self._is_busy(claims, asked_at) and (live := self._live) is not None:
-            lease = {"host": self._server.identity.hex(), "epoch": live.lease[0].hex(), "lease": _LEASED_HOLDS}
-        try:
-            done = self._server.fetch("SELECT reserve(?)", (json_text({**hold, **lease}),))[0][0]
-        except StoreUnavailableError as error:
-            cause = error.__cause__
-            if not isinstance(cause, psycopg.Error) or cause.sqlstate != _CAP_REACHED:
-                raise
-            missed: dict[str, Any] = json.loads(cause.diag.message_detail or "{}")
-            slot, limit, amount = claims[int(missed["missed"])]
-            claim = Claim(slot.key, limit, amount, slot.window_end)
-            stop = CapReachedError(claim, int(missed["settled"]), int(missed["reserved"]))
-            raise (_LeasedError(stop) if missed["leased"] else stop) from None
-        given = [int(amount) for amount in done["leased"]]
-        if lease and any(given):
-            self._take_lease(bytes.fromhex(lease["epoch"]), asked_at + _LEASE_NS, hold["expires_at"], claims, given)
-
-    # -- leases: room under caps that this host gives out by itself
-
-    def _is_busy(self, claims: Sequence[SlotClaim], now: int) -> bool:
-        """Whether this process holds of every one of these counters so often that leases are worth while."""
-        if len(self._held) > _MOST_HELD:
-            self._held.clear()
-        busy = True
-        for slot, *_ in claims:
-            since, count = self._held.get(slot.key, (now, 0))
-            since, count = (now, 1) if now - since > _LEASE_NS else (since, count + 1)
-            self._held[slot.key] = (since, count)
-            busy = busy and count > _BUSY
-        return busy
-
-    def _spend(self, hold_id: str, expires_at: int, claims: Sequence[SlotClaim], body: bytes) -> bool:
-        """Hold out of this host's leases; False where they do not suffice.
-
-        A counter's place in the live file has the room that is left, and the highest limit under which it was given.
-        """
-        live = self._live
-        if live is None or live.lease[1] <= time.monotonic_ns():
-            return False
-
-        def work(live: Live) -> bool:
-            live = self._place(claims, live)
-            epoch, until, latest = live.lease
-            if until <= time.monotonic_ns() or expires_at > latest:
-                return False
-            moved: dict[int, tuple[int, int]] = {}
-            for slot, limit, amount in claims:
-                room, given_under = moved.get(slot.place) or live.read(slot.place)
-                if amount > room or limit is None or limit < given_under:
-                    return False
-                moved[slot.place] = (room - amount, given_under)
-            live.dirty = True
-            try:
-                self._write_framed(frame(body, lease_effects(hold_id, claims, epoch)))
-            except StoreUnavailableError:
-                live.dirty = False
-                raise
-            for place, (room, given_under) in moved.items():
-                live.write(place, room, given_under)
-            live.dirty = False
-            self._holds[hold_id] = expires_at
-            return True
-
-        return self._locked(work)
-
-    def _take_lease(
-        self, epoch: bytes, until: int, expires_at: int, claims: Sequence[SlotClaim], given: Sequence[int]
-    ) -> None:
-        """Add to what this host may give out. What was given to an epoch that is over goes back with its end."""
-
-        def work(live: Live) -> None:
-            live = self._place(claims, live)
-            now_epoch, before, latest = live.lease
-            if now_epoch != epoch:
-                return
-            live.dirty = True
-            for (slot, limit, _), amount in zip(claims, given, strict=True):
-                if amount:
-                    room, given_under = live.read(slot.place)
-                    live.write(slot.place, room + amount, max(given_under, limit or 0))
-            live.renew_lease(max(before, until), max(latest, expires_at + _LEASE_NS // 1000))
-            live.dirty = False
-
-        self._lessee = True
-        self._locked(work)
-
-    def _until_lapse(self) -> float | None:
-        """Seconds until this host has to give back what it leases; None when this process never leased."""
-        if not self._lessee:
-            return None
-        live = self._live
-        return 0.0 if live is None else max(0.0, (live.lease[1] - time.monotonic_ns()) / 1e9)
-
-    def _give_back_lapsed(self) -> None:
-        self.give_back(lapsed=True)
-        self._lessee = self._until_lapse() != 0
-
-    def give_back(self, *, lapsed: bool = False) -> None:
-        """Give back what is left of this host's leases.
-
-        An epoch ends when the live file is made anew: no hold is made from its leases any more. Then the tail is sent,
-        so that the server knows every one that was, and only then the rest is given back.
-
-        Args:
-            lapsed: Only those whose time is over.
-
-        Raises:
-            StoreError: the server cannot be asked; they lapse.
-        """
-        book = self._server
-        epochs = {bytes(row[0]) for row in book.fetch("SELECT epoch FROM lessees WHERE host = ?", (book.identity,))}
-        current: list[bytes] = []
-
-        def end(live: Live) -> None:
-            epoch, until, _ = live.lease
-            if epoch in epochs and (not lapsed or until <= time.monotonic_ns()):
-                live = self._remake()
-                epoch = live.lease[0]
-            current.append(epoch)
-
-        self._locked(end)
-        if over := epochs - set(current):
-            self.send()
-            book.fetch("SELECT return_leases(?, ?)", (book.identity, list(over)))
-
-    def _recall(self, stop: CapReachedError, deadline: float) -> bool:
-        """After a refusal: have leases come back that would make the claim fit; False when there are none."""
-        if not isinstance(stop, _LeasedError) or time.monotonic() > deadline:
-            return False
-        self.give_back()
-        key = stop.claim.key
-        if self._server.fetch("SELECT recall_leases(?, ?, ?)", parts(key))[0][0]:
-            time.sleep(0.02)
-        return True
-
-    def _stand(
-        self,
-        standing: Standing,  # noqa: ARG002 - see below
-        numbers: Sequence[int],  # noqa: ARG002
-        floor: int,  # noqa: ARG002
-        also: Collection[CounterKey],
-    ) -> dict[CounterKey, tuple[int, int]]:
-        """A live file that is made anew begins an epoch without leases; those of the one before go back."""
-        self._lessee = True
-        return dict.fromkeys(also, (0, 0))
-
     def release(self, hold_id: str, *, wait: bool | None = None) -> bool:
         """Free a hold without an entry; False when there is none."""
         if self._holds.pop(hold_id, 0) > self._now():
@@ -616,11 +444,6 @@ class ServerJournal(Writer):
         """
         self.send()
         return self._server.has_entry(entry_id, None)
-
-
-def lease_effects(hold_id: str, claims: Sequence[SlotClaim], epoch: bytes) -> bytes:
-    """What making a hold out of leases does."""
-    return claim_effects(quoted(hold_id), claims)[:-1] + b',"lease":"%b"}' % epoch.hex().encode()
 
 
 def _effects(
