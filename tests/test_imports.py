@@ -96,11 +96,9 @@ def test_no_module_reaches_itself():
 #: Names of several classes -> why each is right.
 SHARED_NAMES = {
     "AttributionMiddleware": "what Dramatiq calls its middleware, and what web frameworks call theirs",
-    "Folding": "the engines' kinds of one interface",
     "Meter": "the one with the verbs extends the one that a call needs",
     "Posting": "the accountant's word, in the ledger and in an export's journal; both are public",
     "Reading": "of a usage object; and of a customer's meter, which is public",
-    "Standing": "an interface, and SQLite's",
 }
 
 

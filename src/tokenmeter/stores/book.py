@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
-from operator import add
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -21,21 +21,15 @@ from tokenmeter.stores.fold import (
     AMOUNTS,
     FIRST,
     METER_AMOUNTS,
-    MICRO,
-    NANO,
     AccountFacts,
     Batch,
     Measured,
-    MeterLines,
-    add_lines,
     advance,
     measured,
-    split_lines,
 )
-from tokenmeter.stores.packed import PackedKind, Stretch
+from tokenmeter.stores.packed import PackedKind
 from tokenmeter.stores.packing import can_be_read, find_dense, find_incomplete, in_pages, keep, pages
-from tokenmeter.stores.sketch import LatencySums
-from tokenmeter.stores.slots import month_of, to_microseconds, week_of
+from tokenmeter.stores.slots import Stretch, to_microseconds
 from tokenmeter.stores.tail import frames, owner_of, remove_segment, segment_path, segments
 from tokenmeter.stores.trouble import Trouble
 from tokenmeter.stores.urls import unusable
@@ -64,6 +58,11 @@ SUM_COLUMNS = {
     "meter_sums": ", ".join((*_KEY, *METER_AMOUNTS)),
     "latency_sums": ", ".join((*_KEY[:3], *LATENCIES)),
 }
+
+
+_HAS_ENTRY = (
+    "SELECT 1 WHERE EXISTS (SELECT 1 FROM entries WHERE entry_id = ?) OR EXISTS (SELECT 1 FROM dedup WHERE key = ?)"
+)
 
 
 class ArchivedEntries(Protocol):
@@ -133,10 +132,6 @@ class FoldingBook(ABC):
         """Run `work` in one read transaction, which may take its time."""
 
     @abstractmethod
-    def fetch(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
-        """Rows of one statement."""
-
-    @abstractmethod
     def let_go(self, last: int, ids: Sequence[tuple[bytes, int, int]]) -> bool:
         """See `tokenmeter.stores.archive.archives.ArchiveBook`."""
 
@@ -171,6 +166,31 @@ class FoldingBook(ABC):
     @abstractmethod
     def keep_definition(self, connection: Any, kind: str, record: bytes, values: Mapping[str, Any]) -> str:
         """Keep a definition; one that is there stays as it is. Its digest."""
+
+    # -- looking something up
+
+    def ask(self, work: Callable[[Any], T]) -> T:
+        """Run `work`, which is a short look-up."""
+        return self.read(work)
+
+    def fetch(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+        """Rows of one statement."""
+        return self.ask(lambda connection: connection.execute(statement, values).fetchall())
+
+    def has_entry(self, entry_id: str, dedup_key: str | None) -> bool:
+        """See `tokenmeter.stores.effects.Book`."""
+        return self.ask(lambda connection: self.has(connection, entry_id, dedup_key))
+
+    def has(self, connection: Any, entry_id: str, dedup_key: str | None = None) -> bool:
+        """Whether an entry or its bill is in the ledger or its archive."""
+        if connection.execute(_HAS_ENTRY, (self.engine.identity(entry_id), dedup_key)).fetchone() is not None:
+            return True
+        return self.archives is not None and self.archives.has(connection, entry_id)
+
+    def hold(self, hold_id: str) -> Sequence[Sequence[Any]] | None:
+        """See `tokenmeter.stores.effects.Book`."""
+        rows = self.fetch("SELECT claims FROM holds WHERE hold_id = ?", (hold_id,))
+        return json.loads(rows[0][0]) if rows else None
 
     # -- packed sums
 
@@ -392,11 +412,12 @@ class Folding(ABC):
     """One transaction of the fold.
 
     Args:
-        book: Whose.
+        book: What it folds into.
         careful: Whether every entry is looked up before it is added: one of them may be there already.
         refuse: Why the record that comes first is put aside.
 
     Attributes:
+        book: See there.
         places: Segment -> how far it is folded when this is committed.
         left_out: Whether an entry that was there already would have moved counters.
         moved: What is to be told of a ledger that went elsewhere.
@@ -406,7 +427,7 @@ class Folding(ABC):
         self.places: dict[int, int] = {}
         self.left_out = False
         self.moved: str | None = None
-        self._book, self._careful, self._refuse = book, careful, refuse
+        self.book, self._careful, self._refuse = book, careful, refuse
         self._batch = Batch()
         self._rows: list[tuple[Any, ...]] = []
         self._ids: set[str] = set()
@@ -421,14 +442,6 @@ class Folding(ABC):
     @abstractmethod
     def begin(self, connection: Any) -> tuple[int, bytes, dict[int, int]]:
         """Number and hash of the last record, and the places that are reached."""
-
-    @abstractmethod
-    def has_bill(self, connection: Any, key: str) -> bool:
-        """Whether a dedup key is in the ledger."""
-
-    @abstractmethod
-    def has_entry(self, connection: Any, entry_id: str) -> bool:
-        """Whether an entry is in the ledger."""
 
     @abstractmethod
     def put_aside(self, connection: Any, place: tuple[int, int], reason: str, record: bytes, effects: bytes) -> None:
@@ -472,16 +485,16 @@ class Folding(ABC):
         self.left_out = False
         self._batch, self._rows, self._ids, self._dedup = Batch(), [], set(), {}
         self._archived, self._strangers = None, set()
-        self._meter_of = partial(self._book.meter, connection)
+        self._meter_of = partial(self.book.meter, connection)
         self._seq, self._hash, self.places = self.begin(connection)
 
     def _frames(self) -> Iterator[tuple[int, int, bytes, bytes]]:
-        path, numbers = self._book.path, segments(self._book.path)
+        path, numbers = self.book.path, segments(self.book.path)
         for gone in self.places.keys() - {*numbers, max(self.places, default=0)}:
             del self.places[gone]
         for number in numbers:
             segment = segment_path(path, number)
-            if owner_of(segment) not in {self._book.identity, None}:
+            if owner_of(segment) not in {self.book.identity, None}:
                 self.places[number] = segment.stat().st_size  # another ledger's: see `health`
                 continue
             for end, record, effects in frames(segment, self.places.get(number, 0)):
@@ -502,7 +515,7 @@ class Folding(ABC):
         kind = values.get("record")
         added = kind != "entry" or (self.wanted(connection, done) and self._add(connection, record, values))
         if kind in {"account", "rate", "name"}:
-            self._book.define(connection, kind, record, values)
+            self.book.define(connection, kind, record, values)
         if done:
             self.affect(done, record, values, counted=added)
             self.left_out |= not added and "post" in done
@@ -512,7 +525,7 @@ class Folding(ABC):
         self._batch.affect(effects, record, counted=counted)
 
     def _add(self, connection: Any, record: bytes, values: Mapping[str, Any]) -> bool:
-        book = self._book
+        book = self.book
         entry_id: str = values["id"]
         key: str | None = values.get("dedup_key")
         account = book.account(connection, values["account"])
@@ -531,81 +544,15 @@ class Folding(ABC):
         return True
 
     def _is_there(self, connection: Any, entry_id: str, key: str | None) -> bool:
-        if entry_id in self._ids or (key is not None and (key in self._dedup or self.has_bill(connection, key))):
+        if entry_id in self._ids or (key is not None and (key in self._dedup or _has_bill(connection, key))):
             return True
         if self._careful:
-            return self.has_entry(connection, entry_id)
-        archives = self._book.archives
+            return self.book.has(connection, entry_id)
+        archives = self.book.archives
         if self._archived is None:
             self._archived = archives is not None and archives.has_any(connection)
         return self._archived and archives is not None and archives.has(connection, entry_id, self._strangers)
 
 
-def sum_rows(batch: Batch) -> Iterator[tuple[str, Iterable[tuple[Any, ...]]]]:
-    """What a batch gathered as rows of the tables of sums: of hours, days, weeks and months; made as they are taken."""
-    days = _coarser(batch.sums, _day_of)
-    levels = ((0, batch.sums), (1, days), (2, _coarser(days, month_of)), (3, _coarser(days, week_of)))
-    yield (
-        "sums",
-        ((level, *place, *amounts) for level, sums in levels for place, amounts in sums.items()),
-    )
-    rare: dict[tuple[int, int, int, str], int] = {}
-    for (hour, account, meter), nano in batch.rare.items():
-        day = hour // 24
-        for level, slot in ((0, hour), (1, day), (2, month_of(day)), (3, week_of(day))):
-            key = (level, slot, account, meter)
-            rare[key] = rare.get(key, 0) + nano
-    yield "rare_sums", ((*key, *divmod(nano, NANO)) for key, nano in rare.items())
-    months: dict[tuple[int, int], MeterLines] = {}
-    taken: dict[tuple[int, int], LatencySums] = {}
-    for (day, account), lines in batch.meters.items():
-        month = (month_of(day), account)
-        months[month] = add_lines(months.get(month), lines)
-    for (day, account), some in batch.latencies.items():
-        taken.setdefault((month_of(day), account), LatencySums()).take(some)
-    yield (
-        "meter_sums",
-        (
-            (
-                *(level, *place, meter, count, unpriced, estimated, reasoning),
-                *(*divmod(nano, NANO), *divmod(first, MICRO), *divmod(second, MICRO), *divmod(third, MICRO)),
-            )
-            for level, groups in ((1, batch.meters), (2, months))
-            for place, lines in groups.items()
-            for meter, (count, unpriced, estimated, reasoning, nano, first, second, third) in split_lines(lines)
-        ),
-    )
-    yield (
-        "latency_sums",
-        (
-            (level, *place, *some.row())
-            for level, groups in ((1, batch.latencies), (2, taken))
-            for place, some in groups.items()
-        ),
-    )
-
-
-def stretches_of(batch: Batch) -> set[Stretch]:
-    """The stretches that a batch adds to the sums of."""
-    hours = {hour for hour, _ in batch.sums}
-    days = {hour // 24 for hour in hours}
-    found: set[Stretch] = {(0, hour) for hour in hours}
-    for level, slot_of in ((2, month_of), (3, week_of)):
-        found |= {(level, slot_of(day)) for day in days}
-    return found | {(1, day) for day in days}
-
-
-def _coarser(
-    sums: Mapping[tuple[int, int], Sequence[int]], slot_of: Callable[[int], int]
-) -> dict[tuple[int, int], Sequence[int]]:
-    """Sums by slot and account, added up to longer slots."""
-    found: dict[tuple[int, int], Sequence[int]] = {}
-    for (slot, account), amounts in sums.items():
-        place = (slot_of(slot), account)
-        known = found.get(place)
-        found[place] = amounts if known is None else tuple(map(add, known, amounts))
-    return found
-
-
-def _day_of(hour: int) -> int:
-    return hour // 24
+def _has_bill(connection: Any, key: str) -> bool:
+    return connection.execute("SELECT 1 FROM dedup WHERE key = ?", (key,)).fetchone() is not None

@@ -7,7 +7,7 @@ adds to which sum.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import ROUND_HALF_EVEN, Decimal
 from itertools import chain
@@ -20,7 +20,7 @@ from tokenmeter.ledger import CounterKey
 from tokenmeter.money import EXACT
 from tokenmeter.stores.record import costs_of
 from tokenmeter.stores.sketch import LatencySums
-from tokenmeter.stores.slots import HOUR
+from tokenmeter.stores.slots import HOUR, Stretch, month_of, week_of
 
 #: What the first record is linked to.
 FIRST = bytes(32)
@@ -308,3 +308,73 @@ class Batch:
                 key = CounterKey(budget, scope, start)
                 before, known_end = self.posts.get(key, (0, None))
                 self.posts[key] = (before + amount, known_end if end is None else end)
+
+
+def sum_rows(batch: Batch) -> Iterator[tuple[str, Iterable[tuple[Any, ...]]]]:
+    """What a batch gathered as rows of the tables of sums: of hours, days, weeks and months; made as they are taken."""
+    days = _coarser(batch.sums, _day_of)
+    levels = ((0, batch.sums), (1, days), (2, _coarser(days, month_of)), (3, _coarser(days, week_of)))
+    yield (
+        "sums",
+        ((level, *place, *amounts) for level, sums in levels for place, amounts in sums.items()),
+    )
+    rare: dict[tuple[int, int, int, str], int] = {}
+    for (hour, account, meter), nano in batch.rare.items():
+        day = hour // 24
+        for level, slot in ((0, hour), (1, day), (2, month_of(day)), (3, week_of(day))):
+            key = (level, slot, account, meter)
+            rare[key] = rare.get(key, 0) + nano
+    yield "rare_sums", ((*key, *divmod(nano, NANO)) for key, nano in rare.items())
+    months: dict[tuple[int, int], MeterLines] = {}
+    taken: dict[tuple[int, int], LatencySums] = {}
+    for (day, account), lines in batch.meters.items():
+        month = (month_of(day), account)
+        months[month] = add_lines(months.get(month), lines)
+    for (day, account), some in batch.latencies.items():
+        taken.setdefault((month_of(day), account), LatencySums()).take(some)
+    yield (
+        "meter_sums",
+        (
+            (
+                *(level, *place, meter, count, unpriced, estimated, reasoning),
+                *(*divmod(nano, NANO), *divmod(first, MICRO), *divmod(second, MICRO), *divmod(third, MICRO)),
+            )
+            for level, groups in ((1, batch.meters), (2, months))
+            for place, lines in groups.items()
+            for meter, (count, unpriced, estimated, reasoning, nano, first, second, third) in split_lines(lines)
+        ),
+    )
+    yield (
+        "latency_sums",
+        (
+            (level, *place, *some.row())
+            for level, groups in ((1, batch.latencies), (2, taken))
+            for place, some in groups.items()
+        ),
+    )
+
+
+def stretches_of(batch: Batch) -> set[Stretch]:
+    """The stretches that a batch adds to the sums of."""
+    hours = {hour for hour, _ in batch.sums}
+    days = {hour // 24 for hour in hours}
+    found: set[Stretch] = {(0, hour) for hour in hours}
+    for level, slot_of in ((2, month_of), (3, week_of)):
+        found |= {(level, slot_of(day)) for day in days}
+    return found | {(1, day) for day in days}
+
+
+def _coarser(
+    sums: Mapping[tuple[int, int], Sequence[int]], slot_of: Callable[[int], int]
+) -> dict[tuple[int, int], Sequence[int]]:
+    """Sums by slot and account, added up to longer slots."""
+    found: dict[tuple[int, int], Sequence[int]] = {}
+    for (slot, account), amounts in sums.items():
+        place = (slot_of(slot), account)
+        known = found.get(place)
+        found[place] = amounts if known is None else tuple(map(add, known, amounts))
+    return found
+
+
+def _day_of(hour: int) -> int:
+    return hour // 24

@@ -23,10 +23,10 @@ from tokenmeter.stores.engine import (
     check_dimensions,
     filter_of,
 )
-from tokenmeter.stores.packed import PackedKind, Stretch
+from tokenmeter.stores.packed import PackedKind
 from tokenmeter.stores.packing import Place
 from tokenmeter.stores.sketch import Latencies
-from tokenmeter.stores.slots import Level, Term, is_slot, slots, terms
+from tokenmeter.stores.slots import Level, Stretch, Term, is_slot, slots, terms
 
 #: So many stretches of entries are asked for one by one: nothing between them is read then.
 _FEW_TERMS = 4

@@ -16,13 +16,11 @@ from tokenmeter.stores.encoding import compact_json
 from tokenmeter.stores.engine import Rows
 from tokenmeter.stores.fold import AMOUNTS, METER_AMOUNTS
 from tokenmeter.stores.sketch import count_pairs, pairs
-from tokenmeter.stores.slots import Level
+from tokenmeter.stores.slots import Level, Stretch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-#: (level, slot): a stretch of time.
-Stretch = tuple[int, int]
 _SAME, _ZERO = b"=", b"0"
 #: Most rows whose numbers floating point adds up exactly: each is added as 32 bits at most.
 _MOST_ROWS = 1 << 21

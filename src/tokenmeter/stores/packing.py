@@ -18,8 +18,8 @@ from typing import Any
 
 from tokenmeter.stores.encoding import compact_json
 from tokenmeter.stores.engine import Engine, Rows
-from tokenmeter.stores.packed import PackedKind, PackedReader, Stretch, kinds_of, pack_stretch, read_body
-from tokenmeter.stores.slots import DAY, HOUR, Level, is_slot, start_of
+from tokenmeter.stores.packed import PackedKind, PackedReader, kinds_of, pack_stretch, read_body
+from tokenmeter.stores.slots import DAY, HOUR, Level, Stretch, is_slot, start_of
 
 #: Bucket of a report + 1, negative where it is to be taken away, level and slot.
 Place = tuple[int, int, int]

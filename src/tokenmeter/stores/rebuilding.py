@@ -17,9 +17,9 @@ from pydantic_core import from_json
 
 from tokenmeter.stores.archive.archives import ParquetArchives
 from tokenmeter.stores.base import SumsDifference
-from tokenmeter.stores.book import LATENCIES, SUM_COLUMNS, SUM_TABLES, sum_rows
+from tokenmeter.stores.book import LATENCIES, SUM_COLUMNS, SUM_TABLES
 from tokenmeter.stores.engine import ArchiveFilter, Rows
-from tokenmeter.stores.fold import AMOUNTS, METER_AMOUNTS, MICRO, NANO, AccountFacts, Batch, measured
+from tokenmeter.stores.fold import AMOUNTS, METER_AMOUNTS, MICRO, NANO, AccountFacts, Batch, measured, sum_rows
 from tokenmeter.stores.packing import differing, drop
 from tokenmeter.stores.reading import UNREADABLE
 from tokenmeter.stores.sketch import joined, unpacked

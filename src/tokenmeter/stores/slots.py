@@ -12,6 +12,8 @@ _SECOND = 1_000_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 HOUR = 3_600_000_000
 DAY = 24 * HOUR
+#: (level, slot): a stretch of time.
+Stretch = tuple[int, int]
 
 
 def to_microseconds(moment: datetime) -> int:

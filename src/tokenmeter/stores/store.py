@@ -21,12 +21,12 @@ from tokenmeter.stores.book import FoldingBook
 from tokenmeter.stores.documents import Document, DocumentQuery
 from tokenmeter.stores.engine import check_boundaries
 from tokenmeter.stores.grouping import Grouping
-from tokenmeter.stores.packed import PackedKind, Stretch
+from tokenmeter.stores.packed import PackedKind
 from tokenmeter.stores.packing import is_packed_at_once
 from tokenmeter.stores.reading import EntryReader
 from tokenmeter.stores.rebuilding import rebuild
 from tokenmeter.stores.record import decode_hold
-from tokenmeter.stores.slots import from_microseconds, to_microseconds
+from tokenmeter.stores.slots import Stretch, from_microseconds, to_microseconds
 from tokenmeter.stores.summing import Summing
 from tokenmeter.stores.tail import unfolded
 from tokenmeter.stores.timing import Timing
@@ -34,6 +34,8 @@ from tokenmeter.stores.timing import Timing
 B = TypeVar("B", bound=FoldingBook)
 T = TypeVar("T")
 
+#: Rows to a page.
+_PAGE = 500
 #: A record and its effects.
 Record = tuple[bytes, bytes]
 
@@ -103,6 +105,20 @@ class BookStore(ABC, Generic[B]):
             return found
 
         return self._book.read(work)
+
+    def _walk_counters(self, columns: str) -> Iterator[Sequence[Any]]:
+        """Rows of the table of counters (``c``), in key order, page by page; `columns` begin with the key."""
+        last: Sequence[Any] = ("", "", -(2**63))
+        while True:
+            rows = self._book.fetch(
+                f"SELECT {columns} FROM counters AS c WHERE (budget, scope, window_start) > (?, ?, ?) "  # noqa: S608 - words of our own
+                "ORDER BY budget, scope, window_start LIMIT ?",
+                (*last, _PAGE),
+            )
+            yield from rows
+            if len(rows) < _PAGE:
+                return
+            last = rows[-1][:3]
 
     def crossings(self, *, limit: int = 100) -> Sequence[Crossing]:
         """The thresholds that were crossed last, the last first."""

@@ -17,11 +17,11 @@ from pydantic_core import to_json
 from tokenmeter.errors import ConfigurationError, StoreBusyError, StoreError, StoreUnavailableError
 from tokenmeter.ledger import CounterKey, ThresholdCrossing
 from tokenmeter.stores.base import PolicyReader
-from tokenmeter.stores.book import ENTRY_COLUMNS, SUM_COLUMNS, Folding, FoldingBook, RepeatedError, sum_rows
+from tokenmeter.stores.book import ENTRY_COLUMNS, SUM_COLUMNS, Folding, FoldingBook, RepeatedError
 from tokenmeter.stores.documents import told_of_move
 from tokenmeter.stores.effects import Standing
 from tokenmeter.stores.encoding import digest_of
-from tokenmeter.stores.fold import Batch
+from tokenmeter.stores.fold import Batch, sum_rows
 from tokenmeter.stores.postgres.pool import Pool
 from tokenmeter.stores.postgres.sessions import ENGINE, ServerRows, explain, is_refusal, reason_of
 from tokenmeter.stores.tail import segment_path, segments
@@ -108,26 +108,13 @@ class PostgresBook(FoldingBook):
     def stand(self, work: Callable[[Standing], T]) -> T:
         """See `tokenmeter.stores.effects.Book`: nothing is counted here."""
         return work(
-            _Nothing({number: segment_path(self.path, number).stat().st_size for number in segments(self.path)})
+            _NothingStands({number: segment_path(self.path, number).stat().st_size for number in segments(self.path)})
         )
 
     def find_name(self, kind: str, value: str) -> str | None:
         """See `tokenmeter.stores.effects.Book`."""
         found = self.fetch("SELECT find_name(?, ?)", (kind, value))[0][0]
         return None if found is None else bytes(found).hex()
-
-    def has_entry(self, entry_id: str, dedup_key: str | None) -> bool:
-        """See `tokenmeter.stores.effects.Book`."""
-        return self.run(lambda rows: self.has(rows, entry_id, dedup_key))
-
-    def has(self, rows: ServerRows, entry_id: str, dedup_key: str | None = None) -> bool:
-        """Whether an entry or its bill is in the ledger or its archive."""
-        found = rows.execute(
-            "SELECT 1 WHERE EXISTS (SELECT 1 FROM entries WHERE entry_id = ?) "
-            "OR EXISTS (SELECT 1 FROM dedup WHERE key = ?)",
-            (entry_id, dedup_key),
-        ).fetchone()
-        return found is not None or (self.archives is not None and self.archives.has(rows, entry_id))
 
     def known(self, entry_ids: Sequence[str], dedup_keys: Sequence[str | None]) -> set[str]:
         """See `tokenmeter.stores.effects.Book`."""
@@ -145,11 +132,6 @@ class PostgresBook(FoldingBook):
             return found
 
         return self.run(work)
-
-    def hold(self, hold_id: str) -> Sequence[Sequence[Any]] | None:
-        """See `tokenmeter.stores.effects.Book`."""
-        rows = self.fetch("SELECT claims FROM holds WHERE hold_id = ?", (hold_id,))
-        return json.loads(rows[0][0]) if rows else None
 
     # -- for archives
 
@@ -237,9 +219,9 @@ class PostgresBook(FoldingBook):
         except psycopg.Error as error:
             raise explain(error, self.pool.address) from error
 
-    def fetch(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
-        """Rows of one statement."""
-        return self.run(lambda rows: rows.execute(statement, values).fetchall())
+    def ask(self, work: Callable[[ServerRows], T]) -> T:
+        """See `FoldingBook`."""
+        return self.run(work)
 
     def within(self, rows: ServerRows, count: Callable[[], T]) -> T:
         """Run `count`: what it reads of the ledger, it reads in the transaction of `rows`."""
@@ -317,9 +299,9 @@ class PostgresBook(FoldingBook):
         """How far a segment is folded, as far as this process knows."""
         return self._reached.get(segment, 0)
 
-    def folding(self, *, careful: bool, refuse: str | None = None) -> _Folding:
+    def folding(self, *, careful: bool, refuse: str | None = None) -> _FoldToServer:
         """See `FoldingBook`."""
-        return _Folding(self, careful=careful, refuse=refuse)
+        return _FoldToServer(self, careful=careful, refuse=refuse)
 
     def write_fold(self, folding: Folding, most: int) -> int:
         """See `FoldingBook`."""
@@ -343,7 +325,7 @@ class PostgresBook(FoldingBook):
                 raise OverflowError(reason_of(cause)) from cause
             raise
         self._waited = 0
-        if isinstance(folding, _Folding):
+        if isinstance(folding, _FoldToServer):
             self.settled.update(folding.reached)
             self.told.update((one.key, one.threshold) for one in folding.seen)
             self.late += folding.crossed
@@ -400,7 +382,7 @@ def _settings_as_outage() -> Generator[None]:
         raise StoreUnavailableError(str(error)) from error
 
 
-class _Nothing:
+class _NothingStands:
     """See `tokenmeter.stores.effects.Standing`."""
 
     def __init__(self, places: Mapping[int, int]) -> None:
@@ -413,7 +395,7 @@ class _Nothing:
         return {}
 
 
-class _Folding(Folding):
+class _FoldToServer(Folding):
     """See `Folding`.
 
     Here the effects of a frame say more: ``needed`` (the record is taken only while that hold is open), ``alert`` (the
@@ -444,20 +426,12 @@ class _Folding(Folding):
         self.seen: list[ThresholdCrossing] = []
         self.crossed: list[ThresholdCrossing] = []
         self._heard: dict[int, list[int]] = {}
-        head = connection.execute("SELECT begin_fold(?)", (self._book.identity,)).fetchall()[0][0]
+        head = connection.execute("SELECT begin_fold(?)", (self.book.identity,)).fetchall()[0][0]
         self.moved = told_of_move(head["moved"]) if head["moved"] else None
         self._folded: dict[int, int] = dict(head["places"])
-        path = self._book.path
+        path = self.book.path
         places = {number: 0 if 0 < _size(path, number) < end else end for number, end in self._folded.items()}
         return head["seq"], bytes.fromhex(head["hash"]), places
-
-    def has_bill(self, connection: ServerRows, key: str) -> bool:
-        """See `Folding`."""
-        return connection.execute("SELECT 1 FROM dedup WHERE key = ?", (key,)).fetchone() is not None
-
-    def has_entry(self, connection: ServerRows, entry_id: str) -> bool:
-        """See `Folding`."""
-        return self._server.has(connection, entry_id)
 
     def put_aside(
         self,
@@ -518,7 +492,7 @@ class _Folding(Folding):
         """See `Folding`."""
         batch: Batch = self._batch
         told: dict[str, Any] = {
-            "host": self._book.identity.hex(),
+            "host": self.book.identity.hex(),
             "seq": self._seq - len(self._rows),
             "known": list(self._folded.items()),
             "places": [item for item in self.places.items() if self._folded.get(item[0]) != item[1]],

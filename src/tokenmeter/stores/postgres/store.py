@@ -43,7 +43,6 @@ from tokenmeter.stores.store import BookStore, Record
 from tokenmeter.stores.tail import frames, segment_path, segments
 
 log = logging.getLogger("tokenmeter")
-_PAGE = 500
 T = TypeVar("T")
 
 
@@ -299,18 +298,8 @@ class PostgresStore(BookStore[PostgresBook]):
 
     def all_counters(self) -> Iterator[tuple[CounterKey, Counter]]:
         """Every counter, in key order, in short read transactions."""
-        self._fold()
-        last: tuple[Any, ...] = ("", "", -(2**63))
-        while True:
-            rows = self._fetch(
-                f"SELECT {_COUNTER} FROM counters AS c "  # noqa: S608 - our own words
-                "WHERE (budget, scope, window_start) > (?, ?, ?) ORDER BY budget, scope, window_start LIMIT ?",
-                (*last, _PAGE),
-            )
-            yield from map(_counter, rows)
-            if len(rows) < _PAGE:
-                return
-            last = rows[-1][:3]
+        self._look()
+        yield from map(_counter, self._walk_counters(_COUNTER))
 
     # -- documents
 

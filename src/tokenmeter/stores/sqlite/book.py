@@ -20,8 +20,6 @@ from tokenmeter.stores.book import (
     Folding,
     FoldingBook,
     RepeatedError,
-    stretches_of,
-    sum_rows,
 )
 from tokenmeter.stores.definitions import PERSONAL, Account
 from tokenmeter.stores.direct import Transaction
@@ -29,7 +27,7 @@ from tokenmeter.stores.documents import MOVED, told_of_move
 from tokenmeter.stores.effects import Standing
 from tokenmeter.stores.encoding import compact_json, digest_of
 from tokenmeter.stores.engine import Engine
-from tokenmeter.stores.fold import AMOUNTS, METER_AMOUNTS, identity_column
+from tokenmeter.stores.fold import AMOUNTS, METER_AMOUNTS, identity_column, stretches_of, sum_rows
 from tokenmeter.stores.sketch import joined
 from tokenmeter.stores.sqlite.database import Database, sqlite3
 from tokenmeter.stores.sqlite.schema import check_version, migrate, refuse_stranger
@@ -71,9 +69,6 @@ _ADD_LATENCIES = re.sub(  # sketches are no numbers
     _insert("latency_sums", LATENCIES, key=("level", "slot", "account")),
 )
 _FIELDS = Account._fields
-_HAS_ENTRY = (
-    "SELECT 1 WHERE EXISTS (SELECT 1 FROM entries WHERE entry_id = ?) OR EXISTS (SELECT 1 FROM dedup WHERE key = ?)"
-)
 _DEFINE_ACCOUNT = (
     f"INSERT INTO accounts (digest, body, {', '.join(_FIELDS)}) VALUES ({', '.join('?' * (len(_FIELDS) + 2))}) "  # noqa: S608 - names of our own
     f"ON CONFLICT (digest) DO UPDATE SET {', '.join(f'{n} = excluded.{n}' for n in ('body', *_FIELDS))} "
@@ -188,22 +183,12 @@ class SQLiteBook(FoldingBook):
 
     def stand(self, work: Callable[[Standing], T]) -> T:
         """See `tokenmeter.stores.effects.Book`."""
-        return self.database.read(lambda connection: work(_Standing(connection)))
+        return self.database.read(lambda connection: work(_StandingInFile(connection)))
 
     def find_name(self, kind: str, value: str) -> str | None:
         """See `tokenmeter.stores.effects.Book`."""
         rows = self.fetch("SELECT digest FROM names WHERE kind = ? AND value = ? ORDER BY id LIMIT 1", (kind, value))
         return rows[0][0].hex() if rows else None
-
-    def has_entry(self, entry_id: str, dedup_key: str | None) -> bool:
-        """See `tokenmeter.stores.effects.Book`."""
-        return self.database.read(lambda connection: self.has(connection, entry_id, dedup_key))
-
-    def has(self, connection: Connection, entry_id: str, dedup_key: str | None = None) -> bool:
-        """Whether an entry or its bill is in the ledger or its archive."""
-        if connection.execute(_HAS_ENTRY, (identity_column(entry_id), dedup_key)).fetchone():
-            return True
-        return self.archives is not None and self.archives.has(connection, entry_id)
 
     def known(self, entry_ids: Sequence[str], dedup_keys: Sequence[str | None]) -> set[str]:
         """See `tokenmeter.stores.effects.Book`."""
@@ -218,15 +203,6 @@ class SQLiteBook(FoldingBook):
             return found | _among(connection, "key", "dedup", keys)
 
         return self.database.read(work)
-
-    def hold(self, hold_id: str) -> Sequence[Sequence[Any]] | None:
-        """See `tokenmeter.stores.effects.Book`."""
-        rows = self.fetch("SELECT claims FROM holds WHERE hold_id = ?", (hold_id,))
-        return json.loads(rows[0][0]) if rows else None
-
-    def fetch(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
-        """Rows of one statement, in a read transaction of its own."""
-        return self.database.read(lambda connection: connection.execute(statement, values).fetchall())
 
     # -- for archives
 
@@ -274,7 +250,7 @@ class SQLiteBook(FoldingBook):
         """See `tokenmeter.stores.direct.DirectBook`."""
 
         def run(connection: Connection) -> T:
-            folding = _Folding(self, careful=True)
+            folding = _FoldToFile(self, careful=True)
             folding.start(connection)
             folding.refuse_moved()
             result = work(_Direct(connection, folding))
@@ -296,7 +272,7 @@ class SQLiteBook(FoldingBook):
 
     def folding(self, *, careful: bool, refuse: str | None = None) -> Folding:
         """See `FoldingBook`."""
-        return _Folding(self, careful=careful, refuse=refuse)
+        return _FoldToFile(self, careful=careful, refuse=refuse)
 
     def write_fold(self, folding: Folding, most: int) -> int:
         """See `FoldingBook`."""
@@ -393,7 +369,7 @@ def _told_of_move(connection: Connection) -> str | None:
     return None if row is None else told_of_move(row[0])
 
 
-class _Standing:
+class _StandingInFile:
     """See `tokenmeter.stores.effects.Standing`."""
 
     def __init__(self, connection: Connection) -> None:
@@ -425,7 +401,7 @@ class _Standing:
 class _Direct:
     """See `tokenmeter.stores.direct.Transaction`."""
 
-    def __init__(self, connection: Connection, folding: _Folding) -> None:
+    def __init__(self, connection: Connection, folding: _FoldToFile) -> None:
         self._connection, self._folding = connection, folding
         self._reserved: dict[CounterKey, int] | None = None
 
@@ -435,7 +411,7 @@ class _Direct:
     def counter(self, key: CounterKey) -> Counter:
         if self._reserved is None:
             self._reserved = {}
-            for rows in _Standing(self._connection).holds().values():
+            for rows in _StandingInFile(self._connection).holds().values():
                 for budget, scope, start, _, amount, _ in rows:
                     held = CounterKey(budget, scope, start)
                     self._reserved[held] = self._reserved.get(held, 0) + amount
@@ -453,26 +429,14 @@ class _Direct:
         return self._folding.book.has(self._connection, entry_id, dedup_key)
 
 
-class _Folding(Folding):
+class _FoldToFile(Folding):
     """See `Folding`."""
-
-    def __init__(self, book: SQLiteBook, *, careful: bool, refuse: str | None = None) -> None:
-        super().__init__(book, careful=careful, refuse=refuse)
-        self.book = book
 
     def begin(self, connection: Connection) -> tuple[int, bytes, dict[int, int]]:
         """See `Folding`."""
         self.moved = _told_of_move(connection)
         seq, digest = connection.execute("SELECT seq, hash FROM ledger").fetchone()
         return seq, digest, dict(connection.execute("SELECT segment, folded FROM places"))
-
-    def has_bill(self, connection: Connection, key: str) -> bool:
-        """See `Folding`."""
-        return connection.execute("SELECT 1 FROM dedup WHERE key = ?", (key,)).fetchone() is not None
-
-    def has_entry(self, connection: Connection, entry_id: str) -> bool:
-        """See `Folding`."""
-        return self.book.has(connection, entry_id)
 
     def put_aside(
         self, connection: Connection, place: tuple[int, int], reason: str, record: bytes, effects: bytes

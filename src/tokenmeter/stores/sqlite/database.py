@@ -22,7 +22,7 @@ from tokenmeter.paths import full_path
 from tokenmeter.stores.sqlite.opened import (
     FORK_PATIENCE,
     OpenFile,
-    Reading,
+    ReadUnderWay,
     ask_at_forks,
     explained,
     identity,
@@ -133,7 +133,7 @@ class Database:
             StoreUnavailableError: the file cannot be read.
         """
         self._check_process()
-        reading = Reading()
+        reading = ReadUnderWay()
         try:
             try:
                 reading.begin()

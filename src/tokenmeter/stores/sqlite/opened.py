@@ -32,7 +32,7 @@ else:  # one SQLite library per process: two would drop each other's locks
 __all__ = [
     "Forked",
     "OpenFile",
-    "Reading",
+    "ReadUnderWay",
     "ask_at_forks",
     "explained",
     "identity",
@@ -61,7 +61,7 @@ class Forked(Protocol):
         """Begin afresh."""
 
 
-class Reading:
+class ReadUnderWay:
     """One read that is under way: a fork by another thread waits for its end, and it waits for a fork's."""
 
     __slots__ = ("_thread",)
@@ -89,7 +89,7 @@ class Reading:
         return self._thread == thread
 
 
-_under_way: set[Reading] = set()
+_under_way: set[ReadUnderWay] = set()
 #: The thread that forks, if any.
 _forking: int | None = None
 _asked: weakref.WeakSet[Forked] = weakref.WeakSet()

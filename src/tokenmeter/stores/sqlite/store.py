@@ -47,7 +47,6 @@ if TYPE_CHECKING:
 
 #: What becomes of an entry that no budget is about.
 _RECORDED, _REPEATED = Settlement(recorded=True), Settlement(recorded=False)
-_PAGE = 500
 _MOST_TOLD = 50_000
 
 
@@ -275,24 +274,12 @@ class SQLiteStore(BookStore[SQLiteBook]):
             for budget, scope, start, _, amount, _ in json.loads(claims):
                 key = CounterKey(budget, scope, start)
                 reserved[key] = reserved.get(key, 0) + amount
-        known = heapq.merge(self._settled_counters(), ((key, None) for key in sorted(reserved)), key=lambda one: one[0])
+        rows = self._walk_counters("budget, scope, window_start, settled")
+        settled_of = ((CounterKey(*row[:3]), int(row[3])) for row in rows)
+        known = heapq.merge(settled_of, ((key, None) for key in sorted(reserved)), key=lambda one: one[0])
         for key, found in itertools.groupby(known, key=lambda one: one[0]):
             settled = next((amount for _, amount in found if amount is not None), 0)
             yield key, Counter(settled, reserved.get(key, 0))
-
-    def _settled_counters(self) -> Iterator[tuple[CounterKey, int | None]]:
-        last: tuple[Any, ...] = ("", "", -(2**63))
-        while True:
-            rows = self._book.fetch(
-                "SELECT budget, scope, window_start, settled FROM counters WHERE (budget, scope, window_start) > "
-                "(?, ?, ?) ORDER BY budget, scope, window_start LIMIT ?",
-                (*last, _PAGE),
-            )
-            for budget, scope, start, settled in rows:
-                yield CounterKey(budget, scope, start), int(settled)
-            if len(rows) < _PAGE:
-                return
-            last = rows[-1][:3]
 
     def _add_up(
         self,
