@@ -45,7 +45,7 @@ class Pricer:
     """
 
     def __init__(self, price_list: PriceList, terms: Terms | None = None) -> None:
-        self._book = _WorkedPrices(price_list, {}, {}, {})
+        self._worked = _WorkedPrices(price_list, {}, {}, {})
         given = terms or Terms()
         maps = {canonical_provider(provider): dict(names) for provider, names in given.model_maps.items()}
         units = {name if "://" in name else canonical_provider(name): unit for name, unit in given.cost_units.items()}
@@ -57,11 +57,11 @@ class Pricer:
     @property
     def price_list(self) -> PriceList:
         """The prices in use."""
-        return self._book.price_list
+        return self._worked.price_list
 
     def adopt(self, price_list: PriceList) -> None:
         """Rate by another list from now on. What is being rated now is rated by one of the two, as a whole."""
-        self._book = _WorkedPrices(price_list, {}, {}, {})
+        self._worked = _WorkedPrices(price_list, {}, {}, {})
 
     @property
     def price_list_hash(self) -> str:
@@ -70,16 +70,16 @@ class Pricer:
 
     def find(self, provider: str, model: str | None, region: str | None = None) -> ListedModel | None:
         """The listed model that `model` means at `provider`; the user's own names for models are resolved first."""
-        return self._find(self._book, provider, model, region)
+        return self._find(self._worked, provider, model, region)
 
-    def _find(self, book: _WorkedPrices, provider: str, model: str | None, region: str | None) -> ListedModel | None:
+    def _find(self, worked: _WorkedPrices, provider: str, model: str | None, region: str | None) -> ListedModel | None:
         key = (provider, model, region)
         try:
-            return book.models[key]
+            return worked.models[key]
         except KeyError:
-            _keep_small(book.models)
+            _keep_small(worked.models)
             mapped = self.terms.model(canonical_provider(provider), model) if model else None
-            found = book.models[key] = book.price_list.find(provider, mapped, region)
+            found = worked.models[key] = worked.price_list.find(provider, mapped, region)
             return found
 
     def rate(
@@ -107,11 +107,11 @@ class Pricer:
         if not observation.consumptions:
             return _UNKNOWN if "usage_unknown" in observation.flags else _NOTHING
         moment = at if at.tzinfo is UTC else at.astimezone(UTC)
-        book = self._book
+        worked = self._worked
         charges: list[Charge] = []
         flags: set[str] = set()
         for consumption in observation.consumptions:
-            listed = self._listed(book, provider, consumption)
+            listed = self._listed(worked, provider, consumption)
             models = (consumption.model, listed.model if listed else None)
             platform = self.terms.platform(
                 provider=provider, models=models, at=moment, api_key=api_key, attribution=attribution
@@ -124,12 +124,12 @@ class Pricer:
                 flags.add("unknown_model")
                 lines = list(unpriced_lines(consumption))
             else:
-                lines = self._lines(book, listed, consumption, flags, endpoint=endpoint, at=moment, platform=platform)
+                lines = self._lines(worked, listed, consumption, flags, endpoint=endpoint, at=moment, platform=platform)
             if supplied is not None:
                 compare(supplied, lines, flags)
             charges += lines
         estimated = "estimated" in observation.flags
-        rating = total(tuple(charges), flags, estimated=estimated, price_list_hash=book.price_list.hash)
+        rating = total(tuple(charges), flags, estimated=estimated, price_list_hash=worked.price_list.hash)
         # Of a bill with an unknown part the rest is known, and is not the bill.
         if "usage_unknown" in observation.flags:
             return replace(rating, cost_source="unpriced") if charges else _UNKNOWN
@@ -137,7 +137,7 @@ class Pricer:
 
     def _lines(
         self,
-        book: _WorkedPrices,
+        worked: _WorkedPrices,
         listed: ListedModel,
         consumption: Consumption,
         flags: set[str],
@@ -148,7 +148,7 @@ class Pricer:
     ) -> list[Charge]:
         """The charges of a group whose model is listed; remarks are added to `flags`."""
         sheet = self._sheet(
-            book,
+            worked,
             listed,
             (
                 consumption.service_tier,
@@ -166,11 +166,11 @@ class Pricer:
             flags.add("tier_ambiguous")
         return priced_lines(consumption, sheet, flags)
 
-    def _listed(self, book: _WorkedPrices, provider: str, consumption: Consumption) -> ListedModel | None:
+    def _listed(self, worked: _WorkedPrices, provider: str, consumption: Consumption) -> ListedModel | None:
         """Whose prices a group has: what no model did (a container) costs the same whichever asked for it."""
         if consumption.model is not None:
-            return self._find(book, provider, consumption.model, consumption.region)
-        tools = book.price_list.every_model(provider)
+            return self._find(worked, provider, consumption.model, consumption.region)
+        tools = worked.price_list.every_model(provider)
         sold = tools is not None and all(meter in tools.card for meter in consumption.usage.quantities)
         return tools if sold else None
 
@@ -196,15 +196,15 @@ class Pricer:
             api_key: Key used, for multipliers by key.
             attribution: On whose account, for multipliers by member, team, ...
         """
-        book = self._book
-        listed = self._find(book, provider, model, mode.region)
+        worked = self._worked
+        listed = self._find(worked, provider, model, mode.region)
         if listed is None:
             return None
         moment = at if at.tzinfo is UTC else at.astimezone(UTC)
         platform = self.terms.platform(
             provider=provider, models=(model, listed.model), at=moment, api_key=api_key, attribution=attribution
         )
-        return self._sheet(book, listed, mode, at=moment, prompt_tokens=prompt_tokens, platform=platform)
+        return self._sheet(worked, listed, mode, at=moment, prompt_tokens=prompt_tokens, platform=platform)
 
     def ceiling(
         self,
@@ -258,21 +258,21 @@ class Pricer:
         return Ceiling(input=billed[0], output=billed[1], known=False)
 
     def _highest(self, provider: str, at: datetime) -> tuple[Decimal | None, Decimal | None]:
-        rows = [row for row in self._standard(self._book, provider) if row.holds(at)]
-        rows = rows or [row for row in self._standard(self._book, "") if row.holds(at)]
+        rows = [row for row in self._standard(self._worked, provider) if row.holds(at)]
+        rows = rows or [row for row in self._standard(self._worked, "") if row.holds(at)]
         dearest = [
             max((row.per_unit for row in rows if row.sku_meter == meter), default=None) for meter in ("input", "output")
         ]
         return dearest[0], dearest[1]
 
-    def _standard(self, book: _WorkedPrices, provider: str) -> tuple[Price, ...]:
+    def _standard(self, worked: _WorkedPrices, provider: str) -> tuple[Price, ...]:
         """The standard token rates of a provider's models, of all providers for ``""``. Reads the whole list, once."""
-        found = book.standard.get(provider)
+        found = worked.standard.get(provider)
         if found is None:
-            _keep_small(book.standard)
-            found = book.standard[provider] = tuple(
+            _keep_small(worked.standard)
+            found = worked.standard[provider] = tuple(
                 row
-                for row in book.price_list.rows
+                for row in worked.price_list.rows
                 if row.provider == (provider or row.provider)
                 and row.sku_meter in {"input", "output"}
                 and not row.conditions.described()
@@ -281,7 +281,7 @@ class Pricer:
 
     def _sheet(
         self,
-        book: _WorkedPrices,
+        worked: _WorkedPrices,
         listed: ListedModel,
         mode: tuple[str | None, ...],
         *,
@@ -304,18 +304,18 @@ class Pricer:
             bisect_right(self._changes, at) if self._changes else 0,
             platform,
         )
-        sheet = book.sheets.get(key)
+        sheet = worked.sheets.get(key)
         if sheet is None:
-            _keep_small(book.sheets)
+            _keep_small(worked.sheets)
             ends = (card.changes_after(at), _next(self._changes, at))
-            sheet = book.sheets[key] = RateSheet(
+            sheet = worked.sheets[key] = RateSheet(
                 listed,
                 context=Circumstances(*mode).canonical(),
                 at=at,
                 prompt_tokens=prompt_tokens,
                 terms=self.terms,
                 platform=platform,
-                price_list_hash=book.price_list.hash,
+                price_list_hash=worked.price_list.hash,
                 until=min((end for end in ends if end is not None), default=None),
             )
         return sheet
