@@ -1,13 +1,21 @@
-"""How records show themselves to people: one short line as ``repr``, a small table in a notebook."""
+"""How figures, texts and records show themselves to people: rounded where that loses nothing they look for.
+
+Exact figures are in the exports.
+"""
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from html import escape
 
-from tokenmeter.money import EXACT, quantize
+from tokenmeter.money import EXACT, quantize, round_to
 
+_CENTS, _FEW_PLACES, _MOST_PLACES = 2, 4, 6
+_THOUSANDS = 1000
+#: Invisible, but part of how Persian, Indic scripts and emoji are spelled.
+_JOINERS = "\u200c\u200d"
 _CELL = "padding: .15em .8em; vertical-align: top"
 
 
@@ -41,6 +49,92 @@ def counted(number: int, one: str, many: str | None = None) -> str:
         many: The words after any other number; default ``one`` with an s.
     """
     return f"{number:,} {one if abs(number) == 1 else many or f'{one}s'}"
+
+
+def count(quantity: Decimal | int) -> str:
+    """A quantity with thousands separators: ``1,234,567``, ``12.5``."""
+    return f"{quantity:,}" if isinstance(quantity, int) else f"{round_to(quantity, 1):,f}"
+
+
+def compact(quantity: Decimal | int) -> str:
+    """A quantity in at most six characters: ``9,950``, ``12.3k``, ``1.5M``."""
+    number = Decimal(quantity)
+    if number.copy_abs() < 10_000:  # noqa: PLR2004 - five characters are as short as it gets
+        return count(quantity)
+    for size, letter in ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if number.copy_abs() >= size:
+            scaled = EXACT.divide(number, Decimal(size))
+            return f"{round_to(scaled, 1 if scaled.copy_abs() < 100 else 0):f}{letter}"  # noqa: PLR2004 - digits
+    return count(quantity)
+
+
+def share(part: Decimal | None) -> str:
+    """A part of a whole in percent; never rounded up to all or down to nothing."""
+    if part is None:
+        return "-"
+    percent = EXACT.multiply(part, Decimal(100))
+    if 0 < percent < 1:
+        return "<1%"
+    return ">99%" if 99 < percent < 100 else f"{round_to(percent, 0):f}%"  # noqa: PLR2004 - percent
+
+
+def money_places(amounts: Iterable[Decimal]) -> int:
+    """Decimals that show what amounts have below a cent: four, or six where four show nothing of it; two without any.
+
+    The one rule by which tables, pages and cards round dollars; of a column, so that its figures line up. The smallest
+    amount shows with two figures, none with zeros that say nothing, and from $1,000 on cents do.
+    """
+    known = list(amounts)
+    fine = [one.normalize(EXACT) for one in known if not _in_cents(one)]
+    if not fine or any(one.copy_abs() >= _THOUSANDS for one in known):
+        return _CENTS
+    least = _FEW_PLACES if any(not _in_cents(round_to(one, _FEW_PLACES)) for one in fine) else _MOST_PLACES
+    smallest = max(1 - one.adjusted() for one in fine)
+    written = max(-int(one.as_tuple().exponent) for one in fine)
+    return min(max(least, smallest), written, _MOST_PLACES)
+
+
+def _in_cents(value: Decimal) -> bool:
+    return value == round_to(value, _CENTS)
+
+
+def amount(value: Decimal, places: int) -> str:
+    """Dollars rounded to `places` decimals: ``$1,234.50``; what would round to nothing shows as ``<$0.000001``."""
+    shown = round_to(value, places)
+    if value and not shown:
+        least = f"<${Decimal(f'1E-{places}'):f}"
+        return least if value > 0 else f"-{least}"
+    return f"-${shown.copy_negate():,f}" if shown < 0 else f"${shown:,f}"
+
+
+def unit_amount(value: Decimal, unit: str) -> str:
+    """An amount in a budget's unit, in full where rounding would leave nothing of it; an infinite one is no cap."""
+    if not value.is_finite():
+        return "no cap"
+    if unit == "usd":
+        places = money_places([value])
+        return dollars(value) if value and not round_to(value, places) else amount(value, places)
+    return f"{round_to(value, 0):,f} {unit_word(value, unit)}"
+
+
+def visible(text: str) -> str:
+    """`text` without characters that would move the cursor, colour the terminal or reverse the writing."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() or letter in _JOINERS else "?" for letter in text)
+
+
+def text_width(text: str) -> int:
+    """Terminal cells of `text`: East Asian wide characters take two, combining marks none."""
+    if text.isascii():
+        return len(text)
+    return sum(_letter_width(letter) for letter in text)
+
+
+def _letter_width(letter: str) -> int:
+    if unicodedata.combining(letter) or letter in _JOINERS:
+        return 0
+    return 2 if unicodedata.east_asian_width(letter) in "WF" else 1
 
 
 def facts_html(

@@ -19,10 +19,10 @@ from tokenmeter.budgets.status import check_scope
 from tokenmeter.cli.frame import HEADINGS, Exit, Frame, app, command, emit, out, progress_out, show_table
 from tokenmeter.cli.options import TzOption
 from tokenmeter.config import load_settings
+from tokenmeter.display import unit_amount, visible
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import add, divide, magnitude, multiply, round_to
 from tokenmeter.periods import zone
-from tokenmeter.reports.table import unit_amount, visible
 from tokenmeter.texts import acting
 
 _NEARLY = Decimal("0.8")

@@ -17,7 +17,7 @@ import tokenmeter
 from tokenmeter.cli.configuration import unset_keys
 from tokenmeter.cli.frame import Exit, Frame, app, command, emit, out, show_progress, show_table
 from tokenmeter.cli.options import SelectionOptions
-from tokenmeter.display import counted
+from tokenmeter.display import counted, visible
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Entry, utcnow
 from tokenmeter.meter import Meter
@@ -26,7 +26,6 @@ from tokenmeter.paths import expand
 from tokenmeter.pricing import updating
 from tokenmeter.pricing.edition import installed_digest
 from tokenmeter.reports.query import BEGINNING, closed
-from tokenmeter.reports.table import visible
 from tokenmeter.settings import Settings
 from tokenmeter.stores import default_path
 from tokenmeter.stores.base import Fault, Verification

@@ -17,10 +17,10 @@ import typer
 import tokenmeter
 from tokenmeter.cli.frame import HEADINGS, Frame, app, command, emit, out, show_table
 from tokenmeter.config import load_settings
+from tokenmeter.display import visible
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.processes import lock_file
 from tokenmeter.reports.query import parse_conditions
-from tokenmeter.reports.table import visible
 from tokenmeter.serving.access import EVERYTHING, RIGHTS, AccessScope, Token, make_token
 from tokenmeter.serving.lens import look_through
 

@@ -16,11 +16,10 @@ from tokenmeter import erasing
 from tokenmeter.cli.frame import Exit, Frame, command, emit, out, progress_out, show_progress, show_table
 from tokenmeter.cli.frame import app as main
 from tokenmeter.dimensions import WHO
-from tokenmeter.display import counted, number_text
+from tokenmeter.display import counted, number_text, visible
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import to_dollars
 from tokenmeter.reports.database import open_database
-from tokenmeter.reports.table import visible
 from tokenmeter.stores.base import SumsDifference
 from tokenmeter.stores.sqlite.database import sqlite3
 

@@ -15,7 +15,7 @@ from tokenmeter.attribution import Attribution
 from tokenmeter.cli.frame import Exit, Frame, app, command, out, progress_out
 from tokenmeter.cli.options import parse_pairs
 from tokenmeter.dimensions import WhoArguments
-from tokenmeter.display import dollars
+from tokenmeter.display import count, dollars, visible
 from tokenmeter.errors import ConfigurationError, StoreUnavailableError, reason_of
 from tokenmeter.importing import SOURCES, ImportOutcome, import_usage
 from tokenmeter.ledger import Entry, utcnow
@@ -24,7 +24,6 @@ from tokenmeter.periods import parse_instant
 from tokenmeter.providers import to_wire
 from tokenmeter.reports.export import Origin, write
 from tokenmeter.reports.fields import entry_fields
-from tokenmeter.reports.table import count, visible
 from tokenmeter.tables import DecimalMark
 
 _STDIN = Path("-")

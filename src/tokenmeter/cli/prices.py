@@ -18,6 +18,7 @@ from tokenmeter.cli.frame import Exit, Frame, command, emit, out, show_table
 from tokenmeter.cli.frame import app as root
 from tokenmeter.cli.options import TzOption
 from tokenmeter.default import make_pricer
+from tokenmeter.display import visible
 from tokenmeter.errors import ConfigurationError, reason_of
 from tokenmeter.ledger import utcnow
 from tokenmeter.money import ZERO, add, round_to
@@ -26,7 +27,6 @@ from tokenmeter.periods import parse_instant
 from tokenmeter.prices import Estimate
 from tokenmeter.prices import estimate as estimated
 from tokenmeter.pricing import Price, PriceList, Pricer, updating
-from tokenmeter.reports.table import visible
 
 app = typer.Typer(help="The price list in force: your own rows over the shipped ones.", no_args_is_help=True)
 

@@ -19,14 +19,13 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from tokenmeter.cli.frame import Frame, app, command, emit, out, progress_out, show_table, table_width
 from tokenmeter.cli.options import OverwriteOption, SelectionOptions, SplitOptions, TzOption, Where
-from tokenmeter.display import counted
+from tokenmeter.display import amount, count, counted, visible
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Entry, utcnow
 from tokenmeter.periods import zone
 from tokenmeter.reports import Manifest, Query, export_charges, export_entries, export_focus, read_entries, read_report
 from tokenmeter.reports.export import Origin, write
 from tokenmeter.reports.fields import entry_fields
-from tokenmeter.reports.table import amount, count, visible
 from tokenmeter.reports.writers import EXPORT_FORMATS, is_stream
 from tokenmeter.stores.base import Store
 

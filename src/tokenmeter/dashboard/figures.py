@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from datetime import datetime
 from decimal import Decimal
 
+from tokenmeter import display
+from tokenmeter.display import amount, compact, count, money_places, unit_amount, visible
 from tokenmeter.money import ONE, add, magnitude, money_text, ratio, round_to, subtract
 from tokenmeter.periods import zone
-from tokenmeter.reports import table
-from tokenmeter.reports.table import amount, compact, count, money_places, unit_amount, visible
 from tokenmeter.usage import Quantity
 
 __all__ = [
@@ -78,7 +78,7 @@ def number(quantity: Quantity) -> str:
 
 def share(part: Decimal | None) -> str:
     """A part of a whole in percent."""
-    return NO_FIGURE if part is None else table.share(part)
+    return NO_FIGURE if part is None else display.share(part)
 
 
 def change(now: Decimal | int, before: Decimal | int) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shutil
 import textwrap
-import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -15,8 +14,17 @@ from html import escape
 from itertools import zip_longest
 
 from tokenmeter.dimensions import TOKEN_METERS, unit_of
-from tokenmeter.display import counted, dollars, unit_word
-from tokenmeter.money import EXACT, PICODOLLAR, round_to
+from tokenmeter.display import (
+    amount,
+    compact,
+    count,
+    counted,
+    money_places,
+    share,
+    text_width,
+    visible,
+)
+from tokenmeter.money import EXACT, PICODOLLAR
 from tokenmeter.periods import Period, zone
 from tokenmeter.reports.query import BEGINNING, END, Row, Sheet
 from tokenmeter.stores.engine import asked
@@ -24,10 +32,6 @@ from tokenmeter.usage import Quantity
 
 _GAP = "  "
 _ELLIPSIS = "…"
-#: Invisible, but part of how Persian, Indic scripts and emoji are spelled.
-_JOINERS = "\u200c\u200d"
-_CENTS, _FEW_PLACES, _MOST_PLACES = 2, 4, 6
-_THOUSANDS = 1000
 #: Lines that one text is folded into at most.
 _MOST_LINES = 6
 
@@ -61,7 +65,7 @@ class Column:
     @property
     def width(self) -> int:
         """Terminal cells of its widest line."""
-        widest = max(_width(cell) for cell in (self.head, *self.cells))
+        widest = max(text_width(cell) for cell in (self.head, *self.cells))
         return widest if self.most is None else min(widest, self.most)
 
 
@@ -137,112 +141,23 @@ def _lines(cells: Sequence[str], columns: Sequence[Column]) -> list[str]:
 def _line(cells: Sequence[str], columns: Sequence[Column]) -> str:
     parts: list[str] = []
     for cell, column in zip(cells, columns, strict=True):
-        padding = " " * (column.width - _width(cell))
+        padding = " " * (column.width - text_width(cell))
         parts.append("" if not parts or column.glued else _GAP)
         parts.append(padding + cell if column.right else cell + padding)
     return "".join(parts).rstrip()
-
-
-def _width(text: str) -> int:
-    """Terminal cells of `text`: East Asian wide characters take two, combining marks none."""
-    if text.isascii():
-        return len(text)
-    return sum(_cells(letter) for letter in text)
-
-
-def _cells(letter: str) -> int:
-    if unicodedata.combining(letter) or letter in _JOINERS:
-        return 0
-    return 2 if unicodedata.east_asian_width(letter) in "WF" else 1
 
 
 def _folded(text: str, size: int) -> list[str]:
     """`text` in lines of at most `size` cells; of a very long one the beginning."""
     lines = [""]
     for letter in text:
-        if _width(lines[-1] + letter) > size and lines[-1]:
+        if text_width(lines[-1] + letter) > size and lines[-1]:
             if len(lines) == _MOST_LINES:
                 lines[-1] = lines[-1][:-1] + _ELLIPSIS
                 break
             lines.append("")
         lines[-1] += letter
     return lines
-
-
-def visible(text: str) -> str:
-    """`text` without characters that would move the cursor, colour the terminal or reverse the writing."""
-    if text.isprintable():
-        return text
-    return "".join(letter if letter.isprintable() or letter in _JOINERS else "?" for letter in text)
-
-
-# -- figures
-
-
-def count(quantity: Quantity) -> str:
-    """A quantity with thousands separators: ``1,234,567``, ``12.5``."""
-    return f"{quantity:,}" if isinstance(quantity, int) else f"{round_to(quantity, 1):,f}"
-
-
-def compact(quantity: Quantity) -> str:
-    """A quantity in at most six characters: ``9,950``, ``12.3k``, ``1.5M``."""
-    number = Decimal(quantity)
-    if number.copy_abs() < 10_000:  # noqa: PLR2004 - five characters are as short as it gets
-        return count(quantity)
-    for size, letter in ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k")):
-        if number.copy_abs() >= size:
-            scaled = EXACT.divide(number, Decimal(size))
-            return f"{round_to(scaled, 1 if scaled.copy_abs() < 100 else 0):f}{letter}"  # noqa: PLR2004 - digits
-    return count(quantity)
-
-
-def share(part: Decimal | None) -> str:
-    """A part of a whole in percent; never rounded up to all or down to nothing."""
-    if part is None:
-        return "-"
-    percent = EXACT.multiply(part, Decimal(100))
-    if 0 < percent < 1:
-        return "<1%"
-    return ">99%" if 99 < percent < 100 else f"{round_to(percent, 0):f}%"  # noqa: PLR2004 - percent
-
-
-def money_places(amounts: Iterable[Decimal]) -> int:
-    """Decimals that show what amounts have below a cent: four, or six where four show nothing of it; two without any.
-
-    The one rule by which tables, pages and cards round dollars; of a column, so that its figures line up. The smallest
-    amount shows with two figures, none with zeros that say nothing, and from $1,000 on cents do.
-    """
-    known = list(amounts)
-    fine = [one.normalize(EXACT) for one in known if not _in_cents(one)]
-    if not fine or any(one.copy_abs() >= _THOUSANDS for one in known):
-        return _CENTS
-    least = _FEW_PLACES if any(not _in_cents(round_to(one, _FEW_PLACES)) for one in fine) else _MOST_PLACES
-    smallest = max(1 - one.adjusted() for one in fine)
-    written = max(-int(one.as_tuple().exponent) for one in fine)
-    return min(max(least, smallest), written, _MOST_PLACES)
-
-
-def _in_cents(value: Decimal) -> bool:
-    return value == round_to(value, _CENTS)
-
-
-def amount(value: Decimal, places: int) -> str:
-    """Dollars rounded to `places` decimals: ``$1,234.50``; what would round to nothing shows as ``<$0.000001``."""
-    shown = round_to(value, places)
-    if value and not shown:
-        least = f"<${Decimal(f'1E-{places}'):f}"
-        return least if value > 0 else f"-{least}"
-    return f"-${shown.copy_negate():,f}" if shown < 0 else f"${shown:,f}"
-
-
-def unit_amount(value: Decimal, unit: str) -> str:
-    """An amount in a budget's unit, in full where rounding would leave nothing of it; an infinite one is no cap."""
-    if not value.is_finite():
-        return "no cap"
-    if unit == "usd":
-        places = money_places([value])
-        return dollars(value) if value and not round_to(value, places) else amount(value, places)
-    return f"{round_to(value, 0):,f} {unit_word(value, unit)}"
 
 
 MAX_ROWS = 100

@@ -5,9 +5,9 @@ from decimal import Decimal
 
 import pytest
 
+from tokenmeter.display import amount, compact, money_places, share
 from tokenmeter.ledger import Entry
 from tokenmeter.reports import Query, read_report
-from tokenmeter.reports.table import amount, compact, money_places, share
 from tokenmeter.stores.base import Store
 
 
