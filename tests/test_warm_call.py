@@ -72,7 +72,8 @@ def test_a_warm_call_walks_through_few_files_and_functions(kind, tmp_path, recor
                 call()
             while caps and not store.journal._all_there():
                 call()
-            files, functions = entered(call)
+            # Now and then a call does more: it looks whether another process changed a budget.
+            files, functions = min((entered(call) for _ in range(5)), key=lambda seen: seen[0].total())
         close()
     meter.close()
     record_property("files", len(files))
