@@ -1,8 +1,9 @@
 """What metering adds to a call: the plain SDK and ours in one process, call by call in turn.
 
 Prints the median CPU time of the calling thread, with every entry written durably to SQLite, without caps and under one
-and three, and what importing and a first call cost. The provider answers from memory, so nothing but the client's own
-work is timed; since each of our calls comes right after one of the plain SDK's, its caches are as cold as in a program.
+and three, and what importing costs. The provider answers from memory, so nothing but the client's own work is timed;
+since each of our calls comes right after one of the plain SDK's, its caches are as cold as in a program. A stream is
+timed in three parts: until its first chunk is there, for each chunk after it, and at its end.
 
     python benchmarks/overhead.py [--calls 400] [--streams 30]
 """
@@ -12,13 +13,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import itertools
 import json
-import statistics
+import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from functools import partial
+from operator import sub
+from statistics import median
 from typing import Any
 
 import anthropic
@@ -29,6 +34,8 @@ import tokenmeter.anthropic
 import tokenmeter.openai
 
 CHUNKS = 200
+#: The events of a stream, by number, after which a part of it ends: the first, and the last but what says the end.
+PART_ENDS = (0, CHUNKS - 1)
 QUESTION = "Summarise the following paragraph in one sentence. " * 8
 CHAT = {"model": "gpt-5-mini", "messages": [{"role": "user", "content": QUESTION}]}
 MESSAGE = {"model": "claude-sonnet-5", "max_tokens": 256, "messages": [{"role": "user", "content": QUESTION}]}
@@ -61,6 +68,13 @@ RESPONSE = {
         "total_tokens": 93,
     },
 }
+TEXT_DELTA = {
+    "type": "response.output_text.delta",
+    "item_id": "msg_1",
+    "output_index": 0,
+    "content_index": 0,
+    "logprobs": [],
+}
 ANTHROPIC_MESSAGE = {
     "id": "msg_1",
     "type": "message",
@@ -71,6 +85,9 @@ ANTHROPIC_MESSAGE = {
     "stop_sequence": None,
     "usage": {"input_tokens": 90, "output_tokens": 3},
 }
+
+
+ANSWERS = {"completions": COMPLETION, "messages": ANTHROPIC_MESSAGE, "responses": RESPONSE}
 
 
 #: What a provider sends beside its answer, more or less.
@@ -85,18 +102,41 @@ HEADERS = {
 }
 
 
+def _event(body: dict[str, Any]) -> bytes:
+    name = f"event: {body['type']}\n".encode() if "type" in body else b""
+    return name + b"data: " + json.dumps(body).encode() + b"\n\n"
+
+
 def _chunk(delta: dict[str, Any], **fields: Any) -> bytes:
     choices = [{"index": 0, "delta": delta, "finish_reason": fields.pop("finish_reason", None)}]
-    body = {**COMPLETION, "object": "chat.completion.chunk", "choices": choices, "usage": None, **fields}
-    return b"data: " + json.dumps(body).encode() + b"\n\n"
+    return _event({**COMPLETION, "object": "chat.completion.chunk", "choices": choices, "usage": None, **fields})
 
 
-STREAM = (
-    *(_chunk({"content": "word "}) for _ in range(CHUNKS)),
-    _chunk({}, finish_reason="stop"),
-    _chunk({}, choices=[], usage=COMPLETION["usage"]),
-    b"data: [DONE]\n\n",
-)
+#: By the end of the path: one event for each piece of text, and what comes after the last one.
+STREAMS = {
+    "completions": (
+        *(_chunk({"content": "word "}) for _ in range(CHUNKS)),
+        _chunk({}, finish_reason="stop"),
+        _chunk({}, choices=[], usage=COMPLETION["usage"]),
+        b"data: [DONE]\n\n",
+    ),
+    "messages": (
+        _event({"type": "message_start", "message": {**ANTHROPIC_MESSAGE, "content": [], "stop_reason": None}}),
+        _event({"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}),
+        *(
+            _event({"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "word "}})
+            for _ in range(CHUNKS)
+        ),
+        _event({"type": "content_block_stop", "index": 0}),
+        _event({"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": ANTHROPIC_MESSAGE["usage"]}),
+        _event({"type": "message_stop"}),
+    ),
+    "responses": (
+        _event({"type": "response.created", "sequence_number": 0, "response": {**RESPONSE, "usage": None}}),
+        *(_event({**TEXT_DELTA, "sequence_number": number, "delta": "word "}) for number in range(1, CHUNKS + 1)),
+        _event({"type": "response.completed", "sequence_number": CHUNKS + 1, "response": RESPONSE}),
+    ),
+}
 
 
 def _flavour(sdk: Any) -> Any:
@@ -106,19 +146,23 @@ def _flavour(sdk: Any) -> Any:
 
 def _transport(httpx: Any) -> Any:
     class Pieces(httpx.SyncByteStream, httpx.AsyncByteStream):
+        def __init__(self, pieces: tuple[bytes, ...]) -> None:
+            self.pieces = pieces
+
         def __iter__(self) -> Any:
-            yield from STREAM
+            yield from self.pieces
 
         async def __aiter__(self) -> Any:
-            for piece in STREAM:
+            for piece in self.pieces:
                 yield piece
 
     def answer(request: Any) -> Any:
+        kind = request.url.path.rpartition("/")[2]
         if b'"stream":true' in request.content or b'"stream": true' in request.content:
-            return httpx.Response(200, headers={**HEADERS, "content-type": "text/event-stream"}, stream=Pieces())
-        path = request.url.path
-        whole = RESPONSE if path.endswith("responses") else COMPLETION
-        return httpx.Response(200, headers=HEADERS, json=ANTHROPIC_MESSAGE if path.endswith("messages") else whole)
+            return httpx.Response(
+                200, headers={**HEADERS, "content-type": "text/event-stream"}, stream=Pieces(STREAMS[kind])
+            )
+        return httpx.Response(200, headers=HEADERS, json=ANSWERS[kind])
 
     return httpx.MockTransport(answer)
 
@@ -129,69 +173,132 @@ def _client(sdk: Any, module: Any, name: str) -> Any:
     return getattr(module, name)(api_key="sk-test-0123456789", http_client=http)
 
 
-def compare(plain: Callable[[], Any], ours: Callable[[], Any], *, calls: int) -> tuple[float, float]:
-    """Median CPU microseconds of a plain call, and of what each of ours took above the one beside it."""
+def compare(plain: Call, ours: Call, *, calls: int) -> list[tuple[float, float]]:
+    """Of each part of a call: median CPU microseconds of the plain one, and of what ours took above that beside it."""
     loop = asyncio.new_event_loop()
+    marks: list[int] = []
 
-    async def timed(call: Callable[[], Awaitable[Any]]) -> int:
-        begun = time.thread_time_ns()
-        await call()
-        return time.thread_time_ns() - begun
+    def mark() -> None:
+        marks.append(time.thread_time_ns())
 
-    def once(call: Callable[[], Any]) -> int:
+    async def timed(call: Call) -> None:
+        mark()
+        await call(mark)
+        mark()
+
+    def once(call: Call) -> list[int]:
+        marks.clear()
         if asyncio.iscoroutinefunction(call):
-            return loop.run_until_complete(timed(call))
-        begun = time.thread_time_ns()
-        call()
-        return time.thread_time_ns() - begun
+            loop.run_until_complete(timed(call))
+        else:
+            mark()
+            call(mark)
+            mark()
+        return [after - before for before, after in itertools.pairwise(marks)]
 
     for _ in range(max(calls // 10, 3)):
         once(plain), once(ours)
     gc.collect()
     gc.freeze()
-    took: dict[Callable[[], Any], list[int]] = {plain: [], ours: []}
+    took: dict[Call, list[list[int]]] = {plain: [], ours: []}
     for turn in range(calls):
         for call in (plain, ours) if turn % 2 else (ours, plain):
             took[call].append(once(call))
     loop.run_until_complete(loop.shutdown_asyncgens())
     loop.close()
-    added = [metered - alone for alone, metered in zip(took[plain], took[ours], strict=True)]
-    return statistics.median(took[plain]) / 1000, statistics.median(added) / 1000
+    alone, metered = zip(*took[plain], strict=True), zip(*took[ours], strict=True)
+    return [
+        (median(first) / 1000, median(map(sub, second, first)) / 1000)
+        for first, second in zip(alone, metered, strict=True)
+    ]
 
 
-def _calls(client: Any, *, streamed: bool, responses: bool = False) -> Callable[[], Any]:
-    resource, body = (client.chat.completions, CHAT) if hasattr(client, "chat") else (client.messages, MESSAGE)
-    if responses:
-        resource, body = client.responses, RESPONSE_REQUEST
-    if not hasattr(client, "__aenter__"):
-        return lambda: list(resource.create(**body, stream=True)) if streamed else resource.create(**body)
+#: Makes one call, and marks the borders of its parts.
+Call = Callable[[Callable[[], None]], Any]
 
-    async def call() -> None:
-        if streamed:
-            async for _chunk in await resource.create(**body, stream=True):
-                pass
-        else:
-            await resource.create(**body)
 
-    return call
+def _create(client: Any, kind: str) -> Callable[..., Any]:
+    if kind == "chat":
+        return partial(client.chat.completions.create, **CHAT)
+    if kind == "messages":
+        return partial(client.messages.create, **MESSAGE)
+    return partial(client.responses.create, **RESPONSE_REQUEST)
+
+
+def _call(client: Any, kind: str) -> Call:
+    create = _create(client, kind)
+
+    def ask(_mark: Callable[[], None]) -> None:
+        create()
+
+    async def ask_async(_mark: Callable[[], None]) -> None:
+        await create()
+
+    return ask_async if hasattr(client, "__aenter__") else ask
+
+
+def _stream(client: Any, kind: str) -> Call:
+    create = _create(client, kind)
+
+    def listen(mark: Callable[[], None]) -> None:
+        for number, _event in enumerate(create(stream=True)):
+            if number in PART_ENDS:
+                mark()
+
+    async def listen_async(mark: Callable[[], None]) -> None:
+        number = 0
+        async for _event in await create(stream=True):
+            if number in PART_ENDS:
+                mark()
+            number += 1
+
+    return listen_async if hasattr(client, "__aenter__") else listen
+
+
+def _run(script: str) -> float:
+    """What `script` prints, in a fresh interpreter: milliseconds of CPU; the best of five.
+
+    The first of them may compile what it imports, which is kept for those after it.
+    """
+    keeping = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    run = partial(subprocess.run, [sys.executable, "-c", script], check=True, capture_output=True, env=keeping)
+    return min(float(run().stdout) for _ in range(5)) * 1000
 
 
 def _import_time(statement: str, before: str = "") -> float:
-    """Milliseconds of CPU that `statement` takes in a fresh interpreter, after `before`; the best of five."""
-    script = f"{before}\nimport time\nt = time.process_time()\n{statement}\nprint(time.process_time() - t)"
-    runs = [subprocess.run([sys.executable, "-c", script], check=True, capture_output=True) for _ in range(5)]  # noqa: S603
-    return min(float(run.stdout) for run in runs) * 1000
+    return _run(f"{before}\nimport time\nt = time.process_time()\n{statement}\nprint(time.process_time() - t)")
+
+
+#: From the start of a process until its first call is done; the answer is the same as above.
+FIRST_CALL = """
+import json, time, httpx2 as httpx, openai
+{setup}
+transport = httpx.MockTransport(lambda request: httpx.Response(200, json=json.loads({answer!r})))
+client = OpenAI(api_key="sk-test-0123456789", http_client=httpx.Client(transport=transport))
+client.chat.completions.create(model="gpt-5-mini", messages=[{{"role": "user", "content": "Hello"}}])
+print(time.process_time())
+"""
+SET_UP = """
+import tokenmeter
+from tokenmeter.openai import OpenAI
+import pathlib, uuid
+tokenmeter.configure(store="sqlite:///{folder}/" + {name} + ".db")
+"""
+
+
+def _first_call(setup: str) -> float:
+    script = FIRST_CALL.format(setup=setup, answer=json.dumps(COMPLETION))
+    return _run(script.replace("httpx2", _flavour(openai).__name__))
 
 
 CAPS = ({"limit_usd": 10**6}, {"limit_tokens": 10**12}, {"limit_requests": 10**9})
 CASES = (
-    ("chat", openai, tokenmeter.openai, "OpenAI", {}),
-    ("chat, async", openai, tokenmeter.openai, "AsyncOpenAI", {}),
-    ("responses", openai, tokenmeter.openai, "OpenAI", {"responses": True}),
-    ("messages", anthropic, tokenmeter.anthropic, "Anthropic", {}),
-    ("messages, async", anthropic, tokenmeter.anthropic, "AsyncAnthropic", {}),
-    (f"chat stream of {CHUNKS}", openai, tokenmeter.openai, "OpenAI", {"streamed": True}),
-    (f"chat stream of {CHUNKS}, async", openai, tokenmeter.openai, "AsyncOpenAI", {"streamed": True}),
+    ("chat", openai, tokenmeter.openai, "OpenAI"),
+    ("chat", openai, tokenmeter.openai, "AsyncOpenAI"),
+    ("responses", openai, tokenmeter.openai, "OpenAI"),
+    ("responses", openai, tokenmeter.openai, "AsyncOpenAI"),
+    ("messages", anthropic, tokenmeter.anthropic, "Anthropic"),
+    ("messages", anthropic, tokenmeter.anthropic, "AsyncAnthropic"),
 )
 
 
@@ -201,23 +308,34 @@ def main() -> None:
     options.add_argument("--streams", type=int, default=30, help="streams per case and client")
     given = options.parse_args()
     print(f"openai {openai.__version__}, anthropic {anthropic.__version__}; CPU microseconds of the calling thread")
-    for name, sdk, module, client, how in CASES:
-        for caps in (0, 1, 3):
-            with tempfile.TemporaryDirectory() as folder:
-                budgets = [tokenmeter.Budget(**row) for row in CAPS[:caps]]
-                meter = tokenmeter.make_meter(store=f"sqlite:///{folder}/ledger.db", budgets=budgets, config={})
-                ours = tokenmeter.wrap(_client(sdk, module, client), meter)
-                streamed = bool(how.get("streamed"))
-                pair = [_calls(each, **{"streamed": False, **how}) for each in (_client(sdk, sdk, client), ours)]
-                alone, added = compare(*pair, calls=given.streams if streamed else given.calls)
-                per_chunk = f", {added / CHUNKS:.2f} per chunk" if streamed else ""
-                print(f"  {name:26} {caps} caps   plain {alone:8.1f}   added {added:7.1f}{per_chunk}")
-                meter.close()
+    for streamed, calls in ((False, given.calls), (True, given.streams)):
+        print("what the plain SDK takes + what tokenmeter adds", end="")
+        print(f": until the first event, for each of {CHUNKS - 1} more, at the end" if streamed else "")
+        for kind, sdk, module, client in CASES:
+            for caps in (0, 1, 3):
+                with tempfile.TemporaryDirectory() as folder:
+                    budgets = [tokenmeter.Budget(**row) for row in CAPS[:caps]]
+                    meter = tokenmeter.make_meter(store=f"sqlite:///{folder}/ledger.db", budgets=budgets, config={})
+                    ours = tokenmeter.wrap(_client(sdk, module, client), meter)
+                    pair = [(_stream if streamed else _call)(each, kind) for each in (_client(sdk, sdk, client), ours)]
+                    parts = compare(*pair, calls=calls)
+                    if streamed:
+                        parts[1] = (parts[1][0] / (CHUNKS - 1), parts[1][1] / (CHUNKS - 1))
+                    shown = "   ".join(f"{alone:8.1f} + {added:6.1f}" for alone, added in parts)
+                    name = f"{kind}{' stream' * streamed}{', async' * client.startswith('Async')}"
+                    print(f"  {name:24} {caps} caps {shown}")
+                    meter.close()
     print("CPU milliseconds to import")
     print(f"  tokenmeter                            {_import_time('import tokenmeter'):6.1f}")
     for name in ("openai", "anthropic"):
-        added = _import_time(f"import tokenmeter.{name}", before=f"import {name}, tokenmeter")
-        print(f"  tokenmeter.{name:10} over the SDK's  {added:6.1f}")
+        print(
+            f"  tokenmeter.{name:10} over the SDK's  {_import_time(f'import tokenmeter.{name}', f'import {name}'):6.1f}"
+        )
+    print("CPU milliseconds until a process has made its first call, over the plain SDK")
+    plain = _first_call("from openai import OpenAI")
+    with tempfile.TemporaryDirectory() as folder:
+        for ledger, name in (("a new ledger", "uuid.uuid4().hex"), ("one that exists", "'ledger'")):
+            print(f"  into {ledger:28} {_first_call(SET_UP.format(folder=folder, name=name)) - plain:10.1f}")
 
 
 if __name__ == "__main__":
