@@ -1,4 +1,4 @@
-"""For the API reference: the functions that `tokenmeter.default` makes from the methods of `Meter`, as functions.
+"""For the API reference: the functions that `tokenmeter.verbs` makes from the methods of `Meter`, as functions.
 
 The reference is read from source text, where such a function is a name that is assigned a call.
 """
@@ -13,10 +13,10 @@ import griffe
 
 #: Where such names are, and what their assignments begin with.
 _MADE = (
-    ("default", "_on_default("),
+    ("verbs", "_on_default("),
     ("asynchronous", "_in_"),
     ("api.Meter", "_of_"),
-    ("api.Meter", "reconciliation."),
+    ("api.Meter", "late_method("),
 )
 
 

@@ -88,8 +88,9 @@ def test_every_argument_of_the_public_face_has_a_name_and_a_type():
     found = set()
     for name in tokenmeter.__all__:
         thing = getattr(tokenmeter, name)
-        members = vars(thing).items() if isinstance(thing, type) else [("", thing)]
-        for member, value in members:
+        names = list(vars(thing)) if isinstance(thing, type) else []
+        members = {member: getattr(thing, member) for member in names} or {"": thing}
+        for member, value in members.items():
             if inspect.isfunction(value) and (member == "__init__" or not member.startswith("_")):
                 for parameter in inspect.signature(value).parameters.values():
                     if parameter.kind is parameter.VAR_KEYWORD and "Any" in str(parameter.annotation):

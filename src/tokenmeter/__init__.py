@@ -14,55 +14,7 @@ if TYPE_CHECKING:
     from tokenmeter.budgets import Budget
     from tokenmeter.budgets.runs import budget
     from tokenmeter.carrying import CarryingExecutor, carry, from_headers, to_headers
-    from tokenmeter.default import (
-        age_balances,
-        archive,
-        archives,
-        backup,
-        checkpoint,
-        close_period,
-        configure,
-        credit_invoice,
-        database,
-        default_meter,
-        draft_invoices,
-        duckdb,
-        entries,
-        erase,
-        estimate,
-        export_charges,
-        export_entries,
-        export_focus,
-        export_journal,
-        file_reconciliation,
-        find_invoice,
-        flush,
-        hand_over,
-        hold,
-        import_usage,
-        invoice,
-        invoice_coverage,
-        issue_invoice,
-        issue_invoices,
-        make_meter,
-        post_proposals,
-        preview_invoices,
-        price,
-        raise_budget,
-        reconcile,
-        record,
-        record_payment,
-        remaining,
-        report,
-        reprice,
-        reset,
-        restore_archive,
-        statement,
-        sweep,
-        verify,
-        void_invoice,
-        write_off_invoice,
-    )
+    from tokenmeter.default import configure, default_meter, make_meter, reset
     from tokenmeter.errors import (
         AttributionRequiredError,
         BudgetExceededError,
@@ -85,6 +37,51 @@ if TYPE_CHECKING:
     from tokenmeter.pricing import PriceList, Rating
     from tokenmeter.reports import Report
     from tokenmeter.usage import Usage
+    from tokenmeter.verbs import (
+        age_balances,
+        archive,
+        archives,
+        backup,
+        checkpoint,
+        close_period,
+        credit_invoice,
+        database,
+        draft_invoices,
+        duckdb,
+        entries,
+        erase,
+        estimate,
+        export_charges,
+        export_entries,
+        export_focus,
+        export_journal,
+        file_reconciliation,
+        find_invoice,
+        flush,
+        hand_over,
+        hold,
+        import_usage,
+        invoice,
+        invoice_coverage,
+        issue_invoice,
+        issue_invoices,
+        post_proposals,
+        preview_invoices,
+        price,
+        raise_budget,
+        reconcile,
+        record,
+        record_payment,
+        remaining,
+        report,
+        reprice,
+        restore_archive,
+        statement,
+        sweep,
+        verify,
+        void_invoice,
+        write_off_invoice,
+    )
 
     #: The distribution's version: the tag it was built from, or a development version after it.
     __version__: str
@@ -183,7 +180,7 @@ __all__ = [
     "write_off_invoice",
 ]
 
-#: Module -> public names that are defined there; every other one is made in `tokenmeter.default`. Everything is loaded
+#: Module -> public names that are defined there; every other one is a verb of `tokenmeter.verbs`. Everything is loaded
 #: at its first use, so that `import tokenmeter` itself loads no SDK, no price data and no settings model.
 _HOMES = {
     "tokenmeter.adopt": ("wrap",),
@@ -194,6 +191,7 @@ _HOMES = {
     "tokenmeter.budgets": ("Budget",),
     "tokenmeter.budgets.runs": ("budget",),
     "tokenmeter.carrying": ("CarryingExecutor", "carry", "from_headers", "to_headers"),
+    "tokenmeter.default": ("configure", "default_meter", "make_meter", "reset"),
     "tokenmeter.errors": tuple(name for name in __all__ if name.endswith("Error")),
     "tokenmeter.ledger": ("Charge", "Entry"),
     "tokenmeter.notebook": ("load_ipython_extension",),
@@ -202,7 +200,7 @@ _HOMES = {
     "tokenmeter.reports": ("Report",),
     "tokenmeter.usage": ("Usage",),
 }
-_HOME = dict.fromkeys(__all__, "tokenmeter.default") | {
+_HOME = dict.fromkeys(__all__, "tokenmeter.verbs") | {
     name: module for module, names in _HOMES.items() for name in names
 }
 _MODULES = frozenset(

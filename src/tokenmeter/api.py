@@ -13,40 +13,45 @@ from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
 
-from tokenmeter import billing, by_hand, checkpoints, erasing, importing, prices, reconciliation
 from tokenmeter.attribution import NOBODY, Attribution
-from tokenmeter.billing import BillingProfile
-from tokenmeter.checkpoints import Checkpoint
 from tokenmeter.errors import ConfigurationError, StoreUnavailableError, TamperedLedgerError
+from tokenmeter.late import LateModule, late_method
 from tokenmeter.ledger import Entry, utcnow
 from tokenmeter.meter import Meter as CallMeter
 from tokenmeter.periods import CalendarUnit, Period, parse_instant
 from tokenmeter.pricing import PriceList, Pricer, Rating
-from tokenmeter.pricing.corrections import changed as difference
-from tokenmeter.pricing.corrections import correction
-from tokenmeter.providers import observe
-from tokenmeter.reports import (
-    FocusTerms,
-    Manifest,
-    Query,
-    Report,
-    export_charges,
-    export_entries,
-    export_focus,
-    read_entries,
-    read_report,
-)
-from tokenmeter.reports.database import open_database
-from tokenmeter.reports.query import Accepted, Instant
-from tokenmeter.reports.writers import ExportFormat, Target
 from tokenmeter.settings import Settings
-from tokenmeter.stores.archive import clickhouse
-from tokenmeter.stores.archive.manifest import ArchivedMonth, Proof
-from tokenmeter.stores.backup import back_up
 from tokenmeter.stores.base import Fault, Store, Verification
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
+
+    from tokenmeter import billing, by_hand, checkpoints, erasing, importing, prices, providers, reconciliation, reports
+    from tokenmeter.billing import BillingProfile
+    from tokenmeter.checkpoints import Checkpoint
+    from tokenmeter.pricing import corrections
+    from tokenmeter.reports import FocusTerms, Manifest, Query, Report, database
+    from tokenmeter.reports.query import Accepted, Instant
+    from tokenmeter.reports.writers import ExportFormat, Target
+    from tokenmeter.stores import backup as backups
+    from tokenmeter.stores.archive import clickhouse
+    from tokenmeter.stores.archive.manifest import ArchivedMonth, Proof
+
+    Where = Mapping[str, Accepted]
+else:  # no call needs these
+    billing = LateModule("tokenmeter.billing")
+    by_hand = LateModule("tokenmeter.by_hand")
+    checkpoints = LateModule("tokenmeter.checkpoints")
+    erasing = LateModule("tokenmeter.erasing")
+    importing = LateModule("tokenmeter.importing")
+    prices = LateModule("tokenmeter.prices")
+    providers = LateModule("tokenmeter.providers")
+    reconciliation = LateModule("tokenmeter.reconciliation")
+    reports = LateModule("tokenmeter.reports")
+    corrections = LateModule("tokenmeter.pricing.corrections")
+    database = LateModule("tokenmeter.reports.database")
+    backups = LateModule("tokenmeter.stores.backup")
+    clickhouse = LateModule("tokenmeter.stores.archive.clickhouse")
 
 __all__ = ["Meter", "Priced", "drop_first"]
 
@@ -54,7 +59,6 @@ _HASH = re.compile("[0-9a-fA-F]{64}")
 
 P = ParamSpec("P")
 R = TypeVar("R")
-Where = Mapping[str, Accepted]
 
 
 class Priced(Protocol):
@@ -88,9 +92,29 @@ def _check_hash(name: str, value: str | None) -> str | None:
     return value.strip().lower()
 
 
-def _of_ledger(function: Callable[Concatenate[Store, P], R]) -> Callable[Concatenate[CallMeter, P], R]:
+def _of_ledger(find: Callable[[], Callable[Concatenate[Store, P], R]]) -> Callable[Concatenate[CallMeter, P], R]:
     """A function of a store as a method of the meter that has the store."""
+    return late_method(lambda: _make_method(find()))
 
+
+def _of_profile(find: Callable[[], Callable[Concatenate[Store, P], R]]) -> Callable[Concatenate[CallMeter, P], R]:
+    """As `_of_ledger`; ``profile=`` is the meter's own where none is given."""
+
+    def make() -> Callable[Concatenate[CallMeter, P], R]:
+        method = _make_method(find())
+
+        @functools.wraps(method)
+        def with_profile(self: CallMeter, /, *args: P.args, **kwargs: P.kwargs) -> R:
+            if kwargs.get("profile") is None and isinstance(self, Meter):
+                kwargs["profile"] = self.profile
+            return method(self, *args, **kwargs)
+
+        return with_profile
+
+    return late_method(make)
+
+
+def _make_method(function: Callable[Concatenate[Store, P], R]) -> Callable[Concatenate[CallMeter, P], R]:
     @functools.wraps(function)
     def method(self: CallMeter, /, *args: P.args, **kwargs: P.kwargs) -> R:
         return function(self.catch_up(), *args, **kwargs)
@@ -99,19 +123,6 @@ def _of_ledger(function: Callable[Concatenate[Store, P], R]) -> Callable[Concate
     itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
     method.__signature__ = signature.replace(parameters=[itself, *signature.parameters.values()])  # type: ignore[attr-defined]
     return method
-
-
-def _of_profile(function: Callable[Concatenate[Store, P], R]) -> Callable[Concatenate[CallMeter, P], R]:
-    """As `_of_ledger`; ``profile=`` is the meter's own where none is given."""
-    method = _of_ledger(function)
-
-    @functools.wraps(method)
-    def with_profile(self: CallMeter, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        if kwargs.get("profile") is None and isinstance(self, Meter):
-            kwargs["profile"] = self.profile
-        return method(self, *args, **kwargs)
-
-    return with_profile
 
 
 class Meter(CallMeter):
@@ -163,9 +174,9 @@ class Meter(CallMeter):
         Raises:
             ConfigurationError: unknown dimension, period or zone, or an inverted period.
         """
-        return read_report(
+        return reports.read_report(
             self.catch_up(),
-            Query.parse(
+            reports.Query.parse(
                 by=by,
                 since=since,
                 until=until,
@@ -193,8 +204,8 @@ class Meter(CallMeter):
         Arguments and errors as for `report`; they are checked at once, not at the first entry. With a filter on
         ``sku_meter`` an entry comes with the lines of these meters only, and with their cost.
         """
-        query = Query.parse(since=since, until=until, period=period, where=where, tz=tz)
-        return read_entries(self.catch_up(), query, newest_first=newest_first)
+        query = reports.Query.parse(since=since, until=until, period=period, where=where, tz=tz)
+        return reports.read_entries(self.catch_up(), query, newest_first=newest_first)
 
     def price(
         self: Priced,
@@ -233,7 +244,7 @@ class Meter(CallMeter):
         Raises:
             PricingError: not a response or usage at all.
         """
-        observation = observe(
+        observation = providers.observe(
             response_or_usage,
             provider=provider,
             endpoint=endpoint,
@@ -248,12 +259,12 @@ class Meter(CallMeter):
         rating = pricer.rate(observation, provider=provider, endpoint=endpoint, at=moment, attribution=attribution)
         return replace(rating, flags=observation.flags | rating.flags) if observation.flags else rating
 
-    estimate = prices.estimate
+    estimate = late_method(lambda: prices.estimate)
 
     # -- by hand
 
-    record = by_hand.record
-    hold = by_hand.hold
+    record = late_method(lambda: by_hand.record)
+    hold = late_method(lambda: by_hand.hold)
 
     # -- files for others
 
@@ -286,8 +297,8 @@ class Meter(CallMeter):
         Raises:
             ConfigurationError: as for `report`; an unknown format, a missing extra, a missing folder, an existing file.
         """
-        query = Query.parse(since=since, until=until, period=period, where=where, tz=tz)
-        return export_entries(
+        query = reports.Query.parse(since=since, until=until, period=period, where=where, tz=tz)
+        return reports.export_entries(
             self.catch_up(), target, format=format, query=query, overwrite=overwrite, progress=progress
         )
 
@@ -305,8 +316,8 @@ class Meter(CallMeter):
         progress: Callable[[int], None] | None = None,
     ) -> Manifest:
         """Write every charge line with its unit price, factors and costs; arguments as for `export_entries`."""
-        query = Query.parse(since=since, until=until, period=period, where=where, tz=tz)
-        return export_charges(
+        query = reports.Query.parse(since=since, until=until, period=period, where=where, tz=tz)
+        return reports.export_charges(
             self.catch_up(), target, format=format, query=query, overwrite=overwrite, progress=progress
         )
 
@@ -326,8 +337,8 @@ class Meter(CallMeter):
         progress: Callable[[int], None] | None = None,
     ) -> dict[str, Manifest]:
         """Write the datasets of FinOps FOCUS into a folder; see `tokenmeter.reports.export_focus`."""
-        query = Query.parse(since=since, until=until, period=period, where=where, tz=tz)
-        return export_focus(
+        query = reports.Query.parse(since=since, until=until, period=period, where=where, tz=tz)
+        return reports.export_focus(
             self.catch_up(),
             folder,
             version=version,
@@ -372,7 +383,7 @@ class Meter(CallMeter):
         head, since = _check_hash("head", head), _check_hash("since", since)
         signed = None
         if checkpoint is not None:
-            kept = Checkpoint.from_json(checkpoint) if isinstance(checkpoint, str) else checkpoint
+            kept = checkpoints.Checkpoint.from_json(checkpoint) if isinstance(checkpoint, str) else checkpoint
             head, signed = kept.head, checkpoints.check(self.catch_up(), kept, key)
         outcome = self.catch_up().verify(head=head, since=since, deep=deep, progress=progress)
         if signed is not None:
@@ -432,15 +443,15 @@ class Meter(CallMeter):
             The corrections that were recorded, or that would be.
         """
         wanted = dict(where or {}) if changed else {**(where or {}), "cost_source": "unpriced"}
-        query = Query.parse(since=since, until=until, period=period, where=wanted, tz=tz)
+        query = reports.Query.parse(since=since, until=until, period=period, where=wanted, tz=tz)
         recorded = self.catch_up().entries(query.filter)  # whole ones, whatever the filter
         earlier = self._find_corrections(query)
 
         def rate_again(entry: Entry) -> Entry | None:
-            corrections = earlier.get(entry.entry_id, ())
+            made = earlier.get(entry.entry_id, ())
             if changed:
-                return difference(entry, corrections, self.pricer)
-            return None if corrections else correction(entry, self.pricer)
+                return corrections.changed(entry, made, self.pricer)
+            return None if made else corrections.correction(entry, self.pricer)
 
         # All are rated before any is written: what is appended would come up in the same reading.
         known = [found for entry in recorded if (found := rate_again(entry))]
@@ -454,9 +465,9 @@ class Meter(CallMeter):
                 found.setdefault(entry.corrects, []).append(entry)
         return found
 
-    backup = _of_ledger(back_up)
-    database = _of_ledger(open_database)
-    erase = _of_ledger(erasing.erase)
+    backup = _of_ledger(lambda: backups.back_up)
+    database = _of_ledger(lambda: database.open_database)
+    erase = _of_ledger(lambda: erasing.erase)
 
     # -- years
 
@@ -543,27 +554,27 @@ class Meter(CallMeter):
         """
         return self.catch_up().archives.prove(entry_id)
 
-    load_clickhouse = _of_ledger(clickhouse.load_clickhouse)
+    load_clickhouse = _of_ledger(lambda: clickhouse.load_clickhouse)
 
     # -- month end
 
-    close_period = _of_ledger(billing.close_period)
-    invoice = _of_profile(billing.draft_invoice)
-    statement = _of_profile(billing.draw_statement)
-    age_balances = _of_ledger(billing.age_balances)
-    export_journal = _of_ledger(billing.export_journal)
-    hand_over = _of_ledger(billing.hand_over)
-    draft_invoices = _of_profile(billing.draft_invoices)
-    issue_invoice = _of_ledger(billing.issue_invoice)
-    issue_invoices = _of_ledger(billing.issue_invoices)
-    preview_invoices = _of_ledger(billing.preview_invoices)
-    find_invoice = _of_ledger(billing.find_invoice)
-    invoice_coverage = _of_ledger(billing.invoice_coverage)
-    credit_invoice = _of_ledger(billing.credit_invoice)
-    record_payment = _of_ledger(billing.record_payment)
-    void_invoice = _of_ledger(billing.void_invoice)
-    write_off_invoice = _of_ledger(billing.write_off_invoice)
-    import_usage = importing.import_usage
-    reconcile = _of_ledger(reconciliation.reconcile)
-    file_reconciliation = _of_ledger(reconciliation.file_reconciliation)
-    post_proposals = reconciliation.post_proposals
+    close_period = _of_ledger(lambda: billing.close_period)
+    invoice = _of_profile(lambda: billing.draft_invoice)
+    statement = _of_profile(lambda: billing.draw_statement)
+    age_balances = _of_ledger(lambda: billing.age_balances)
+    export_journal = _of_ledger(lambda: billing.export_journal)
+    hand_over = _of_ledger(lambda: billing.hand_over)
+    draft_invoices = _of_profile(lambda: billing.draft_invoices)
+    issue_invoice = _of_ledger(lambda: billing.issue_invoice)
+    issue_invoices = _of_ledger(lambda: billing.issue_invoices)
+    preview_invoices = _of_ledger(lambda: billing.preview_invoices)
+    find_invoice = _of_ledger(lambda: billing.find_invoice)
+    invoice_coverage = _of_ledger(lambda: billing.invoice_coverage)
+    credit_invoice = _of_ledger(lambda: billing.credit_invoice)
+    record_payment = _of_ledger(lambda: billing.record_payment)
+    void_invoice = _of_ledger(lambda: billing.void_invoice)
+    write_off_invoice = _of_ledger(lambda: billing.write_off_invoice)
+    import_usage = late_method(lambda: importing.import_usage)
+    reconcile = _of_ledger(lambda: reconciliation.reconcile)
+    file_reconciliation = _of_ledger(lambda: reconciliation.file_reconciliation)
+    post_proposals = late_method(lambda: reconciliation.post_proposals)

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any, ParamSpec, TypeVar
 
-from tokenmeter import default
+from tokenmeter import verbs
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -57,9 +57,9 @@ def _name_after(verb: Callable[..., Any], function: Any, how: str) -> None:
     function.__name__, function.__qualname__, function.__module__, function.__doc__ = name, name, "tokenmeter", told
 
 
-areport = _in_thread(default.report)
-aremaining = _in_thread(default.remaining)
-averify = _in_thread(default.verify)
-arecord = _in_thread(default.record)
-aflush = _in_thread(default.flush)
-aentries = _in_pages(default.entries)
+areport = _in_thread(verbs.report)
+aremaining = _in_thread(verbs.remaining)
+averify = _in_thread(verbs.verify)
+arecord = _in_thread(verbs.record)
+aflush = _in_thread(verbs.flush)
+aentries = _in_pages(verbs.entries)

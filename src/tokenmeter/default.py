@@ -1,18 +1,15 @@
-"""The default meter of this process, and the verbs of `tokenmeter.Meter` as functions on it."""
+"""The default meter of this process, and meters made out of settings."""
 
 from __future__ import annotations
 
-import functools
-import inspect
 import logging
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Unpack
 
-from tokenmeter.api import Meter, Priced, drop_first
-from tokenmeter.billing import BillingProfile
+from tokenmeter.api import Meter, Priced
 from tokenmeter.budgets import AlertTarget, Budget
 from tokenmeter.budgets.alerts import make_rules
 from tokenmeter.budgets.matching import Required
@@ -20,6 +17,7 @@ from tokenmeter.budgets.policy import check_consistent
 from tokenmeter.carrying import RequestFields
 from tokenmeter.config import load_settings
 from tokenmeter.errors import ConfigurationError, PricingError
+from tokenmeter.late import LateModule
 from tokenmeter.ledger import Entry
 from tokenmeter.money import ONE
 from tokenmeter.paths import expand
@@ -41,9 +39,12 @@ from tokenmeter.stores.base import Store
 from tokenmeter.stores.urls import redacted
 from tokenmeter.telemetry import Metrics, Spans, make_metrics, parse_labels
 
+if TYPE_CHECKING:
+    from tokenmeter import billing
+else:  # no call needs it
+    billing = LateModule("tokenmeter.billing")
+
 log = logging.getLogger("tokenmeter")
-P = ParamSpec("P")
-R_co = TypeVar("R_co", covariant=True)
 
 _lock = threading.RLock()
 _default: Meter | None = None
@@ -195,10 +196,10 @@ def _make_metrics(settings: Settings) -> Metrics | None:
     return make_metrics("opentelemetry" if settings.metrics is True else settings.metrics, labels)
 
 
-def _make_profile(settings: Settings) -> BillingProfile | None:
+def _make_profile(settings: Settings) -> billing.BillingProfile | None:
     if not settings.billing:
         return None
-    return BillingProfile.parse(settings.billing, file=settings.source or "configuration")
+    return billing.BillingProfile.parse(settings.billing, file=settings.source or "configuration")
 
 
 # -- the default meter
@@ -277,7 +278,7 @@ class _Prices:
     pricer: Pricer
 
 
-def _prices() -> Priced:
+def default_prices() -> Priced:
     """The default meter where there is one; its ledger is not opened for a price."""
     global _pricer  # noqa: PLW0603 - see configure
     if _default is not None:
@@ -288,86 +289,6 @@ def _prices() -> Priced:
         return _Prices(_pricer)
 
 
-def _recorder() -> Meter | None:
+def default_recorder() -> Meter | None:
     """The default meter; none while tokenmeter is switched off, so that not even a ledger is opened."""
     return None if is_disabled() else default_meter()
-
-
-# -- the verbs as functions
-
-
-class _Verb(Protocol[P, R_co]):
-    """A method of `Meter` as a function: on the default meter, or on ``meter=``."""
-
-    @overload
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
-    @overload
-    def __call__(self, *args: Any, meter: Meter | None, **kwargs: Any) -> R_co: ...
-
-
-def _on_default(
-    method: Callable[Concatenate[Any, P], R_co], meter_of: Callable[[], Any] = default_meter
-) -> _Verb[P, R_co]:
-    @functools.wraps(method)
-    def function(*args: Any, meter: Meter | None = None, **kwargs: Any) -> Any:
-        return method(meter_of() if meter is None else meter, *args, **kwargs)
-
-    signature, told = drop_first(method)
-    own = inspect.Parameter("meter", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="Meter | None")
-    parameters = list(signature.parameters.values())
-    open_ended = bool(parameters) and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD
-    # Nothing may stand behind ``**fields``.
-    parameters.insert(len(parameters) - open_ended, own)
-    function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    function.__doc__ = f"{told}\n\nOn the default meter, or on `meter`."
-    function.__module__ = "tokenmeter"
-    return cast("_Verb[P, R_co]", function)
-
-
-report = _on_default(Meter.report)
-entries = _on_default(Meter.entries)
-price = _on_default(Meter.price, _prices)
-estimate = _on_default(Meter.estimate, _prices)
-export_entries = _on_default(Meter.export_entries)
-export_charges = _on_default(Meter.export_charges)
-export_focus = _on_default(Meter.export_focus)
-remaining = _on_default(Meter.remaining)
-raise_budget = _on_default(Meter.raise_budget)
-verify = _on_default(Meter.verify)
-archive = _on_default(Meter.archive)
-archives = _on_default(Meter.archives)
-checkpoint = _on_default(Meter.checkpoint)
-duckdb = _on_default(Meter.duckdb)
-restore_archive = _on_default(Meter.restore_archive)
-reprice = _on_default(Meter.reprice)
-sweep = _on_default(Meter.sweep)
-flush = _on_default(Meter.flush)
-backup = _on_default(Meter.backup)
-database = _on_default(Meter.database)
-erase = _on_default(Meter.erase)
-close_period = _on_default(Meter.close_period)
-invoice = _on_default(Meter.invoice)
-statement = _on_default(Meter.statement)
-age_balances = _on_default(Meter.age_balances)
-export_journal = _on_default(Meter.export_journal)
-hand_over = _on_default(Meter.hand_over)
-import_usage = _on_default(Meter.import_usage)
-reconcile = _on_default(Meter.reconcile)
-record = _on_default(Meter.record, _recorder)
-hold = _on_default(Meter.hold, _recorder)
-draft_invoices = _on_default(Meter.draft_invoices)
-issue_invoice = _on_default(Meter.issue_invoice)
-issue_invoices = _on_default(Meter.issue_invoices)
-preview_invoices = _on_default(Meter.preview_invoices)
-find_invoice = _on_default(Meter.find_invoice)
-invoice_coverage = _on_default(Meter.invoice_coverage)
-credit_invoice = _on_default(Meter.credit_invoice)
-record_payment = _on_default(Meter.record_payment)
-void_invoice = _on_default(Meter.void_invoice)
-write_off_invoice = _on_default(Meter.write_off_invoice)
-file_reconciliation = _on_default(Meter.file_reconciliation)
-post_proposals = _on_default(Meter.post_proposals)
-
-for _name, _verb in list(globals().items()):  # `invoice` is made from a function that is called otherwise
-    if getattr(_verb, "__module__", None) == "tokenmeter":
-        _verb.__name__ = _verb.__qualname__ = _name

@@ -72,6 +72,35 @@ def test_an_event_loop_goes_on_while_settings_and_prices_are_read(sdk, tmp_path)
     assert not any(on_the_loop for _, on_the_loop in threads)
 
 
+FIRST = """
+import sys, tokenmeter
+from tokenmeter.openai import OpenAI
+from tokenmeter.testing import FakeProvider
+
+tokenmeter.configure(budgets=[tokenmeter.Budget(limit_usd=5)])
+with FakeProvider() as provider:
+    client = OpenAI(api_key="k", base_url=provider.openai_url)
+    client.chat.completions.create(model="gpt-5-mini", messages=[dict(role="user", content="x")])
+print({name.split(".")[1] for name in sys.modules if name.startswith("tokenmeter.")} & set(sys.argv[1:]))
+tokenmeter.report(), tokenmeter.close_period
+print(sorted({name.split(".")[1] for name in sys.modules if name.startswith("tokenmeter.")} & set(sys.argv[1:])))
+"""
+
+
+def test_a_process_that_only_calls_loads_nothing_else(tmp_path):
+    """What reads a ledger, closes a month or imports is loaded by who does it, and was two thirds of the start."""
+    rooms = ("billing", "importing", "reconciliation", "reports", "erasing", "dashboard", "serving")
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST, *rooms],
+        env={"PATH": "/usr/bin", "TOKENMETER_STORE": f"sqlite:///{tmp_path}/usage.db", "HOME": str(tmp_path)},
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.splitlines() == ["set()", "['billing', 'reports']"]
+
+
 ABORTED = """
 import sys, tokenmeter
 from tokenmeter.openai import OpenAI
