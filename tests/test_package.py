@@ -29,6 +29,8 @@ FLOATS = {
     "providers/prompts": "numbers in a prompt",
     "providers/wire": "JSON of others, read into exact numbers",
     "reconciliation/paging": "seconds",
+    "estimating": "likeness of names",
+    "pricing/price_list": "likeness of names",
     "reports/query": "likeness of names",
     "serving/access": "seconds",
     "serving/probes": "metrics of Prometheus are binary; seconds",

@@ -26,7 +26,17 @@ from tokenmeter.stores.base import Fault, Store, Verification
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-    from tokenmeter import billing, by_hand, checkpoints, erasing, importing, prices, providers, reconciliation, reports
+    from tokenmeter import (
+        billing,
+        by_hand,
+        checkpoints,
+        erasing,
+        estimating,
+        importing,
+        providers,
+        reconciliation,
+        reports,
+    )
     from tokenmeter.billing import BillingProfile
     from tokenmeter.checkpoints import Checkpoint
     from tokenmeter.pricing import corrections
@@ -43,8 +53,8 @@ else:  # no call needs these
     by_hand = LateModule("tokenmeter.by_hand")
     checkpoints = LateModule("tokenmeter.checkpoints")
     erasing = LateModule("tokenmeter.erasing")
+    estimating = LateModule("tokenmeter.estimating")
     importing = LateModule("tokenmeter.importing")
-    prices = LateModule("tokenmeter.prices")
     providers = LateModule("tokenmeter.providers")
     reconciliation = LateModule("tokenmeter.reconciliation")
     reports = LateModule("tokenmeter.reports")
@@ -259,7 +269,7 @@ class Meter(CallMeter):
         rating = pricer.rate(observation, provider=provider, endpoint=endpoint, at=moment, attribution=attribution)
         return replace(rating, flags=observation.flags | rating.flags) if observation.flags else rating
 
-    estimate = late_method(lambda: prices.estimate)
+    estimate = late_method(lambda: estimating.estimate)
 
     # -- by hand
 

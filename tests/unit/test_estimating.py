@@ -1,6 +1,7 @@
 """What a call would cost, before it is made: likely, and at most as budgets hold it. No network, no ledger."""
 
 import json
+import re
 import subprocess
 import sys
 from decimal import Decimal
@@ -8,7 +9,7 @@ from decimal import Decimal
 import pytest
 
 import tokenmeter
-from tokenmeter.errors import ConfigurationError
+from tokenmeter.errors import ConfigurationError, UnknownModelError
 from tokenmeter.money import multiply, round_to, total
 from tokenmeter.testing import FakeProvider
 
@@ -134,6 +135,39 @@ def test_what_is_sold_by_the_piece_is_estimated_by_the_piece():
 def test_what_is_no_request_is_refused(arguments):
     with pytest.raises(ConfigurationError):
         tokenmeter.estimate(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"processing": "btach"}, "processing is 'batch' or left out"),
+        ({"processing": "Batch"}, "processing is 'batch' or left out"),
+        ({"max_outputtokens": 5}, "Did you mean 'max_output_tokens'?"),
+        ({"mesages": HELLO}, "Did you mean 'messages'?"),
+        ({"service_teir": "flex"}, "Did you mean 'service_tier'?"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_slip_is_refused_with_what_was_meant(arguments, said):
+    with pytest.raises(ConfigurationError, match=re.escape(said)):
+        tokenmeter.estimate("gpt-5", **arguments)
+
+
+def test_a_field_that_looks_like_a_slip_may_be_sent_all_the_same():
+    told = tokenmeter.estimate("gpt-5", messages=HELLO, request={"max_outputtokens": 5}, max_output_tokens=5)
+    assert told.expected_cost
+
+
+@pytest.mark.parametrize(
+    ("model", "meant"),
+    [("gpt5", "gpt-5"), ("claude-sonet-4-5", "claude-sonnet-4-5"), ("gemini-2.5-flsh", "gemini-2.5-flash")],
+)
+def test_a_model_without_a_price_is_named_with_the_one_that_was_meant(model, meant):
+    told = tokenmeter.estimate(model, messages=HELLO, max_output_tokens=5)
+    assert (told.expected_cost, told.meant) == (None, meant)
+    assert f"did you mean {meant}?" in str(told)
+    with pytest.raises(UnknownModelError, match=f"Did you mean '{meant}'"):
+        tokenmeter.prices.show(model, provider=told.provider)
 
 
 # -- the command

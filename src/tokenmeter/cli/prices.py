@@ -20,12 +20,12 @@ from tokenmeter.cli.options import TzOption
 from tokenmeter.default import make_pricer
 from tokenmeter.display import visible
 from tokenmeter.errors import ConfigurationError, reason_of
+from tokenmeter.estimating import Estimate
+from tokenmeter.estimating import estimate as estimated
 from tokenmeter.ledger import utcnow
 from tokenmeter.money import ZERO, add, round_to
 from tokenmeter.paths import expand
 from tokenmeter.periods import parse_instant
-from tokenmeter.prices import Estimate
-from tokenmeter.prices import estimate as estimated
 from tokenmeter.pricing import Price, PriceList, Pricer, updating
 
 app = typer.Typer(help="The price list in force: your own rows over the shipped ones.", no_args_is_help=True)

@@ -14,7 +14,7 @@ from mcp.server.mcpserver.exceptions import ToolError
 from mcp.types import Tool, ToolAnnotations
 from pydantic import Field
 
-from tokenmeter import prices
+from tokenmeter import estimating
 from tokenmeter.dimensions import DIMENSIONS
 from tokenmeter.errors import TokenmeterError
 from tokenmeter.reports import Query
@@ -167,7 +167,7 @@ def _tell_prices(server: MCPServer[Any], sight: ReadableMeter) -> None:
     ) -> dict[str, Any]:
         """What a model costs, or cost on a day: each row is US dollars per `per` units of a meter, with its source."""
         with _telling_errors():
-            who = provider or prices.provider_of(model)
+            who = provider or estimating.provider_of(model)
             return {"prices": answers.price_rows(sight, model, provider=who, at=at)}
 
     @server.tool(annotations=_READS)
@@ -182,7 +182,7 @@ def _tell_prices(server: MCPServer[Any], sight: ReadableMeter) -> None:
     ) -> dict[str, Any]:
         """What one call would cost: the likely cost, and the most it can be."""
         with _telling_errors():
-            found = prices.estimate(
+            found = estimating.estimate(
                 sight,
                 model,
                 provider=provider,
