@@ -2,8 +2,9 @@
 
 from tokenmeter.reports.export import Manifest, export_charges, export_entries
 from tokenmeter.reports.focus import FocusTerms, export_focus
-from tokenmeter.reports.query import Query, Row, Sheet, read_entries
+from tokenmeter.reports.query import Query, read_entries
 from tokenmeter.reports.report import Report, read_report
+from tokenmeter.reports.rows import Row, Sheet
 
 __all__ = [
     "FocusTerms",

@@ -13,7 +13,8 @@ from tokenmeter.dimensions import ALL_METERS, WHO, unit_of
 from tokenmeter.ledger import COLUMNS, Charge, Entry
 from tokenmeter.money import COSTS, ONE, quantize
 from tokenmeter.periods import zone
-from tokenmeter.reports.query import COUNTS, LATENCY_MEASURES, TOKEN_VIEWS, Row, Sheet, closed
+from tokenmeter.reports.query import closed
+from tokenmeter.reports.rows import COUNTS, LATENCY_MEASURES, TOKEN_VIEWS, Row, Sheet
 from tokenmeter.usage import Quantity, Usage
 
 R = TypeVar("R")

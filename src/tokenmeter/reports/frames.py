@@ -10,7 +10,8 @@ from typing import Any, Literal
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import COSTS, EXACT, ZERO
 from tokenmeter.reports.fields import Field, report_fields
-from tokenmeter.reports.query import COUNTS, END, Row, Sheet
+from tokenmeter.reports.query import END
+from tokenmeter.reports.rows import COUNTS, Row, Sheet
 from tokenmeter.reports.writers import import_extra
 
 _MAX_SERIES = 12

@@ -20,7 +20,8 @@ from tokenmeter.reports.export import Manifest, Origin, ledger_facts, write
 from tokenmeter.reports.fields import report_fields
 from tokenmeter.reports.focus import FocusTerms, export_focus
 from tokenmeter.reports.frames import Decimals, chart, pandas_frame, polars_frame
-from tokenmeter.reports.query import Query, Row, Sheet, cut
+from tokenmeter.reports.query import Query, cut
+from tokenmeter.reports.rows import Row, Sheet
 from tokenmeter.reports.writers import ExportFormat, Target, format_of
 from tokenmeter.stores.base import Aggregate, Store
 from tokenmeter.usage import Usage

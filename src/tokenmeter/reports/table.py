@@ -26,7 +26,8 @@ from tokenmeter.display import (
 )
 from tokenmeter.money import EXACT, PICODOLLAR
 from tokenmeter.periods import Period, zone
-from tokenmeter.reports.query import BEGINNING, END, Row, Sheet
+from tokenmeter.reports.query import BEGINNING, END
+from tokenmeter.reports.rows import Row, Sheet
 from tokenmeter.stores.engine import asked
 from tokenmeter.usage import Quantity
 
