@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenmeter.budgets.windows import ROLLING_STEPS, Window, from_microseconds, microseconds
+from tokenmeter.budgets.windows import ROLLING_STEPS, Window
+from tokenmeter.stores.slots import from_microseconds, to_microseconds
 
 ZONES = ["UTC", "America/New_York", "Europe/Berlin", "Asia/Kathmandu", "Australia/Lord_Howe", "America/Sao_Paulo"]
 MOMENTS = st.datetimes(datetime(2015, 1, 1), datetime(2035, 1, 1)).map(lambda naive: naive.replace(tzinfo=UTC))  # noqa: DTZ001
@@ -15,7 +16,7 @@ CALENDAR = ["hour", "day", "week", "month", "quarter", "year"]
 
 
 def span(window, moment):
-    start, end = window.span(microseconds(moment))
+    start, end = window.span(to_microseconds(moment))
     return from_microseconds(start), from_microseconds(end)
 
 
@@ -104,7 +105,7 @@ def test_windows_hold_their_moment_and_touch_without_gap_or_overlap(moment, peri
 def test_any_stretch_of_a_rolling_windows_length_lies_inside_one_counter(moment, period, offset):
     window = Window(period)
     length = window.length_us
-    first = microseconds(moment)
+    first = to_microseconds(moment)
     second = first + offset % length  # two calls less than one length apart
     shared = set(window.spans(first)) & set(window.spans(second))
     assert shared
@@ -118,7 +119,7 @@ def test_a_total_has_one_window_without_end():
 
 @given(MOMENTS)
 def test_instants_survive_as_microseconds(moment):
-    assert from_microseconds(microseconds(moment)) == moment
+    assert from_microseconds(to_microseconds(moment)) == moment
 
 
 def test_month_ends_are_real_dates_in_every_month_of_a_leap_year():

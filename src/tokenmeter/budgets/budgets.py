@@ -13,8 +13,9 @@ from tokenmeter.budgets.alerts import AlertTarget, Notice, Rule
 from tokenmeter.budgets.bounds import Ceilings, Expectations, Sizes, longest_prompt
 from tokenmeter.budgets.counting import Openings, audit, count, spent_by
 from tokenmeter.budgets.definitions import InForce
+from tokenmeter.budgets.grants import add_grants
 from tokenmeter.budgets.holds import Amounts, Fault, Holds, Rate, Sent, unanswered
-from tokenmeter.budgets.limits import AskedLimits, add_grants
+from tokenmeter.budgets.limits import AskedLimits
 from tokenmeter.budgets.matching import Cap, CapIndex, Matched, Matching, Subject, parse_scope
 from tokenmeter.budgets.missed import MissedBudgets
 from tokenmeter.budgets.plan import Demand, HeldBudget, UnboundedError, explain, make_plan, refuse
@@ -29,7 +30,6 @@ from tokenmeter.budgets.runs import Run, RunClaims, runs_of
 from tokenmeter.budgets.status import Balance, balances
 from tokenmeter.budgets.telling import Telling, tell_who_passes
 from tokenmeter.budgets.tokens import TokenCounter
-from tokenmeter.budgets.windows import from_microseconds, microseconds
 from tokenmeter.call import Call, PlainRequest, RequestFacts
 from tokenmeter.errors import StoreBusyError, StoreError
 from tokenmeter.ledger import Claim, CounterKey, Entry, Posting, Reservation, new_id
@@ -37,6 +37,7 @@ from tokenmeter.pricing import Pricer
 from tokenmeter.processes import process_name
 from tokenmeter.stores.base import CapReachedError, Store
 from tokenmeter.stores.base import Fault as CounterFault
+from tokenmeter.stores.slots import from_microseconds, to_microseconds
 
 #: How often a plan is made anew when its counters moved before it was held.
 _ATTEMPTS = 3
@@ -100,7 +101,7 @@ class Budgets(Registry):
             alerts,
             rules,
             caps=lambda: self._state.caps,
-            limit_of=lambda cap, scope, key: self._limit(self._state, cap, scope, key, microseconds(store.now())),
+            limit_of=lambda cap, scope, key: self._limit(self._state, cap, scope, key, to_microseconds(store.now())),
             balances=partial(self.remaining, {}),
             fault=fault,
         )
@@ -219,7 +220,7 @@ class Budgets(Registry):
             StoreBusyError: ``wait=False`` and the ledger has to be read.
             StoreUnavailableError: the ledger cannot be read, or a limit is not known.
         """
-        state, now = self._current(wait=wait), microseconds(at)
+        state, now = self._current(wait=wait), to_microseconds(at)
         caps = self._match(state, state.every, Subject.of_call(call), at, wait=wait)
         hard = [one.cap for one in caps if one.limit is not None]
         return Matched(
@@ -282,11 +283,11 @@ class Budgets(Registry):
     def _until(state: InForce, one: Matching, now: int) -> int:
         """First instant at which one limit's counters, or its grants, may differ."""
         granted = state.policy.grants.get((one.cap.budget.name, one.cap.unit, one.keys[0][0].scope), ())
-        moments = (microseconds(at) for grant in granted for at in (grant.starts, grant.expires) if at is not None)
+        moments = (to_microseconds(at) for grant in granted for at in (grant.starts, grant.expires) if at is not None)
         return min([one.cap.until(now), *(moment for moment in moments if moment > now)])
 
     def _match(self, state: InForce, index: CapIndex, subject: Subject, at: datetime, *, wait: bool) -> list[Matching]:
-        now = microseconds(at)
+        now = to_microseconds(at)
         matched: list[Matching] = []
         for cap, scope in index.find(subject, at):
             keys = cap.keys(scope, now)
@@ -395,7 +396,7 @@ class Budgets(Registry):
             self.missed.count_in()
         if not state.counting:
             return ()
-        now = microseconds(entry.occurred_at)
+        now = to_microseconds(entry.occurred_at)
         spent: dict[Unit, int] = {}
         postings: list[Posting] = []
         for cap, scope in state.counting.find(Subject.of_entry(entry), entry.occurred_at):
@@ -462,14 +463,14 @@ class Budgets(Registry):
         state = self._read()
 
         def limit_of(cap: Cap, scope: Mapping[str, str], key: CounterKey) -> int:
-            return self._limit(state, cap, scope, key, microseconds(at))
+            return self._limit(state, cap, scope, key, to_microseconds(at))
 
         def named(cap: Cap) -> Iterator[Mapping[str, str]]:
             budget = cap.budget
             for value in limit_table(budget) or ():
                 yield budget.scope | {str(budget.open_field): value}
             for (name, unit, text), granted in state.policy.grants.items():
-                starts = {start for start, _ in cap.spans(microseconds(at))}
+                starts = {start for start, _ in cap.spans(to_microseconds(at))}
                 if (name, unit) == (budget.name, cap.unit) and any(one.window_start in starts for one in granted):
                     yield parse_scope(text)
 

@@ -21,7 +21,6 @@ from tokenmeter.budgets.matching import (
     value_fits,
 )
 from tokenmeter.budgets.policy import IN_FLIGHT, Unit, amount_of
-from tokenmeter.budgets.windows import from_microseconds, microseconds
 from tokenmeter.dimensions import INPUT_METERS, OUTPUT_METERS
 from tokenmeter.errors import StoreBusyError
 from tokenmeter.ledger import CounterKey, Entry, Reservation
@@ -29,6 +28,7 @@ from tokenmeter.money import EXACT, ZERO, quantize, to_picodollars
 from tokenmeter.pricing import Pricer
 from tokenmeter.stores.base import Aggregate, EntryFilter, Store
 from tokenmeter.stores.base import Fault as CounterFault
+from tokenmeter.stores.slots import from_microseconds, to_microseconds
 from tokenmeter.usage import Usage
 
 #: Scope field -> the dimensions that tell it, the first that is set: a model budget goes by the name the caller used. A
@@ -192,7 +192,7 @@ def assumed(caps: Iterable[Cap], now_us: int, *, store: Store, pricer: Pricer) -
     for entry in _beyond_sums(since, END, {}, store):
         amount = spent_by(entry, "usd", pricer) - _summed(entry, "usd")
         for cap, scope in index.find(Subject.of_entry(entry), entry.occurred_at) if amount else ():
-            for key, _ in cap.keys(scope, microseconds(entry.occurred_at)):
+            for key, _ in cap.keys(scope, to_microseconds(entry.occurred_at)):
                 if (key.budget, key.window_start) in here:
                     found[key] += amount
     return found
@@ -340,7 +340,7 @@ def audit(
     Returns:
         One fault of kind ``counter`` for each that differs (before the repair).
     """
-    moment = microseconds(now)
+    moment = to_microseconds(now)
     before = _settled(caps, store)
     due = {
         key: _due(cap, key, store, pricer)

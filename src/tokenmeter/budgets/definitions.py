@@ -16,10 +16,11 @@ from typing import Any, Literal
 from tokenmeter.budgets.grants import Grant, grant_of
 from tokenmeter.budgets.matching import NEVER, Cap, CapIndex, is_alias, scope_text
 from tokenmeter.budgets.policy import Budget, Unit
-from tokenmeter.budgets.windows import Window, microseconds
+from tokenmeter.budgets.windows import Window
 from tokenmeter.errors import LedgerError
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.documents import Document, DocumentQuery, NewDocument
+from tokenmeter.stores.slots import to_microseconds
 from tokenmeter.texts import acting
 
 #: The kind of document that a budget's history consists of. Stores count their changes: `Store.generation`.
@@ -389,7 +390,7 @@ class InForce:
                 for field, value in cap.budget.scope.items()
                 if value == "*"
             },
-            tuple(sorted({microseconds(date) for cap in caps for date in cap.budget.effective if date is not None})),
+            tuple(sorted({to_microseconds(date) for cap in caps for date in cap.budget.effective if date is not None})),
             applied,
             tuple(sorted({name for cap in caps for name in cap.budget.scope if name == "end_user" or ":" in name})),
             any(cap.budget.hard for cap in caps),

@@ -22,11 +22,11 @@ from itertools import chain
 
 from tokenmeter.budgets.alerts import NOTICE, Alert, AlertTarget, Notice
 from tokenmeter.budgets.matching import parse_scope, scope_text
-from tokenmeter.budgets.windows import from_microseconds, microseconds
 from tokenmeter.ledger import CounterKey, ThresholdCrossing
 from tokenmeter.processes import after_fork_in_child, has_ended, process_name, run_alone
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.documents import DocumentQuery
+from tokenmeter.stores.slots import from_microseconds, to_microseconds
 
 log = logging.getLogger("tokenmeter")
 
@@ -104,7 +104,7 @@ class Deliveries:
         key = _key(_SINCE, target=target)
         known = self._store.counters([key])[key].settled
         if not known:
-            self._store.open_counters({key: (microseconds(now), None)})
+            self._store.open_counters({key: (to_microseconds(now), None)})
         return from_microseconds(known) if known else now
 
     def _crossed(self, since: datetime) -> Iterator[tuple[datetime, Alert]]:
@@ -135,7 +135,7 @@ class Deliveries:
 
     def _flag(self, what: str, **parts: str) -> None:
         end = self.now() + 2 * _NEWS_FOR
-        self._store.open_counters({_key(what, **parts): (1, microseconds(end))})
+        self._store.open_counters({_key(what, **parts): (1, to_microseconds(end))})
 
 
 def _key(what: str, **parts: str) -> CounterKey:

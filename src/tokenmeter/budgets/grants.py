@@ -1,18 +1,24 @@
-"""Grants: more room for one counter of a budget, as the ledger keeps them."""
+"""Grants: more room for one counter of a budget, as the ledger keeps them, and what they make of its limit."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
 from tokenmeter.budgets.matching import scope_text
-from tokenmeter.budgets.policy import Budget, Unit
+from tokenmeter.budgets.policy import Budget, Unit, parse_limit
 from tokenmeter.errors import ConfigurationError
+from tokenmeter.money import magnitude
 from tokenmeter.stores.documents import Document
+from tokenmeter.stores.slots import to_microseconds
 from tokenmeter.texts import check_text
+
+#: A limit that nothing reaches: for whom the table or the function says ``unlimited``.
+NO_CAP = 9 * 10**18
+_NEVER = 1 << 62
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,3 +149,52 @@ def full_scope(budget: Budget, given: Mapping[str, str]) -> dict[str, str]:
         if scope[name] not in ("*", value):
             raise ConfigurationError(f"Budget {budget.name!r} is for {name}={scope[name]!r}, not {value!r}.")
     return {name: given.get(name, value) for name, value in scope.items()}
+
+
+def add_grants(limit: int, grants: Sequence[Grant], at_us: int, spent_before: Callable[[int], int]) -> int:
+    """The limit of one counter with its grants: what may have been spent in all by now.
+
+    What expires first is spent first, so an expiry takes away only what nobody used of it.
+
+    Args:
+        limit: The limit without grants; it expires with the window.
+        grants: The counter's grants in its window, in any order.
+        at_us: Now, in microseconds since the epoch.
+        spent_before: What the counter had settled before an instant. Only asked when something has expired already.
+    """
+    live = [grant for grant in grants if to_microseconds(grant.starts) <= at_us]
+    if not any(grant.expires is not None and to_microseconds(grant.expires) <= at_us for grant in live):
+        return min(max(limit + sum(_amount(grant) for grant in live), 0), NO_CAP)
+    moments = sorted(
+        {to_microseconds(one) for grant in live for one in (grant.starts, grant.expires) if one is not None}
+    )
+    packs: list[list[int]] = [[_NEVER, limit]]  # expiry, what is left
+    spent = 0
+    for moment in (each for each in moments if each <= at_us):
+        now_spent = spent_before(moment)
+        _take(packs, now_spent - spent)
+        spent = now_spent
+        packs = [pack for pack in packs if pack[0] > moment]
+        for grant in live:
+            if to_microseconds(grant.starts) == moment:
+                amount = _amount(grant)
+                if amount < 0:
+                    _take(packs, -amount)
+                else:
+                    packs.append([_NEVER if grant.expires is None else to_microseconds(grant.expires), amount])
+    return min(max(spent + sum(left for _, left in packs), 0), NO_CAP)
+
+
+def _take(packs: list[list[int]], amount: int) -> None:
+    """Spend `amount`, what expires first first. What no pack can pay is owed by the last one."""
+    packs.sort(key=lambda pack: pack[0])
+    for pack in packs:
+        part = min(pack[1], amount) if pack is not packs[-1] else amount
+        if part > 0:
+            pack[1] -= part
+            amount -= part
+
+
+def _amount(grant: Grant) -> int:
+    size = parse_limit(magnitude(grant.amount), grant.unit, name="amount")
+    return -size if grant.amount < 0 else size

@@ -21,7 +21,6 @@ from typing import NamedTuple, Protocol
 from tokenmeter.attribution import Attribution
 from tokenmeter.budgets.bounds import input_estimate
 from tokenmeter.budgets.matching import Matched
-from tokenmeter.budgets.windows import from_microseconds
 from tokenmeter.call import ActiveSpan, Call, PlainRequest, RequestFacts
 from tokenmeter.errors import StoreBusyError
 from tokenmeter.ledger import Claim, CounterKey, Entry, Posting, Reservation, ThresholdCrossing, new_id, utcnow
@@ -30,6 +29,7 @@ from tokenmeter.pricing import Pricer, Rating
 from tokenmeter.processes import has_ended, process_name
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.live import NEVER, Slot
+from tokenmeter.stores.slots import from_microseconds
 from tokenmeter.usage import Consumption, Observation, Usage
 
 #: Flags of the two entries.

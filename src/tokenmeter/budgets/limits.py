@@ -11,75 +11,23 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from tokenmeter import processes
-from tokenmeter.budgets.grants import Grant
+from tokenmeter.budgets.grants import NO_CAP
 from tokenmeter.budgets.matching import Cap, scope_text
-from tokenmeter.budgets.policy import Budget, LimitFunction, LimitValue, Unit, limit_in, limit_table, parse_limit
-from tokenmeter.budgets.windows import microseconds
+from tokenmeter.budgets.policy import Budget, LimitFunction, LimitValue, Unit, limit_in, limit_table
 from tokenmeter.errors import ConfigurationError, StoreUnavailableError
-from tokenmeter.money import magnitude
 
 log = logging.getLogger("tokenmeter")
 
-#: A limit that nothing reaches: for whom the table or the function says ``unlimited``.
-NO_CAP = 9 * 10**18
-_NEVER = 1 << 62
 _MOST_VALUES = 65_536
 _TELL_EVERY = 60
 _LONG_AGO = -1e9  # seconds by the monotonic clock, not money
 _LONGEST_WAIT = 30  # seconds for a loop of the application's to answer
-
-
-def add_grants(limit: int, grants: Sequence[Grant], at_us: int, spent_before: Callable[[int], int]) -> int:
-    """The limit of one counter with its grants: what may have been spent in all by now.
-
-    What expires first is spent first, so an expiry takes away only what nobody used of it.
-
-    Args:
-        limit: The limit without grants; it expires with the window.
-        grants: The counter's grants in its window, in any order.
-        at_us: Now, in microseconds since the epoch.
-        spent_before: What the counter had settled before an instant. Only asked when something has expired already.
-    """
-    live = [grant for grant in grants if microseconds(grant.starts) <= at_us]
-    if not any(grant.expires is not None and microseconds(grant.expires) <= at_us for grant in live):
-        return min(max(limit + sum(_amount(grant) for grant in live), 0), NO_CAP)
-    moments = sorted({microseconds(one) for grant in live for one in (grant.starts, grant.expires) if one is not None})
-    packs: list[list[int]] = [[_NEVER, limit]]  # expiry, what is left
-    spent = 0
-    for moment in (each for each in moments if each <= at_us):
-        now_spent = spent_before(moment)
-        _take(packs, now_spent - spent)
-        spent = now_spent
-        packs = [pack for pack in packs if pack[0] > moment]
-        for grant in live:
-            if microseconds(grant.starts) == moment:
-                amount = _amount(grant)
-                if amount < 0:
-                    _take(packs, -amount)
-                else:
-                    packs.append([_NEVER if grant.expires is None else microseconds(grant.expires), amount])
-    return min(max(spent + sum(left for _, left in packs), 0), NO_CAP)
-
-
-def _take(packs: list[list[int]], amount: int) -> None:
-    """Spend `amount`, what expires first first. What no pack can pay is owed by the last one."""
-    packs.sort(key=lambda pack: pack[0])
-    for pack in packs:
-        part = min(pack[1], amount) if pack is not packs[-1] else amount
-        if part > 0:
-            pack[1] -= part
-            amount -= part
-
-
-def _amount(grant: Grant) -> int:
-    size = parse_limit(magnitude(grant.amount), grant.unit, name="amount")
-    return -size if grant.amount < 0 else size
 
 
 class LimitUnknownError(StoreUnavailableError):

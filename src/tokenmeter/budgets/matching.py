@@ -17,11 +17,12 @@ from urllib.parse import unquote
 
 from tokenmeter.attribution import ApiKey, Attribution
 from tokenmeter.budgets.policy import IN_FLIGHT, Budget, Unit
-from tokenmeter.budgets.windows import ROLLING_STEPS, Span, microseconds
+from tokenmeter.budgets.windows import ROLLING_STEPS, Span
 from tokenmeter.call import Call
 from tokenmeter.dimensions import SCOPE_FIELDS
 from tokenmeter.errors import AttributionRequiredError, ConfigurationError
 from tokenmeter.ledger import CounterKey, Entry
+from tokenmeter.stores.slots import to_microseconds
 
 #: Counters, each with its window's end in microseconds since the epoch (None = never).
 Keys = tuple[tuple[CounterKey, int | None], ...]
@@ -207,7 +208,7 @@ class Cap:
         self.counter_name = budget.counter_name(unit, era)
         self.match = Matcher(budget.scope, aliases)
         self._aliases = aliases
-        self.counted_since_us = NEVER if defined_at is None else microseconds(defined_at) + _CLOCK_SKEW_US
+        self.counted_since_us = NEVER if defined_at is None else to_microseconds(defined_at) + _CLOCK_SKEW_US
         self._window = budget.window_of(unit)
         length = self._window.length_us
         self._step = None if length is None else max(length // ROLLING_STEPS, 1)

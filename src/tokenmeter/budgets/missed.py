@@ -17,11 +17,11 @@ from tokenmeter.budgets.definitions import InForce, Policy, read_policy
 from tokenmeter.budgets.holds import Fault
 from tokenmeter.budgets.matching import Cap, scope_text
 from tokenmeter.budgets.status import aliases_in_use
-from tokenmeter.budgets.windows import microseconds
 from tokenmeter.errors import StoreBusyError, StoreError
 from tokenmeter.ledger import CounterKey
 from tokenmeter.pricing import Pricer
 from tokenmeter.stores.base import Store
+from tokenmeter.stores.slots import to_microseconds
 
 log = logging.getLogger("tokenmeter")
 
@@ -129,7 +129,7 @@ class MissedBudgets:
         if not self._missed:
             return
         missed, self._missed = self._missed, {}
-        now = microseconds(self._store.now())
+        now = to_microseconds(self._store.now())
         try:
             count_in(missed.values(), (now, now - _UNHEARD_US), store=self._store, pricer=self._pricer)
         except StoreBusyError:  # the next call does it

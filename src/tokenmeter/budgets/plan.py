@@ -13,13 +13,13 @@ from tokenmeter.budgets.bounds import Bound, Expectations, bound, picodollars
 from tokenmeter.budgets.matching import Cap, Keys
 from tokenmeter.budgets.policy import IN_FLIGHT, amount_of
 from tokenmeter.budgets.tokens import TokenCounter
-from tokenmeter.budgets.windows import from_microseconds, microseconds
 from tokenmeter.call import Call
 from tokenmeter.errors import BudgetExceededError, BudgetReservedError, RequestTooLargeError, StoreError
 from tokenmeter.ledger import Claim, CounterKey
 from tokenmeter.money import EXACT, add, multiply
 from tokenmeter.pricing import Ceiling
 from tokenmeter.stores.base import CapReachedError, Counter, Store
+from tokenmeter.stores.slots import from_microseconds, to_microseconds
 
 #: Limits that every call takes one of, whatever it costs.
 _BY_CALL = frozenset({"requests", IN_FLIGHT})
@@ -256,8 +256,8 @@ def refuse(error: UnboundedError, call: Call, at: datetime, *, store: Store) -> 
 def _until_free(cap: Cap, free_at: int | None, at: datetime) -> Decimal | None:
     """Seconds until the window ends, or before that the budget; None when neither does."""
     _, ends = cap.budget.effective
-    moments = [moment for moment in (free_at, None if ends is None else microseconds(ends)) if moment is not None]
-    return EXACT.scaleb(Decimal(max(min(moments) - microseconds(at), 0)), -6) if moments else None
+    moments = [moment for moment in (free_at, None if ends is None else to_microseconds(ends)) if moment is not None]
+    return EXACT.scaleb(Decimal(max(min(moments) - to_microseconds(at), 0)), -6) if moments else None
 
 
 def _mend(error: UnboundedError) -> str:

@@ -33,13 +33,13 @@ from tokenmeter.budgets.holds import Fault
 from tokenmeter.budgets.matching import Cap
 from tokenmeter.budgets.policy import Budget, Unit, check_consistent, parse_limit, refuse_shared_counters
 from tokenmeter.budgets.status import aliases_in_use, by_fingerprint
-from tokenmeter.budgets.windows import microseconds
 from tokenmeter.errors import ConfigurationError, StoreBusyError
 from tokenmeter.ledger import new_id
 from tokenmeter.money import magnitude, parse_decimal
 from tokenmeter.periods import parse_instant
 from tokenmeter.processes import after_fork_in_child, run_alone
 from tokenmeter.stores.base import Store
+from tokenmeter.stores.slots import to_microseconds
 from tokenmeter.texts import acting, check_reason, check_text
 
 log = logging.getLogger("tokenmeter")
@@ -433,7 +433,7 @@ class Registry:
         ends = None if expires is None else parse_instant(expires, budget.tz)
         if ends is not None and ends <= begins:
             raise ConfigurationError(f"expires must be later than {begins.isoformat()}, not {ends.isoformat()}.")
-        (window_start, _), *_ = cap.spans(microseconds(begins))
+        (window_start, _), *_ = cap.spans(to_microseconds(begins))
         grant = Grant(
             grant_id=key or new_id(),
             budget=name,

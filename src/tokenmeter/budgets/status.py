@@ -10,10 +10,10 @@ from itertools import islice
 from typing import Any
 
 from tokenmeter.budgets.counting import BEGINNING, END, assumed, tally
-from tokenmeter.budgets.limits import NO_CAP, LimitUnknownError
+from tokenmeter.budgets.grants import NO_CAP
+from tokenmeter.budgets.limits import LimitUnknownError
 from tokenmeter.budgets.matching import Cap, parse_scope, scope_text, value_fits
 from tokenmeter.budgets.policy import amount_of
-from tokenmeter.budgets.windows import from_microseconds, microseconds
 from tokenmeter.dimensions import SCOPE_FIELDS
 from tokenmeter.display import dollars, facts_html, number_text, unit_word
 from tokenmeter.errors import ConfigurationError, shown, whose
@@ -21,6 +21,7 @@ from tokenmeter.ledger import CounterKey
 from tokenmeter.money import divide, multiply
 from tokenmeter.pricing import Pricer
 from tokenmeter.stores.base import Counter, EntryFilter, Store
+from tokenmeter.stores.slots import from_microseconds, to_microseconds
 
 #: The limit of a counter, with what was granted: of a cap, scope values and the counter's key.
 LimitOf = Callable[[Cap, Mapping[str, str], CounterKey], int]
@@ -167,7 +168,7 @@ def balances(
         limit_of: Says a counter's limit.
         named: Whom a budget's table or grants name, whether or not they have called.
     """
-    now = microseconds(at)
+    now = to_microseconds(at)
     chosen = [cap for cap in caps if cap.budget.applies(at) and _concerns(cap.budget.scope, wanted)]
     listed = _listed(store, {cap.counter_name for cap in chosen}) if chosen else {}
     names = key_names(store) if any("api_key" in cap.budget.scope for cap in chosen) else {}

@@ -17,11 +17,11 @@ from tokenmeter.budgets.holds import Fault
 from tokenmeter.budgets.matching import Cap, Subject, parse_scope, place_in_code
 from tokenmeter.budgets.policy import amount_of, threshold_amounts
 from tokenmeter.budgets.status import Balance, key_names
-from tokenmeter.budgets.windows import from_microseconds
 from tokenmeter.call import Call
 from tokenmeter.errors import StoreError
 from tokenmeter.ledger import CounterKey, ThresholdCrossing
 from tokenmeter.stores.base import Store
+from tokenmeter.stores.slots import from_microseconds
 
 log = logging.getLogger("tokenmeter")
 

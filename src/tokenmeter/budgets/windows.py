@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import date, datetime, time, timedelta
 from typing import cast
 
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.periods import CALENDAR_UNITS, CalendarUnit, floor, parse_instant, zone
+from tokenmeter.stores.slots import from_microseconds, to_microseconds
 
 #: A rolling window is cut into this many steps (see `Window.spans`): it never admits more than the limit in any
 #: stretch of its length, and at least 6/7 of it under steady load.
@@ -17,22 +18,10 @@ ROLLING_STEPS = 6
 #: ``[start, end)`` in microseconds since the epoch; end None = never.
 Span = tuple[int, int | None]
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _DAY = timedelta(days=1)
 _ROLLING = re.compile(r"rolling-(?P<count>[1-9]\d{0,5})(?P<unit>[smhd])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _MONTHS = {"month": 1, "quarter": 3, "year": 12}
-
-
-def microseconds(moment: datetime) -> int:
-    """`moment` (aware) as microseconds since the epoch, exactly."""
-    delta = moment - _EPOCH
-    return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
-
-
-def from_microseconds(value: int) -> datetime:
-    """Microseconds since the epoch as an aware UTC instant, exactly."""
-    return _EPOCH + timedelta(microseconds=value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,15 +104,16 @@ class Window:
             return self._anchored(moment, _MONTHS[unit])
         if not self.reset_hour:
             whole = floor(moment, unit, self.tz, week_start=self.week_start)
-            return microseconds(whole.start), microseconds(whole.end)
+            return to_microseconds(whole.start), to_microseconds(whole.end)
         where = zone(self.tz)
         day = moment.astimezone(where).date()
         if moment < self._begin(day):
             day -= timedelta(days=1)
         whole = floor(self._midday(day), unit, self.tz, week_start=self.week_start)
-        # The last day within: `end` is the first instant of the next.
+        # `end` is the first instant of the day after the last one.
         last = (whole.end - timedelta(microseconds=1)).astimezone(where).date()
-        return microseconds(self._begin(whole.start.astimezone(where).date())), microseconds(self._begin(last + _DAY))
+        first = whole.start.astimezone(where).date()
+        return to_microseconds(self._begin(first)), to_microseconds(self._begin(last + _DAY))
 
     def _begin(self, day: date) -> datetime:
         """The instant at which `day` begins for this window. An hour that daylight saving skips is the one after it."""
@@ -140,7 +130,7 @@ class Window:
         if local < self._anchor_day(index):
             index -= months
         start, end = (self._begin(self._anchor_day(i)) for i in (index, index + months))
-        return microseconds(start), microseconds(end)
+        return to_microseconds(start), to_microseconds(end)
 
     def _anchor_day(self, index: int) -> date:
         first_of_next = date((index + 1) // 12, (index + 1) % 12 + 1, 1)

@@ -17,7 +17,6 @@ from tokenmeter.budgets import Balance, Budget
 from tokenmeter.budgets.definitions import Change
 from tokenmeter.budgets.matching import Cap, parse_scope
 from tokenmeter.budgets.policy import IN_FLIGHT, Unit, amount_of, limit_table, threshold_amounts
-from tokenmeter.budgets.windows import from_microseconds, microseconds
 from tokenmeter.dashboard.figures import unit_amount
 from tokenmeter.dashboard.rendering import missing, page, zone_of
 from tokenmeter.dashboard.view import View, label_of
@@ -25,6 +24,7 @@ from tokenmeter.dimensions import DIMENSIONS
 from tokenmeter.money import ZERO, add, multiply, negate, ratio, subtract
 from tokenmeter.serving.lens import ReadableMeter, pulse_of
 from tokenmeter.stores.base import Crossing
+from tokenmeter.stores.slots import from_microseconds, to_microseconds
 
 _MOST_BUDGETS = 200
 _MOST_ALERTS = 50
@@ -155,7 +155,7 @@ def past(meter: ReadableMeter, name: str, now: datetime) -> list[PastWindow]:
             continue
         start, end = cap.spans(key.window_start)[0]
         # A counter of windows that the budget had once says nothing of those it has.
-        if start != key.window_start or end is None or end > microseconds(now):
+        if start != key.window_start or end is None or end > to_microseconds(now):
             continue
         scope = parse_scope(key.scope)
         spent = amount_of(cap.unit, counter.settled)
