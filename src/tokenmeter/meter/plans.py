@@ -393,9 +393,9 @@ class Plans:
         named: dict[str, Any] = {}
         if journal is not None:
             if who.end_user is not None:
-                named["end_user"] = journal.name("end_user", who.end_user)
+                named["end_user"] = journal.definitions.name("end_user", who.end_user)
             if who.tags:
-                named["tags"] = {tag: journal.name(f"tag:{tag}", value) for tag, value in who.tags.items()}
+                named["tags"] = {tag: journal.definitions.name(f"tag:{tag}", value) for tag, value in who.tags.items()}
         return named
 
     # -- after the call
@@ -505,13 +505,16 @@ class Plans:
             if len(self._plans) >= _MOST_PLANS:
                 self._plans.clear()
             plan = self._plans[key] = Plan(
-                asked.generation, prices, Demands(asked, journal.slot, at_us), Template(journal.account(begun))
+                asked.generation,
+                prices,
+                Demands(asked, journal.slot, at_us),
+                Template(journal.definitions.account(begun)),
             )
         known = plan.answers.get((seen.model, seen.service_tier))
         since_us = at_us
         if known is not None and known.sheet is sheet:
             rates, since_us = {**known.rates, **rates}, min(known.since_us, at_us)
-        answer = _AnswerKind(entry, sheet, Template(journal.account(account)), rates, since_us)
+        answer = _AnswerKind(entry, sheet, Template(journal.definitions.account(account)), rates, since_us)
         plan.answers[seen.model, seen.service_tier] = answer
 
 
@@ -533,7 +536,9 @@ def _bound(charge: Charge, sheet: RateSheet, seen: Plain, journal: Journal) -> _
     ):
         return None
     meter = charge.sku_meter
-    return _PlanBound(meter, journal.rate(Rate.of(charge)), *rate.whole, meter in _TOKENS, meter in OUTPUT_METERS)
+    return _PlanBound(
+        meter, journal.definitions.rate(Rate.of(charge)), *rate.whole, meter in _TOKENS, meter in OUTPUT_METERS
+    )
 
 
 def _text(  # noqa: C901 - one branch for each value that may be absent

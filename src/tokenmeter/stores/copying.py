@@ -18,6 +18,7 @@ from tokenmeter.errors import LedgerError
 from tokenmeter.stores.book import SUM_COLUMNS, SUM_TABLES
 from tokenmeter.stores.documents import MOVED
 from tokenmeter.stores.fold import AMOUNTS, FIRST, identity_column
+from tokenmeter.stores.reading import archived_to_record
 
 T = TypeVar("T")
 Columns = Mapping[str, str]
@@ -119,7 +120,7 @@ def carry(source: CopySource, target: End, *, whole: bool = False, progress: Pro
         return source.read(lambda rows: target.write(lambda written: work(_Transfer(source, rows, target, written))))
 
     together(_Transfer.share)
-    archived_to = source.read(_archived_to)
+    archived_to = source.read(archived_to_record)
     while reached.seq < until.seq:
         after, last = reached.seq, max(archived_to, min(until.seq, reached.seq + _PAGE))
         reached = together(partial(_Transfer.page, after=after, last=last))
@@ -164,12 +165,6 @@ def _hash_at(rows: Any, seq: int) -> bytes | None:
     return None if found is None else bytes(found[0])
 
 
-def _archived_to(rows: Any) -> int:
-    """Number of the last record whose entry may be in a file instead."""
-    (last,) = rows.execute("SELECT archived_to FROM ledger").fetchone()
-    return int(last)
-
-
 def _end(rows: Any) -> Copied:
     """The last record that is carried."""
     head = _reached(rows)
@@ -179,7 +174,7 @@ def _end(rows: Any) -> Copied:
 
 
 def _check_beginning(rows: Any, *, reached: Copied) -> None:
-    if 0 < reached.seq < _archived_to(rows):
+    if 0 < reached.seq < archived_to_record(rows):
         raise LedgerError(
             "Months of this ledger were archived since the copy was begun: copy it to an empty store instead."
         )
@@ -268,7 +263,7 @@ class _Transfer:
         until = _reached(self._rows) if whole else _end(self._rows)
         self.share()
         while (reached := _reached(self._written)).seq < until.seq:
-            last = max(_archived_to(self._rows), min(until.seq, reached.seq + _PAGE))
+            last = max(archived_to_record(self._rows), min(until.seq, reached.seq + _PAGE))
             self.page(after=reached.seq, last=last)
         self._take_out()
         self._written.execute("DELETE FROM packed_sums")  # copies of the rows that are replaced here

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 from tokenmeter.ledger import Claim, CounterKey, is_own, new_id
 from tokenmeter.stores.base import CapReachedError
-from tokenmeter.stores.definitions import Account, Definitions, Rate
+from tokenmeter.stores.definitions import Definitions
 from tokenmeter.stores.encoding import quoted
 from tokenmeter.stores.live import Slot
 from tokenmeter.stores.trouble import Trouble
@@ -115,24 +115,11 @@ class Shared:
         skew_us: The ledger's clock less this machine's, in microseconds.
     """
 
-    new_id = staticmethod(new_id)
     skew_us: int = 0
 
     def __init__(self, find: Callable[[str, str], str | None], define: Callable[[Sequence[bytes]], None]) -> None:
         self.definitions = Definitions(find, define)
         self._slots: dict[CounterKey, Slot] = {}
-
-    def account(self, account: Account) -> str:
-        """The digest that stands for `account` in records."""
-        return self.definitions.account(account)
-
-    def rate(self, rate: Rate) -> str:
-        """The digest that stands for `rate` in records."""
-        return self.definitions.rate(rate)
-
-    def name(self, kind: str, value: str) -> str:
-        """The digest that stands for a text that may have to be erased: kind ``end_user`` or ``tag:NAME``."""
-        return self.definitions.name(kind, value)
 
     def slot(self, key: CounterKey, window_end: int | None = None) -> Slot:
         """The counter of `key`. One object per counter, so that its `alert_at` is the process's."""

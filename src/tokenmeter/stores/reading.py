@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from functools import partial
 from operator import itemgetter
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic_core import from_json, to_json
 
@@ -23,6 +23,9 @@ from tokenmeter.stores.encoding import FORMAT
 from tokenmeter.stores.engine import ArchiveFilter, Readable, Rows, check_dimensions, conditions, filter_of, matches
 from tokenmeter.stores.record import decode_entry
 from tokenmeter.stores.slots import from_microseconds, to_microseconds
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 _PAGE = 500
 _FIELDS = ", ".join(Account._fields)
@@ -41,7 +44,8 @@ class _ArchiveMovedError(Exception):
     """Entries went over to the archive, or came back, since the question was begun."""
 
 
-def _archived_to(connection: Rows) -> int:
+def archived_to_record(connection: Rows) -> int:
+    """Number of the last record whose entry may be in a file instead."""
     (number,) = connection.execute("SELECT archived_to FROM ledger").fetchone()
     return int(number)
 
@@ -83,7 +87,7 @@ class EntryReader:
         check_dimensions((), which.where)
         last: Place | None = None
         while True:  # entries that are dropped meanwhile have gone over to the archive
-            archived_to = self._database.read(_archived_to)
+            archived_to = self._database.read(archived_to_record)
             sides = [
                 side(which, archived_to=archived_to, after=last, newest_first=newest_first)
                 for side in (self._live, self._archived)
@@ -140,7 +144,7 @@ class EntryReader:
     def _page(
         self, connection: Rows, *, statement: str, values: Sequence[Any], archived_to: int
     ) -> list[tuple[Place, Entry]]:
-        if _archived_to(connection) != archived_to:
+        if archived_to_record(connection) != archived_to:
             raise _ArchiveMovedError
         found: list[tuple[Place, Entry]] = []
         for seq, account, body in connection.execute(statement, values).fetchall():
@@ -171,7 +175,7 @@ class EntryReader:
         number = self._numbers.get(account)
         if number is None:
             row = connection.execute("SELECT id FROM accounts WHERE digest = ?", (account,)).fetchone()
-            number = _keep(self._numbers, account, row[0] if row else -1)
+            number = remember(self._numbers, account, row[0] if row else -1)
         return self.decode(connection, number, body)
 
     def decode(self, connection: Rows, account: int, body: str) -> Entry:
@@ -213,7 +217,7 @@ class EntryReader:
             row = connection.execute(f"SELECT {_FIELDS} FROM contexts WHERE id = ?", (number,)).fetchone()  # noqa: S608 - names of our own
             if row is None:
                 raise LookupError(f"Account {number} is missing.")
-            known = _keep(self._accounts, number, Account(*row))
+            known = remember(self._accounts, number, Account(*row))
         return known
 
     def _rate(self, connection: Rows, digest: str) -> Rate:
@@ -227,7 +231,7 @@ class EntryReader:
                 **{name: values[name] for name in Rate._fields if name in values and name != "model"}
                 | {"model": values.get("model")}
             )
-            known = _keep(self._rates, digest, rate)
+            known = remember(self._rates, digest, rate)
         return known
 
     def _name(self, connection: Rows, digest: str) -> str:
@@ -236,7 +240,7 @@ class EntryReader:
             row = connection.execute("SELECT value FROM names WHERE digest = ?", (bytes.fromhex(digest),)).fetchone()
             if row is None:
                 raise LookupError(f"Name {digest} is missing.")
-            known = _keep(self._names, digest, row[0] or f"erased-{digest[:8]}")
+            known = remember(self._names, digest, row[0] or f"erased-{digest[:8]}")
         return known
 
     # -- documents
@@ -311,7 +315,8 @@ def document_record(draft: NewDocument, number: int | None, anchor: str) -> byte
     return to_json({name: value for name, value in values.items() if value is not None})
 
 
-def _keep(known: dict[Any, Any], key: object, value: Any) -> Any:
+def remember(known: dict[K, V], key: K, value: V) -> V:
+    """Keep `value` in a memory, which starts anew when it has grown large."""
     if len(known) >= _MOST_KNOWN:
         known.clear()
     known[key] = value

@@ -18,7 +18,7 @@ from tokenmeter.stores.documents import ERASURE
 from tokenmeter.stores.encoding import compact_json
 from tokenmeter.stores.engine import Rows
 from tokenmeter.stores.fold import FIRST, Batch, Measured, link, measured
-from tokenmeter.stores.reading import UNREADABLE
+from tokenmeter.stores.reading import UNREADABLE, remember
 from tokenmeter.stores.rebuilding import SharedRows, Wrong, wrong_sums
 from tokenmeter.stores.slots import DAY
 
@@ -29,7 +29,6 @@ _NAMES = ", ".join(ENTRY_COLUMNS)
 _DOCUMENT = "seq, position, kind, key, series, number, body, hash, leaf"
 #: Most sums of days that are gathered at a time, each of an hour and account: what is more is counted a second time.
 _MOST_SUMS = 200_000
-_MOST_KNOWN = 50_000
 
 
 class GatheredDays:
@@ -316,22 +315,15 @@ class Walk:
         known = self._names.get(number)
         if known is None:
             (digest,) = connection.execute("SELECT digest FROM names WHERE id = ?", (number,)).fetchone()
-            known = _remember(self._names, number, digest.hex())
+            known = remember(self._names, number, digest.hex())
         return known
 
     def _tagset(self, connection: Rows, number: int) -> str:
         known = self._tagsets.get(number)
         if known is None:
             (body,) = connection.execute("SELECT body FROM tagsets WHERE id = ?", (number,)).fetchone()
-            known = _remember(self._tagsets, number, body)
+            known = remember(self._tagsets, number, body)
         return known
-
-
-def _remember(known: dict[int, str], number: int, text: str) -> str:
-    if len(known) >= _MOST_KNOWN:
-        known.clear()
-    known[number] = text
-    return text
 
 
 def erasures(connection: Rows) -> list[dict[str, Any]]:
