@@ -282,6 +282,25 @@ def test_the_form_sets_period_zone_and_filters_and_the_url_keeps_them(served, br
     expect(page.locator("#totals")).to_contain_text("14")
 
 
+_AXIS_OUTSIDE = """() => {
+    const card = document.querySelector('.chart').closest('section').getBoundingClientRect();
+    const labels = [...document.querySelectorAll('.chart .up text')];
+    return labels.filter(one => one.getBoundingClientRect().left < card.left).map(one => one.textContent);
+}"""
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+@pytest.mark.parametrize("cost", ["0.00000004", "1234567890.12"])
+def test_the_axis_of_the_greatest_and_of_the_least_amounts_can_be_read(meter, record_in, serve, browse, width, cost):
+    costs = dict.fromkeys(("list_cost", "contracted_cost", "billed_cost"), Decimal(cost))
+    record_in(meter, fields={**costs, "charges": ()})
+    page = browse(f"{serve(meter).url}/explore?by=model", width=width)
+    drawn(page)
+    assert page.locator(".chart .up text").count() > 2
+    assert page.evaluate(_AXIS_OUTSIDE) == []
+    assert wide(page) == 0
+
+
 def test_a_call_shows_within_two_seconds_where_people_are_reading(meter, serve, browse):
     page = browse(f"{serve(meter).url}/")
     assert page.get_by_role("heading", name="No call is recorded yet").is_visible()

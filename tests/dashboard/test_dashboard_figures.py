@@ -343,6 +343,7 @@ def test_figures_are_written_for_people():
     assert [exact(Decimal(text), decimals([Decimal("0.125"), None])) for text in ("1.5", "-2")] == ["1.500", "-2.000"]
     assert (places([Decimal("0.0042")]), places([Decimal("0.0042"), Decimal(-5000)])) == (4, 2)
     assert change(Decimal(40), Decimal(2)) == "20-fold"
+    assert (change(1, 1000), change(999, 1000), change(1001, 1000)) == (">99% less", "<1% less", "<1% more")
     assert (unit_amount(Decimal("0.004"), "usd"), unit_amount(Decimal(9000), "tokens")) == ("$0.004", "9,000 tokens")
     assert (unit_amount(ZERO, "usd"), unit_amount(Decimal("4E-8"), "usd")) == ("$0.00", "$0.00000004")
     assert (share(None), share(Decimal("0.004"))) == ("\u2013", "<1%")

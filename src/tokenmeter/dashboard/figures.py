@@ -92,7 +92,10 @@ def change(now: Decimal | int, before: Decimal | int) -> str:
     part = subtract(ratio(Decimal(now), Decimal(before)), ONE)
     if part > 10:  # noqa: PLR2004 - beyond eleven times, percents say less than a factor
         return f"{round_to(add(part, ONE), 0):,f}-fold"
-    return f"{'+' if part > 0 else '-'}{share(magnitude(part))}"
+    size = share(magnitude(part))
+    if size[0] in "<>":  # a sign before one of these is read as an arrow
+        return f"{size} {'more' if part > 0 else 'less'}"
+    return f"{'+' if part > 0 else '-'}{size}"
 
 
 def name(value: str | None) -> str:
