@@ -102,6 +102,96 @@ def test_a_side_that_google_leaves_out_follows_from_its_total(usage, quantities,
     assert found.flags == flags
 
 
+THOUGHTS = {"promptTokenCount": 100, "thoughtsTokenCount": 40}
+
+
+@pytest.mark.parametrize(
+    ("usage", "output", "flags"),
+    [
+        ({**THOUGHTS, "totalTokenCount": 200}, 100, {"total_mismatch"}),
+        ({**THOUGHTS, "candidatesTokenCount": 0, "totalTokenCount": 200}, 100, {"total_mismatch"}),
+        ({**THOUGHTS, "totalTokenCount": 140}, 40, set()),
+        (THOUGHTS, 140, {"estimated"}),
+        ({**THOUGHTS, "candidatesTokenCount": None}, 140, {"estimated"}),
+        ({**THOUGHTS, "candidatesTokenCount": -3}, 140, {"estimated", "malformed_count"}),
+    ],
+    ids=["total", "zero and total", "total of the thoughts", "neither", "null", "negative"],
+)
+def test_googles_words_are_no_zero_beside_counted_thoughts(usage, output, flags):
+    for parts in ([{"text": WORDS}], [{"text": WORDS * 3, "thought": True}, {"text": WORDS}]):
+        whole = {"candidates": [{"content": {"parts": parts}, "finishReason": "STOP"}], "usageMetadata": usage}
+        found = read(whole, "models.generate_content", "google")
+        assert (found.usage["output"], found.usage.reasoning_output_tokens) == (output, 40)
+        assert found.flags == flags
+        reader = dialect_for("google", "models.generate_content").stream(
+            provider="google", endpoint="models.generate_content", request=REQUEST
+        )
+        reader.feed(*({"candidates": [{"content": {"parts": [part]}}]} for part in parts))
+        reader.feed({"candidates": [{"content": {"parts": []}, "finishReason": "STOP"}], "usageMetadata": usage})
+        assert (reader.observation().usage, reader.observation().flags) == (found.usage, flags)
+
+
+def test_googles_thoughts_without_words_are_all_there_is():
+    body = {"candidates": [{"content": {"parts": []}, "finishReason": "MAX_TOKENS"}], "usageMetadata": THOUGHTS}
+    found = read(body, "models.generate_content", "google")
+    assert (dict(found.usage.quantities), found.flags) == ({"input": 100, "output": 40}, set())
+
+
+@pytest.mark.parametrize("usage", [{"candidatesTokenCount": 60}, {"thoughtsTokenCount": 60, "candidatesTokenCount": 0}])
+def test_googles_answer_stands_where_nobody_says_the_prompt(usage):
+    stated = 60 if usage["candidatesTokenCount"] else 160
+    found = read({**GOOGLE, "usageMetadata": usage}, "models.generate_content", "google")
+    assert dict(found.usage.quantities) == {"input": 1000, "output": stated}
+    assert "estimated" in found.flags
+
+
+@pytest.mark.parametrize(
+    ("usage", "quantities", "flags"),
+    [
+        ({"inputTokens": 100, "totalTokens": 160}, {"input": 100, "output": 60}, set()),
+        ({"outputTokens": 60, "totalTokens": 160}, {"input": 100, "output": 60}, set()),
+        ({"inputTokens": 0, "outputTokens": 60, "totalTokens": 160}, {"input": 100, "output": 60}, {"total_mismatch"}),
+        *(
+            ({"inputTokens": 100, "outputTokens": 60, "totalTokens": total}, {"input": 100, "output": 60}, {doubt})
+            for total, doubt in ((-1, "total_mismatch"), (170, "total_mismatch"), ("160", "nonstandard_count"))
+        ),
+        *(
+            (
+                {"inputTokens": 100, "outputTokens": 60, "cacheReadInputTokens": 40, "totalTokens": total},
+                {"input": 100, "cache_read": 40, "output": 60},
+                set(),
+            )
+            for total in (160, 200)
+        ),
+    ],
+)
+def test_a_side_that_converse_leaves_out_follows_from_its_total(usage, quantities, flags):
+    body = {"output": {"message": {"content": [{"text": WORDS}]}}, "usage": usage}
+    found = read(body, "/model/m/converse", "aws")
+    assert dict(found.usage.quantities) == quantities
+    assert found.flags == flags
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"type": "message", "content": [{"type": "text", "text": WORDS}]},
+        {"type": "message", "content": [{"type": "audio", "transcript": WORDS}]},
+        {"type": "function_call", "name": "f", "arguments": WORDS[1:]},
+    ],
+    ids=["text", "audio", "a call"],
+)
+def test_an_answer_in_a_session_is_estimated_by_all_that_it_says(item):
+    done = {
+        "status": "completed",
+        "output": [item],
+        "usage": {"input_tokens": 70, "output_tokens": 0, "total_tokens": 70},
+    }
+    found = read({"type": "response.done", "response": done}, "realtime")
+    assert dict(found.usage.quantities) == {"input": 70, "output": 100}
+    assert found.flags == {"estimated"}
+
+
 #: Messages that hold the 400 bytes of `WORDS` in other shapes than a text.
 SHAPES = {
     "parts": {"content": [{"type": "text", "text": WORDS}]},

@@ -13,7 +13,6 @@ def converse(usage: JSON) -> Reading:
     flags: set[str] = set()
     quantities: dict[str, Quantity] = {}
     fresh, answer = count(usage, "inputTokens", flags=flags), count(usage, "outputTokens", flags=flags)
-    put(quantities, "input", fresh or 0)
     put(quantities, "cache_read", count(usage, "cacheReadInputTokens", "cacheReadInputTokenCount", flags=flags) or 0)
     hour = 0
     for entry in entries(usage, "cacheDetails", flags=flags):
@@ -24,9 +23,35 @@ def converse(usage: JSON) -> Reading:
     written = count(usage, "cacheWriteInputTokens", "cacheWriteInputTokenCount", flags=flags) or 0
     put(quantities, "cache_write_1h", hour)
     put(quantities, "cache_write_5m", max(written - hour, 0))
-    prompt = int(total(quantities.values()))
+    cached = int(total(quantities.values()))
+    fresh, answer = _by_total(usage, fresh, answer, cached, flags)
+    put(quantities, "input", fresh or 0)
+    prompt = cached + (fresh or 0)
     put(quantities, "output", answer or 0)
     return said_by(Usage(quantities), prompt, flags, {"input": fresh, "output": answer})
+
+
+def _by_total(
+    usage: JSON, fresh: int | None, answer: int | None, cached: int, flags: set[str]
+) -> tuple[int | None, int | None]:
+    """Both sides, either of which follows from the total where it is not stated, or is 0 and the total denies that.
+
+    Whether the total holds what the cache served is said nowhere, and bodies differ: beside a cache nothing follows.
+    """
+    doubts: set[str] = set()
+    stated = count(usage, "totalTokens", flags=doubts)
+    if "malformed_count" in doubts:
+        flags.add("total_mismatch")  # the parts count
+        return fresh, answer
+    flags |= doubts
+    gap = 0 if stated is None else stated - (fresh or 0) - (answer or 0)
+    if fresh is not None and answer is not None and gap not in {0, cached}:
+        flags.add("total_mismatch")
+    if gap <= 0 or cached:
+        return fresh, answer
+    if not fresh and answer:
+        return gap, answer
+    return fresh, gap if fresh and not answer else answer
 
 
 def llama(usage: JSON) -> Reading:

@@ -16,6 +16,7 @@ from tokenmeter.money import EXACT, quantize
 from tokenmeter.providers.context import Context, pending, unknown
 from tokenmeter.providers.google.requests import is_song_model, model_name, tier_name
 from tokenmeter.providers.google.usage import interaction_usage, usage_metadata
+from tokenmeter.providers.prompts import tokens_of
 from tokenmeter.providers.readings import INPUT_SIDE, NOTHING_SAID, Reading, put
 from tokenmeter.providers.registry import is_usage, read_usage, usage_of
 from tokenmeter.providers.wire import JSON, count, entries, is_array, latest, members, section, text, utf8_length
@@ -25,7 +26,7 @@ from tokenmeter.usage import Observation, Quantity, Usage
 def answer(body: JSON, context: Context) -> Observation:
     """A ``GenerateContentResponse``, what a stream of one came to, or the usage object of one."""
     wire = _usage_in(body)
-    said = read_usage(wire) or NOTHING_SAID
+    said = _with_words(read_usage(wire) or NOTHING_SAID, wire, max(context.received, _word_bytes(body)))
     model = model_name(body.get("modelVersion")) or text(body, "model")
     reading = context.complete(said, received=lambda: _content_bytes(body))
     tier = _tier(body, wire)
@@ -78,10 +79,28 @@ def _with(reading: Reading, more: dict[str, Quantity]) -> Reading:
     return replace(reading, usage=usage)
 
 
+def _with_words(said: Reading, wire: JSON, size: int) -> Reading:
+    """`said` with an estimate of the answer's words, where its thoughts alone are counted and no total is."""
+    thoughts = said.usage.reasoning_output_tokens
+    totaled = any(wire.get(name) for name in ("totalTokenCount", "total_token_count"))
+    if totaled or not size or not thoughts or said.usage.output_tokens != thoughts:
+        return said
+    return replace(said, usage=said.usage + Usage({"output": tokens_of(size)}), flags=said.flags | {"estimated"})
+
+
 def _content_bytes(body: JSON) -> int:
     """UTF-8 bytes of what the model wrote, calls of functions included."""
+    return sum(map(part_bytes, _answer_parts(body)))
+
+
+def _word_bytes(body: JSON) -> int:
+    """The same without its thoughts, which are counted by themselves."""
+    return sum(part_bytes(part) for part in _answer_parts(body) if not part.get("thought"))
+
+
+def _answer_parts(body: JSON) -> list[JSON]:
     contents = (section(candidate, "content") for candidate in members(body, "candidates"))
-    return sum(part_bytes(part) for content in contents for part in members(content, "parts"))
+    return [part for content in contents for part in members(content, "parts")]
 
 
 def part_bytes(part: JSON) -> int:

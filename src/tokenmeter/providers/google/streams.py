@@ -24,12 +24,12 @@ class AnswerStream:
     chunk leaves out stays as it was. Grounding may come with any chunk.
     """
 
-    __slots__ = ("_body", "_bytes", "_candidates", "_context", "_finished", "_read", "_usage")
+    __slots__ = ("_body", "_bytes", "_candidates", "_context", "_finished", "_read", "_usage", "_words")
 
     def __init__(self, context: Context, read: Read) -> None:
         self._context = context
         self._read = read
-        self._bytes = 0
+        self._bytes = self._words = 0
         self._body: dict[str, Any] = {}
         self._finished = False
         self._candidates: list[JSON] = []
@@ -64,7 +64,9 @@ class AnswerStream:
                 kept = {"index": whose, "content": {"parts": [{"inlineData": {"mimeType": kind}}]}}
                 if kept not in self._candidates:
                     self._candidates.append(kept)
-            self._bytes += part_bytes(part)
+            size = part_bytes(part)
+            self._bytes += size
+            self._words += 0 if part.get("thought") else size
 
     def body(self) -> Any:
         """The answer, as far as its bill goes."""
@@ -80,7 +82,8 @@ class AnswerStream:
             if (count(usage, "candidatesTokenCount", flags=set()) or 0) < received:
                 usage["candidatesTokenCount"] = received
         body = {**self._body, "usageMetadata": usage, "candidates": self._candidates}
-        seen = self._read(body, replace(self._context, received=self._bytes))
+        apart = count(usage, "thoughtsTokenCount", flags=set())  # so that thoughts are no words that may be uncounted
+        seen = self._read(body, replace(self._context, received=self._words if apart else self._bytes))
         return seen if self.terminal else replace(seen, flags=seen.flags | _ESTIMATED)
 
 

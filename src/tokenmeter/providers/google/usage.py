@@ -81,8 +81,7 @@ def usage_metadata(usage: JSON) -> Reading:
     Source: Gemini API, ``UsageMetadata``; of Live sessions, ``LiveServerMessage``; of embeddings,
     ``EmbedContentResponse``.
     """
-    camel = any(key in usage for key in ("promptTokenCount", "totalTokenCount", "candidatesTokenCount"))
-    names = _CAMEL if camel or "responseTokenCount" in usage else _SNAKE
+    names = _SNAKE if _CAMEL.counts().isdisjoint(usage) else _CAMEL
     live = any(key in usage for key in names.answer[1:])
     return _read(usage, names, totals_thoughts=not live)
 
@@ -108,7 +107,7 @@ def _read(usage: JSON, names: _Names, *, totals_thoughts: bool) -> Reading:
         answer = spoken  # early previews of 2.5 counted them among the candidates
         flags.add("thoughts_included")
     elif total is not None and totals_thoughts:
-        prompt, answer = _by_total(total - tools, prompt, answer, flags)
+        prompt, answer = _by_total(total - tools, prompt, answer, flags, worded=spoken > 0)
     if has_unknown(usage, names.counts(), names.ending[0]):
         flags.add("unknown_token_class")
     quantities: dict[str, Quantity] = {}
@@ -121,15 +120,18 @@ def _read(usage: JSON, names: _Names, *, totals_thoughts: bool) -> Reading:
     return said_by(Usage(quantities, thoughts), prompt, flags, {"input": sent, "output": answer})
 
 
-def _by_total(total: int, prompt: int | None, answer: int, flags: set[str]) -> tuple[int | None, int]:
-    """Prompt and answer, either of which follows from what both come to where it is not stated, or is 0."""
+def _by_total(total: int, prompt: int | None, answer: int, flags: set[str], *, worded: bool) -> tuple[int | None, int]:
+    """Prompt and answer, either of which follows from what both come to where it is not stated, or is 0.
+
+    An answer of which only the thoughts are counted is not `worded`: the rest of the total is its words.
+    """
     gap = total - (prompt or 0) - answer
     if gap and prompt is not None:
         flags.add("total_mismatch")
     if gap > 0 and answer and not prompt:
         return gap, answer
-    if gap > 0 and prompt and not answer:
-        return prompt, gap
+    if gap > 0 and prompt and not worded:
+        return prompt, answer + gap
     return prompt, answer
 
 
@@ -173,7 +175,8 @@ def _parts(usage: JSON, lists: tuple[str, ...], names: _Names, flags: set[str]) 
 SHAPES = (
     Shape(
         usage_metadata,
-        own=frozenset({"promptTokenCount", "prompt_token_count", "totalTokenCount", "responseTokenCount"}),
+        own=frozenset({"prompt_token_count", "candidates_token_count", "thoughts_token_count"})
+        | (_CAMEL.counts() - {"cachedContentTokenCount", "toolUsePromptTokenCount"}),
         nested=("usageMetadata", "usage_metadata"),
     ),
     Shape(interaction_usage, own=frozenset({"total_input_tokens", "total_output_tokens"})),

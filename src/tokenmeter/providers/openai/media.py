@@ -11,7 +11,7 @@ from tokenmeter.providers.openai.usage import inclusive
 from tokenmeter.providers.prompts import speech_tokens, tokens_of
 from tokenmeter.providers.readings import NO_FLAGS, Reading
 from tokenmeter.providers.registry import usage_of
-from tokenmeter.providers.wire import JSON, amount, is_array, is_object, members, section, text
+from tokenmeter.providers.wire import JSON, amount, is_array, is_object, members, section, text, written_bytes
 from tokenmeter.usage import Consumption, Observation, Quantity, Usage
 
 _ESTIMATED = frozenset({"estimated"})
@@ -122,10 +122,15 @@ def realtime(body: JSON, context: Context) -> Observation:
     if said.unsaid and text(response, "status") in _DONE_WITHOUT_RESULT:
         return Observation(response_id=text(response, "id"), billable=False)
     # The prompt is all that was said in the session, which no request holds.
-    reading = context.complete(said, received=lambda: len(members(response, "output")), estimable=False)
+    reading = context.complete(said, received=lambda: _output_bytes(response), estimable=False)
     if reading is None or reading.unsaid:
         return unknown(response, response.get("usage"), model=context.request.model, flags=said.flags)
     return observation(reading, context.consumption(reading, model=text(response, "model")), response, wire)
+
+
+def _output_bytes(response: JSON) -> int:
+    """UTF-8 bytes of what was said, written and called; an item without words is content all the same."""
+    return sum(written_bytes(item) or 1 for item in members(response, "output"))
 
 
 def heard(body: JSON, context: Context) -> Observation:
