@@ -259,3 +259,78 @@ def test_content_nested_without_end_breaks_nothing():
         content = [content]
     found = read({**CHAT, "choices": [{"message": {"content": content}}], "usage": NOTHING})
     assert dict(found.usage.quantities) == {"input": 1000, "output": 100}
+
+
+def drawn(**usage):
+    return {"created": 1, "data": [{"b64_json": "aGk="}], "usage": usage}
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "body", "quantities", "flags"),
+    [
+        ("images.generate", drawn(input_tokens=10, output_tokens=0, total_tokens=10), {"images": 1}, set()),
+        (
+            "images.generate",
+            drawn(input_tokens=0, output_tokens=90),
+            {"input": 1000, "output_image": 90},
+            {"estimated"},
+        ),
+        ("images.generate", drawn(output_tokens=90), {"input": 1000, "output_image": 90}, {"estimated"}),
+        (
+            "audio.transcriptions",
+            {"text": WORDS, "usage": {"input_tokens": 0, "output_tokens": 9, "total_tokens": 9}},
+            {},
+            {"usage_unknown"},
+        ),
+        (
+            "realtime",
+            {
+                "type": "conversation.item.input_audio_transcription.completed",
+                "transcript": WORDS,
+                "usage": {"type": "tokens", "input_tokens": 0, "output_tokens": 9, "total_tokens": 9},
+            },
+            {},
+            {"usage_unknown"},
+        ),
+        ("/v1/rerank", {"data": [{"index": 0}], "usage": {"total_tokens": 0}}, {}, {"usage_unknown"}),
+        ("/v1/rerank", {"results": [{"index": 0}], "usage": {"total_tokens": 26}}, {"input": 26}, set()),
+    ],
+    ids=["picture", "its prompt", "its prompt left out", "heard", "heard in a session", "ranked", "ranked and counted"],
+)
+def test_a_side_that_was_at_work_is_no_zero_on_any_endpoint(endpoint, body, quantities, flags):
+    found = read(body, endpoint)
+    assert dict(found.usage.quantities) == quantities
+    assert found.flags == flags
+
+
+@pytest.mark.parametrize(
+    "said", [{"output_tokens": 20}, {"input_tokens": None, "output_tokens": 20, "total_tokens": None}]
+)
+def test_what_was_stated_of_speech_stands_beside_the_estimate_of_its_text(said):
+    request = RequestFacts(model="gpt-4o-mini-tts", pieces={"characters": 300}, input_bytes=304)
+    found = dialect_for("openai", "audio.speech").read(
+        {"type": "speech.audio.done", "usage": said}, provider="openai", endpoint="audio.speech", request=request
+    )
+    assert dict(found.usage.quantities) == {"input": 76, "output_audio": 20}
+    assert found.flags == {"estimated"}
+
+
+def test_googles_embeddings_have_no_output_whatever_they_call_their_tokens():
+    body = {"embeddings": [{"values": [0.1]}], "usageMetadata": {"totalTokenCount": 5}}
+    found = read(body, "models.embed_content", "google")
+    assert (dict(found.usage.quantities), found.flags) == ({"input": 5}, set())
+
+
+def test_googles_cache_may_stand_beside_the_prompt_as_anyone_elses():
+    usage = {"promptTokenCount": 100, "cachedContentTokenCount": 130, "candidatesTokenCount": 50}
+    found = read({**GOOGLE, "usageMetadata": {**usage, "totalTokenCount": 280}}, "models.generate_content", "google")
+    assert dict(found.usage.quantities) == {"input": 100, "cache_read": 130, "output": 50}
+    assert found.flags == {"cache_beside_input"}
+
+
+def test_a_message_may_have_the_counts_of_whoever_wrote_it():
+    content = [{"type": "text", "text": WORDS}]
+    usage = totals(100, 50, 150, prompt_tokens_details={"cached_tokens": 40})
+    found = read({"type": "message", "model": "m", "content": content, "usage": usage}, "messages", "anthropic")
+    assert dict(found.usage.quantities) == {"input": 60, "cache_read": 40, "output": 50}
+    assert found.flags == set()

@@ -17,8 +17,8 @@ from typing import Any
 from tokenmeter.dimensions import TOKEN_METERS
 from tokenmeter.providers.anthropic.usage import exclusive
 from tokenmeter.providers.context import Context, billed_tier, joined, observation, pending, supplied_cost, unknown
-from tokenmeter.providers.readings import NO_FLAGS, Reading
-from tokenmeter.providers.registry import usage_of
+from tokenmeter.providers.readings import BOTH_SIDES, NO_FLAGS, Reading
+from tokenmeter.providers.registry import read_usage, usage_of
 from tokenmeter.providers.wire import JSON, amount, entries, is_array, is_object, members, section, text, utf8_length
 from tokenmeter.usage import Consumption, Observation, Usage
 
@@ -71,6 +71,8 @@ def message(body: JSON, context: Context) -> Observation:
     model = text(body, "model")
     refused = body.get("stop_reason") == "refusal" and body.get("content") == []
     said = exclusive(wire)
+    if said.unsaid == BOTH_SIDES:
+        said = read_usage(wire) or said  # a gateway may hand on what its host said in a format of its own
     top = said if refused else context.complete(said, received=lambda: _content_bytes(body))
     if top is None:
         known = model or context.request.model

@@ -260,6 +260,8 @@ def embeddings(body: JSON, context: Context) -> Observation:
 def answer_of_input(wire: JSON, context: Context, doubts: set[str]) -> Observation:
     """An answer that only its prompt is billed for; `doubts` are those of whoever put `wire` together."""
     said = usage_metadata(wire) if wire else NOTHING_SAID
+    if "input" in said.unsaid and (total := count(wire, "totalTokenCount", flags=set())):
+        said = usage_metadata({**wire, "promptTokenCount": total})  # it answers in no tokens
     flags = said.flags | doubts
     reading = context.complete(replace(said, flags=flags), sides=INPUT_SIDE)
     if reading is None:

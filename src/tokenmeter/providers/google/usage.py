@@ -106,6 +106,9 @@ def _read(usage: JSON, names: _Names, *, totals_thoughts: bool) -> Reading:
     if thoughts and totals_thoughts and total == (prompt or 0) + tools + spoken and thoughts <= spoken:
         answer = spoken  # early previews of 2.5 counted them among the candidates
         flags.add("thoughts_included")
+    elif prompt is not None and cached > prompt and total == prompt + cached + tools + answer:
+        prompt += cached
+        flags.add("cache_beside_input")
     elif total is not None and totals_thoughts:
         prompt, answer = _by_total(total - tools, prompt, answer, flags, worded=spoken > 0)
     if has_unknown(usage, names.counts(), names.ending[0]):

@@ -127,6 +127,8 @@ def _any(body: JSON, context: Context) -> Observation:
     said = read_usage(wire) or NOTHING_SAID
     if "rerank" in context.endpoint:
         said = _whole_total(wire, said)  # Voyage, Jina: it answers in scores, so that the total is the input
+        if not said.usage:
+            said = replace(said, unsaid=INPUT_SIDE)  # documents of no tokens are some that nobody counted
     answer = [body[name] for name in _ANSWERS if body.get(name)]
     reading = context.complete(
         said,

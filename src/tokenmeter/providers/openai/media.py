@@ -9,7 +9,7 @@ from tokenmeter.providers.context import Context, observation, pending, unknown
 from tokenmeter.providers.hosts import host_of
 from tokenmeter.providers.openai.usage import inclusive
 from tokenmeter.providers.prompts import speech_tokens, tokens_of
-from tokenmeter.providers.readings import NO_FLAGS, Reading
+from tokenmeter.providers.readings import INPUT_SIDE, NO_FLAGS, Reading
 from tokenmeter.providers.registry import usage_of
 from tokenmeter.providers.wire import JSON, amount, is_array, is_object, members, section, text, written_bytes
 from tokenmeter.usage import Consumption, Observation, Quantity, Usage
@@ -29,8 +29,9 @@ def images(body: JSON, context: Context) -> Observation:
     reading = inclusive(wire, output_meter="output_image")
     data = body.get("data")
     made = len(data) if is_array(data) else int("b64_json" in body)
-    if reading.usage and not reading.unsaid:
-        flags = reading.flags
+    drawn = reading.usage.output_tokens and "output" not in reading.unsaid  # of no tokens: nobody counted it
+    if drawn and (whole := context.complete(reading, received=lambda: made, sides=INPUT_SIDE)) is not None:
+        reading, flags = whole, whole.flags
         groups.append(context.consumption(reading, model=text(body, "model"), wire=wire, role="image_generation"))
     elif is_array(data):
         reading = Reading(Usage({"images": made} if made else {}), flags=reading.flags)
@@ -57,11 +58,16 @@ def transcription(body: Any, context: Context) -> Observation:
         return _unheard(None, context, NO_FLAGS)
     wire = usage_of(body)
     reading = spoken(wire)
-    if reading.unsaid or (not reading.usage and body.get("text")):
+    if reading.unsaid or (body.get("text") and not _is_heard(reading.usage)):
         return _unheard(body, context, reading.flags)
     if "seconds_audio" in reading.usage.quantities:
         reading = replace(reading, usage=_heard(reading.usage["seconds_audio"], context))
     return observation(reading, context.consumption(reading, model=text(body, "model"), wire=wire), body, wire)
+
+
+def _is_heard(usage: Usage) -> bool:
+    """Whether what was listened to is counted, by its length or in tokens: no words come of nothing."""
+    return "seconds_audio" in usage.quantities or bool(usage.input_tokens)
 
 
 def _heard(seconds: Quantity, context: Context) -> Usage:
@@ -110,8 +116,17 @@ def speech_event(body: JSON, context: Context) -> Observation:
     reading = inclusive(wire, output_meter="output_audio")
     if reading.unsaid or not reading.usage:
         seen = speech(context)
+        seen = replace(seen, consumptions=tuple(_as_stated(group, reading) for group in seen.consumptions))
         return replace(seen, flags=seen.flags | reading.flags, raw_usage=wire or None)
     return observation(reading, context.consumption(reading, model=None, wire=wire), body, wire)
+
+
+def _as_stated(group: Consumption, reading: Reading) -> Consumption:
+    """An estimated group with the side that was stated in place of its estimate."""
+    stated = reading.usage.quantities
+    if "characters" in group.usage.quantities or not stated or not reading.unsaid:
+        return group
+    return replace(group, usage=Usage({**group.usage.quantities, **stated}))
 
 
 def realtime(body: JSON, context: Context) -> Observation:
@@ -139,7 +154,7 @@ def heard(body: JSON, context: Context) -> Observation:
     # The session's own model did not do this work: without a named one it stays unpriced.
     model = context.request.tool_models.get("transcription")
     reading = spoken(wire)
-    if reading.unsaid or (not reading.usage and body.get("transcript")):
+    if reading.unsaid or (body.get("transcript") and not _is_heard(reading.usage)):
         return unknown({"id": body.get("item_id")}, body.get("usage"), model=model, flags=reading.flags)
     group = replace(context.consumption(reading, model=model, role="transcription"), model=model)
     return Observation(
