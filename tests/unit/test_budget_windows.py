@@ -4,7 +4,7 @@ from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tokenmeter.budgets.windows import ROLLING_STEPS, Window
@@ -91,9 +91,12 @@ def test_an_anchored_year_and_quarter_begin_in_january_and_every_third_month():
     assert span(Window("quarter", anchor=10), moment)[0] == datetime(2025, 10, 10, tzinfo=UTC)
 
 
-@given(MOMENTS, st.sampled_from(CALENDAR), st.sampled_from(ZONES), st.integers(1, 31))
-def test_windows_hold_their_moment_and_touch_without_gap_or_overlap(moment, period, zone, anchor):
-    window = Window(period, zone, anchor=anchor if period in {"month", "quarter", "year"} else 1)
+@given(MOMENTS, st.sampled_from(CALENDAR), st.sampled_from(ZONES), st.integers(1, 31), st.integers(0, 23))
+@example(datetime(2011, 12, 30, 11, tzinfo=UTC), "day", "Pacific/Apia", 1, 2)  # the day that Samoa left out
+@example(datetime(2011, 12, 30, 11, tzinfo=UTC), "month", "Pacific/Apia", 31, 2)
+def test_windows_hold_their_moment_and_touch_without_gap_or_overlap(moment, period, zone, anchor, hour):
+    anchor = anchor if period in {"month", "quarter", "year"} else 1
+    window = Window(period, zone, anchor=anchor, reset_hour=0 if period == "hour" else hour)
     start, end = span(window, moment)
     assert start <= moment < end
     assert span(window, start) == (start, end)

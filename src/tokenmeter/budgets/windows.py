@@ -107,8 +107,8 @@ class Window:
             return to_microseconds(whole.start), to_microseconds(whole.end)
         where = zone(self.tz)
         day = moment.astimezone(where).date()
-        if moment < self._begin(day):
-            day -= timedelta(days=1)
+        while moment < self._begin(day):  # more than once where a zone left a whole day out
+            day -= _DAY
         whole = floor(self._midday(day), unit, self.tz, week_start=self.week_start)
         # `end` is the first instant of the day after the last one.
         last = (whole.end - timedelta(microseconds=1)).astimezone(where).date()
@@ -124,7 +124,7 @@ class Window:
 
     def _anchored(self, moment: datetime, months: int) -> Span:
         local = moment.astimezone(zone(self.tz)).date()
-        if moment < self._begin(local):
+        while moment < self._begin(local):
             local -= _DAY
         index = (local.year * 12 + local.month - 1) // months * months
         if local < self._anchor_day(index):
