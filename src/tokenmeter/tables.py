@@ -124,11 +124,17 @@ def open_text(raw: IO[bytes], beginning: bytes) -> IO[str]:
     return io.TextIOWrapper(cast("io.BufferedReader", raw), encoding, errors="tokenmeter.windows-1252", newline="")
 
 
-def read_table(text: IO[str]) -> tuple[list[str], Iterator[tuple[int, dict[str, str]]], DecimalMark | None]:
+def read_table(
+    text: IO[str], *, every_cell: bool = False
+) -> tuple[list[str], Iterator[tuple[int, dict[str, str]]], DecimalMark | None]:
     """A CSV: its headings, its rows with the line each ends at, and its decimal mark where it can be told.
 
     Delimiters are comma, semicolon, tab and bar; a first line ``sep=;`` says which. A row with more cells than there
     are headings has the rest under the heading ``""``. A heading that stands twice is ``name`` and ``name (2)``.
+
+    Args:
+        text: The table.
+        every_cell: Whether a row with fewer cells than there are headings is an error; else those are empty.
 
     Raises:
         csv.Error: when the rows are read: a line that is no CSV, or that the file ends in the middle of.
@@ -149,6 +155,11 @@ def read_table(text: IO[str]) -> tuple[list[str], Iterator[tuple[int, dict[str, 
             if cells:
                 if raw.is_cut(len(cells) < len(headings)):
                     raise csv.Error("it ends in the middle of its last line")
+                if every_cell and len(cells) < len(headings) and any(map(str.strip, cells)):
+                    raise csv.Error(
+                        f"line {reader.line_num + skipped} has {len(cells)} cells, and there are {len(headings)} "
+                        "headings; export it anew, or complete the line"
+                    )
                 rest = [cell for cell in cells[len(headings) :] if cell.strip()]
                 row = dict.fromkeys(headings, "") | dict(zip(headings, cells, strict=False))
                 yield reader.line_num + skipped, row | ({"": ", ".join(rest)} if rest else {})

@@ -228,11 +228,19 @@ def test_rows_of_another_period_are_left_out_aloud(write):
 
 
 def test_a_heading_that_stands_twice_hides_no_column(write):
-    twice = OPENAI_COSTS.replace("project_id\n", "project_id,amount_value\n", 1).replace(
-        ",proj_1\n", ",proj_1,999\n", 1
-    )
+    heading, *rows = OPENAI_COSTS.splitlines()
+    twice = "\n".join([f"{heading},amount_value", *(f"{row},999" for row in rows), ""])
     statement = read(write(twice))
     assert [line.amount for line in statement.costs if line.amount] == [Decimal("0.000875")]
+
+
+@pytest.mark.parametrize("cells", ["1", "1,", "2026-10-10,gpt-5"])
+def test_a_row_with_fewer_cells_is_no_empty_day(tmp_path, cells):
+    path = tmp_path / "s.csv"
+    path.write_text(f"d,m,c\n2026-10-09,gpt-5,1.5\n{cells}\n2026-10-11,gpt-5,1.5\n")
+    asked = {"columns": {"day": "d", "model": "m", "cost": "c"}, "provider": "openai", "by": ["model"]}
+    with pytest.raises(ReconciliationError, match=r"line 3 has \d cells, and there are 3 headings"):
+        read_files([path], parse_period("2026-10"), **asked)
 
 
 @pytest.mark.parametrize("pack", [bz2.compress, gzip.compress, lzma.compress])

@@ -246,7 +246,7 @@ def _content(path: Path) -> bytes:
 
 
 def _table(path: Path, content: bytes) -> tuple[list[str], list[tuple[int, dict[str, str]]], DecimalMark | None]:
-    headings, rows, mark = read_table(open_text(io.BytesIO(content), content[:4]))
+    headings, rows, mark = read_table(open_text(io.BytesIO(content), content[:4]), every_cell=True)
     try:
         return headings, [one for one in rows if any(map(str.strip, one[1].values()))], mark
     except csv.Error as error:
