@@ -78,6 +78,10 @@ class TestRows:
             "tokenmeter.toml: budgets[3].limit_usd must not be negative, but was -1; 0 means not at all."
         )
 
+    def test_an_error_of_a_budget_that_stands_alone_names_no_row(self):
+        with pytest.raises(ConfigurationError, match=r"^command line: limit_usd must not be greater than 4,000,000\.$"):
+            Budget.parse({"limit_usd": 5_000_000}, file="command line")
+
     def test_an_unknown_field_is_refused_with_the_likely_one(self):
         with pytest.raises(ConfigurationError, match="did you mean 'limit_usd'"):
             Budget.parse({"limit_used": 1}, file="tokenmeter.toml")

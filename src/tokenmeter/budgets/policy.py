@@ -181,28 +181,28 @@ class Budget(Who):
         return hash((self.name, tuple(self.limits.items()), self.period))
 
     @classmethod
-    def parse(cls, row: Mapping[str, Any], *, file: str | None = None, number: int = 0) -> Budget:
+    def parse(cls, row: Mapping[str, Any], *, file: str | None = None, number: int | None = None) -> Budget:
         """A budget from a ``[[budgets]]`` table.
 
         Args:
             row: The table's content.
             file: Where it stands, for the error's text.
-            number: Its place among the tables, from 0.
+            number: Its place among the tables, from 0; None where it stands alone.
 
         Raises:
             ConfigurationError: names file, table, field and reason.
         """
-        where = f"{file or 'configuration'}: budgets[{number}]"
+        where = f"{file or 'configuration'}: " + ("" if number is None else f"budgets[{number}].")
         known = [item.name for item in fields(cls)]
         for key in row:
             if key not in known:
                 close = difflib.get_close_matches(str(key), known, n=1)
                 hint = f"did you mean {close[0]!r}?" if close else f"known fields: {', '.join(known)}."
-                raise ConfigurationError(f"{where}.{key} is not a field of a budget; {hint}")
+                raise ConfigurationError(f"{where}{key} is not a field of a budget; {hint}")
         try:
             return cls(**row)
         except ConfigurationError as error:
-            raise ConfigurationError(f"{where}.{error}") from None
+            raise ConfigurationError(f"{where}{error}") from None
 
     @property
     def limits(self) -> dict[Unit, int]:
@@ -359,7 +359,7 @@ def parse_limit(value: object, unit: Unit, *, name: str) -> int:
     step = PICODOLLAR if unit == "usd" else ONE
     most = multiply(step, _LARGEST)
     if number > most:
-        raise ConfigurationError(f"{name} must not be greater than {most:f}.")
+        raise ConfigurationError(f"{name} must not be greater than {most.normalize(EXACT):,f}.")
     if EXACT.remainder(number, step):
         raise ConfigurationError(f"{name} must be a multiple of {step:f}, not {number}.")
     return to_picodollars(number) if unit == "usd" else int(number)

@@ -15,6 +15,7 @@ from http import HTTPStatus
 from urllib.parse import parse_qsl
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -101,5 +102,9 @@ def _tell_refusal(request: Request, error: Exception) -> Response:
     status = HTTPStatus.CONFLICT if isinstance(error, LedgerError) else HTTPStatus.BAD_REQUEST
     words = str(error)
     if isinstance(error, ValidationError):
-        words = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        words = "; ".join(f"{'.'.join(map(str, one['loc']))}: {_tell_mistake(one)}" for one in error.errors())
     return page(request, "error.html", status=status, title="That cannot be done", message=words)
+
+
+def _tell_mistake(found: ErrorDetails) -> str:
+    return "it is needed, and was left empty." if found["type"] == "string_too_short" else found["msg"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,7 +14,7 @@ from urllib.parse import quote
 from tokenmeter.api import Meter
 from tokenmeter.budgets.policy import Unit
 from tokenmeter.dashboard.budgets import in_words
-from tokenmeter.dashboard.figures import count, exact, instant, money, money_text, name, scope_name, unit_amount
+from tokenmeter.dashboard.figures import count, dollars, instant, money, money_text, name, scope_name, unit_amount
 from tokenmeter.dashboard.view import label_of
 from tokenmeter.errors import ConfigurationError, LedgerError
 from tokenmeter.money import add, subtract
@@ -24,6 +25,7 @@ _SOURCE = "dashboard"
 _MOST_ROWS = 20
 _LONGEST_NUMBER = 40
 _FIELD = "set:"
+_IN_THOUSANDS = re.compile(r"\d{1,3}(,\d{3})+")
 Form = Mapping[str, str]
 Json = dict[str, Any]
 
@@ -92,8 +94,8 @@ def _typed(key: str, value: str) -> Any:
     if key == f"{_FIELD}hard":
         return value == "true"
     whole = key in {f"{_FIELD}limit_{unit}" for unit in ("tokens", "requests", "in_flight")}
-    # People write 1,000,000. What is no number stays as it is, for the budget's own check to refuse.
-    digits = value.replace(",", "")
+    # People write 1,000,000. What is no number stays as it is, for the budget's own check to refuse; 1,5 is none.
+    digits = value.replace(",", "") if _IN_THOUSANDS.fullmatch(value) else value
     return int(digits) if whole and digits.isdecimal() and len(digits) <= _LONGEST_NUMBER else value
 
 
@@ -204,10 +206,10 @@ def _tell_closing(_: Form, answer: Json) -> Told:
         ("until, not included", "", instant(datetime.fromisoformat(period["end"]), period["tz"])),
         ("time zone", "", period["tz"]),
         ("calls", "", count(answer["requests"])),
-        ("billed cost", "", f"${exact(Decimal(answer['billed_cost']))}"),
+        ("billed cost", "", dollars(Decimal(answer["billed_cost"]))),
         ("of unknown price, not in it", "", count(answer["unpriced"])),
         ("estimated", "", count(answer["estimated"])),
-        *((f"corrections of {one['period']}", "", f"${exact(Decimal(one['billed_cost']))}") for one in answer["late"]),
+        *((f"corrections of {one['period']}", "", dollars(Decimal(one["billed_cost"]))) for one in answer["late"]),
     ]
     words = "It is closed for good; what comes in later is a correction in the next one."
     if answer["closed_at"]:
@@ -371,7 +373,7 @@ def _first_corrections(entries: Sequence[Json]) -> Iterator[tuple[str, str, str]
         yield (
             f"{one['occurred_at'][:16]} {one['model'] or one['endpoint']}",
             "",
-            f"${exact(Decimal(cost))}" if cost else "",
+            dollars(Decimal(cost)) if cost else "",
         )
 
 

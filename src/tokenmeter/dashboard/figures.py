@@ -8,7 +8,7 @@ from datetime import datetime
 from decimal import Decimal
 
 from tokenmeter import display
-from tokenmeter.display import amount, compact, count, money_places, unit_amount, visible
+from tokenmeter.display import amount, compact, count, dollars, money_places, unit_amount, visible
 from tokenmeter.money import ONE, add, magnitude, money_text, ratio, round_to, subtract
 from tokenmeter.periods import zone
 from tokenmeter.usage import Quantity
@@ -18,6 +18,7 @@ __all__ = [
     "compact",
     "count",
     "decimals",
+    "dollars",
     "exact",
     "instant",
     "money",
@@ -39,11 +40,11 @@ _PRICE = re.compile(r"(?P<row>.+?)(?:@(?P<since>\d{4}-\d\d-\d\d))?#(?P<list>[0-9
 _FINGERPRINT = re.compile("[0-9a-f]{32}")
 
 
-def money(dollars: Decimal | None, places: int | None = None) -> str:
+def money(value: Decimal | None, places: int | None = None) -> str:
     """US dollars with what lies below a cent (`money_places`); ``unknown`` for None."""
-    if dollars is None:
+    if value is None:
         return "unknown"
-    return amount(dollars, money_places([dollars]) if places is None else places)
+    return amount(value, money_places([value]) if places is None else places)
 
 
 def places(amounts: Iterable[Decimal | None]) -> int:
