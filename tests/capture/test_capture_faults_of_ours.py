@@ -17,6 +17,8 @@ from google import genai
 from test_capture_interrupts import interrupted_at
 
 import tokenmeter
+from tokenmeter.capture.calls import InFlight
+from tokenmeter.capture.responses import Exchange
 from tokenmeter.meter import Meter
 from tokenmeter.stores import open_store
 from tokenmeter.testing import FakeProvider
@@ -88,6 +90,45 @@ def talked(provider, meter, _loop):
     return talk
 
 
+def without_tls(monkeypatch, module, name):
+    """The SDK insists on TLS, which the fake provider does not speak."""
+    connect = vars(pytest.importorskip(f"google.genai.{module}"))[name]
+
+    def connect_plainly(uri, **options):
+        options.pop("ssl", None)
+        return connect(uri.replace("wss://", "ws://"), **options)
+
+    monkeypatch.setattr(f"google.genai.{module}.{name}", connect_plainly)
+
+
+def took_a_turn(provider, meter, loop, monkeypatch):
+    without_tls(monkeypatch, "live", "ws_connect")
+    client = tokenmeter.wrap(google(provider), meter)
+    said = genai.types.Content(role="user", parts=[genai.types.Part(text="Hello")])
+
+    async def talk():
+        async with client.aio.live.connect(model="gemini-3.8-live") as session:
+            await session.send_client_content(turns=said)
+            async for _ in session.receive():
+                pass
+
+    return lambda: loop.run_until_complete(talk())
+
+
+def played(provider, meter, loop, monkeypatch):
+    without_tls(monkeypatch, "live_music", "connect")
+    client = tokenmeter.wrap(google(provider), meter)
+    if not hasattr(client.aio.live, "music"):
+        pytest.skip("this SDK version has no music")
+
+    async def play():
+        async with client.aio.live.music.connect(model="models/lyria-realtime-exp") as session:
+            await session.play()
+            await anext(aiter(session.receive()))
+
+    return lambda: loop.run_until_complete(play())
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # where it came in a finaliser
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("capped", [False, True], ids=["no cap", "a cap"])
@@ -127,4 +168,35 @@ def test_the_caller_gets_his_answer_and_its_bill_is_recorded_once(way, step, cap
     assert total > 20
     assert reached < total / 3, "too many faults of ours reach the caller"
     assert meter.store.verify().ok
+    meter.close()
+
+
+@pytest.mark.filterwarnings("ignore:.*experimental")
+@pytest.mark.parametrize("owner_and_name", [(Exchange, "saw"), (InFlight, "_take")], ids=["reading", "holding"])
+@pytest.mark.parametrize("way", [took_a_turn, played])
+def test_a_session_whose_part_fails_once_is_billed_once(
+    way, owner_and_name, provider, priced, loop, tmp_path, monkeypatch
+):
+    meter = Meter(
+        store=open_store(f"sqlite:///{tmp_path}/ledger.db"),
+        pricer=priced.pricer,
+        budgets=[tokenmeter.Budget(limit_usd=10**6, unbounded="expected")],
+    )
+    owner, name = owner_and_name
+    plain, failed = getattr(owner, name), []
+
+    def fail_once(self, *args):
+        if not failed:
+            failed.append(name)
+            raise MemoryError
+        return plain(self, *args)
+
+    monkeypatch.setattr(owner, name, fail_once)
+    way(provider, meter, loop, monkeypatch)()
+    meter.flush()
+    assert failed == [name]
+    entry, *others = meter.store.entries()
+    assert not others
+    assert "usage_unknown" not in entry.flags
+    assert not meter.store.expired(meter.store.now() + timedelta(days=1)), "a hold stays"
     meter.close()

@@ -231,7 +231,7 @@ class InFlight:
     def _forget_leave(self, error: Exception) -> None:
         """Something of ours failed amid asking for leave, perhaps just after something was held."""
         self.meter.fault("authorize", error)
-        if self._hold_id is not None and self.hold is None and self._authorization is None:
+        if self._hold_id is not None and not self._holds:
             self.meter.free(self._hold_id)
 
     def _ask_plan(self, *, wait: bool) -> str | None:

@@ -305,9 +305,14 @@ async def open_request_async(
     api: Any, method: str, path: str, body: Any, http_options: Any, *, streamed: bool = False
 ) -> InFlight | None:
     """As `open_request`, without making the event loop wait for the default meter."""
-    binding = binding_of(api)
-    if binding is not None and not binding.met:
-        await binding.meet()
+    try:
+        binding = binding_of(api)
+        if binding is not None and not binding.met:
+            await binding.meet()
+    except ConfigurationError:
+        raise
+    except Exception as error:  # noqa: BLE001 - it is asked for again
+        complain("see a call", error)
     return open_request(api, method, path, body, http_options, streamed=streamed)
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING, Any
 
 from tokenmeter.capture.genai_requests import open_request_async, put_before
-from tokenmeter.capture.sdk import BINDING
+from tokenmeter.capture.sdk import BINDING, complain
 
 if TYPE_CHECKING:
     from tokenmeter.capture.calls import InFlight
@@ -90,6 +90,20 @@ class _MeteredSession(_LiveSession):
         return message
 
 
+class _Turn:
+    """What is known of a turn: its call, whether leave was asked and anything heard, and what was told of it."""
+
+    __slots__ = ("asked", "call", "ended", "grounding", "heard", "said")
+
+    def __init__(self) -> None:
+        self.call: InFlight | None = None
+        self.asked = False
+        self.heard = False
+        self.ended = False
+        self.said: dict[str, Any] = {}
+        self.grounding: dict[str, Any] = {}
+
+
 class _Turns:
     """The turns of one session. Usage is told once a turn, and the prompt of each is the whole session so far.
 
@@ -101,12 +115,7 @@ class _Turns:
     def __init__(self, api: Any, model: str) -> None:
         self._api = api
         self._path = f"live/{model.rpartition('/')[2]}:bidiGenerateContent"
-        self._call: InFlight | None = None
-        self._asked = False
-        self._heard = False
-        self._ended = False
-        self._said: dict[str, Any] = {}
-        self._grounding: dict[str, Any] = {}
+        self._turn = _Turn()
 
     async def ask(self) -> None:
         """Something is about to be sent: the turn it may begin needs leave.
@@ -114,69 +123,120 @@ class _Turns:
         Raises:
             BudgetExceededError: a hard cap does not allow it.
         """
-        if self._asked:
+        turn = self._turn
+        if turn.asked:
             return
-        self._asked = True
+        turn.asked = True
         try:
-            await self._begin()
-            if self._call is not None:
-                await self._call.authorize_async()
-                self._call.attempts = 1
+            await self._begin(turn)
+            if turn.call is not None:
+                await _authorize(turn.call)
         except BaseException:
-            self._asked, self._call = False, None
+            self._turn = _Turn()
             raise
 
-    async def _begin(self) -> None:
-        if self._call is None:
+    async def _begin(self, turn: _Turn) -> None:
+        if turn.call is None:
             body = {"previous_interaction_id": True}  # the session so far, which no message repeats
-            self._call = await open_request_async(self._api, "POST", self._path, body, None, streamed=True)
+            turn.call = await open_request_async(self._api, "POST", self._path, body, None, streamed=True)
 
     async def heard(self, message: Any) -> None:
         """A message was received. Never raises."""
-        try:
-            await self._take(message)
-        except Exception as error:  # noqa: BLE001 - the caller gets his message
-            if self._call is not None:
-                self._call.meter.fault("read a socket", error)
+        turn = self._turn
+        _try_twice(turn.call, lambda: _take(turn, message))
+        if turn.ended and turn.said:
+            await self._settle(turn)
 
-    async def _take(self, message: Any) -> None:
-        said, content = getattr(message, "usage_metadata", None), getattr(message, "server_content", None)
-        if said is None and content is None:
-            return
-        self._heard = True
-        if said is not None:
-            told = said.model_dump(mode="json", by_alias=True, exclude_none=True)
-            self._said.update(told)
-        if content is not None:
-            if found := getattr(content, "grounding_metadata", None):
-                self._grounding.update(found.model_dump(mode="json", by_alias=True, exclude_none=True))
-            if getattr(content, "turn_complete", None):
-                self._ended = True
-        if self._ended and self._said:
-            await self._settle()
-
-    async def _settle(self) -> None:
-        await self._begin()  # the provider may speak unasked
-        call, self._call = self._call, None
-        body = {"usageMetadata": self._said, "serverContent": {"groundingMetadata": self._grounding}}
-        self._asked = self._heard = self._ended = False
-        self._said, self._grounding = {}, {}
-        if call is None:
-            return
-        exchange = call.respond({}, streamed=False)
-        exchange.streamed = True
-        exchange.ended = True
-        exchange.saw(body)
-        await exchange.finish_async()
-        await call.returned_async()
+    async def _settle(self, turn: _Turn) -> None:
+        """Bill the turn, and let the next begin. Never raises."""
+        for _ in range(2):  # what fails once may pass, as want of memory does
+            try:
+                await self._begin(turn)  # the provider may speak unasked
+                body = {"usageMetadata": turn.said, "serverContent": {"groundingMetadata": turn.grounding}}
+                await _write_down(turn.call, body)
+                self._turn = _Turn()
+            except Exception as error:  # noqa: BLE001 - the caller gets his message
+                _note(turn.call, error)
+            else:
+                return
 
     async def end(self) -> None:
         """The session is over. A turn that was under way is billed by what was told of it."""
-        if self._said or self._heard:
-            await self._settle()
-        elif self._call is not None:
-            call, self._call = self._call, None
-            await call.returned_async()
+        turn = self._turn
+        if turn.said or turn.heard:
+            await self._settle(turn)
+        elif turn.call is not None:
+            self._turn = _Turn()
+            await turn.call.returned_async()
+
+
+def _take(turn: _Turn, message: Any) -> None:
+    """What a message says of a turn; may be begun anew."""
+    said, content = getattr(message, "usage_metadata", None), getattr(message, "server_content", None)
+    if said is None and content is None:
+        return
+    turn.heard = True
+    if said is not None:
+        turn.said.update(said.model_dump(mode="json", by_alias=True, exclude_none=True))
+    if content is not None:
+        if found := getattr(content, "grounding_metadata", None):
+            turn.grounding.update(found.model_dump(mode="json", by_alias=True, exclude_none=True))
+        if getattr(content, "turn_complete", None):
+            turn.ended = True
+
+
+# -- what turns and music have in common
+
+
+async def _authorize(call: InFlight) -> None:
+    """Ask for leave; whatever comes amid it, nothing stays held for a call that is not made.
+
+    Raises:
+        BudgetExceededError: a hard cap does not allow it.
+    """
+    try:
+        await call.authorize_async()
+        call.attempts = 1
+    except BaseException as error:
+        await call.raised_async(error)
+        raise
+
+
+async def _write_down(call: InFlight | None, body: dict[str, Any]) -> None:
+    """Bill what was heard. May be begun anew, however far it got: an answer that is there is not read again."""
+    if call is None:
+        return
+    if not call.answers:
+        call.watch_answer(functools.partial(_read, call, body), streamed=True)
+    for exchange in call.answers:
+        await exchange.finish_async()
+    await call.returned_async()
+
+
+def _read(call: InFlight, body: dict[str, Any]) -> Exchange:
+    exchange = call.respond({}, streamed=False)
+    exchange.streamed = True
+    exchange.ended = True
+    exchange.saw(body)
+    return exchange
+
+
+def _try_twice(call: InFlight | None, act: Callable[[], object]) -> None:
+    """Run `act`, and once more when something of ours fails amid it: that may pass. Never raises."""
+    for _ in range(2):
+        try:
+            act()
+        except Exception as error:  # noqa: BLE001 - the caller gets his message
+            _note(call, error)
+        else:
+            return
+
+
+def _note(call: InFlight | None, error: Exception) -> None:
+    if call is None:
+        complain("read a socket", error)
+    else:
+        call.meter.fault("read a socket", error)
 
 
 # -- music: what is played in one session is a call
@@ -235,32 +295,35 @@ class _Music:
             return
         call = await open_request_async(self._api, "POST", self._path, {}, None, streamed=True)
         if call is not None:
-            await call.authorize_async()
-            call.attempts = 1
+            await _authorize(call)
             self._call = call
 
     def heard(self, message: Any) -> None:
         """A message was received. Never raises."""
-        try:
-            for chunk in getattr(getattr(message, "server_content", None), "audio_chunks", None) or ():
-                kind = chunk.mime_type or ""
-                self._sound[kind] = self._sound.get(kind, 0) + len(chunk.data or b"")
-        except Exception as error:  # noqa: BLE001 - the caller gets his message
-            if self._call is not None:
-                self._call.meter.fault("read a socket", error)
+        _try_twice(self._call, lambda: self._add(message))
+
+    def _add(self, message: Any) -> None:
+        sound = dict(self._sound)  # put in its place as a whole: what fails midway counts nothing twice
+        for chunk in getattr(getattr(message, "server_content", None), "audio_chunks", None) or ():
+            kind = chunk.mime_type or ""
+            sound[kind] = sound.get(kind, 0) + len(chunk.data or b"")
+        self._sound = sound
 
     async def end(self) -> None:
-        """The session is over. One that played nothing is free."""
-        call, self._call = self._call, None
-        if call is None:
-            return
-        if self._sound:
-            exchange = call.respond({}, streamed=False)
-            exchange.streamed = True
-            exchange.ended = True
-            exchange.saw({"sound": [{"mimeType": kind, "bytes": size} for kind, size in self._sound.items()]})
-            await exchange.finish_async()
-        await call.returned_async()
+        """The session is over. One that played nothing is free. Never raises."""
+        for _ in range(2):  # what fails once may pass, as want of memory does
+            try:
+                call, sound = self._call, self._sound
+                body = {"sound": [{"mimeType": kind, "bytes": size} for kind, size in sound.items()]}
+                if sound:
+                    await _write_down(call, body)
+                elif call is not None:
+                    await call.returned_async()
+                self._call = None
+            except Exception as error:  # noqa: BLE001 - the session has ended
+                _note(self._call, error)
+            else:
+                return
 
 
 # -- interactions: who connects to one reads what may be read elsewhere
@@ -359,7 +422,7 @@ class _Interaction:
             body = {"previous_interaction_id": self._name}
             leave = await open_request_async(self._api, "POST", f"{path}:connect", body, None, streamed=True)
             if leave is not None:
-                await leave.authorize_async()
+                await _authorize(leave)
                 self._leave = leave
         self._reading = reading
 
