@@ -220,6 +220,19 @@ class TestCounting:
         assert store.generation() == generation
         assert reader.budgets.history() == []
 
+    @pytest.mark.parametrize("name", ["*", "a*", "*a", "a*a", "**"])
+    def test_a_member_whose_name_holds_a_star_is_one_member(self, metered, name):
+        before = metered()
+        for member in (name, "aa", "ada"):
+            spend(before, a_call(member), 3)
+        meter = metered(Budget(member="*", limit_usd=14, name="members"))
+        assert {balance.scope["member"]: balance.spent for balance in meter.remaining()} == {name: 3, "aa": 3, "ada": 3}
+        spend(meter, a_call(name), 2)
+        assert is_stopped(meter, a_call(name))
+        assert meter.audit_budgets(repair=True) == ()
+        if name != "*":  # which asks for everybody
+            assert [balance.spent for balance in meter.remaining(member=name)] == [5]
+
     def test_a_month_before_the_budget_is_no_fault(self, metered):
         meter = metered()
         entry = spend(meter, a_call(), 7)

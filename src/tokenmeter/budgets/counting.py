@@ -135,6 +135,8 @@ def tally(
         store: The ledger.
         pricer: For tokens whose price is not known.
     """
+    named = {name: value for name, value in scope.items() if _is_name(cap, name, value)}
+    scope = {**scope, **dict.fromkeys(named, "*")}
     starts, ends = cap.budget.effective
     since, until = from_microseconds(start_us), END if end_us is None else from_microseconds(end_us)
     since, until = max(since, starts or since), min(until, ends or until)
@@ -143,7 +145,15 @@ def tally(
     sums: defaultdict[str, int] = defaultdict(int)
     for text, amount in _counted(cap, scope, since, until, store=store, pricer=pricer):
         sums[text] += amount
-    return {text: amount for text, amount in sums.items() if amount}
+    return {text: amount for text, amount in sums.items() if amount and named.items() <= parse_scope(text).items()}
+
+
+def _is_name(cap: Cap, name: str, value: str) -> bool:
+    """Whether a value with a star in it is what somebody is called, and no pattern, since each value has a counter.
+
+    As a condition it would be read as a pattern; so all values are counted, and it is picked.
+    """
+    return "*" in value and value != "*" and cap.budget.scope.get(name) == "*"
 
 
 def _counted(
