@@ -87,9 +87,10 @@ def load_settings(**given: Unpack[SettingsArguments]) -> Settings:
     if (store := os.environ.get("TOKENMETER_STORE")) and "store" not in arguments:
         arguments["store"] = store
     _tell_apart(values, arguments)
+    of_file = {name: _check_file_rows(values, name, source) for name in _ROWS}
     for name, value in arguments.items():
         if name in _ROWS:
-            values[name] = [*_check_rows(name, value), *_check_file_rows(values, name, source)]
+            values[name] = [*_check_rows(name, value), *of_file[name]]
         elif name in _TABLES:
             values[name] = _lay_over(name, value, values.get(name))
         else:
@@ -134,7 +135,7 @@ def _check_rows(name: str, rows: object) -> list[Any]:
 
 def _check_file_rows(values: Mapping[str, Any], key: str, source: str | None) -> list[Any]:
     rows = values.get(key, [])
-    if not isinstance(rows, list):
+    if not isinstance(rows, (list, tuple)):
         raise ConfigurationError(f"{source or 'config'}: {key} must be a list of tables, written [[{key}]].")
     return list(rows)  # pyright: ignore[reportUnknownArgumentType,reportUnknownVariableType]
 
