@@ -377,8 +377,8 @@ def test_json_holds_everything_exactly(ready):
     assert datetime.fromisoformat(told["period"]["start"]) == datetime(2026, 11, 1, tzinfo=UTC)
 
 
-def at(monkeypatch, day):
-    moment = datetime.fromisoformat(f"{day}T09:00+00:00")
+def at(monkeypatch, day, hour=9):
+    moment = datetime.fromisoformat(f"{day}T{hour:02}:00+00:00")
     for module in ("issuing", "receivables"):
         monkeypatch.setattr(f"tokenmeter.billing.{module}.utcnow", lambda: moment)
 
@@ -589,6 +589,25 @@ def test_a_day_is_a_date_a_moment_or_a_text(ready, monkeypatch):
     for wrong in ("1.12.2026", "soon", 20261201):
         with pytest.raises(ConfigurationError, match="is not a day"):
             record_payment(ready, bill, "0.01", on=wrong)
+
+
+@pytest.mark.parametrize(
+    ("tz", "now", "day"),
+    [
+        ("Asia/Tokyo", ("2026-12-31", 20), date(2027, 1, 1)),
+        ("America/Los_Angeles", ("2027-01-01", 2), date(2026, 12, 31)),
+    ],
+)
+def test_what_happens_to_an_invoice_is_dated_by_the_sellers_calendar_as_it_is(ready, monkeypatch, tz, now, day):
+    """The period is cut in UTC; a credit note of another year than its invoice belongs to another tax return."""
+    at(monkeypatch, *now)
+    bill = issue_invoice(ready, draft_invoice(ready, member="ada", period="2026-11", tz="UTC", profile={"tz": tz}))
+    assert (bill.period.tz, bill.issued_on) == ("UTC", day)
+    assert find_invoice(ready, bill.number).tz == tz
+    assert credit_invoice(ready, bill, "0.01", "outage").issued_on == day
+    assert record_payment(ready, bill, "0.01", on=day).events[-1].on == day
+    with pytest.raises(ConfigurationError, match="still to come"):
+        record_payment(ready, bill, "0.01", on=day + timedelta(days=1))
 
 
 def test_a_float_is_credited_as_it_is_written_with_a_key_as_without(ready):

@@ -276,6 +276,7 @@ class _Drafting:
             notes=self._notes,
             ledger=_name_ledger_range(billable.period, billable.closed),
             credit_series=terms.credit_series,
+            tz=terms.tz,
             profile=terms,
         )
 

@@ -55,6 +55,7 @@ class Invoice(Printable):
         ledger: Which entries it is made of: ``since``, ``until``, the closing's ``manifest`` hash and the ``head`` of
             the entries at that time; both None while the period is open.
         credit_series: What the numbers of credit notes on it begin with.
+        tz: Zone of the seller's calendar, which dates it and all that happens to it.
         document: Where it is filed; its hash seals it.
         events: What happened since, oldest first.
         profile: What it was drafted with; None once it is issued.
@@ -78,6 +79,7 @@ class Invoice(Printable):
     overlap: str | None = None
     ledger: Mapping[str, str | None]
     credit_series: str = "CN-"
+    tz: str
     document: Document | None = field(default=None, repr=False)
     events: tuple[Event, ...] = ()
     profile: BillingProfile | None = field(default=None, repr=False, compare=False)
@@ -183,6 +185,7 @@ class Invoice(Printable):
             "notes": list(self.notes),
             "overlap": self.overlap,
             "credit_series": self.credit_series,
+            "tz": self.tz,
         }
 
     def _days(self) -> tuple[tuple[str, date | None], ...]:
@@ -205,6 +208,7 @@ class Invoice(Printable):
             issued_on=date.fromisoformat(body["issued_on"]),
             due_on=date.fromisoformat(body["due_on"]),
             notes=tuple(body["notes"]),
+            tz=body.get("tz") or body["period"]["tz"],  # not written by the first versions
             document=document,
             **{name: body[name] for name in same},
         )

@@ -283,8 +283,14 @@ def _say_why(reason: str) -> None:
         raise ConfigurationError("Say why: a reason stands on the paper trail for ever.")
 
 
+def _today(invoice: Invoice) -> date:
+    """By the seller's calendar, as its own date is; nothing happens to it before its issue."""
+    today = utcnow().astimezone(zone(invoice.tz)).date()
+    return max(today, invoice.issued_on or today)
+
+
 def _check_day(invoice: Invoice, on: date | None) -> date:
-    today = utcnow().astimezone(zone(invoice.period.tz)).date()
+    today = _today(invoice)
     if on is not None and on > today:
         raise ConfigurationError(f"{on} is still to come; a payment is written down when it is there.")
     return on or today
@@ -331,7 +337,7 @@ def _write_body(
         "invoice": invoice.number,
         "currency": invoice.currency,
         "reason": reason,
-        "issued_on": utcnow().astimezone(zone(invoice.period.tz)).date().isoformat(),
+        "issued_on": _today(invoice).isoformat(),
         "issued_by": by,
         "at": utcnow().isoformat(),
         "lines": [{"line": line.line, "description": line.description, "amount": f"{line.amount:f}"} for line in asked],

@@ -365,7 +365,7 @@ def age_balances(store: Store, *, as_of: date | str | None = None) -> list[AgedB
         invoice = issued if asked is None else issued.as_of(asked)
         if invoice is None or not invoice.balance:
             continue
-        day = asked or utcnow().astimezone(zone(invoice.period.tz)).date()
+        day = asked or utcnow().astimezone(zone(invoice.tz)).date()
         key = invoice.buyer.name, invoice.account, invoice.currency
         known = found.get(key) or AgedBalance(buyer=key[0], account=key[1], currency=key[2])
         age = _age(invoice, day)
