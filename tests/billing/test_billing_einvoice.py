@@ -217,6 +217,23 @@ def test_what_the_settings_lack_is_named_before_a_number_is_taken(ready):
         draft_invoice(ready, team="search", period="2026-11", profile=profile(einvoice="edifact"))
 
 
+def test_a_currency_of_three_decimals_is_refused_before_a_number_is_taken(ready):
+    """Rounding is no answer: the electronic invoice would differ from the one on paper."""
+
+    def draft(**changes):
+        given = {"team": "search", "period": "2026-11", "profile": profile(**changes)}
+        return draft_invoice(ready, currency="KWD", exchange_rate="0.3", **given)
+
+    said = "BT-5 a currency of at most two decimals"
+    with pytest.raises(ConfigurationError, match=said):
+        issue_invoice(ready, draft(einvoice="cii"))
+    assert invoices(ready) == []
+    bill = issue_invoice(ready, draft())
+    for document in (bill, credit_invoice(ready, bill, [("Goodwill", "0.500")], "outage")):
+        with pytest.raises(ConfigurationError, match=said):
+            make_einvoice(document, "cii")
+
+
 def test_a_draft_is_none(ready):
     draft = draft_invoice(ready, team="search", period="2026-11", profile=profile())
     with pytest.raises(ConfigurationError, match="issue it first"):

@@ -20,7 +20,7 @@ from tokenmeter.billing.invoice import Invoice
 from tokenmeter.billing.lines import LineItem, TaxLine
 from tokenmeter.billing.profile import EINVOICE_FORMS, Party
 from tokenmeter.errors import ConfigurationError
-from tokenmeter.money import EXACT, ONE, magnitude, round_money, total
+from tokenmeter.money import EXACT, ONE, magnitude, minor_unit, round_money, total
 
 EInvoiceForm = Literal["factur-x", "cii", "ubl", "xrechnung"]
 _EN16931 = "urn:cen.eu:en16931:2017"
@@ -35,6 +35,8 @@ _TRANSFER = "58"  # SEPA credit transfer
 _SLACK = Decimal("0.02")
 _REASONS = {"E": "VATEX-EU-132", "AE": "VATEX-EU-AE", "K": "VATEX-EU-IC", "G": "VATEX-EU-G", "O": "VATEX-EU-O"}
 _PERCENT = Decimal(100)
+#: Amounts have at most two decimals (the standard's rules BR-DEC).
+_LEAST = Decimal("0.01")
 _COUNTRY = re.compile("[A-Z]{2}")
 #: What is often written for a country, and its code.
 _NO_COUNTRIES = {"UK": "GB", "EL": "GR"}
@@ -92,12 +94,14 @@ def _facturx() -> Any:
 
 
 def missing_for_einvoice(invoice: Invoice, form: str) -> list[str]:
-    """What the standard asks for and the settings do not say, each with its number and key; empty when all is there."""
+    """What the standard asks for and is not there, each with its number and key of the settings; empty when all is."""
     return list(_missing(invoice, german=form == "xrechnung"))
 
 
 def _missing(invoice: Invoice, *, german: bool) -> Iterator[str]:
     seller, buyer = invoice.seller, invoice.buyer
+    if minor_unit(invoice.currency) < _LEAST:
+        yield f"BT-5 a currency of at most two decimals, as the standard's amounts have ({invoice.currency} has more)"
     keys = [("BT-40", seller, "seller", "country"), ("BT-55", buyer, "buyer", "country")]
     if german:
         for party, who, numbers in (
