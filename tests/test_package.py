@@ -11,6 +11,7 @@ import json
 import re
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
@@ -184,6 +185,18 @@ def test_programs_are_shown_public_modules_only():
     assert shown - PUBLIC == set()
     for name in PUBLIC:
         assert importlib.util.find_spec(f"tokenmeter.{name}"), f"there is no tokenmeter.{name}"
+
+
+#: Verbs that name what only an extra, or a room that they wait for, has.
+UNRESOLVED = {"database", "duckdb", "file_reconciliation", "post_proposals", "reconcile", "wrap"}
+
+
+def test_the_types_of_a_verb_can_be_read_at_run_time():
+    """Who hands a verb to an agent as its tool reads them; what a call does not need is loaded for it then."""
+    verbs = {name: verb for name in tokenmeter.__all__ if inspect.isfunction(verb := getattr(tokenmeter, name))}
+    assert verbs.keys() > UNRESOLVED
+    for name in verbs.keys() - UNRESOLVED:
+        assert typing.get_type_hints(verbs[name]), name
 
 
 def test_the_version_is_one():

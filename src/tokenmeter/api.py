@@ -37,17 +37,10 @@ if TYPE_CHECKING:
         reconciliation,
         reports,
     )
-    from tokenmeter.billing import BillingProfile
-    from tokenmeter.checkpoints import Checkpoint
     from tokenmeter.pricing import corrections
-    from tokenmeter.reports import FocusTerms, Manifest, Query, Report, database
-    from tokenmeter.reports.query import Accepted, Instant
-    from tokenmeter.reports.writers import ExportFormat, Target
+    from tokenmeter.reports import database, query, writers
     from tokenmeter.stores import backup as backups
-    from tokenmeter.stores.archive import clickhouse
-    from tokenmeter.stores.archive.manifest import ArchivedMonth, Proof
-
-    Where = Mapping[str, Accepted]
+    from tokenmeter.stores.archive import clickhouse, manifest
 else:  # no call needs these
     billing = LateModule("tokenmeter.billing")
     by_hand = LateModule("tokenmeter.by_hand")
@@ -62,6 +55,9 @@ else:  # no call needs these
     database = LateModule("tokenmeter.reports.database")
     backups = LateModule("tokenmeter.stores.backup")
     clickhouse = LateModule("tokenmeter.stores.archive.clickhouse")
+    query = LateModule("tokenmeter.reports.query")
+    writers = LateModule("tokenmeter.reports.writers")
+    manifest = LateModule("tokenmeter.stores.archive.manifest")
 
 __all__ = ["Meter", "Priced", "drop_first"]
 
@@ -148,7 +144,7 @@ class Meter(CallMeter):
     """
 
     settings: Settings | None = None
-    profile: BillingProfile | None = None
+    profile: billing.BillingProfile | None = None
 
     # -- reading
 
@@ -156,15 +152,15 @@ class Meter(CallMeter):
         self,
         by: str | Sequence[str] = (),
         *,
-        since: Instant | None = None,
-        until: Instant | None = None,
+        since: query.Instant | None = None,
+        until: query.Instant | None = None,
         period: str | Period | None = None,
         granularity: CalendarUnit | None = None,
-        where: Where | None = None,
+        where: Mapping[str, query.Accepted] | None = None,
         tz: str = "UTC",
         now: datetime | None = None,
         latency: bool = False,
-    ) -> Report:
+    ) -> reports.Report:
         """Usage and cost per group and time, totals included. ``print()`` it, or export it.
 
         Args:
@@ -202,10 +198,10 @@ class Meter(CallMeter):
     def entries(
         self,
         *,
-        since: Instant | None = None,
-        until: Instant | None = None,
+        since: query.Instant | None = None,
+        until: query.Instant | None = None,
         period: str | Period | None = None,
-        where: Where | None = None,
+        where: Mapping[str, query.Accepted] | None = None,
         newest_first: bool = False,
         tz: str = "UTC",
     ) -> Iterator[Entry]:
@@ -280,17 +276,17 @@ class Meter(CallMeter):
 
     def export_entries(
         self,
-        target: Target,
+        target: writers.Target,
         *,
-        since: Instant | None = None,
-        until: Instant | None = None,
+        since: query.Instant | None = None,
+        until: query.Instant | None = None,
         period: str | Period | None = None,
-        where: Where | None = None,
+        where: Mapping[str, query.Accepted] | None = None,
         tz: str = "UTC",
-        format: ExportFormat | None = None,  # noqa: A002 - what everybody calls it
+        format: writers.ExportFormat | None = None,  # noqa: A002 - what everybody calls it
         overwrite: bool = False,
         progress: Callable[[int], None] | None = None,
-    ) -> Manifest:
+    ) -> reports.Manifest:
         """Write raw entries in order of their occurrence, one row per entry; memory does not grow with the ledger.
 
         Args:
@@ -314,17 +310,17 @@ class Meter(CallMeter):
 
     def export_charges(
         self,
-        target: Target,
+        target: writers.Target,
         *,
-        since: Instant | None = None,
-        until: Instant | None = None,
+        since: query.Instant | None = None,
+        until: query.Instant | None = None,
         period: str | Period | None = None,
-        where: Where | None = None,
+        where: Mapping[str, query.Accepted] | None = None,
         tz: str = "UTC",
-        format: ExportFormat | None = None,  # noqa: A002 - what everybody calls it
+        format: writers.ExportFormat | None = None,  # noqa: A002 - what everybody calls it
         overwrite: bool = False,
         progress: Callable[[int], None] | None = None,
-    ) -> Manifest:
+    ) -> reports.Manifest:
         """Write every charge line with its unit price, factors and costs; arguments as for `export_entries`."""
         query = reports.Query.parse(since=since, until=until, period=period, where=where, tz=tz)
         return reports.export_charges(
@@ -335,17 +331,17 @@ class Meter(CallMeter):
         self,
         folder: str | Path,
         *,
-        since: Instant | None = None,
-        until: Instant | None = None,
+        since: query.Instant | None = None,
+        until: query.Instant | None = None,
         period: str | Period | None = None,
-        where: Where | None = None,
+        where: Mapping[str, query.Accepted] | None = None,
         tz: str = "UTC",
         version: str = "1.4",
-        terms: FocusTerms | None = None,
-        format: ExportFormat = "csv",  # noqa: A002 - what everybody calls it
+        terms: reports.FocusTerms | None = None,
+        format: writers.ExportFormat = "csv",  # noqa: A002 - what everybody calls it
         overwrite: bool = False,
         progress: Callable[[int], None] | None = None,
-    ) -> dict[str, Manifest]:
+    ) -> dict[str, reports.Manifest]:
         """Write the datasets of FinOps FOCUS into a folder; see `tokenmeter.reports.export_focus`."""
         query = reports.Query.parse(since=since, until=until, period=period, where=where, tz=tz)
         return reports.export_focus(
@@ -368,7 +364,7 @@ class Meter(CallMeter):
         head: str | None = None,
         since: str | None = None,
         deep: bool = False,
-        checkpoint: Checkpoint | str | None = None,
+        checkpoint: checkpoints.Checkpoint | str | None = None,
         key: bytes | None = None,
         progress: Callable[[int, int], object] | None = None,
     ) -> Verification:
@@ -407,7 +403,7 @@ class Meter(CallMeter):
             counted = [Fault("counter", "budgets", f"They cannot be counted again. {error}")]
         return replace(outcome, faults=(*outcome.faults, *counted))
 
-    def checkpoint(self, *, key: bytes | None = None) -> Checkpoint:
+    def checkpoint(self, *, key: bytes | None = None) -> checkpoints.Checkpoint:
         """The present state of the ledger, signed: hand it to whoever must be convinced later that nothing was changed.
 
         Args:
@@ -426,10 +422,10 @@ class Meter(CallMeter):
     def reprice(
         self,
         *,
-        since: Instant | None = None,
-        until: Instant | None = None,
+        since: query.Instant | None = None,
+        until: query.Instant | None = None,
         period: str | Period | None = None,
-        where: Where | None = None,
+        where: Mapping[str, query.Accepted] | None = None,
         tz: str = "UTC",
         changed: bool = False,
         post: bool | None = None,
@@ -467,7 +463,7 @@ class Meter(CallMeter):
         known = [found for entry in recorded if (found := rate_again(entry))]
         return list(compress(known, self.post_all(known))) if (not changed if post is None else post) else known
 
-    def _find_corrections(self, query: Query) -> Mapping[str, Sequence[Entry]]:
+    def _find_corrections(self, query: reports.Query) -> Mapping[str, Sequence[Entry]]:
         """Entry -> what corrects it, in the period of `query`; a correction has the time of what it corrects."""
         found: dict[str, list[Entry]] = {}
         for entry in self.catch_up().entries(replace(query.filter, where={"kind": frozenset({"correction"})})):
@@ -488,7 +484,7 @@ class Meter(CallMeter):
         *,
         drop: bool = False,
         progress: Callable[[int], object] | None = None,
-    ) -> list[ArchivedMonth]:
+    ) -> list[manifest.ArchivedMonth]:
         """Seal closed months: write each that is not sealed yet into a Parquet file, its digest into the chain.
 
         Reports, entries, exports, invoices and `verify` read sealed months wherever their entries are. What a file
@@ -512,11 +508,11 @@ class Meter(CallMeter):
         sealed = self.catch_up().archives.seal(through, to, progress=progress)
         return list(self.catch_up().archives.drop(through) if drop else sealed)
 
-    def archives(self) -> list[ArchivedMonth]:
+    def archives(self) -> list[manifest.ArchivedMonth]:
         """Every sealed month, in the order of the chain."""
         return list(self.catch_up().archives.listed())
 
-    def restore_archive(self, since: str | None = None) -> list[ArchivedMonth]:
+    def restore_archive(self, since: str | None = None) -> list[manifest.ArchivedMonth]:
         """Bring the entries of dropped months, from `since` (``2026-08``) on, back into the live ledger.
 
         Their files stay.
@@ -547,7 +543,7 @@ class Meter(CallMeter):
         """
         return self.catch_up().archives.connect(path)
 
-    def prove(self, entry_id: str) -> Proof:
+    def prove(self, entry_id: str) -> manifest.Proof:
         """That a sealed month has an entry, for somebody who knows the month's Merkle root and sees nothing else.
 
         `archives` names the roots; give them to the other side when a month is sealed. A proof is checked by
