@@ -12,7 +12,7 @@ import pytest
 
 import tokenmeter
 from tokenmeter.errors import StoreUnavailableError
-from tokenmeter.meter.waiting import UnwrittenOutcomes
+from tokenmeter.meter.recording import UnwrittenOutcomes
 from tokenmeter.testing import FakeProvider
 
 PROGRAM = Path(__file__).parent / "unwritable.py"

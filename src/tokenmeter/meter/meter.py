@@ -32,8 +32,7 @@ from tokenmeter.errors import (
 )
 from tokenmeter.ledger import Entry
 from tokenmeter.meter.plans import Plans
-from tokenmeter.meter.recording import NOTHING_SEEN, Authorization, KeyRing, record_of
-from tokenmeter.meter.waiting import Unwritten, UnwrittenOutcomes
+from tokenmeter.meter.recording import NOTHING_SEEN, Authorization, KeyRing, Unwritten, UnwrittenOutcomes, record_of
 from tokenmeter.money import parse_decimal
 from tokenmeter.pricing import Pricer, Rating
 from tokenmeter.processes import after_fork_in_child, run_alone
