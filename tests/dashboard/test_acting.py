@@ -6,12 +6,14 @@ import hashlib
 import html
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from urllib.parse import urlencode
 
 import pytest
+from bs4 import BeautifulSoup
 
 from tokenmeter.billing import closed_periods, credit_notes
 
@@ -417,6 +419,138 @@ def test_a_mistaken_form_says_what_is_wrong(served, filed, what, fields, status,
     found, _, page = submit(served, what, cookie, proof=proof, **fields)
     assert (found, words in page) == (status, True), page
     assert filed.store.verify() == before
+
+
+def fields_of(page, what):
+    """What the form of a page says: name -> value, as a browser would send it; and the page's words at it."""
+    soup = BeautifulSoup(page, "html.parser")
+    form = soup.find("form", action=f"/acts/{what}")
+    said = {one["name"]: one.get("value", "") for one in form("input") if one.get("type") != "checkbox"}
+    said |= {one["name"]: "1" for one in form("input", type="checkbox") if one.has_attr("checked")}
+    for one in form("select"):
+        chosen = one.find("option", selected=True) or one.find("option")
+        said[one["name"]] = chosen.get("value", chosen.text)
+    reason = soup.find(id=form["aria-describedby"]).text if form.has_attr("aria-describedby") else None
+    return said, reason
+
+
+@pytest.mark.parametrize(
+    ("where", "what", "typed", "status", "words"),
+    [
+        (
+            "/budgets",
+            "budget",
+            {
+                "name": 'the "new" one',
+                "dimension": "team",
+                "value": "<ads>",
+                "limit": "ten",
+                "unit": "tokens",
+                "set:period": "week",
+                "set:hard": "false",
+                "reason": "they <asked>",
+            },
+            400,
+            "limit_tokens",
+        ),
+        (
+            "/account?member=bob",
+            "budget",
+            {"name": "bobs", "limit": "1,5", "unit": "requests", "reason": "x"},
+            400,
+            "limit_requests",
+        ),
+        ("/budgets/ada-monthly", "budget", {"set:limit_usd": "", "set:hard": "false", "reason": "x"}, 400, "limit"),
+        (
+            "/budgets/members",
+            "grant",
+            {"set:member": "ada", "amount": "lots", "unit": "tokens", "expires": "2999-01-01", "reason": "more"},
+            400,
+            "amount",
+        ),
+        ("/budgets/ada-monthly", "end", {"reason": " "}, 400, "reason: it is needed"),
+        ("/periods", "close", {"period": "this-month", "tz": "Asia/Tokyo"}, 409, "can be closed from then on"),
+        (
+            "/periods/1",
+            "invoice",
+            {
+                "account": "member",
+                "of": "nobody",
+                "lines_by": "project",
+                "on": "2021-01-02",
+                "allow_unpriced": "1",
+            },
+            409,
+            "nobody",
+        ),
+        ("/invoices/INV-00001", "credit", {"amount": "999", "reason": "all of it"}, 409, "more than"),
+        (
+            "/invoices/INV-00002",
+            "payment",
+            {"amount": "1", "on": "2999-01-01", "reference": "wire 9"},
+            400,
+            "still to come",
+        ),
+        ("/doubts", "reprice", {"period": "soonish", "model": "m", "changed": "1"}, 400, "period"),
+    ],
+)
+def test_a_form_that_is_refused_comes_back_with_what_was_typed_and_the_reason(
+    served, filed, where, what, typed, status, words
+):
+    both = {"member": "*", "limit_usd": "9", "limit_tokens": 1000}
+    assert post(served, "/budgets/members", fields=both, reason="each", dry_run=False)[0] == 201
+    cookie, _ = logged_in(served)
+    before = filed.store.verify()
+    asked, nothing = fields_of(served.get(where, cookie=cookie)[2], what)
+    assert nothing is None
+    found, headers, page = submit(served, what, cookie, **{**asked, **typed})
+    assert (found, headers["content-type"]) == (status, "text/html; charset=utf-8")
+    again, reason = fields_of(page, what)
+    assert words in reason
+    assert again == {**asked, **typed}
+    assert filed.store.verify() == before
+    # The page of the form it is, with all else that is on it; and the same form sends it again.
+    title = re.compile("<title>.*</title>")
+    assert title.search(page)[0] == title.search(served.get(where, cookie=cookie)[2])[0]
+    assert submit(served, what, cookie, **again)[0] == status
+
+
+def test_a_refused_form_whose_page_has_it_no_more_leads_back_to_that_page(served, filed):
+    cookie, proof = logged_in(served)
+    for back, leads in (
+        ("/invoices/INV-77777", "/invoices/INV-77777"),
+        ("/budgets/a%3Fb?x=1", "/budgets/a%3Fb?x=1"),
+        ("/account?member=bob&period=soonish", "/account?member=bob&amp;period=soonish"),
+        ("/export/entries.csv", "/export/entries.csv"),
+        ("/events", "/events"),  # it has no end
+        ("//elsewhere.example/", "/"),
+        ("/\\elsewhere.example/", "/"),
+        ("", "/"),
+    ):
+        fields = {"proof": proof, "number": "INV-00001", "amount": "999", "reason": "x", "back": back}
+        status, _, page = submit(served, "credit", cookie, **fields)
+        assert (status, "more than" in page, f'<a href="{leads}">' in page) == (409, True, True), (back, page)
+    # Also one that cannot be told to be his: nothing that was in it is shown.
+    fields = {"proof": "0" * 64, "amount": "4711", "back": "/invoices/INV-00001"}
+    status, _, page = submit(served, "credit", cookie, **fields)
+    assert (status, '<a href="/invoices/INV-00001">' in page, "4711" in page) == (403, True, False)
+
+
+def test_a_double_click_is_one_press(served, filed, record):
+    record_unpriced(record)
+    cookie, proof = logged_in(served)
+    for what, fields, _ in DEEDS:
+        if what == "invoice":
+            fields = {**fields, "of": "ads"}  # noqa: PLW2901 - last month's closing is behind the one made above
+        sent = hidden(submit(served, what, cookie, proof=proof, **fields)[2])
+        before = len(list(filed.store.documents())), filed.store.verify().entries
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda _, what=what, sent=sent: submit(served, what, cookie, **sent), range(4)))
+        assert {(status, headers.get("location")) for status, headers, _ in found} == {
+            (303, found[0][1]["location"])
+        }, what
+        after = len(list(filed.store.documents())), filed.store.verify().entries
+        assert sum(after) == sum(before) + 1, what
 
 
 def test_forms_are_shown_to_those_who_may(served):

@@ -218,6 +218,16 @@ def test_what_joins_a_list_meanwhile_moves_nothing_to_another_page(make_meter, r
     assert (members, rest["next_cursor"]) == (["ada", "ben", "cyd", "zoe"], None)
 
 
+def test_every_budget_of_the_list_has_a_history(make_meter, serve):
+    """Also one that is declared and was not filed yet, since no call came."""
+    meter = make_meter([{"member": "*", "limit_usd": 5, "name": "members"}])
+    served = serve(meter)
+    (listed,) = ask(served, "/budgets")[2]["budgets"]
+    status, _, found = ask(served, "/budgets/members/history")
+    assert (status, found) == (200, {"changes": [listed], "grants": []})
+    assert ask(served, "/budgets/none/history")[0] == 404
+
+
 @pytest.fixture(scope="module")
 def described(tmp_path_factory):
     """The API's description, with what acts, over a small ledger."""

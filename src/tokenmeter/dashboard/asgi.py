@@ -109,7 +109,7 @@ def app(
             *_static_routes(),
             Route("/login", _login(door), methods=["GET", "POST"]),
             Route("/logout", _logout(door), methods=["POST"]),
-            *Acts(chosen).routes(),
+            *Acts(chosen, sites).routes(),
         ],
         middleware=[
             Middleware(SafeHeaders),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -27,6 +27,8 @@ T = TypeVar("T")
 _ON_A_PAGE = 50
 #: Cookie in which the browser tells its time zone.
 ZONE = "tokenmeter_zone"
+#: Where a request's scope has the form that was refused, for the page that it is on.
+REFUSED = "tokenmeter.refused"
 
 #: Path and name of every page in the navigation, and whether it takes the view's period and filters along.
 _NAVIGATION = (
@@ -48,6 +50,22 @@ _ZONES = (
     *("America/Sao_Paulo", "Asia/Dubai", "Asia/Kathmandu", "Asia/Kolkata", "Asia/Shanghai", "Asia/Singapore"),
     *("Asia/Tokyo", "Australia/Sydney", "Europe/Berlin", "Europe/London", "Europe/Paris", "Pacific/Auckland"),
 )
+
+
+class Refused(NamedTuple):
+    """A form that was not taken.
+
+    Attributes:
+        what: What it would have done, by its name in the address.
+        form: What was typed.
+        words: Why not.
+        status: HTTP status.
+    """
+
+    what: str
+    form: Mapping[str, str]
+    words: str
+    status: int
 
 
 @cache
@@ -119,11 +137,14 @@ def page(request: Request, template: str, *, status: int = 200, title: str, **co
     """
     base = base_of(request)
     access: Access = request.scope.get(ACCESS) or Access()
+    refused: Refused | None = request.scope.get(REFUSED)
     known = {
         "state": None,
         "holds": False,
         "view": None,
         "door": False,
+        "back": "/",
+        "refused": refused,
         "browser_zone": request.scope.get(ZONE),
         "proof": request.scope.get(PAGE_PROOF, ""),
         "viewer": access.name,
@@ -132,7 +153,7 @@ def page(request: Request, template: str, *, status: int = 200, title: str, **co
     }
     path = request.scope["path"].removeprefix(base)
     text = _environment().get_template(template).render(base=base, path=path, title=title, **known)
-    return HTMLResponse(text, status_code=status)
+    return HTMLResponse(text, status_code=status if refused is None else refused.status)
 
 
 def missing(request: Request, title: str, message: str) -> HTMLResponse:

@@ -276,7 +276,8 @@ def budget_page(sight: ReadableMeter, *, limit: int, cursor: str | None = None) 
 
 def budget_history(sight: ReadableMeter, name: str) -> Json | None:
     """Every version of one budget and what was granted; None where there is none."""
-    changes = sight.budgets.history(name)
+    # One that is declared and not filed yet has its declaration, as the list of budgets tells it.
+    changes = sight.budgets.history(name) or [one for one in sight.budgets.changes() if one.name == name]
     if not changes:
         return None
     return {

@@ -117,6 +117,9 @@
   document.addEventListener("visibilitychange", () => (document.hidden ? hush() : listen()));
   addEventListener("pagehide", hush);
   addEventListener("pageshow", listen);
+  // A form that was refused is shown on its page again: that is where reloading, and what comes live, belongs.
+  const again = document.querySelector("form[data-here]");
+  if (again) window.history.replaceState(null, "", again.dataset.here);
   if (status) say("Connecting", false);
   listen();
 
