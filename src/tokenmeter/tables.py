@@ -20,7 +20,7 @@ from datetime import datetime
 from decimal import Decimal
 from importlib import import_module
 from itertools import chain, islice
-from typing import IO, Any, Literal, cast
+from typing import IO, Any, Literal, NamedTuple, cast
 
 DecimalMark = Literal[".", ","]
 #: What stands first in a date with slashes.
@@ -124,17 +124,26 @@ def open_text(raw: IO[bytes], beginning: bytes) -> IO[str]:
     return io.TextIOWrapper(cast("io.BufferedReader", raw), encoding, errors="tokenmeter.windows-1252", newline="")
 
 
-def read_table(
-    text: IO[str], *, every_cell: bool = False
-) -> tuple[list[str], Iterator[tuple[int, dict[str, str]]], DecimalMark | None]:
-    """A CSV: its headings, its rows with the line each ends at, and its decimal mark where it can be told.
+class TableRow(NamedTuple):
+    """A row of a table.
 
-    Delimiters are comma, semicolon, tab and bar; a first line ``sep=;`` says which. A row with more cells than there
-    are headings has the rest under the heading ``""``. A heading that stands twice is ``name`` and ``name (2)``.
+    Attributes:
+        line: The line it ends at.
+        cells: Its cells by their headings.
+        fault: Why it says nothing for sure: it has fewer or more cells than there are headings, so that a comma too
+            many, as in ``1,5``, may have moved each. None where it has as many.
+    """
 
-    Args:
-        text: The table.
-        every_cell: Whether a row with fewer cells than there are headings is an error; else those are empty.
+    line: int
+    cells: dict[str, str]
+    fault: str | None = None
+
+
+def read_table(text: IO[str]) -> tuple[list[str], Iterator[TableRow], DecimalMark | None]:
+    """A CSV: its headings, its rows, and its decimal mark where it can be told.
+
+    Delimiters are comma, semicolon, tab and bar; a first line ``sep=;`` says which. Rows of empty cells are none, and
+    empty cells beyond the headings do no harm. A heading that stands twice is ``name`` and ``name (2)``.
 
     Raises:
         csv.Error: when the rows are read: a line that is no CSV, or that the file ends in the middle of.
@@ -150,31 +159,27 @@ def read_table(
     reader = csv.reader(chain([first], raw), delimiter=delimiter)
     headings = _apart([name.strip() for names in islice(reader, 1) for name in names])
 
-    def rows() -> Iterator[tuple[int, dict[str, str]]]:
+    def rows() -> Iterator[TableRow]:
         for cells in reader:
-            if cells:
-                if raw.is_cut(len(cells) < len(headings)):
-                    raise csv.Error("it ends in the middle of its last line")
-                if every_cell and len(cells) < len(headings) and any(map(str.strip, cells)):
-                    raise csv.Error(
-                        f"line {reader.line_num + skipped} has {len(cells)} cells, and there are {len(headings)} "
-                        "headings; export it anew, or complete the line"
-                    )
-                rest = [cell for cell in cells[len(headings) :] if cell.strip()]
+            if cells and raw.is_cut(len(cells) < len(headings)):
+                raise csv.Error("it ends in the middle of its last line")
+            if any(map(str.strip, cells)):
+                fits = len(cells) >= len(headings) and not any(map(str.strip, cells[len(headings) :]))
+                fault = None if fits else f"it has {len(cells)} cells, and there are {len(headings)} headings"
                 row = dict.fromkeys(headings, "") | dict(zip(headings, cells, strict=False))
-                yield reader.line_num + skipped, row | ({"": ", ".join(rest)} if rest else {})
+                yield TableRow(reader.line_num + skipped, row, fault)
 
     every = rows()
-    sample: list[tuple[int, dict[str, str]]] = []
+    sample: list[TableRow] = []
     broken: list[csv.Error] = []
     try:
         sample.extend(islice(every, _SAMPLE))
     except csv.Error as error:  # told where the rows are read
         broken.append(error)
     usual: DecimalMark | None = None if delimiter == ";" else "."
-    mark = decimal_mark((cell for _, row in sample for cell in row.values()), usual=usual)
+    mark = decimal_mark((cell for row in sample for cell in row.cells.values()), usual=usual)
 
-    def again() -> Iterator[tuple[int, dict[str, str]]]:
+    def again() -> Iterator[TableRow]:
         yield from sample
         for error in broken:
             raise error

@@ -545,6 +545,16 @@ def test_numbers_of_a_table_are_read_as_its_country_writes_them(meter, write, te
     assert tokens(meter)["gpt-5"] == {"calls": 1, "input": counts[0], "output": counts[1]}
 
 
+def test_a_row_whose_cells_are_not_those_of_the_headings_is_left_out_by_its_line(meter, write):
+    """A comma too many moves what follows it; a comma too few would leave counts empty, which are none."""
+    rows = ["r,2026-10-13T10:00:00Z,gpt-5,1,7,1.5,ana", "s,2026-10-13T10:00:00Z,gpt-5,1,000,7,1.5,ana", "t,,gpt-5,1"]
+    path = write("a.csv", "\n".join(["id,t,m,in,out,c,who", *rows, ",,,,,,", ""]))
+    outcome = import_usage(meter, path, fields=COLUMNS)
+    assert (outcome.recorded, outcome.lines) == (1, 3)
+    faults = [(one.where.rpartition(":")[2], one.reason) for one in outcome.left_out]
+    assert faults == [(str(line), f"it has {cells} cells, and there are 7 headings") for line, cells in ((3, 8), (4, 4))]
+
+
 def test_a_number_that_reads_in_two_ways_is_left_out_until_somebody_says_which(meter, write):
     path = write("a.csv", "id;t;m;in;out;c;who\nr;2026-10-13T10:00:00Z;gpt-5;1000;7;1.325;ana\n")
     outcome = import_usage(meter, path, fields=COLUMNS)

@@ -234,12 +234,12 @@ def test_a_heading_that_stands_twice_hides_no_column(write):
     assert [line.amount for line in statement.costs if line.amount] == [Decimal("0.000875")]
 
 
-@pytest.mark.parametrize("cells", ["1", "1,", "2026-10-10,gpt-5"])
-def test_a_row_with_fewer_cells_is_no_empty_day(tmp_path, cells):
+@pytest.mark.parametrize("cells", ["1", "1,", "2026-10-10,gpt-5", "2026-10-10,gpt-5,1,5", "2026-10-10,gpt-5,1,234.5"])
+def test_a_row_of_more_or_fewer_cells_is_no_empty_day_nor_another_amount(tmp_path, cells):
     path = tmp_path / "s.csv"
     path.write_text(f"d,m,c\n2026-10-09,gpt-5,1.5\n{cells}\n2026-10-11,gpt-5,1.5\n")
     asked = {"columns": {"day": "d", "model": "m", "cost": "c"}, "provider": "openai", "by": ["model"]}
-    with pytest.raises(ReconciliationError, match=r"line 3 has \d cells, and there are 3 headings"):
+    with pytest.raises(ReconciliationError, match=r"line 3: it has \d cells, and there are 3 headings"):
         read_files([path], parse_period("2026-10"), **asked)
 
 

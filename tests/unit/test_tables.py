@@ -79,18 +79,21 @@ def test_encodings_and_delimiters_are_told_by_the_file(encoding, delimiter):
     text = f"name{delimiter} cost\r\nMüller{delimiter}2.50\r\n\r\nÀé{delimiter}3\r\n"
     headings, rows, mark = table(text.encode(encoding))
     assert headings == ["name", "cost"]
-    assert [row for _, row in rows] == [{"name": "Müller", "cost": "2.50"}, {"name": "Àé", "cost": "3"}]
+    assert [row.cells for row in rows] == [{"name": "Müller", "cost": "2.50"}, {"name": "Àé", "cost": "3"}]
     assert mark == "."
 
 
 def test_a_line_may_say_the_delimiter_and_cells_may_have_lines():
-    headings, rows, mark = table(b'sep=;\r\na;b\r\n"one\r\ntwo, ""x""";1,5\r\n3;4;5;;\r\n6\r\n')
+    headings, rows, mark = table(b'sep=;\r\na;b\r\n"one\r\ntwo, ""x""";1,5\r\n3;4;;\r\n;\r\n')
     assert (headings, mark) == (["a", "b"], ",")
-    assert rows == [
-        (4, {"a": 'one\r\ntwo, "x"', "b": "1,5"}),
-        (5, {"a": "3", "b": "4", "": "5"}),
-        (6, {"a": "6", "b": ""}),
-    ]
+    assert rows == [(4, {"a": 'one\r\ntwo, "x"', "b": "1,5"}, None), (5, {"a": "3", "b": "4"}, None)]
+
+
+@pytest.mark.parametrize(("line", "cells"), [("2026-10-09,1,5", 3), ("2026-10-09", 1), ('"2026-10-09,1"', 1)])
+def test_a_row_of_more_or_fewer_cells_than_headings_says_so(line, cells):
+    _, rows, _ = table(f"day,cost\n2026-10-08,2\n{line}\n2026-10-10,3\n".encode())
+    fault = f"it has {cells} cells, and there are 2 headings"
+    assert [(row.line, row.fault) for row in rows] == [(2, None), (3, fault), (4, None)]
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \n", b"\xef\xbb\xbf", b"a,b\n"])
@@ -147,4 +150,4 @@ def test_commas_inside_quoted_headings_are_none_of_the_tables():
     data = b'"Cost (USD, net, all)";"Tokens"\n"1,5";"3"\n'
     headings, rows, mark = read_table(open_text(io.BytesIO(data), data[:4]))
     assert (headings, mark) == (["Cost (USD, net, all)", "Tokens"], ",")
-    assert list(rows) == [(2, {"Cost (USD, net, all)": "1,5", "Tokens": "3"})]
+    assert list(rows) == [(2, {"Cost (USD, net, all)": "1,5", "Tokens": "3"}, None)]

@@ -268,18 +268,17 @@ def _lines_after_all(path: Path, text: bytes) -> Iterator[Line]:
 def _csv_rows(path: Path, raw: IO[bytes], beginning: bytes, mark: DecimalMark | None) -> Iterator[Line]:
     number = 1
     with open_text(raw, beginning) as text:
-        headings, rows, told = read_table(text)
+        _, rows, told = read_table(text)
         mark = mark or told
         try:
-            for number, cells in rows:
-                yield _csv_row(f"{path}:{number}", cells, mark, whole="" in headings)
+            for number, cells, fault in rows:
+                where = f"{path}:{number}"
+                yield Line(where, 0, fault=fault) if fault else _csv_row(where, cells, mark)
         except csv.Error as error:
             yield Line(f"{path}:{number}", 0, fault=f"not CSV: {error}")
 
 
-def _csv_row(where: str, cells: dict[str, str], mark: DecimalMark | None, *, whole: bool) -> Line:
-    if "" in cells and not whole:
-        return Line(where, 0, fault="more cells than headings")
+def _csv_row(where: str, cells: dict[str, str], mark: DecimalMark | None) -> Line:
     if mark is None and (cell := next(filter(is_ambiguous, cells.values()), None)) is not None:
         return Line(where, 0, fault=f"{cell!r} can be read in two ways: give --decimal with the decimal mark")
     row = {name: _with_a_point(cell) for name, cell in cells.items()} if mark == "," else cells

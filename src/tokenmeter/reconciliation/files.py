@@ -39,6 +39,7 @@ from tokenmeter.tables import (
     UNPACKING,
     DecimalMark,
     NotATableError,
+    TableRow,
     first_of_slashes,
     open_text,
     read_table,
@@ -120,7 +121,7 @@ def read_files(
                 f"{path.name}: no column is known to say what was read from the cache ({', '.join(unread)}?), so that "
                 "input is compared with what was cached; name it with columns={'cache_read': ...}."
             )
-        slashes = first_of_slashes(row.get(one, "") for _, row in rows for one in how.names["day"])
+        slashes = first_of_slashes(row.cells.get(one, "") for row in rows for one in how.names["day"])
         once = _once(path, rows, seen, found.notes)
         lines = (FileRow(row, how, path, number, mark, slashes, again) for number, row, again in once)
         _read(found, how, lines, period=period, rates=exchange_rates or {})
@@ -245,25 +246,30 @@ def _content(path: Path) -> bytes:
         raise ReconciliationError(f"{path} cannot be read: {reason_of(error)}.") from error
 
 
-def _table(path: Path, content: bytes) -> tuple[list[str], list[tuple[int, dict[str, str]]], DecimalMark | None]:
-    headings, rows, mark = read_table(open_text(io.BytesIO(content), content[:4]), every_cell=True)
+def _table(path: Path, content: bytes) -> tuple[list[str], list[TableRow], DecimalMark | None]:
+    headings, rows, mark = read_table(open_text(io.BytesIO(content), content[:4]))
     try:
-        return headings, [one for one in rows if any(map(str.strip, one[1].values()))], mark
+        found = list(rows)
     except csv.Error as error:
         raise ReconciliationError(f"{path} cannot be read as CSV: {error}.") from error
+    if broken := next((row for row in found if row.fault), None):
+        raise ReconciliationError(
+            f"{path} cannot be read, line {broken.line}: {broken.fault}; export it anew, or mend the line."
+        )
+    return headings, found, mark
 
 
 def _once(
-    path: Path, rows: Sequence[tuple[int, dict[str, str]]], seen: dict[tuple[str, ...], Path], notes: list[str]
+    path: Path, rows: Sequence[TableRow], seen: dict[tuple[str, ...], Path], notes: list[str]
 ) -> Iterator[tuple[int, Mapping[str, str], bool]]:
     """Rows with their lines, without those that another file has, word for word; and whether it stands here before."""
     own: dict[tuple[str, ...], int] = {}
     repeated: dict[str, int] = {}
     twice = 0
-    for number, row in rows:
+    for number, row, _ in rows:
         cells = tuple(f"{name}={value}" for name, value in row.items())
         before = seen.get(cells)
-        if before is not None and any(row.values()):
+        if before is not None:
             repeated[before.name] = repeated.get(before.name, 0) + 1
             continue
         again = cells in own
