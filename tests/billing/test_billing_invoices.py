@@ -497,11 +497,12 @@ def test_a_line_gives_back_at_most_itself(ready):
     assert credit_invoice(ready, bill, [(2, "0.35")], "the rest of it").number == "CN-00002"
 
 
-def test_payments_in_part_and_too_much_leave_a_balance(ready):
-    bill = issue_invoice(ready, draft(ready))
-    part = record_payment(ready, bill, "10", on=date(2026, 11, 20), reference="wire 1", by="kim")
+def test_payments_in_part_and_too_much_leave_a_balance(ready, monkeypatch):
+    at(monkeypatch, "2026-12-05")
+    bill = issue_invoice(ready, draft(ready), on="2026-12-01")
+    part = record_payment(ready, bill, "10", on=date(2026, 12, 2), reference="wire 1", by="kim")
     assert (part.status, part.paid, part.balance) == ("issued", 10, Decimal("4.70"))
-    assert (part.events[0].on, part.events[0].by) == (date(2026, 11, 20), "kim")
+    assert (part.events[0].on, part.events[0].by) == (date(2026, 12, 2), "kim")
     over = record_payment(ready, "INV-00001", "5.00")
     assert (over.status, over.balance) == ("paid", Decimal("-0.30"))
     even = record_payment(ready, bill, "-0.30", reference="given back")
@@ -510,16 +511,19 @@ def test_payments_in_part_and_too_much_leave_a_balance(ready):
         record_payment(ready, bill, "-99")
     with pytest.raises(ConfigurationError, match="still to come"):
         record_payment(ready, bill, "1", on=date(2099, 1, 1))
+    with pytest.raises(ConfigurationError, match=r"is of 2026-12-01, so that nothing was due on it on 2026-11-30"):
+        record_payment(ready, bill, "1", on=date(2026, 11, 30))
     with pytest.raises(ConfigurationError, match="minor units"):
         record_payment(ready, bill, "0.001")
 
 
-def test_a_payment_that_is_there_already_is_not_written_down_again_unless_it_is_said_to_be_another(ready):
-    bill = issue_invoice(ready, draft(ready))
+def test_a_payment_that_is_there_already_is_not_written_down_again_unless_it_is_said_to_be_another(ready, monkeypatch):
+    at(monkeypatch, "2026-12-05")
+    bill = issue_invoice(ready, draft(ready), on="2026-12-01")
     record_payment(ready, bill, "2", reference="wire 7", on=bill.issued_on)
     with pytest.raises(LedgerError, match=r"(wire 7).* is written down on INV-00001 already"):
         record_payment(ready, bill, "2.00", reference="wire 7", on=bill.issued_on)
-    record_payment(ready, bill, "2", reference="wire 7", on=bill.issued_on - timedelta(days=1))
+    record_payment(ready, bill, "2", reference="wire 7", on=bill.issued_on + timedelta(days=1))
     record_payment(ready, bill, "3", reference="wire 7", on=bill.issued_on)
     record_payment(ready, bill, "2", reference="wire 8", on=bill.issued_on)
     record_payment(ready, bill, "2", on=bill.issued_on)
@@ -589,6 +593,20 @@ def test_a_day_is_a_date_a_moment_or_a_text(ready, monkeypatch):
     for wrong in ("1.12.2026", "soon", 20261201):
         with pytest.raises(ConfigurationError, match="is not a day"):
             record_payment(ready, bill, "0.01", on=wrong)
+
+
+def test_a_series_keeps_its_dates_in_order_where_the_seller_moves_west(ready, monkeypatch):
+    """In Tokyo it is the 2nd already, in Los Angeles the 1st."""
+    at(monkeypatch, "2026-12-01", 20)
+    terms = {"member": "ada", "period": "2026-11", "tz": "UTC"}
+    first = issue_invoice(ready, draft_invoice(ready, **terms, profile={"tz": "Asia/Tokyo"}))
+    void_invoice(ready, first, "moved")
+    second = issue_invoice(ready, draft_invoice(ready, **terms, profile={"tz": "America/Los_Angeles"}))
+    assert [first.issued_on, second.issued_on] == [date(2026, 12, 2), date(2026, 12, 2)]
+    assert void_invoice(ready, second, "again").events[-1].on == second.issued_on
+    at(monkeypatch, "2026-12-01", 3)  # a clock that was put back, by more than zones differ
+    with pytest.raises(ConfigurationError, match="numbers of a series follow their dates"):
+        issue_invoice(ready, draft_invoice(ready, **terms, profile={"tz": "America/Los_Angeles"}))
 
 
 @pytest.mark.parametrize(

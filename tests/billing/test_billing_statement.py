@@ -75,14 +75,16 @@ def test_documents_stand_on_the_day_they_count_for_as_in_the_journal(store, book
     book("10", at="2026-09-15T00:00", member="ada")
     close_period(store, "2026-09")
     bill = issue_invoice(store, draft_invoice(store, member="ada", period="2026-09"), on=date(2026, 10, 31))
-    record_payment(store, bill, "4", on=date(2026, 10, 30))
-    statement = draw_statement(store, member="ada", period="2026-10", basis="invoices")
-    assert [(line.date, line.charges, line.credits) for line in statement.lines] == [
-        ("2026-10-30", 0, -4),
-        ("2026-10-31", 10, 0),
-    ]
-    after = draw_statement(store, member="ada", period="2026-11", basis="invoices")
-    assert (after.opening, after.lines) == (statement.closing, ())
+    record_payment(store, bill, "4", on=date(2026, 11, 1))
+    found = {}
+    for month in ("2026-10", "2026-11", "2026-12"):
+        drawn = draw_statement(store, member="ada", period=month, basis="invoices")
+        found[month] = (drawn.opening, [(line.date, line.charges, line.credits) for line in drawn.lines])
+    assert found == {
+        "2026-10": (0, [("2026-10-31", 10, 0)]),
+        "2026-11": (10, [("2026-11-01", 0, -4)]),
+        "2026-12": (6, []),
+    }
 
 
 def test_balances_by_age_are_those_of_the_statements_that_end_on_that_day(store, book):

@@ -315,14 +315,13 @@ class _Issuing:
             )
 
     def _check_day(self, draft: Invoice) -> None:
-        if self._on is None:
-            return
-        day, profile = self._on, self._profile(draft)
+        profile = self._profile(draft)
+        day = self._day(profile)
         local = zone(profile.tz)
         # From the period's last day on, by the seller's calendar.
         first = (draft.period.end - timedelta(microseconds=1)).astimezone(local).date()
         today = utcnow().astimezone(local).date()
-        if not first <= day <= today:
+        if self._on is not None and not first <= day <= today:
             raise ConfigurationError(
                 f"An invoice for {draft.period.label} is issued from {first} to today ({today}), not on {day}."
             )
@@ -332,6 +331,18 @@ class _Issuing:
                 f"{last.number} was issued on {last.issued_on}; numbers of a series follow their dates, so the next "
                 f"cannot be of {day}."
             )
+
+    def _day(self, profile: BillingProfile) -> date:
+        """Where none is given today's, by the seller's calendar.
+
+        Where that calendar was moved westwards since, its day may be the one before the last invoice's: it is that.
+        """
+        if self._on is not None:
+            return self._on
+        today = utcnow().astimezone(zone(profile.tz)).date()
+        last = self._last_of(profile.series)
+        moved = last is not None and last.tz != profile.tz and last.issued_on == today + timedelta(days=1)
+        return today + timedelta(days=1) if moved else today
 
     def _last_of(self, series: str) -> Invoice | None:
         """The invoice of a series with the latest day."""
@@ -364,7 +375,7 @@ class _Issuing:
 
     def _file(self, draft: Invoice, by: str) -> Invoice:
         profile = self._profile(draft)
-        day = self._on or utcnow().astimezone(zone(profile.tz)).date()
+        day = self._day(profile)
         due = day + timedelta(days=profile.terms_days)
         final = replace(
             draft,

@@ -59,7 +59,7 @@ def record_payment(
     Raises:
         LedgerError: a draft, void, nothing left to pay, more given back than was paid, a key that another payment was
             written down with, or, without a key, a payment of that day, amount and reference that is there already.
-        ConfigurationError: not an amount in whole minor units, or a day to come.
+        ConfigurationError: not an amount in whole minor units, a day to come, or one before the invoice's.
     """
     return _follow(store, invoice, payment_of(amount, on=on, reference=reference, by=by, key=key))
 
@@ -293,6 +293,11 @@ def _check_day(invoice: Invoice, on: date | None) -> date:
     today = _today(invoice)
     if on is not None and on > today:
         raise ConfigurationError(f"{on} is still to come; a payment is written down when it is there.")
+    if on is not None and on < (invoice.issued_on or on):
+        raise ConfigurationError(
+            f"Invoice {invoice.number} is of {invoice.issued_on}, so that nothing was due on it on {on}; what came "
+            "before counts from the invoice's day."
+        )
     return on or today
 
 
