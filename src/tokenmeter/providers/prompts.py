@@ -294,45 +294,80 @@ _PLAIN_KINDS = (
 _PLAIN_DATA = frozenset({"parameters", "input_schema"})
 
 
-def measure_plain(body: JSON, keys: Iterable[str]) -> tuple[int, list[str]] | None:
+#: Of these, what messages of texts and nothing else have.
+_TEXT_KEYS = frozenset({"role", "content", "name"})
+
+
+def measure_plain(body: JSON, keys: frozenset[str]) -> tuple[int, list[str]] | None:
     """Size and longer texts of a prompt, as `measure` has them, where it is text alone; None for any other.
 
     Args:
         body: Of a request whose prompt is under `keys`.
         keys: Each a text, or a list of messages or of the caller's tools.
     """
-    stack = [body[key] for key in keys if key in body]
+    stack = [*map(body.__getitem__, keys.intersection(body))]
     long: list[str] = []
     data: list[Any] = []
     size = 0
     while stack:
         value = stack.pop()
         form = type_of(value)
-        if form is str:
+        if form is list:
+            texts: list[str] = []
+            size_of_texts = _measure_texts(value, texts)
+            size += size_of_texts + _PUNCTUATION
+            if size_of_texts:
+                long += texts
+            else:
+                stack.extend(value)
+                if value and type(value[0]) is list:
+                    return None  # prompts of token ids, maybe
+        elif form is str:
             size += (len(value) if value.isascii() else utf8_length(value)) + _PUNCTUATION
             if len(value) > _LONG:
                 long.append(value)
-        elif form is dict:
-            kind = value.get("type")
-            if not _PLAIN_KEYS.issuperset(value) or (kind not in _PLAIN_KINDS if kind is not None else "id" in value):
-                return None  # what has an id and no type may stand for another item
-            size += len("".join(value)) + _PUNCTUATION * (1 + len(value))
-            if kind == "tool_use" or not _PLAIN_DATA.isdisjoint(value):
-                names = ("input", *_PLAIN_DATA) if kind == "tool_use" else _PLAIN_DATA
-                data.extend(value[name] for name in names if name in value)
-                stack.extend(item for name, item in value.items() if name not in names)
-            else:
-                stack.extend(value.values())
-        elif form is list:
-            if value and type(value[0]) is list:
-                return None  # prompts of token ids, maybe
-            size += _PUNCTUATION
-            stack.extend(value)
+        elif form is dict and _is_plain(value):
+            size += _open_plain(value, stack, data)
         elif value is None or form is bool:
             size += len(repr(value)) + _PUNCTUATION
         else:
             return None
     return _with_data(size, long, data) if data else (size, long)
+
+
+def _measure_texts(messages: list[Any], long: list[str]) -> int:
+    """Size of messages that are texts alone, as most are, whose longer ones join `long`; 0 of any others."""
+    size = 0
+    for message in messages:
+        if type_of(message) is not dict:
+            return 0
+        for name, value in message.items():
+            if type_of(value) is not str or name not in _TEXT_KEYS:
+                return 0
+            length = len(value)
+            if length > _LONG:
+                long.append(value)
+            size += len(name) + (length if value.isascii() else utf8_length(value))
+        size += _PUNCTUATION * (1 + 2 * len(message))
+    return size
+
+
+def _is_plain(part: JSON) -> bool:
+    """Whether an object is one of those that plain prompts are made of."""
+    kind = part.get("type")  # what has an id and no type may stand for another item
+    return _PLAIN_KEYS.issuperset(part) and (kind in _PLAIN_KINDS if kind is not None else "id" not in part)
+
+
+def _open_plain(part: JSON, stack: list[Any], data: list[Any]) -> int:
+    """Size of a part's keys; its values are put on `stack`, those that are text whatever they are called on `data`."""
+    of_use = part.get("type") == "tool_use"
+    if of_use or not _PLAIN_DATA.isdisjoint(part):
+        names = ("input", *_PLAIN_DATA) if of_use else _PLAIN_DATA
+        data.extend(part[name] for name in names if name in part)
+        stack.extend(item for name, item in part.items() if name not in names)
+    else:
+        stack.extend(part.values())
+    return len("".join(part)) + _PUNCTUATION * (1 + len(part))
 
 
 def _with_data(size: int, long: list[str], data: list[Any]) -> tuple[int, list[str]] | None:

@@ -91,7 +91,7 @@ _REQUEST = frozenset({
     *("model", "messages", "system", "max_tokens", "temperature", "top_p", "top_k", "stream", "stop_sequences"),
     *("metadata", "service_tier", "thinking", "tools", "tool_choice"),
 })  # fmt: skip
-_PROMPT = ("messages", "system", "tools")
+_PROMPT = frozenset({"messages", "system", "tools"})
 
 
 def read_request(body: JSON) -> PlainRequest | None:

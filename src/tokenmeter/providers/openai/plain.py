@@ -6,12 +6,14 @@ tests/properties hold the two equal.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 from tokenmeter.call import PlainRequest
 from tokenmeter.providers.base import Plain, PlainReader
 from tokenmeter.providers.openai.extras import own_tools
-from tokenmeter.providers.openai.requests import is_agent, output_limit
+from tokenmeter.providers.openai.requests import chat_limit, is_agent, response_limit
 from tokenmeter.providers.prompts import are_functions, measure_plain, named
 from tokenmeter.providers.wire import JSON, LONGEST_NAME, MOST, is_array, is_object
 
@@ -140,25 +142,25 @@ _REQUEST = frozenset({
     *("reasoning", "reasoning_effort", "verbosity", "prompt_cache_key", "safety_identifier", "truncation"),
     *("tools", "tool_choice"),
 })  # fmt: skip
-_PROMPT = ("messages", "input", "instructions", "tools")
+_PROMPT = frozenset({"messages", "input", "instructions", "tools"})
 
 
 def read_chat_request(body: JSON) -> PlainRequest | None:
     """A chat of plain texts."""
-    return _read_request("chat.completions", body)
+    return _read_request(body, chat_limit)
 
 
 def read_response_request(body: JSON) -> PlainRequest | None:
     """A request for a response to plain texts."""
-    return _read_request("responses", body)
+    return _read_request(body, response_limit)
 
 
-def _read_request(path: str, body: JSON) -> PlainRequest | None:
+def _read_request(body: JSON, limit: Callable[[JSON], int | None]) -> PlainRequest | None:
     get = body.get
-    model, many = get("model"), get("n")
-    if not _REQUEST.issuperset(body) or type(model) is not str or not 0 < len(model) <= LONGEST_NAME:
+    model, many, tier = get("model"), get("n"), get("service_tier")
+    if not _REQUEST.issuperset(body) or type(model) is not str or not _is_ordinary(model):
         return None
-    if (many is not None and type(many) is not int) or is_agent(model):
+    if many is not None and type(many) is not int:
         return None
     if "tools" in body and not are_functions(body["tools"], ("function",)):
         return None
@@ -166,8 +168,14 @@ def _read_request(path: str, body: JSON) -> PlainRequest | None:
     if measured is None:
         return None
     choices = 1 if many is None else max(many, 1)
-    limit, tier = output_limit(path, body), named(get("service_tier"))
-    return PlainRequest(model, *measured, limit, choices, bool(get("stream")), tier)
+    tier = tier and named(tier)
+    return PlainRequest(model, *measured, limit(body), choices, bool(get("stream")), tier)
+
+
+@lru_cache(maxsize=256)
+def _is_ordinary(model: str) -> bool:
+    """Whether this is a model's name, and it asks no other models."""
+    return 0 < len(model) <= LONGEST_NAME and not is_agent(model)
 
 
 PLAIN_REQUESTS = {"chat.completions": read_chat_request, "responses": read_response_request}

@@ -104,7 +104,6 @@ def _pieces(endpoint: Endpoint, body: JSON, choices: int) -> Mapping[str, int]:
     return {"characters": len(spoken)} if isinstance(spoken, str) else NO_PIECES
 
 
-@lru_cache(maxsize=256)
 def is_agent(model: str) -> bool:
     """Whether a model of this name asks other models, or searches, in a loop of its own."""
     return _AGENTS.search(model) is not None
@@ -113,20 +112,30 @@ def is_agent(model: str) -> bool:
 def output_limit(path: str, body: JSON) -> int | None:
     """The longest answer that a request allows; None where nothing that the endpoint obeys says so.
 
-    Hosts leave out what they do not know, so of a chat's two names the larger counts, and none that is another
-    endpoint's. Zero is no limit to many of them; only the older completions, which may just score a prompt, mean it.
+    None is another endpoint's, either. Zero is no limit to many hosts; only the older completions, which may just score
+    a prompt, mean it.
     """
     if path == "completions":
         return first_limit(body.get("max_tokens"))
     if path.startswith("conversations"):
-        body, path = section(body, "completion_args"), "chat"
-    if not path.startswith("chat"):
-        return _limit(body.get("max_output_tokens"))
+        return chat_limit(section(body, "completion_args"))
+    return chat_limit(body) if path.startswith("chat") else response_limit(body)
+
+
+def chat_limit(body: JSON) -> int | None:
+    """`output_limit` of a chat. Hosts leave out what they do not know, so of its two names the larger counts."""
     first, second = body.get("max_completion_tokens"), body.get("max_tokens")
-    if first is None or second is None:
-        return _limit(second if first is None else first)
+    if first is None:
+        return None if second is None else _limit(second)
+    if second is None:
+        return _limit(first)
     limits = _limit(first), _limit(second)
     return None if limits[0] is None or limits[1] is None else max(limits[0], limits[1])
+
+
+def response_limit(body: JSON) -> int | None:
+    """`output_limit` of a response, and of what is made like one."""
+    return _limit(body.get("max_output_tokens"))
 
 
 def _limit(value: Any) -> int | None:
