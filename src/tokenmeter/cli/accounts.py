@@ -158,7 +158,7 @@ def history(
 @command(
     budgets_app,
     "grant",
-    examples=["tokenmeter budgets grant credit 25 organization=acme --reason 'invoice 7' --expires 2027-01-01"],
+    examples=["tokenmeter budgets grant credit 25 organization=acme --reason 'invoice 7'"],
 )
 def grant(
     frame: Frame,

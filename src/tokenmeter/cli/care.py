@@ -57,7 +57,7 @@ KeyOption = Annotated[
 ]
 
 
-@command(app, "verify")
+@command(app, "verify", examples=["tokenmeter verify", "tokenmeter verify --checkpoint kept.json"])
 def verify(
     frame: Frame,
     *,
@@ -157,7 +157,7 @@ def _list_faults(faults: Sequence[Fault]) -> None:
 
 
 @command(
-    app, "reprice", examples=["tokenmeter reprice", "tokenmeter reprice --changed --period 2026-10 --where model=gpt-5"]
+    app, "reprice", examples=["tokenmeter reprice", "tokenmeter reprice --changed --period last-month -w model=gpt-5"]
 )
 def reprice(
     frame: Frame,
@@ -239,7 +239,7 @@ def _format_difference(amount: Decimal) -> str:
     return f"{'-' if shown < 0 else '+'}${magnitude(shown):,f}"
 
 
-@command(app, "doctor")
+@command(app, "doctor", examples=["tokenmeter doctor", "tokenmeter doctor --strict"])
 def doctor(
     frame: Frame,
     *,
@@ -263,7 +263,7 @@ def doctor(
             "newest_price": f"{newest:%Y-%m-%d}",
             "prices": _describe_price_list(meter, settings),
             **_count_doubtful_entries(meter),
-            "budgets": len(settings.budgets),
+            "budgets": len(meter.budgets.changes()),  # as every process obeys them, whatever this one's settings say
         }
     warnings = [*health.warnings, *unset_keys(settings), *_warn_of_prices(facts)]
     if utcnow() - newest > _STALE:

@@ -142,7 +142,7 @@ def init(
         out.print(f"{path} is written. Take the # off what you need, then: tokenmeter config check", markup=False)
 
 
-@command(config_app, "check")
+@command(config_app, "check", examples=["tokenmeter config check --config tokenmeter.toml"])
 def check(frame: Frame) -> None:
     """Read the settings as a program would and say what they are; exit code 2 when they are wrong."""
     settings = frame.settings

@@ -78,7 +78,10 @@ def backup(
 @command(
     db,
     "restore",
-    examples=["tokenmeter db restore nightly.db", "tokenmeter db restore nightly.db --store sqlite:///other.db"],
+    examples=[
+        "tokenmeter db restore nightly.db --overwrite",
+        "tokenmeter db restore nightly.db --store sqlite:///other.db",
+    ],
 )
 def restore(
     frame: Frame,
@@ -111,7 +114,7 @@ def restore(
     options=("as_json",),
     examples=[
         "tokenmeter db copy sqlite:///usage.db postgresql://owner@db.example/app",
-        "tokenmeter db copy sqlite:///usage.db postgresql://owner@db.example/app --retire",
+        "tokenmeter db copy sqlite:///old.db postgresql://owner@db.example/app --retire",
     ],
 )
 def copy(
@@ -152,7 +155,7 @@ def copy(
     db,
     "merge",
     options=("as_json",),
-    examples=["tokenmeter db merge sqlite:///host-a.db sqlite:///host-b.db postgresql://owner@db.example/app"],
+    examples=["tokenmeter db merge sqlite:///a.db sqlite:///b.db postgresql://db.example/app"],
 )
 def merge(
     frame: Frame,
@@ -194,7 +197,7 @@ def _describe_contents(of: backups.Backup | moving.Copy | merging.Merge) -> str:
     db,
     "clickhouse",
     options=("as_json", "store"),
-    examples=["tokenmeter db clickhouse https://loader@clickhouse.example:8443 --database usage"],
+    examples=["tokenmeter db clickhouse https://loader@ch.example:8443 --database usage"],
 )
 def clickhouse(
     frame: Frame,
@@ -266,7 +269,7 @@ def restore_months(
     _show_months(frame, restored, "Nothing to do: no month from that one on was dropped.")
 
 
-@command(archive_app, "list")
+@command(archive_app, "list", examples=["tokenmeter archive list"])
 def list_months(frame: Frame) -> None:
     """Sealed months, and where their files are."""
     with frame.meter() as meter:

@@ -101,7 +101,7 @@ def _read_token(file: Path | None) -> str | None:
     "create",
     examples=[
         "tokenmeter dashboard token create ada --only member=ada",
-        "tokenmeter dashboard token create ops --can read --can budgets --expires 2027-07-01",
+        "tokenmeter dashboard token create ops --can budgets --expires 2027-07-01",
     ],
     options=("config", "as_json"),
 )

@@ -57,19 +57,23 @@ def _tell_applied(frame: Frame, applied: tuple[str, ...]) -> None:
         out.print(f"Applied: {', '.join(applied)}." if applied else "Nothing to do: the schema is up to date.")
 
 
-@command(app, "init", options=("config", "as_json"))
+@command(app, "init", examples=["tokenmeter db init postgresql://owner@db.example/app"], options=("config", "as_json"))
 def init(frame: Frame, url: UrlArgument = None) -> None:
     """Make the schema and its tables. Harmless where they exist."""
     _tell_applied(frame, _load_admin().init(_find_address(frame, url)))
 
 
-@command(app, "migrate", options=("config", "as_json"))
+@command(
+    app, "migrate", examples=["tokenmeter db migrate postgresql://owner@db.example/app"], options=("config", "as_json")
+)
 def migrate(frame: Frame, url: UrlArgument = None) -> None:
     """Bring the schema up to this release. Older programs go on working beside it."""
     _tell_applied(frame, _load_admin().migrate(_find_address(frame, url)))
 
 
-@command(app, "status", options=("config", "as_json"))
+@command(
+    app, "status", examples=["tokenmeter db status postgresql://owner@db.example/app"], options=("config", "as_json")
+)
 def status(frame: Frame, url: UrlArgument = None) -> None:
     """Which migrations are applied, and who may write and read. Exit code 1 when some are pending."""
     found = _load_admin().status(_find_address(frame, url))
@@ -89,7 +93,9 @@ def status(frame: Frame, url: UrlArgument = None) -> None:
         raise typer.Exit(Exit.FOUND)
 
 
-@command(app, "grant", options=("config",))
+@command(
+    app, "grant", examples=["tokenmeter db grant writer app postgresql://owner@db.example/app"], options=("config",)
+)
 def grant(
     frame: Frame,
     role: Annotated[Literal["writer", "reader", "owner"], typer.Argument(help="What it may do.")],
@@ -168,8 +174,8 @@ def _format_figure(name: str, value: int) -> str:
     main,
     "erase",
     examples=[
-        "tokenmeter erase member ada@example.com --reason 'request of 2026-11-20' --by kim",
-        "tokenmeter erase tag:customer acme --reason 'contract ended' --by kim --pseudonym customer-17 --yes",
+        "tokenmeter erase member ada@example.com --reason 'request 17' --by kim",
+        "tokenmeter erase tag:customer acme --reason 'it ended' --by kim --yes",
     ],
 )
 def erase(

@@ -46,7 +46,7 @@ from tokenmeter.reconciliation import reconcile as run_reconciliation
 from tokenmeter.tables import DecimalMark
 
 
-@command(invoice_app, "aging")
+@command(invoice_app, "aging", examples=["tokenmeter invoice aging", "tokenmeter invoice aging --on 2026-12-31"])
 def aging(frame: Frame, *, on: Day = None) -> None:
     """What buyers owe, by how long it is overdue."""
     with frame.ledger() as opened:
@@ -66,7 +66,7 @@ def aging(frame: Frame, *, on: Day = None) -> None:
     "statement",
     examples=[
         "tokenmeter statement team=search --period last-month",
-        "tokenmeter statement team=search --period this-year --basis invoices --to statement.pdf",
+        "tokenmeter statement member=ada --basis invoices --to ada.pdf",
     ],
 )
 def statement(
@@ -140,7 +140,7 @@ def journal(
 @command(
     app,
     "handover",
-    examples=["tokenmeter handover stripe --by member --period last-month --customer ada=cus_A --customer bob=cus_B"],
+    examples=["tokenmeter handover stripe --customer ada=cus_A --customer bob=cus_B"],
 )
 def handover(
     frame: Frame,
@@ -212,7 +212,7 @@ period_app = typer.Typer(help="Close months, and see which are closed.", no_args
 Period = Annotated[str, typer.Argument(help="2026-11, 2026-Q4, last-month, ...")]
 
 
-@command(period_app, "close")
+@command(period_app, "close", examples=["tokenmeter period close last-month"])
 def close(
     frame: Frame,
     period: Period,
@@ -228,7 +228,7 @@ def close(
         frame.tell(closed)
 
 
-@command(period_app, "status")
+@command(period_app, "status", examples=["tokenmeter period status"])
 def status(frame: Frame) -> None:
     """Closed periods, and what came late."""
     with frame.ledger() as opened:
@@ -300,7 +300,14 @@ class BooksOptions:
             )
 
 
-@command(app, "reconcile")
+@command(
+    app,
+    "reconcile",
+    examples=[
+        "tokenmeter reconcile openai --period last-month",
+        "tokenmeter reconcile anthropic --period 2026-11 --file costs.csv",
+    ],
+)
 def reconcile(
     frame: Frame,
     provider: Annotated[str, typer.Argument(help="openai, anthropic, or with --file any provider.")],

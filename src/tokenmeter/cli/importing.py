@@ -42,7 +42,7 @@ _EXAMPLES = [
     "tokenmeter import claude-code",
     "tokenmeter import codex ~/old/sessions",
     "tokenmeter import spendlogs.csv batch_output.jsonl",
-    "tokenmeter import calls.jsonl.gz --map id=req.id,time=req.ts,model=llm.name,input=llm.in,output=llm.out",
+    "tokenmeter import calls.jsonl.gz --map id=id,time=ts,model=llm.name,input=in",
 ]
 
 
@@ -106,8 +106,8 @@ def import_(
     app,
     "record",
     examples=[
-        "tokenmeter record answer.json --provider openai --endpoint chat.completions --member ada",
-        "curl -s $URL -d @request.json | tokenmeter record --provider openrouter --endpoint chat.completions",
+        "tokenmeter record answer.json --provider openai --endpoint chat.completions",
+        "my-script | tokenmeter record --provider groq --endpoint chat.completions",
     ],
 )
 def record(

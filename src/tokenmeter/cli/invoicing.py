@@ -174,7 +174,7 @@ def issue(
         raise typer.Exit(Exit.FOUND)
 
 
-@command(invoice_app, "list")
+@command(invoice_app, "list", examples=["tokenmeter invoice list"])
 def list_(frame: Frame) -> None:
     """Issued invoices."""
     with frame.ledger() as opened:
@@ -195,14 +195,14 @@ def coverage(frame: Frame, *, period: BillPeriod = "last-month", tz: BooksTzOpti
         raise typer.Exit(Exit.FOUND)
 
 
-@command(invoice_app, "show")
+@command(invoice_app, "show", examples=["tokenmeter invoice show INV-00001"])
 def show(frame: Frame, number: Number) -> None:
     """Print an issued invoice."""
     with frame.ledger() as opened:
         _show_invoice(frame, find_invoice(opened, number))
 
 
-@command(invoice_app, "pdf")
+@command(invoice_app, "pdf", examples=["tokenmeter invoice pdf INV-00001 november.pdf"])
 def pdf(
     frame: Frame,
     number: Annotated[str, typer.Argument(help="Number of an invoice or a credit note.")],
@@ -281,14 +281,14 @@ def paid(
         _show_invoice(frame, record_payment(opened, number, amount, on=on, reference=note, by=actor, key=key))
 
 
-@command(invoice_app, "void")
+@command(invoice_app, "void", examples=["tokenmeter invoice void INV-00001 --reason 'wrong account'"])
 def void(frame: Frame, number: Number, *, reason: Reason, actor: Actor = None) -> None:
     """Take a mistaken invoice out; its number stays used."""
     with frame.ledger() as opened:
         _show_invoice(frame, void_invoice(opened, number, reason, by=actor))
 
 
-@command(invoice_app, "write-off")
+@command(invoice_app, "write-off", examples=["tokenmeter invoice write-off INV-00001 --reason 'insolvent'"])
 def write_off(frame: Frame, number: Number, *, reason: Reason, actor: Actor = None) -> None:
     """Give up on what is left of an invoice."""
     with frame.ledger() as opened:

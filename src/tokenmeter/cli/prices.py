@@ -106,7 +106,7 @@ def diff(
     _show_changes(frame, pairs, heads)
 
 
-@command(app, "update", options=("config", "as_json"))
+@command(app, "update", examples=["tokenmeter prices update --save prices.json"], options=("config", "as_json"))
 def update(
     frame: Frame,
     *,
@@ -118,11 +118,9 @@ def update(
     ] = None,
     provider: ProviderOption = None,
 ) -> None:
-    """Fetch the newest price list, check it, show what changed, and keep it. The only command that uses the network.
+    """Fetch the newest price list, check it, show what changed, and keep it.
 
     A list that lost providers or models, or has an impossible price, is refused (exit code 4); what was kept stays.
-
-    Example: tokenmeter prices update --save prices.json
     """
     now = utcnow()
     path = updating.kept_path() if save is None else expand(save)

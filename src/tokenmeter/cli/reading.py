@@ -44,7 +44,7 @@ _ENTRY_HEADS = ("time", "model", "member", "route", "status", "input", "output",
     "report",
     examples=[
         "tokenmeter report --by member,model --period this-month --tz Europe/Berlin",
-        "tokenmeter report --by route --where member=ada --granularity day --period last-7d",
+        "tokenmeter report --by route --where member=ada -g day --period last-7d",
         "tokenmeter report --by model --period last-7d --latency",
     ],
 )

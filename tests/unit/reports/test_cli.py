@@ -343,6 +343,12 @@ def test_doctor_tells_the_state(run: Callable[..., Outcome]) -> None:
     assert "usage.db" in run("doctor").out
 
 
+def test_doctor_counts_the_budgets_that_the_ledger_has(run: Callable[..., Outcome], ledger: Path) -> None:
+    assert run("budgets", "set", "third", "team=*", "limit_usd=5").code == 0
+    assert run("budgets", "apply", "tokenmeter.toml").code == 0
+    assert json.loads(run("doctor", "--json").out)["facts"]["budgets"] == 3
+
+
 def test_config_check_reads_the_settings_as_a_program_would(run: Callable[..., Outcome], place: Path) -> None:
     good = run("config", "check", "--json")
     assert good.code == 0
