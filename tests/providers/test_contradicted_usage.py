@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+import tokenmeter
 from tokenmeter.call import RequestFacts
 from tokenmeter.providers import dialect_for
 
@@ -34,7 +35,7 @@ def totals(prompt, answer, total, **more):
             {"total_mismatch"},
         ),
         (totals(100, 0, 150), {"input": 100, "output": 50}, {"total_mismatch"}),
-        (totals(0, 0, 150), {"input": 1000, "output": 100}, {"estimated", "total_mismatch"}),
+        (totals(0, 0, 1650), {"input": 1500, "output": 150}, {"estimated", "total_mismatch"}),
         (totals(100, 0, 100), {"input": 100, "output": 100}, {"estimated"}),
         (totals(100, 50, 150, input_tokens=0, output_tokens=0), {"input": 100, "output": 50}, set()),
         (totals(0, 0, 150, input_tokens=100, output_tokens=50), {"input": 100, "output": 50}, set()),
@@ -51,10 +52,62 @@ def test_a_zero_that_the_rest_denies_is_a_field_nobody_filled(usage, quantities,
     assert found.flags == flags
 
 
-def test_what_a_cache_served_of_a_prompt_that_nobody_said_stands():
-    found = read({**CHAT, "usage": {"completion_tokens": 50, "prompt_tokens_details": {"cached_tokens": 400}}})
+@pytest.mark.parametrize("prompt", [{}, {"prompt_tokens": None}, {"prompt_tokens": 0}, {"prompt_tokens": -1}])
+@pytest.mark.parametrize("total", [{}, {"total_tokens": 0}, {"total_tokens": 50}, {"total_tokens": "many"}])
+def test_what_a_cache_served_of_a_prompt_that_nobody_said_stands(prompt, total):
+    counts = {"completion_tokens": 50, "prompt_tokens_details": {"cached_tokens": 400}, **prompt, **total}
+    found = read({**CHAT, "usage": counts})
     assert dict(found.usage.quantities) == {"input": 600, "cache_read": 400, "output": 50}
     assert "estimated" in found.flags
+    google = {"candidatesTokenCount": 50, "cachedContentTokenCount": 400}
+    for wire in (google, {**google, "promptTokenCount": 0}):
+        found = read({**GOOGLE, "usageMetadata": wire}, "models.generate_content", "google")
+        assert dict(found.usage.quantities) == {"input": 600, "cache_read": 400, "output": 50}
+
+
+#: Endpoint, provider, body, the usage's name, and what its prompt, answer and total are called.
+WHOLES = [
+    ("chat.completions", "somebody", CHAT, "usage", "prompt_tokens", "completion_tokens", "total_tokens"),
+    (
+        *("models.generate_content", "google", GOOGLE, "usageMetadata"),
+        *("promptTokenCount", "candidatesTokenCount", "totalTokenCount"),
+    ),
+]
+
+
+@pytest.mark.parametrize("case", WHOLES, ids=lambda case: case[0])
+@pytest.mark.parametrize("unsaid", [{}, {0: None}, {0: 0}, {1: 0}, {0: None, 1: 0}, {0: 0, 1: 0}, {0: -1, 1: 0}])
+def test_what_is_estimated_of_both_sides_comes_to_the_total_that_is_stated(case, unsaid):
+    endpoint, provider, body, name, *sides, total = case
+    counts = {sides[side]: size for side, size in unsaid.items()}
+    found = read({**body, name: {**counts, total: 2000}}, endpoint, provider)
+    assert sum(found.usage.quantities.values()) == 2000
+    assert "estimated" in found.flags
+    assert 5 <= found.usage["input"] / found.usage["output"] < 15
+
+
+def test_what_is_estimated_of_both_sides_holds_the_parts_that_are_stated():
+    parts = {"prompt_tokens_details": {"cached_tokens": 1200}, "completion_tokens_details": {"reasoning_tokens": 700}}
+    found = read({**CHAT, "usage": {"total_tokens": 2000, **parts}})
+    assert dict(found.usage.quantities) == {"input": 100, "cache_read": 1200, "output": 700}
+
+
+@pytest.mark.parametrize("answer", [{}, {"completion_tokens": 0}, {"completion_tokens": "0"}])
+def test_an_answer_of_which_only_the_thoughts_are_counted_is_no_zero(answer):
+    usage = {"prompt_tokens": 100, "completion_tokens_details": {"reasoning_tokens": 50}, **answer}
+    found = read({**CHAT, "usage": usage})
+    assert (dict(found.usage.quantities), "estimated" in found.flags) == ({"input": 100, "output": 100}, True)
+    thought = {**usage, "completion_tokens_details": {"reasoning_tokens": 500}}
+    assert read({**CHAT, "usage": thought}).usage["output"] == 500
+
+
+def test_nothing_on_both_sides_of_a_total_is_unknown():
+    """Without the request at hand nothing can stand in for it."""
+    zeros = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 150}
+    rating = tokenmeter.price(zeros, provider="openai", endpoint="chat.completions", model="gpt-5")
+    assert (rating.list_cost, rating.cost_source) == (None, "unpriced")
+    converse = {"usage": {"inputTokens": 0, "outputTokens": 0, "totalTokens": 150}}
+    assert "usage_unknown" in read(converse, "/model/m/converse", "aws").flags
 
 
 @pytest.mark.parametrize(

@@ -208,9 +208,10 @@ class TestSides:
         found = read("chat.completions", body_of("chat.completions", usage))
         assert dict(found.usage.quantities) == {"input": prompt, "output": answer}
 
-    def test_a_total_alone_does_not_say_what_it_is_of(self):
-        found = read("chat.completions", body_of("chat.completions", {"total_tokens": 5000}))
-        assert dict(found.usage.quantities) == {"input": 1000, "output": 100}
+    def test_a_total_alone_does_not_say_what_it_is_of_but_how_much_there_was(self):
+        """Its two sides are shared out as their estimates are, 1,000 to 100."""
+        found = read("chat.completions", body_of("chat.completions", {"total_tokens": 5500}))
+        assert dict(found.usage.quantities) == {"input": 5000, "output": 500}
         assert found.flags == {"estimated"}
 
     def test_of_embeddings_a_total_alone_is_the_input(self):

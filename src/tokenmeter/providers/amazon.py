@@ -49,9 +49,9 @@ def _by_total(
         flags.add("total_mismatch")
     if gap <= 0 or cached:
         return fresh, answer
-    if not fresh and answer:
-        return gap, answer
-    return fresh, gap if fresh and not answer else answer
+    if not fresh:
+        return (gap, answer) if answer else (None, None)
+    return fresh, answer or gap
 
 
 def llama(usage: JSON) -> Reading:

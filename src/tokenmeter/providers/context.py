@@ -87,7 +87,10 @@ class Context:
             return reading
         if ("input" in unsaid and not known) or ("output" in unsaid and not known and not size):
             return None
-        return _estimated(reading, unsaid, prompt=input_tokens(request), answer=tokens_of(size))
+        prompt, answer = input_tokens(request), tokens_of(size)
+        if unsaid == BOTH_SIDES and reading.total:
+            prompt, answer = _shared_out(reading, prompt, answer)
+        return _estimated(reading, unsaid, prompt=prompt, answer=answer)
 
     def in_batch(self) -> Context:
         """The same context, with its work done in a batch."""
@@ -128,6 +131,15 @@ class Context:
         )
 
 
+def _shared_out(reading: Reading, prompt: int, answer: int) -> tuple[int, int]:
+    """A stated total in the shares of both estimates, neither of them below the part of it that is stated."""
+    total, known = reading.total or 0, prompt + answer
+    least, most = reading.usage.input_tokens, total - reading.usage.reasoning_output_tokens
+    share = total * prompt // known if known else total
+    prompt = max(min(share, most), least)
+    return prompt, max(total - prompt, 0)
+
+
 def _estimated(reading: Reading, unsaid: frozenset[str], *, prompt: int, answer: int) -> Reading:
     """`reading` with estimates of the `unsaid` sides in place of what they say."""
     quantities = dict(reading.usage.quantities)
@@ -140,7 +152,7 @@ def _estimated(reading: Reading, unsaid: frozenset[str], *, prompt: int, answer:
     if "output" in unsaid:
         for meter in OUTPUT_METERS:
             quantities.pop(meter, None)
-        put(quantities, "output", answer)
+        put(quantities, "output", max(answer, reading.usage.reasoning_output_tokens))
     usage = Usage(quantities, reading.usage.reasoning_output_tokens)
     return replace(reading, usage=usage, prompt_tokens=size, flags=reading.flags | _ESTIMATED, unsaid=frozenset())
 

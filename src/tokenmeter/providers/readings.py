@@ -30,26 +30,37 @@ class Reading:
         prompt_tokens: The prompt's size with everything cached in it; None when it is a sum over several prompts.
         flags: Doubts.
         unsaid: The sides that it does not state: they are unknown, not zero.
+        total: What both sides come to, where that is all that is stated of them.
     """
 
     usage: Usage
     prompt_tokens: int | None = None
     flags: frozenset[str] = NO_FLAGS
     unsaid: frozenset[str] = NO_FLAGS
+    total: int | None = None
 
 
 #: There is no usage object, or none that says anything.
 NOTHING_SAID = Reading(Usage(), unsaid=BOTH_SIDES)
 
 
-def said_by(usage: Usage, prompt: int | None, flags: set[str], totals: Mapping[str, int | None]) -> Reading:
+def said_by(
+    usage: Usage, prompt: int | None, flags: set[str], totals: Mapping[str, int | None], whole: int | None = None
+) -> Reading:
     """The reading of a usage object whose `totals`, by side, may be None where it does not state them.
 
     A part that was no number is as good as left out: what the rest makes of it is an estimate.
+
+    Args:
+        usage: The classes.
+        prompt: The prompt's size.
+        flags: Doubts.
+        totals: What each side comes to.
+        whole: What both come to, where that is stated.
     """
     if None in totals.values():
         unsaid = frozenset(side for side, total in totals.items() if total is None)
-        return Reading(usage, prompt, frozenset(flags), unsaid)
+        return Reading(usage, prompt, frozenset(flags), unsaid, whole if unsaid == BOTH_SIDES else None)
     if "malformed_count" in flags:
         flags.add("estimated")
     return Reading(usage, prompt, frozenset(flags) if flags else NO_FLAGS)

@@ -103,6 +103,8 @@ def _read(usage: JSON, names: _Names, *, totals_thoughts: bool) -> Reading:
     tools = count(usage, *names.tools, flags=flags) or 0
     answer = spoken + thoughts
     total = _total(usage, names, flags)
+    if cached and not prompt:
+        prompt = None  # a part of it was served, so that a zero is a field nobody filled
     if thoughts and totals_thoughts and total == (prompt or 0) + tools + spoken and thoughts <= spoken:
         answer = spoken  # early previews of 2.5 counted them among the candidates
         flags.add("thoughts_included")
@@ -120,7 +122,10 @@ def _read(usage: JSON, names: _Names, *, totals_thoughts: bool) -> Reading:
     _put_tools(quantities, tools, _parts(usage, names.tools_parts, names, flags), flags)
     split_output(quantities, answer, _parts(usage, names.answer_parts, names, flags), flags)
     sent = tools if prompt is None and tools else prompt
-    return said_by(Usage(quantities, thoughts), prompt, flags, {"input": sent, "output": answer})
+    sides: dict[str, int | None] = {"input": sent, "output": answer}
+    if total and not (sent or answer):
+        sides = {"input": None, "output": None}
+    return said_by(Usage(quantities, thoughts), prompt, flags, sides, total)
 
 
 def _by_total(total: int, prompt: int | None, answer: int, flags: set[str], *, worded: bool) -> tuple[int | None, int]:

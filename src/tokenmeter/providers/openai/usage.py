@@ -99,7 +99,7 @@ def inclusive(
     quantities = _cache_writes(usage, details, write_meter, flags)
     cached, hits = _cached(usage, details, flags)
     from_cache = cached + sum(map(int, quantities.values()))
-    prompt, answer = _totals(usage, reasoning, from_cache, flags, hidden_output=hidden_output)
+    prompt, answer, whole = _totals(usage, reasoning, from_cache, flags, hidden_output=hidden_output)
     if answer is not None and reasoning > answer:
         flags.add("reasoning_exceeds_output")
         reasoning = answer
@@ -110,7 +110,7 @@ def inclusive(
     breakdowns = has_unknown(details, _KNOWN_DETAILS, "") or has_unknown(output_details, _KNOWN_DETAILS, "")
     if breakdowns or has_unknown(usage, _KNOWN_COUNTS):
         flags.add("unknown_token_class")
-    return said_by(Usage(quantities, reasoning), prompt, flags, {"input": prompt, "output": answer})
+    return said_by(Usage(quantities, reasoning), prompt, flags, {"input": prompt, "output": answer}, whole)
 
 
 def _renamed(details: JSON) -> JSON:
@@ -123,8 +123,11 @@ def _renamed(details: JSON) -> JSON:
 
 def _totals(
     usage: JSON, reasoning: int, from_cache: int, flags: set[str], *, hidden_output: bool
-) -> tuple[int | None, int | None]:
-    """What went in and what came out; None for what neither is stated nor follows from the total."""
+) -> tuple[int | None, int | None, int | None]:
+    """What went in, what came out, and the total; None for a side neither stated nor following from the total.
+
+    A zero beside a part of it is a field that nobody filled, and so is a total of nothing.
+    """
     prompt = count(usage, "prompt_tokens", "input_tokens", flags=flags)
     answer = count(usage, "completion_tokens", "output_tokens", flags=flags)
     doubts: set[str] = set()
@@ -133,22 +136,32 @@ def _totals(
         flags.add("total_mismatch")  # the parts count
     else:
         flags |= doubts
-    if total is None:
-        if answer is not None and reasoning > answer:
+    if not total:
+        if total == 0 and (prompt or answer):
+            flags.add("total_mismatch")
+        if answer and reasoning > answer:
             flags.add("reasoning_exceeds_output")
             answer += reasoning  # so it stands beside, and no total denies that
-        return prompt, answer
-    if prompt is None and answer is None:
-        return None, None
+        return _unless_denied(prompt, from_cache), _unless_denied(answer, reasoning), None
+    if not prompt and not answer:
+        if prompt == 0 or answer == 0:
+            flags.add("total_mismatch")
+        return None, None, total
     if prompt is None:
-        prompt = max(total - (answer or 0), 0)
+        return total - (answer or 0) if total > (answer or 0) else None, answer, total
     if answer is None:
-        answer = max(total - prompt, 0)
+        return prompt, max(total - prompt, 0), total
     gap = total - prompt - answer
     if gap == from_cache > prompt:
         flags.add("cache_beside_input")  # as Anthropic has it, under OpenAI's names
-        return prompt + gap, answer
-    return _by_gap(gap, prompt, answer, flags, hidden=hidden_output or gap == reasoning)
+        return prompt + gap, answer, total
+    prompt, answer = _by_gap(gap, prompt, answer, flags, hidden=hidden_output or gap == reasoning)
+    return _unless_denied(prompt, from_cache), answer, total
+
+
+def _unless_denied(size: int | None, part_of_it: int) -> int | None:
+    """None for a zero, where a part of it is stated."""
+    return None if part_of_it and not size else size
 
 
 def _by_gap(gap: int, prompt: int, answer: int, flags: set[str], *, hidden: bool) -> tuple[int, int]:
