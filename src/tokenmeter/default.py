@@ -87,7 +87,7 @@ def _assemble(
 ) -> Meter:
     """`settings` as a meter; everything in them is checked before the store is opened (or `store` taken)."""
     pricer, profile = make_pricer(settings), _make_profile(settings)
-    budgets = check_consistent(_make_budgets(settings))
+    budgets, in_file = _make_budgets(settings)
     metrics = _make_metrics(settings)
     meter = Meter(
         pricer=pricer,
@@ -95,7 +95,8 @@ def _assemble(
         alerts=_make_alerts(settings),
         rules=make_rules(settings.rules),
         required=Required(settings.require, refuse=settings.on_missing == "refuse"),
-        source=_find_source(settings),
+        source=None if settings.source is None else str(Path(settings.source).resolve()),
+        in_code={budget.name for budget in budgets} - in_file,
         store=open_store(settings.store) if store is None else store,
         aliases=settings.key_hashes(),
         providers={prefix: host.provider for prefix, host in settings.providers.items() if host.provider},
@@ -167,19 +168,17 @@ def _choose_base(chosen: str | None) -> dict[str, Any]:
         ) from error
 
 
-def _make_budgets(settings: Settings) -> list[Budget]:
+def _make_budgets(settings: Settings) -> tuple[tuple[Budget, ...], set[str]]:
+    """The budgets, and the names of those that stand in the file; code may give others."""
     file = settings.source or "configuration"
-    return [
+    budgets = [
         row if isinstance(row, Budget) else Budget.parse(row, file=file, number=number)
         for number, row in enumerate(settings.budgets)
     ]
-
-
-def _find_source(settings: Settings) -> str | None:
-    """The file that all budgets stand in; None where code gives some."""
-    if settings.source is None or 0 in settings.lines("budgets"):
-        return None
-    return str(Path(settings.source).resolve())
+    lines = settings.lines("budgets")
+    places = [f"{file}, line {line}" if line else "the code of this program" for line in lines]
+    in_file = {budget.name for budget, line in zip(budgets, lines, strict=False) if line}
+    return check_consistent(budgets, places), in_file
 
 
 def _make_alerts(settings: Settings) -> list[AlertTarget]:

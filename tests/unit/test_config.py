@@ -65,6 +65,41 @@ def test_budgets_of_code_and_file_add_up(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (Budget(member="*", limit_usd=9, name="each"), "Budgets 'each' (the code of this program) and 'members' ("),
+        (Budget(team="*", limit_usd=9, name="members"), "Two budgets are called 'members' (the code of this program, "),
+    ],
+)
+def test_budgets_of_code_and_file_that_contradict_each_other_are_told_with_their_places(tmp_path, other, said):
+    (tmp_path / "tokenmeter.toml").write_text('\n[[budgets]]\nmember="*"\nlimit_usd=5\nname="members"\n')
+    with pytest.raises(ConfigurationError) as refused:
+        make_meter(store="memory:", budgets=[other])
+    assert said in str(refused.value)
+    assert "tokenmeter.toml, line 2)" in str(refused.value)
+
+
+def test_the_ledger_says_of_each_budget_whether_the_file_or_code_declared_it(tmp_path, caplog):
+    file, code = tmp_path / "tokenmeter.toml", Budget(team="x", limit_usd=1, name="of code")
+
+    def declare(row):
+        file.write_text(f'store = "sqlite:///{tmp_path}/usage.db"\n{row}')
+        meter = make_meter(budgets=[code])
+        meter.budgets.declare()
+        found = {change.name: (change.source, change.version) for change in meter.budgets.changes()}
+        meter.close()
+        return found
+
+    first = declare('[[budgets]]\nmember="*"\nlimit_usd=5\nname="of file"\n')
+    assert first["of file"] == (str(file), 1)
+    assert first["of code"][0].startswith("code of ")
+    # What another edition of the file says is its own word, whatever code declares beside it.
+    assert declare('[[budgets]]\nmember="*"\nlimit_usd=6\nname="of file"\n')["of file"] == (str(file), 2)
+    assert declare("")["of file"] == (str(file), 2)
+    assert "`tokenmeter budgets retire 'of file'` ends it" in caplog.text
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("multiplyer = 1", "did you mean 'multiplier'"),

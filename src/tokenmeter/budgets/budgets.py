@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -67,7 +67,8 @@ class Budgets(Registry):
         declared: Budgets of the settings or of code; exact repetitions count once.
         alerts: Whom to tell of crossed thresholds, and of what rules find, besides the log.
         rules: What else is worth telling; looked at every five minutes while calls are made.
-        source: Where the declared ones are said; default: the code of this program.
+        source: File in which the declared ones are said; default: the code of this program.
+        in_code: Names of those that code says beside the file.
         hold_time: How long a call may be in flight before its hold expires.
         rate: Rates the estimate of an expired hold; must not raise.
         fault: Told of faults that must not reach a caller.
@@ -90,11 +91,12 @@ class Budgets(Registry):
         alerts: Iterable[AlertTarget] = (),
         rules: Iterable[Rule] = (),
         source: str | None = None,
+        in_code: Collection[str] = (),
         hold_time: timedelta,
         rate: Rate,
         fault: Fault,
     ) -> None:
-        super().__init__(store, declared, source=source, fault=fault)
+        super().__init__(store, declared, source=source, in_code=in_code, fault=fault)
         self._pricer = pricer
         self.telling = Telling(
             store,

@@ -281,10 +281,11 @@ def what_counts(change: Change) -> str:
     return f"in the ledger it is ({said}), set{when} by {change.by} ({change.source}): that counts"
 
 
-def joined(policy: Policy, declared: Iterable[Budget], source: str) -> dict[str, Change]:
-    """What is in force, and what would be once `declared` is filed."""
+def joined(policy: Policy, declared: Iterable[Budget], sources: Mapping[str, str]) -> dict[str, Change]:
+    """What is in force, and what would be once `declared` is filed; `sources`: name -> where it is said."""
     found = policy.in_force()
     for budget in declared:
+        source = sources[budget.name]
         if is_news(policy, budget, source):
             versions = policy.changes.get(budget.name, ())
             era, since = _era(versions, budget, anew=_comes_back(versions, budget))

@@ -445,14 +445,20 @@ def _checked_thresholds(value: object, *, rolling: bool) -> tuple[int, ...]:
     return tuple(sorted(set(cast("Sequence[int]", percents))))
 
 
-def check_consistent(budgets: Iterable[Budget]) -> tuple[Budget, ...]:
+def check_consistent(budgets: Iterable[Budget], places: Iterable[str] = ()) -> tuple[Budget, ...]:
     """`budgets` without exact repetitions.
+
+    Args:
+        budgets: Budgets that are to be in force together.
+        places: Where each of them is said, for the error's text.
 
     Raises:
         ConfigurationError: two share a name, or limit the same thing at the same time to different amounts.
     """
-    unique = tuple(dict.fromkeys(budgets))
-    names: set[str] = set()
+    said = list(budgets)
+    unique = tuple(dict.fromkeys(said))
+    where = {budget: f" ({place})" for budget, place in zip(said, places, strict=False)}
+    names: dict[str, Budget] = {}
     same: dict[object, list[Budget]] = {}
     for budget in unique:
         for unit in budget.units:
@@ -460,14 +466,16 @@ def check_consistent(budgets: Iterable[Budget]) -> tuple[Budget, ...]:
             peers = same.setdefault((tuple(budget.scope.items()), unit, window, budget.hard), [])
             for other in peers:
                 if _overlap(budget, other):
+                    both = f"{other.name!r}{where.get(other, '')} and {budget.name!r}{where.get(budget, '')}"
                     raise ConfigurationError(
-                        f"name: budgets {other.name!r} and {budget.name!r} limit the same calls over the same window "
+                        f"Budgets {both} limit the same calls over the same window "
                         f"({_said(other, unit)} and {_said(budget, unit)} {unit}); keep one of them."
                     )
             peers.append(budget)
-        if budget.name in names:
-            raise ConfigurationError(f"name: two budgets are called {budget.name!r}; give each a name of its own.")
-        names.add(budget.name)
+        if (twin := names.get(budget.name)) is not None:
+            both = f"{where.get(twin, '')}{where.get(budget, '')}".replace(") (", ", ")
+            raise ConfigurationError(f"Two budgets are called {budget.name!r}{both}; give each a name of its own.")
+        names[budget.name] = budget
     refuse_shared_counters(unique)
     return unique
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from datetime import date, datetime
 from decimal import Decimal
@@ -55,16 +56,27 @@ class Registry:
     Args:
         store: The ledger.
         declared: Budgets of the settings or of code; exact repetitions count once.
-        source: Where the declared ones are said; default: the code of this program.
+        source: File in which the declared ones are said; default: the code of this program.
+        in_code: Names of those that code says beside the file.
         fault: Told of faults that must not reach a caller.
 
     Raises:
         ConfigurationError: declared budgets contradict each other.
     """
 
-    def __init__(self, store: Store, declared: Iterable[Budget], *, source: str | None, fault: Fault) -> None:
+    def __init__(
+        self,
+        store: Store,
+        declared: Iterable[Budget],
+        *,
+        source: str | None,
+        in_code: Collection[str] = (),
+        fault: Fault,
+    ) -> None:
         self.declared = check_consistent(declared)
-        self._source = source or f"code of {Path(sys.argv[0]).name or 'python'}"
+        code = f"code of {Path(sys.argv[0]).name or 'python'}"
+        self._file = source
+        self._sources = {each.name: code if each.name in in_code else source or code for each in self.declared}
         self._store = store
         self._fault = fault
         self._told: set[tuple[str, int]] = set()
@@ -126,10 +138,10 @@ class Registry:
 
     def _news(self, policy: Policy) -> list[Budget]:
         """What is declared and is to be filed."""
-        return [budget for budget in self.declared if is_news(policy, budget, self._source)]
+        return [budget for budget in self.declared if is_news(policy, budget, self._sources[budget.name])]
 
     def _declared_only(self) -> InForce:
-        return InForce.of(Policy(), joined(Policy(), self.declared, self._source), generation=None, applied=False)
+        return InForce.of(Policy(), joined(Policy(), self.declared, self._sources), generation=None, applied=False)
 
     def _read_policy(self) -> Policy:
         """What the ledger says by now; of what was read before nothing is read again."""
@@ -142,7 +154,7 @@ class Registry:
         state = self._state
         if state.generation != generation:
             policy = self._read_policy()
-            changes = self._with_functions(joined(policy, self.declared, self._source))
+            changes = self._with_functions(joined(policy, self.declared, self._sources))
             state = InForce.of(policy, changes, generation=generation, applied=not self.declared, aliases=self._aliases)
             if self._state.generation is None or state.applied:
                 self._obey(state)
@@ -229,7 +241,7 @@ class Registry:
                 versions=policy.changes.get(budget.name, ()),
                 by=acting(None),
                 reason="declared",
-                source=self._source,
+                source=self._sources[budget.name],
             )
             filed = True
         return filed
@@ -261,25 +273,25 @@ class Registry:
                 "Budget %r is declared in %s as (%s), but %s. To agree, change the declaration, or apply it with "
                 "`tokenmeter budgets apply` or meter.budgets.set(...).",
                 budget.name,
-                self._source,
+                self._sources[budget.name],
                 in_words(budget),
                 what_counts(change),
             )
-        if not self._source.startswith("code of "):
-            self._tell_forgotten(policy)
+        if self._file is not None:
+            self._tell_forgotten(policy, self._file)
 
-    def _tell_forgotten(self, policy: Policy) -> None:
+    def _tell_forgotten(self, policy: Policy, file: str) -> None:
         """Say which budgets the file of this process declared earlier and does not name any more."""
         here = {budget.name for budget in self.declared}
         for name, change in policy.in_force().items():
-            if change.source == self._source and name not in here and (name, change.version) not in self._told:
+            if change.source == file and name not in here and (name, change.version) not in self._told:
                 self._told.add((name, change.version))
                 log.warning(
                     "Budget %r is in force and was declared in %s, where it no longer stands. "
                     "`tokenmeter budgets retire %s` ends it.",
                     name,
-                    self._source,
-                    name,
+                    file,
+                    shlex.quote(name),
                 )
 
     # -- changing them

@@ -70,7 +70,8 @@ class Meter:
         alerts: Whom to tell of crossed thresholds besides the log.
         rules: What else is worth telling them (`tokenmeter.budgets.alerts`).
         required: What every call has to be attributed to.
-        source: Where `budgets` are said, for the ledger's history; default: the code of this program.
+        source: File in which `budgets` are said, for the ledger's history; default: the code of this program.
+        in_code: Names of those that code says beside the file.
         aliases: SHA-256 of an API key (hex) -> the user's name for it.
         providers: Prefix of a base URL -> id of the provider that serves and bills there; the longest one counts.
         unasked: Prefixes of base URLs, or provider ids, of hosts whose streams are not asked for their usage.
@@ -100,6 +101,7 @@ class Meter:
         alerts: Iterable[AlertTarget] = (),
         rules: Iterable[Rule] = (),
         source: str | None = None,
+        in_code: Collection[str] = (),
         required: Required | None = None,
         aliases: Mapping[str, str] | None = None,
         providers: Mapping[str, str] | None = None,
@@ -134,6 +136,7 @@ class Meter:
             alerts=alerts,
             rules=rules,
             source=source,
+            in_code=in_code,
             hold_time=self.hold_time,
             rate=self._rate,
             fault=self.fault,
