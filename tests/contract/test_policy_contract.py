@@ -386,6 +386,27 @@ class TestLimits:
         limits = {one.scope["member"]: one.limit for one in meter.remaining()}
         assert limits == {"ada": 30, "bob": 0, "eve": Decimal("Infinity"), "cy": 20, "dan": 15}
 
+    def test_a_table_that_says_none_of_a_member_leaves_the_fixed_limit(self, metered):
+        meter = metered(Budget(member="*", limit_usd=15, name="m", limit={"ada": None, "bob": {"usd": None}}))
+        for member in ("ada", "bob"):
+            spend(meter, a_call(member), 10)
+            assert is_stopped(meter, a_call(member))
+        assert {one.limit for one in meter.remaining()} == {15}
+
+    def test_a_definition_that_could_not_be_read_again_is_not_filed(self, metered):
+        class Fickle:
+            """An amount whose text is another one each time."""
+
+            texts = iter(str(number) for number in range(100))
+
+            def __str__(self):
+                return next(self.texts)
+
+        meter = metered(Budget(limit_usd=15, name="all"))
+        with pytest.raises(ConfigurationError, match="'m' cannot be kept as it is said"):
+            meter.budgets.set(Budget(member="*", limit={"ada": Fickle()}, name="m"))
+        assert [budget.name for budget in metered().budgets.in_force] == ["all"]
+
     def test_a_table_alone_names_everybody_who_may_call(self, metered):
         meter = metered(Budget(member="*", limit={"ada": 30}))
         assert not is_stopped(meter, a_call("ada"))

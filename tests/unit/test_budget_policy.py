@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenmeter.budgets import Budget
-from tokenmeter.budgets.policy import check_consistent, threshold_amounts
+from tokenmeter.budgets.policy import check_consistent, limit_in, threshold_amounts
 from tokenmeter.errors import ConfigurationError
 
 
@@ -130,6 +130,15 @@ class TestRecords:
             starts="2026-11-01", period="week", week_start="sunday", reset_hour=6, thresholds=[90], hard=False,
         )  # fmt: skip
         assert Budget.parse(json.loads(json.dumps(said.to_dict()))).to_dict() == said.to_dict()
+
+    @pytest.mark.parametrize("said", [None, 0, "unlimited", {}, {"usd": None}, {"usd": None, "requests": 9}], ids=str)
+    def test_whatever_a_table_may_say_of_a_member_can_be_written_down_and_read_back(self, said):
+        budget = Budget(member="*", limit={"ada": said}, limit_usd=1, limit_requests=2)
+        read = Budget.parse(json.loads(json.dumps(budget.to_dict())))
+        assert read.to_dict() == budget.to_dict()
+        assert [limit_in(read.limit["ada"], unit, name="") for unit in read.units] == [
+            limit_in(said, unit, name="") for unit in budget.units
+        ]
 
     def test_a_function_is_written_down_by_its_name_and_cannot_be_asked_elsewhere(self):
         read = Budget.parse(Budget(member="*", limit=lambda member: 1).to_dict())

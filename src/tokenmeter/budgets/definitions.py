@@ -17,7 +17,7 @@ from tokenmeter.budgets.grants import Grant, grant_of
 from tokenmeter.budgets.matching import NEVER, Cap, CapIndex, is_alias, scope_text
 from tokenmeter.budgets.policy import Budget, Unit
 from tokenmeter.budgets.windows import Window
-from tokenmeter.errors import LedgerError
+from tokenmeter.errors import ConfigurationError, LedgerError
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.documents import Document, DocumentQuery, NewDocument
 from tokenmeter.stores.slots import to_microseconds
@@ -151,8 +151,12 @@ def _body(document: Document) -> dict[str, Any]:
     return body
 
 
+def _read_budget(row: Mapping[str, Any], key: str) -> Budget:
+    return Budget.parse(row, file=f"ledger document {key}")
+
+
 def _change_of(document: Document, body: Mapping[str, Any], versions: Sequence[Change]) -> Change:
-    budget = None if body["budget"] is None else Budget.parse(body["budget"], file=f"ledger document {document.key}")
+    budget = None if body["budget"] is None else _read_budget(body["budget"], document.key)
     era, since = _era(versions, budget, anew=body.get("anew", False))
     return Change(
         name=body["name"],
@@ -221,7 +225,13 @@ def file_change(
 
     Returns:
         False when somebody was quicker: read again what is in force.
+
+    Raises:
+        ConfigurationError: the definition would be read otherwise than it was said.
     """
+    if budget is not None and not is_same(_read_budget(json.loads(_write(budget.to_dict())), name), budget):
+        # What is filed stays for good, and every process has to read it.
+        raise ConfigurationError(f"Budget {name!r} cannot be kept as it is said: {in_words(budget)}.")
     body = {
         "format": _FORMAT,
         "what": "retire" if budget is None else "set",
@@ -252,8 +262,11 @@ def file_name(store: Store, policy: Policy, fingerprint: str, name: str) -> bool
 
 
 def _file(store: Store, key: str, body: Mapping[str, Any]) -> bool:
-    text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
-    return store.file(NewDocument(kind=KIND, key=key, body=text)).recorded
+    return store.file(NewDocument(kind=KIND, key=key, body=_write(body))).recorded
+
+
+def _write(body: Mapping[str, Any]) -> str:
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":"))
 
 
 def history(policy: Policy, name: str | None = None) -> list[Change]:

@@ -394,7 +394,7 @@ def threshold_amounts(budget: Budget, limit: int) -> dict[int, int]:
 def _plain_limit(value: object) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain_limit(one) for key, one in cast("Mapping[str, Any]", value).items()}
-    return str(value)
+    return None if value is None else str(value)
 
 
 def _function_name(function: object) -> str:
