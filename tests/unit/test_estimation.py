@@ -164,6 +164,19 @@ class TestTiers:
         assert self.rate(ceilings) == Decimal("0.00000125")
         assert self.rate(ceilings, service_tier="priority") == Decimal("0.0000025")
 
+    def test_what_one_call_asks_for_is_not_held_for_others(self):
+        ceilings = Ceilings()
+        for tier in ("priority", "flex"):
+            ceilings.learn(an_entry(request_model="gpt-5", service_tier=tier), tier)
+        assert self.rate(ceilings) == Decimal("0.00000125")
+        assert self.rate(ceilings, service_tier="flex") == Decimal("0.000000625")
+
+    def test_flex_that_an_answer_shows_to_be_served_as_standard_is_held_so_from_then_on(self):
+        ceilings = Ceilings()
+        ceilings.learn(an_entry(request_model="gpt-5", service_tier="default"), "flex")
+        assert self.rate(ceilings, service_tier="flex") == Decimal("0.00000125")
+        assert ceilings.tiers == 1
+
     def test_what_answers_show_is_held_from_then_on(self):
         ceilings = Ceilings()
         for tier in (None, "default", "priority"):

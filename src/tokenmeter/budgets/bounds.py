@@ -315,20 +315,25 @@ class Ceilings:
     """Remembers a `Pricer`'s ceilings within one minute: prices change on the minute at the earliest.
 
     Attributes:
-        tiers: How many models were met in a tier of their own; what was asked before one was is out of date.
+        tiers: How many models were met in a tier that was not asked for; what was asked before one was is out of date.
     """
 
     def __init__(self) -> None:
         self.tiers = 0
         self._known: dict[tuple[object, ...], Ceiling | None] = {}
-        self._served: dict[tuple[str, str | None], frozenset[str]] = {}
+        self._served: dict[tuple[str, str | None, str | None], frozenset[str]] = {}
 
-    def learn(self, entry: Entry) -> None:
-        """Remember that a model is served in a tier of its own: calls of it are held at that from now on."""
+    def learn(self, entry: Entry, asked: str | None = None) -> None:
+        """Remember that calls of a model which ask for one tier are served in another: both are held from now on.
+
+        Args:
+            entry: What was recorded.
+            asked: The tier that its request named.
+        """
         tier = entry.service_tier
-        if tier is None or tier in _STANDARD:
+        if tier is None or tier == asked or (tier in _STANDARD and (asked is None or asked in _STANDARD)):
             return
-        key = (entry.provider, entry.request_model)
+        key = (entry.provider, entry.request_model, asked)
         known = self._served.get(key, frozenset())
         if tier not in known and len(self._served) < _MOST_CEILINGS:
             self._served[key] = known | {tier}
@@ -346,7 +351,7 @@ class Ceilings:
             prompt_tokens: Upper bound of its prompt; None = it may be of any length.
         """
         facts = call.facts
-        served = self._served.get((call.provider, facts.model), frozenset())
+        served = self._served.get((call.provider, facts.model, facts.service_tier), frozenset())
         reach = None if prompt_tokens is None else 1 << prompt_tokens.bit_length()
         who = (call.api_key, call.attribution) if pricer.terms.multipliers else None
         key = (

@@ -437,11 +437,16 @@ class Budgets(Registry):
             return ()
         return tuple(threshold_amounts(cap.budget, limit)) if limit else ()
 
-    def learn(self, entry: Entry) -> None:
-        """Remember what a call used and how long it took: what others are expected to, and have to wait."""
+    def learn(self, entry: Entry, asked: str | None = None) -> None:
+        """Remember what a call used and how long it took: what others are expected to, and have to wait.
+
+        Args:
+            entry: What was recorded of it.
+            asked: The service tier that its request named.
+        """
         if self._state.hard:
             self._learned.learn(entry)
-            self._ceilings.learn(entry)
+            self._ceilings.learn(entry, asked)
 
     def take_back_estimate(self, reservation: Reservation) -> None:
         """After a settlement that found no hold: if it was swept, its estimate now stands beside the true entry."""

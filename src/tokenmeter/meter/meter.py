@@ -370,7 +370,7 @@ class Meter:
             self.budgets.take_back_estimate(authorization.reservation)
         if settlement.recorded:
             self._tell(entry, authorization.call.span)
-            self.budgets.learn(entry)
+            self.budgets.learn(entry, authorization.call.facts.service_tier)
             self.budgets.telling.announce(settlement.crossings)
 
     def _count_in_process(self, late: Unwritten, *, recorded: bool = True) -> None:

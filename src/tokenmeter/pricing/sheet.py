@@ -20,6 +20,7 @@ from tokenmeter.money import EXACT, ONE, quantize, to_dollars
 from tokenmeter.pricing.card import Circumstances, Quote, RateCard
 from tokenmeter.pricing.price import Terms
 from tokenmeter.pricing.price_list import ListedModel
+from tokenmeter.providers.hosts import host_of
 from tokenmeter.usage import Consumption, Quantity, Usage
 
 _NO_FLAGS: frozenset[str] = frozenset()
@@ -356,9 +357,9 @@ def ceiling_of(
 ) -> Ceiling:
     """The dearest rates at which `listed` could bill a call with these facts.
 
-    Tier, speed, batch and region are what the request says; a tier it names may also be served as standard. Where an
-    account's default is a dearer tier, answers say so: ask again with that tier. Geography may be any, since the
-    account's workspace decides it.
+    Tier, speed, batch and region are what the request says; a tier it names may also be served as standard, unless the
+    host keeps to it. Where it is served in a dearer one all the same, answers say so: ask again with that tier.
+    Geography may be any, since the account's workspace decides it.
 
     Args:
         listed: The model's prices.
@@ -370,7 +371,7 @@ def ceiling_of(
         prompt_tokens: Upper bound of the prompt: bands of longer prompts do not count; None = they all do.
     """
     card = listed.card
-    contexts = tuple(_contexts(card, facts, endpoint))
+    contexts = tuple(_contexts(listed, facts, endpoint))
     longest = prompt_tokens if prompt_tokens is not None else max((0, *card.thresholds)) + 1
     sizes = (0, *(threshold + 1 for threshold in card.thresholds if threshold < longest))
     dearest = _Dearest(listed, contexts, sizes, at, terms, platform)
@@ -390,7 +391,7 @@ def ceiling_of(
     )
 
 
-def _contexts(card: RateCard, facts: RequestFacts, endpoint: str) -> Iterator[Circumstances]:
+def _contexts(listed: ListedModel, facts: RequestFacts, endpoint: str) -> Iterator[Circumstances]:
     named = Circumstances(
         service_tier=facts.service_tier,
         processing=facts.processing,
@@ -399,11 +400,12 @@ def _contexts(card: RateCard, facts: RequestFacts, endpoint: str) -> Iterator[Ci
         region=facts.region,
         endpoint=endpoint,
     ).canonical()
-    tiers: set[str | None] = {None, named.service_tier}
+    kept = named.service_tier == "flex" and host_of(listed.provider).keeps_flex
+    tiers: set[str | None] = {named.service_tier} if kept else {None, named.service_tier}
     speeds = {None, named.speed}
     for tier in tiers:
         for speed in speeds:
-            for geo in {None, *_ruled(card, "geo")}:
+            for geo in {None, *_ruled(listed.card, "geo")}:
                 yield named._replace(service_tier=tier, speed=speed, geo=geo)
 
 

@@ -25,6 +25,7 @@ class Host:
             knows its unit, and 0 is a field nobody filled.
         hidden_output: Whether its ``total_tokens`` holds output (thinking) that the answer's tokens leave out.
         least_audio: Seconds that it bills a transcription for at least.
+        keeps_flex: Whether a request for the flex tier is served in it or refused, and never in a dearer one.
     """
 
     id: str
@@ -36,11 +37,18 @@ class Host:
     bills_cost: bool = False
     hidden_output: bool = False
     least_audio: int = 0
+    keeps_flex: bool = False
 
 
 #: Of several patterns that match a URL the first one counts.
 _HOSTS = (
-    Host("openai", (r"([a-z]{2}\.)?api\.openai\.com",), company="OpenAI", service="OpenAI API"),
+    Host(
+        "openai",
+        (r"([a-z]{2}\.)?api\.openai\.com",),
+        company="OpenAI",
+        service="OpenAI API",
+        keeps_flex=True,  # else a 429 that costs nothing: developers.openai.com/api/docs/guides/flex-processing
+    ),
     Host("anthropic", (r"api\.anthropic\.com",), company="Anthropic", service="Claude API"),
     Host(
         "azure",
@@ -49,6 +57,7 @@ _HOSTS = (
         company="Microsoft",
         service="Azure OpenAI",
         otel="azure.ai.openai",
+        keeps_flex=True,  # else a 400: learn.microsoft.com/azure/foundry/openai/how-to/flex-processing
     ),
     Host(
         "aws",
