@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from tokenmeter.attribution import NOBODY, Attribution
-from tokenmeter.errors import ConfigurationError, StoreUnavailableError, TamperedLedgerError
+from tokenmeter.errors import ConfigurationError, LedgerError, StoreUnavailableError, TamperedLedgerError
 from tokenmeter.late import LateModule, late_method
 from tokenmeter.ledger import Entry, utcnow
 from tokenmeter.meter import Meter as CallMeter
@@ -396,9 +396,9 @@ class Meter(CallMeter):
             outcome = replace(outcome, faults=(Fault("checkpoint", "signature", f"{signed}."), *outcome.faults))
         try:
             counted = self.audit_budgets(repair=repair)
-        except (TamperedLedgerError, StoreUnavailableError) as error:
+        except (LedgerError, StoreUnavailableError) as error:
             # A fault that was found is told, whatever else fails; without one nothing is known until counters are read.
-            if isinstance(error, StoreUnavailableError) and outcome.ok:
+            if outcome.ok and not isinstance(error, TamperedLedgerError):
                 raise
             counted = [Fault("counter", "budgets", f"They cannot be counted again. {error}")]
         return replace(outcome, faults=(*outcome.faults, *counted))

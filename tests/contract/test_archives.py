@@ -505,6 +505,37 @@ def test_a_row_that_is_in_no_file_cannot_be_removed_and_a_wrong_sum_is_found(arc
     assert "missing" in {one.kind for one in archived.verify().faults}
 
 
+@pytest.mark.parametrize(
+    ("statement", "quick"),
+    [
+        ("UPDATE sums SET n = n + 1 WHERE level = 0 AND slot = (SELECT min(slot) FROM sums WHERE level = 0)", True),
+        ("DELETE FROM sums WHERE level = 0 AND slot = (SELECT min(slot) FROM sums WHERE level = 0)", True),
+        ("UPDATE rare_sums SET nano = nano + 1 WHERE level = 0", True),
+        ("DELETE FROM archived_ids", False),
+        ("UPDATE archived_ids SET last = last - 1", False),
+        ("DELETE FROM dedup WHERE seq = (SELECT min(seq) FROM dedup)", False),
+        ("INSERT INTO dedup VALUES ('openai:never', 2)", False),
+        ("UPDATE documents SET body = 'x' WHERE kind = 'archive'", True),
+    ],
+)
+@pytest.mark.parametrize("store", ["postgres", "sqlite"], indirect=True)
+def test_what_is_kept_of_archived_months_is_compared(archived, store, statement, quick):
+    """By a quick verification what needs no file, by a deep one all; docs/how-to/archive.md says which sees what."""
+    assert archived.verify(deep=True).ok
+    table = statement.replace("INSERT INTO", "UPDATE").replace("DELETE FROM", "UPDATE").split()[1]
+    on_file = hasattr(archived, "path")
+    off, on = (
+        ("DROP TRIGGER documents_stay_unchanged", "SELECT 1")
+        if on_file
+        else (f"ALTER TABLE {table} DISABLE TRIGGER ALL", f"ALTER TABLE {table} ENABLE TRIGGER ALL")
+    )
+    for one in (off, statement, on):
+        store.end().write(lambda rows, one=one: rows.execute(one))
+    kinds = {one.kind for deep in (False, True) for one in archived.verify(deep=deep).faults} - {"trigger"}
+    seen = {one.kind for one in archived.verify().faults} - {"trigger"}
+    assert (bool(seen), bool(kinds)) == (quick, True)
+
+
 @pytest.mark.parametrize("store", ["sqlite"], indirect=True)
 def test_a_name_that_is_erased_is_erased_for_files_too_and_nothing_else_changes(archived, months, tmp_path):
     content = [path.read_bytes() for path in files(tmp_path)]

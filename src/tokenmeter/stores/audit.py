@@ -10,19 +10,21 @@ from typing import Any
 from pydantic_core import from_json
 
 from tokenmeter.display import counted
-from tokenmeter.errors import StoreUnavailableError
-from tokenmeter.stores.archive.archives import ParquetArchives
+from tokenmeter.errors import StoreUnavailableError, TamperedLedgerError
+from tokenmeter.stores.archive.archives import ArchiveCheck, ParquetArchives
 from tokenmeter.stores.base import Fault, Verification
 from tokenmeter.stores.definitions import PERSONAL, Account, name_digest
+from tokenmeter.stores.documents import MERGED
 from tokenmeter.stores.encoding import digest_of
 from tokenmeter.stores.engine import Engine, Readable, Rows, declared_tables
 from tokenmeter.stores.fold import AMOUNTS
 from tokenmeter.stores.packing import differing
-from tokenmeter.stores.rebuilding import SharedRows, Wrong, days, joined_amounts, longer
+from tokenmeter.stores.rebuilding import SharedRows, Wrong, days, joined_amounts, longer, wrong_hours
 from tokenmeter.stores.slots import DAY, Level, is_slot, label
 from tokenmeter.stores.walking import EMPTY, Walk, erasures
 
 _FIELDS = Account._fields
+_UNDEFINED = "What entries share in this row is gone: every process says it before its first entry."
 _CHANGED = "Somebody changed the ledger other than with tokenmeter: restore a backup (`tokenmeter db restore`)."
 _TRIGGERS = {
     f"{table}_{what}" for table in ("entries", "documents", "accounts", "rates") for what in ("stay", "stay_unchanged")
@@ -43,10 +45,11 @@ def audit(
     See `tokenmeter.stores.base.Store.verify`.
     """
     look = _Audit(ledger, archives, head, since, deep=deep, progress=progress)
-    look.at("rows that entries share", look.shared)
-    look.at("records", look.chain)
-    look.at("sums", look.sums)
-    look.at("packed sums", look.packed)
+    if look.begun:
+        look.at("rows that entries share", look.shared)
+        look.at("records", look.chain)
+        look.at("sums", look.sums)
+        look.at("packed sums", look.packed)
     walk = look.walk
     if walk is None:
         return Verification(0, "", tuple(look.faults))
@@ -59,6 +62,7 @@ class _Audit:
     Attributes:
         faults: What was found.
         walk: Along the chain; None as long as it could not be begun.
+        begun: Whether there is a ledger to look at.
     """
 
     def __init__(
@@ -76,11 +80,19 @@ class _Audit:
         self.walk: Walk | None = None
         self._gone = self._read(partial(_gone, engine=self._engine))
         self.faults: list[Fault] = list(self._gone)
+        # Without it nothing says where the chain ends.
+        self.begun = (
+            bool(self._gone) or self._read(lambda rows: rows.execute("SELECT 1 FROM ledger").fetchone()) is not None
+        )
+        if not self.begun:
+            self.faults.append(Fault("table", "table ledger", f"Its one row is gone. {_CHANGED}"))
 
     def at(self, what: str, part: Callable[[], None]) -> None:
         """Run a part. Where tables are gone it says what could not be looked at for it, and the other parts go on."""
         try:
             part()
+        except TamperedLedgerError as error:
+            self.faults.append(Fault("edited", what, f"They could not be checked to the end. {error}"))
         except StoreUnavailableError as error:
             if not self._gone:
                 raise
@@ -94,7 +106,10 @@ class _Audit:
     def chain(self) -> None:
         """Every record, archived ones first."""
         read, head, since = self._read, self._head, self._since
-        found = self._archives.verify(deep=self._deep, heads=(head, since))
+        try:
+            found = self._archives.verify(deep=self._deep, heads=(head, since))
+        except TamperedLedgerError as error:  # a manifest; the live chain is looked at all the same
+            found = ArchiveCheck(0, (Fault("edited", "archived months", str(error)),), {}, -1)
         self.faults += found.faults
         walk = Walk(self._engine.identity, head, found, deep=self._deep)
         read(walk.begin)
@@ -126,6 +141,9 @@ class _Audit:
             wrong += some
         self.faults += _told(wrong, Level.DAY)
         wrong = read(longer)
+        if not self._deep:
+            wrong += read(partial(_archived_hours, archives=self._archives))
+        self.faults += _told([one for one in wrong if one.key[0] == Level.DAY], Level.DAY)
         for level in (Level.MONTH, Level.WEEK):
             self.faults += _told([one for one in wrong if one.key[0] == level and is_slot(*one.key[:2])], level)
         for name in sorted({label(*one.key[:2]) for one in wrong if not is_slot(*one.key[:2])}):
@@ -160,10 +178,14 @@ def _rows_shared(connection: Rows, *, engine: Engine) -> list[Fault]:
     run = connection.execute
     found: list[Fault] = []
     for number, digest, body, *columns in run(f"SELECT id, digest, body, {', '.join(_FIELDS)} FROM accounts"):  # noqa: S608 - names of our own
-        if body is not None and not _is_definition(connection, digest, body, dict(zip(_FIELDS, columns, strict=True))):
+        if body is None:
+            found.append(Fault("edited", f"accounts {number}", _UNDEFINED))
+        elif not _is_definition(connection, digest, body, dict(zip(_FIELDS, columns, strict=True))):
             found.append(Fault("edited", f"accounts {number}", "A row that entries share was changed."))
     for number, digest, body, meter in run("SELECT id, digest, body, sku_meter FROM rates"):
-        if body is not None and not _is_definition(connection, digest, body, {"sku_meter": meter}):
+        if body is None:
+            found.append(Fault("edited", f"rates {number}", _UNDEFINED))
+        elif not _is_definition(connection, digest, body, {"sku_meter": meter}):
             found.append(Fault("edited", f"rates {number}", "A row that entries share was changed."))
     found += _names(connection)
     if not engine.keeps_secret(connection):
@@ -180,18 +202,20 @@ def _names(connection: Rows) -> list[Fault]:
     """Names that are not what their digest says, and were not erased; erasures that have no effect."""
     found: list[Fault] = []
     erased: dict[str, str] = {}
-    for body in erasures(connection):
-        erased |= dict.fromkeys(body["names"], body["pseudonym"])
-    for number, digest, salt, kind, value in connection.execute(
-        "SELECT id, digest, salt, kind, value FROM names WHERE kind <> ''"
-    ):
+    for erasure in erasures(connection):
+        erased |= dict.fromkeys(erasure.names, erasure.pseudonym)
+    # Names that were erased elsewhere come with a merge, without anything but their digest.
+    merged = connection.execute("SELECT 1 FROM documents WHERE kind = ? LIMIT 1", (MERGED,)).fetchone() is not None
+    for number, digest, salt, kind, value in connection.execute("SELECT id, digest, salt, kind, value FROM names"):
+        if merged and (salt, kind, value) == (None, "", None):
+            continue
         said = erased.pop(digest.hex(), None)
         if said is not None:
             if salt is not None or value != said:
                 found.append(Fault("edited", f"names {number}", "The name was erased by the record, and is there."))
         elif salt is None:
             found.append(Fault("edited", f"names {number}", "A name was erased, and no record says so."))
-        elif name_digest(kind, salt.hex(), value) != digest.hex():
+        elif value is None or name_digest(kind, salt.hex(), value) != digest.hex():
             found.append(Fault("edited", f"names {number}", "A name was changed."))
     return found + [
         Fault("edited", f"name {digest}", "It was erased by the record, and its row is gone.") for digest in erased
@@ -237,6 +261,12 @@ def _archived_sums(connection: Rows, *, archives: ParquetArchives) -> list[Fault
     if joined_amounts("sums", kept) == joined_amounts("sums", due):
         return []
     return [Fault("rollup", "archived months", "The sums of their time do not come to what was sealed.")]
+
+
+def _archived_hours(connection: Rows, *, archives: ParquetArchives) -> list[Wrong]:
+    """Hours of the same days that do not come to what is kept of the day."""
+    months, _ = archives.within(connection)
+    return wrong_hours(connection, max(month.last_at for month in months) // DAY + 1) if months else []
 
 
 def _told(wrong: Sequence[Wrong], level: Level) -> list[Fault]:

@@ -276,20 +276,30 @@ def _rows(connection: Rows, *, statement: str, values: Sequence[Any]) -> list[An
 
 
 def document_of(position: int, body: str, digest: bytes) -> Document:
-    """The document of a row."""
-    values = from_json(body)
-    return Document(
-        position=position,
-        document_id=values["id"],
-        kind=values["kind"],
-        key=values["key"],
-        series=values.get("series"),
-        number=values.get("number"),
-        recorded_at=from_microseconds(values["recorded_at"]),
-        anchor=values["anchor"],
-        body=values["body"],
-        hash=digest.hex(),
-    )
+    """The document of a row.
+
+    Raises:
+        TamperedLedgerError: it is not what a store writes.
+    """
+    try:
+        values = from_json(body)
+        return Document(
+            position=position,
+            document_id=values["id"],
+            kind=values["kind"],
+            key=values["key"],
+            series=values.get("series"),
+            number=values.get("number"),
+            recorded_at=from_microseconds(values["recorded_at"]),
+            anchor=values["anchor"],
+            body=values["body"],
+            hash=digest.hex(),
+        )
+    except UNREADABLE as error:
+        raise TamperedLedgerError(
+            f"Document {position} cannot be read ({error}): it was changed since it was filed. "
+            "`tokenmeter verify` names every such document; compare with a backup."
+        ) from error
 
 
 def document_record(draft: NewDocument, number: int | None, anchor: str) -> bytes:

@@ -22,7 +22,7 @@ from tokenmeter.stores.engine import ArchiveFilter, Rows
 from tokenmeter.stores.fold import AMOUNTS, METER_AMOUNTS, MICRO, NANO, AccountFacts, Batch, measured, sum_rows
 from tokenmeter.stores.packing import differing, drop
 from tokenmeter.stores.reading import UNREADABLE
-from tokenmeter.stores.sketch import joined, unpacked
+from tokenmeter.stores.sketch import PAIR, joined, unpacked
 from tokenmeter.stores.slots import DAY, Level, ends, label, month_of, week_of
 
 T = TypeVar("T")
@@ -35,6 +35,7 @@ _LONGER = "level NOT IN (0, 1) OR " + " OR ".join(
     f"level = {int(level)} AND NOT slot BETWEEN {ends(level)[0]} AND {ends(level)[1]}"
     for level in (Level.HOUR, Level.DAY)
 )
+_NO_BUCKET = -2
 #: What is kept by week, too.
 _BY_WEEK = {"sums", "rare_sums"}
 #: Table of sums -> what `joined_amounts` gives, in words.
@@ -164,6 +165,33 @@ def _counted(connection: Rows, day: int, shared: SharedRows, archives: ParquetAr
     return batch
 
 
+def wrong_hours(connection: Rows, until: int) -> list[Wrong]:
+    """Sums of UTC days before `until` that are not those of their hours; the day's row as kept and as it should be."""
+    found: list[Wrong] = []
+    for table in sorted(_BY_WEEK):
+        _, _, account, *more = SUM_COLUMNS[table].split(", ")
+        key, amounts = [account, *more[: SUM_TABLES[table] - 3]], more[SUM_TABLES[table] - 3 :]
+        added = ", ".join(f"sum({name})" for name in amounts)
+        day = "(slot - (slot % 24 + 24) % 24) / 24"
+        by_hours = connection.execute(
+            f"SELECT 1, {day}, {', '.join(key)}, {added} FROM {table} "  # noqa: S608 - names of our own
+            f"WHERE level = 0 AND slot BETWEEN ? AND ? GROUP BY {day}, {', '.join(key)}",
+            (_FIRST_DAY * 24, until * 24 - 1),
+        )
+        due = [tuple(map(_whole, row)) for row in by_hours]
+        kept = connection.execute(
+            f"SELECT {SUM_COLUMNS[table]} FROM {table} WHERE level = 1 AND slot BETWEEN ? AND ?",  # noqa: S608 - as above
+            (_FIRST_DAY, until - 1),
+        )
+        found += _compared(table, kept, due)
+    return found
+
+
+def _whole(value: Any) -> Any:
+    """A server's sum of integers is a number without a fraction."""
+    return value if isinstance(value, str) else int(value)
+
+
 def longer(connection: Rows, instead: Sequence[Wrong] = ()) -> list[Wrong]:
     """Sums of UTC months and weeks that are not those of their days, or of what is due `instead` of some of these.
 
@@ -210,14 +238,19 @@ def _compared(table: str, kept: Iterable[Sequence[Any]], due: Iterable[Sequence[
 def joined_amounts(table: str, amounts: Sequence[Any]) -> tuple[Any, ...]:
     """Amounts with their two parts put together: the lower part of a sum may be larger than that of an entry."""
     if table == "latency_sums":
-        first, second = (Counter(dict(unpacked(sketch))) for sketch in (amounts[1], amounts[3]))
-        return (amounts[0], first, amounts[2], second, *amounts[4:])
+        return (amounts[0], _calls(amounts[1]), amounts[2], _calls(amounts[3]), *amounts[4:])
     if table == "rare_sums":
         return (amounts[0] * NANO + amounts[1],)
     head, costs = amounts[:-6], amounts[-6:]
     if table == "meter_sums":
         head = (*head[:4], head[4] * NANO + head[5])
     return (*head, *(costs[index] * MICRO + costs[index + 1] for index in (0, 2, 4)))
+
+
+def _calls(sketch: bytes) -> Counter[int]:
+    """Calls by bucket; a part of a pair, which nobody writes, counts in none."""
+    rest = len(sketch) % PAIR
+    return Counter({**dict(unpacked(sketch)), **({_NO_BUCKET: rest} if rest else {})})
 
 
 class RebuildTransaction(Protocol):

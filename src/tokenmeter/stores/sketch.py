@@ -53,6 +53,8 @@ def _middle(bucket: int) -> int:
 # -- as bytes, in a table: bucket + 1 and its count, 2 and 4 bytes each, buckets ascending
 
 _PAIR = struct.Struct(">HI")
+#: Bytes of a bucket and its count.
+PAIR = _PAIR.size
 
 
 def packed(counts: Mapping[int, int]) -> bytes:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic_core import from_json
 
@@ -111,14 +111,14 @@ class Walk:
         self.entries = self.entries_archived = 0
         self.more = True
         self.head = FIRST
-        self.after = self.to = 0
+        self.after = self.to = self._first = 0
         self.first_day: int | None = -1_000_000
         self.days = GatheredDays(archived.last_day + 1)
         self._wanted = head
         self._begun = False
         self._taken_out: dict[int, tuple[str, str]] = {}
         self._before: bytes | None = FIRST
-        self._positions = 0
+        self._positions = self._bills = 0
         self._numbers: dict[str, int] = {}
         self._shared = SharedRows()
         self._names: dict[int, str] = {}
@@ -139,7 +139,7 @@ class Walk:
         run = connection.execute
         self.after, before = run("SELECT archived_to, archived_hash FROM ledger").fetchone()
         for erasure in erasures(connection):
-            self._taken_out |= {seq: (was, now) for seq, was, now in erasure.get("documents", ())}
+            self._taken_out |= {seq: (was, now) for seq, was, now in erasure.documents}
         if not self.after:
             return
         self.entries = self.entries_archived = self._archived.entries
@@ -150,7 +150,7 @@ class Walk:
             with contextlib.suppress(*UNREADABLE):
                 self._before = bytes.fromhex(from_json(columns[5])["anchor"])
             self._document(connection, seq, columns)
-        self._before = bytes(before)
+        self._before = bytes(before or b"")  # none: what somebody wrote, and the next record is not linked to it
 
     def begin_after(self, connection: Rows, *, head: str) -> bool:
         """Leave out what lies before the record with this hash; False when there is none."""
@@ -181,7 +181,7 @@ class Walk:
         """Look at the next records."""
         run = connection.execute
         if not self._begun:
-            self._begun = True
+            self._begun, self._first = True, self.after
             self.to, self.head = run("SELECT seq, hash FROM ledger").fetchone()
         last = min(self.to, self.after + _PAGE)
         rows: dict[int, Any] = {
@@ -249,11 +249,11 @@ class Walk:
             )
             sound = sound and said == kept
             key = record.get("dedup_key")
-            if (
-                key is not None
-                and not connection.execute("SELECT 1 FROM dedup WHERE key = ? AND seq = ?", (key, seq)).fetchone()
-            ):
-                self.faults.append(Fault("edited", f"entry {seq}", "Its bill could be recorded a second time."))
+            if key is not None:
+                known = connection.execute("SELECT 1 FROM dedup WHERE key = ? AND seq = ?", (key, seq)).fetchone()
+                self._bills += known is not None
+                if known is None:
+                    self.faults.append(Fault("edited", f"entry {seq}", "Its bill could be recorded a second time."))
         except UNREADABLE:
             sound = False
         if not sound:
@@ -288,7 +288,7 @@ class Walk:
             self._numbers[series] = self._numbers.get(series, 0) + 1
             if number != self._numbers[series]:
                 self.faults.append(Fault("missing", where, f"Series {series!r} has a gap before {number}."))
-                self._numbers[series] = number
+                self._numbers[series] = number if isinstance(number, int) else self._numbers[series]
 
     def end(self, connection: Rows) -> list[Fault]:
         """What can be said once all records were seen."""
@@ -301,6 +301,19 @@ class Walk:
             found.append(Fault("head", self._wanted, told))
         if self._before is not None and self._before != self.head:
             found.append(Fault("edited", "head", "The last record is not the one the ledger's head names."))
+        ahead, entries, documents = run("SELECT seq, entries, documents FROM ledger").fetchone()
+        (filed,) = run("SELECT count(*) FROM documents").fetchone()
+        if (entries, documents) != (ahead - filed, filed):
+            told = (
+                f"It says {entries:,} entries and {documents:,} documents; there are {ahead - filed:,} and {filed:,}."
+            )
+            found.append(Fault("edited", "head", told))
+        (bills,) = run(
+            "SELECT count(*) FROM dedup WHERE seq > ? AND (seq <= ? OR seq > ?)", (self._first, self.to, ahead)
+        ).fetchone()
+        if bills > self._bills:
+            told = f"{counted(bills - self._bills, 'bill is', 'bills are')} marked as recorded, and no entry has them."
+            found.append(Fault("edited", "bills", f"{told} They would not be recorded when they come."))
         (beyond,) = run(
             "SELECT count(*) FROM (SELECT seq FROM entries UNION ALL SELECT seq FROM documents) AS records "
             "WHERE seq > (SELECT seq FROM ledger)"
@@ -322,11 +335,34 @@ class Walk:
         known = self._tagsets.get(number)
         if known is None:
             (body,) = connection.execute("SELECT body FROM tagsets WHERE id = ?", (number,)).fetchone()
+            for value in from_json(body).values():
+                if not connection.execute("SELECT 1 FROM names WHERE digest = ?", (bytes.fromhex(value),)).fetchone():
+                    raise LookupError(f"The name {value} is gone.")
             known = remember(self._tagsets, number, body)
         return known
 
 
-def erasures(connection: Rows) -> list[dict[str, Any]]:
-    """What records of erasures say, in their order."""
+class Erased(NamedTuple):
+    """What a record of an erasure says.
+
+    Attributes:
+        names: Digests of the names that it took out.
+        pseudonym: What stands in their place.
+        documents: Records that it took them out of: number, SHA-256 before and after.
+    """
+
+    names: Sequence[str]
+    pseudonym: str
+    documents: Sequence[tuple[int, str, str]]
+
+
+def erasures(connection: Rows) -> list[Erased]:
+    """What records of erasures say, in their order; one that was made unreadable says nothing (the walk names it)."""
+    found: list[Erased] = []
     records = connection.execute("SELECT body FROM documents WHERE kind = ? ORDER BY seq", (ERASURE,)).fetchall()
-    return [from_json(from_json(record)["body"]) for (record,) in records]
+    for (record,) in records:
+        with contextlib.suppress(*UNREADABLE):
+            said = from_json(from_json(record)["body"])
+            documents = [(int(seq), str(was), str(now)) for seq, was, now in said.get("documents", ())]
+            found.append(Erased(list(map(str, said["names"])), said["pseudonym"], documents))
+    return found

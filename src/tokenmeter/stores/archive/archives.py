@@ -10,14 +10,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from pydantic_core import from_json
-
-from tokenmeter.errors import ConfigurationError, LedgerError, TokenmeterError
+from tokenmeter.errors import ConfigurationError, LedgerError, TamperedLedgerError, TokenmeterError
 from tokenmeter.ledger import utcnow
 from tokenmeter.stores.archive.layout import identity_parts, records
 from tokenmeter.stores.archive.manifest import KIND, ArchivedMonth, Proof
 from tokenmeter.stores.archive.places import opened_copy, place_of
-from tokenmeter.stores.archive.sealing import Cut, RunChain, Sealing, documents_in, end_of, follow, next_cut, prove
+from tokenmeter.stores.archive.sealing import (
+    BillCheck,
+    Cut,
+    RunChain,
+    Sealing,
+    documents_in,
+    end_of,
+    follow,
+    next_cut,
+    prove,
+)
 from tokenmeter.stores.archive.shelf import Shelf, ids_in
 from tokenmeter.stores.archive.star import open_star
 from tokenmeter.stores.base import Fault
@@ -101,7 +109,7 @@ class ParquetArchives:
         (count,) = run("SELECT count(*) FROM documents WHERE kind = ?", (KIND,)).fetchone()
         if self._known[:2] != (archived_to, count):
             bodies = run("SELECT body FROM documents WHERE kind = ? ORDER BY seq", (KIND,)).fetchall()
-            found = [ArchivedMonth.parse(from_json(body)["body"], archived_to) for (body,) in bodies]
+            found = [ArchivedMonth.of_record(record, archived_to) for (record,) in bodies]
             self._known = archived_to, count, found
         return self._known[2]
 
@@ -330,7 +338,25 @@ class ParquetArchives:
             asked: Hashes to look for along the chain; None = only look at the file's SHA-256.
         """
         with opened_copy(month.url, month.sha256, check=True) as path:
-            return {} if asked is None else follow(self._book, month, path, asked).found
+            if asked is None:
+                return {}
+            bills = BillCheck(self._book)
+            found = follow(self._book, month, path, asked, bills.see).found
+            if month.dropped:
+                bills.compare(month)
+                self._compare_ids(path)
+            return found
+
+    def _compare_ids(self, path: Path) -> None:
+        """Make sure that the live ledger knows whose entries a file has: else they are not found in it by their id."""
+        due = ids_in(str(path))
+        kept = self._book.read(lambda rows: rows.execute("SELECT writer, first, last FROM archived_ids").fetchall())
+        if not {(bytes(writer), *ends) for writer, *ends in due} <= {(bytes(writer), *ends) for writer, *ends in kept}:
+            raise TamperedLedgerError(
+                "The live ledger does not say whose entries are in it (table archived_ids): they are not found by id, "
+                "and could be recorded a second time. Bring the month back (`tokenmeter archive restore`) and drop it "
+                "again."
+            )
 
     # -- reading; inside a read transaction of the ledger
 

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 
-from tokenmeter.errors import ConfigurationError
+from pydantic_core import from_json
+
+from tokenmeter.errors import ConfigurationError, TamperedLedgerError
 from tokenmeter.stores.documents import Document, NewDocument
 from tokenmeter.stores.encoding import compact_json
 from tokenmeter.stores.slots import from_microseconds
@@ -86,19 +88,40 @@ class ArchivedMonth:
 
         Raises:
             ConfigurationError: a newer release sealed it.
+            TamperedLedgerError: it is not what a store writes.
         """
         return cls.parse(document.body, archived_to)
 
     @classmethod
+    def of_record(cls, record: str, archived_to: int = 0) -> ArchivedMonth:
+        """As `of`, from the record of the document."""
+        try:
+            body = from_json(record)["body"]
+        except (ValueError, TypeError, LookupError) as error:
+            raise _unreadable(error) from error
+        return cls.parse(body, archived_to)
+
+    @classmethod
     def parse(cls, body: str, archived_to: int = 0) -> ArchivedMonth:
         """As `of`, from the manifest's JSON."""
-        values = json.loads(body)
-        if values["layout"] > _NEWEST_LAYOUT:
-            raise ConfigurationError(
-                f"{values['url']} has layout {values['layout']}; this tokenmeter knows {_NEWEST_LAYOUT}. Upgrade it: "
-                "pip install --upgrade tokenmeter-sdk."
-            )
-        return cls(**values, dropped=values["last_seq"] <= archived_to)
+        try:
+            values = json.loads(body)
+            layout, last = values["layout"], values["last_seq"]
+            if layout > _NEWEST_LAYOUT:
+                raise ConfigurationError(
+                    f"{values['url']} has layout {layout}; this tokenmeter knows {_NEWEST_LAYOUT}. Upgrade it: "
+                    "pip install --upgrade tokenmeter-sdk."
+                )
+            return cls(**values, dropped=last <= archived_to)
+        except (ValueError, TypeError, LookupError) as error:
+            raise _unreadable(error) from error
+
+
+def _unreadable(error: Exception) -> TamperedLedgerError:
+    return TamperedLedgerError(
+        f"The manifest of a sealed month cannot be read ({error}): it was changed since it was filed. "
+        "`tokenmeter verify` names every such document; compare with a backup."
+    )
 
 
 class Merkle:

@@ -427,6 +427,10 @@ class _FoldToServer(Folding):
         self.crossed: list[ThresholdCrossing] = []
         self._heard: dict[int, list[int]] = {}
         head = connection.execute("SELECT begin_fold(?)", (self.book.identity,)).fetchall()[0][0]
+        if head is None:
+            raise StoreUnavailableError(
+                "The PostgreSQL ledger has lost the one row of its table `ledger`: restore a backup."
+            )
         self.moved = told_of_move(head["moved"]) if head["moved"] else None
         self._folded: dict[int, int] = dict(head["places"])
         path = self.book.path

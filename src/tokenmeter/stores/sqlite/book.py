@@ -159,7 +159,12 @@ class SQLiteBook(FoldingBook):
         """Make the tables, or bring them to this release, and see that it is still the same ledger."""
         fresh = self.identity or _adopted(path) or os.urandom(16)
         migrate(connection, path, fresh)
-        found: bytes = connection.execute("SELECT identity FROM ledger").fetchone()[0]
+        row = connection.execute("SELECT identity FROM ledger").fetchone()
+        if row is None:
+            raise StoreUnavailableError(
+                f"{path} has lost the one row of its table `ledger`: restore a backup (`tokenmeter db restore`)."
+            )
+        found: bytes = row[0]
         if self.identity and found != self.identity:
             raise StoreUnavailableError(
                 f"{path} is another ledger than the one that was open. Put the old one back, or start the program anew."
