@@ -86,6 +86,20 @@ def test_what_is_estimated_of_both_sides_comes_to_the_total_that_is_stated(case,
     assert 5 <= found.usage["input"] / found.usage["output"] < 15
 
 
+@pytest.mark.parametrize("prompt", [{}, {"promptTokenCount": 0}, {"promptTokenCount": -1}])
+def test_googles_thoughts_and_tools_do_not_say_what_the_prompt_was(prompt):
+    def seen(**counts):
+        whole = {**GOOGLE, "usageMetadata": {**prompt, **counts}}
+        return read(whole, "models.generate_content", "google")
+
+    found = seen(thoughtsTokenCount=700, toolUsePromptTokenCount=300, totalTokenCount=2000)
+    assert (dict(found.usage.quantities), "estimated" in found.flags) == ({"input": 1300, "output": 700}, True)
+    found = seen(candidatesTokenCount=50, toolUsePromptTokenCount=300)
+    assert (dict(found.usage.quantities), "estimated" in found.flags) == ({"input": 1300, "output": 50}, True)
+    found = seen(thoughtsTokenCount=40, toolUsePromptTokenCount=300, totalTokenCount="many")
+    assert (dict(found.usage.quantities), "estimated" in found.flags) == ({"input": 1300, "output": 140}, True)
+
+
 def test_what_is_estimated_of_both_sides_holds_the_parts_that_are_stated():
     parts = {"prompt_tokens_details": {"cached_tokens": 1200}, "completion_tokens_details": {"reasoning_tokens": 700}}
     found = read({**CHAT, "usage": {"total_tokens": 2000, **parts}})

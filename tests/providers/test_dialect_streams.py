@@ -6,6 +6,7 @@ import weakref
 import pytest
 
 from tokenmeter.call import RequestFacts
+from tokenmeter.providers import observe
 from tokenmeter.providers.anthropic.dialect import AnthropicDialect
 from tokenmeter.providers.openai.dialect import OpenAIDialect
 
@@ -58,6 +59,17 @@ class TestChat:
         reader = played([chunk(choices=False, usage=counted(100, 0)), chunk("Hello")])
         assert not reader.terminal
         assert "estimated" in reader.observation().flags
+
+    @pytest.mark.parametrize("ended", [True, False])
+    @pytest.mark.parametrize(("stated", "output"), [(1, 110), (500, 500), (0, 110)])
+    def test_a_usage_before_words_foresees_none_of_them(self, stated, output, ended):
+        """A host that states its usage with the first chunk, or in the middle, and not again."""
+        events = [chunk("x" * 40, usage=counted(100, stated)), chunk("y" * 400), *([chunk(finish="stop")] * ended)]
+        reader = played(events)
+        assert quantities(reader) == {"input": 100, "output": output}
+        assert "estimated" in reader.observation().flags
+        assert reader.observation().raw_usage == counted(100, stated)
+        assert reader.body() is None
 
     def test_final_usage_chunk_is_read_as_a_body_is(self):
         details = {"prompt_tokens_details": {"cached_tokens": 64}}
@@ -288,6 +300,29 @@ class TestMessages:
         reader = played([start(input_tokens=0), BLOCK, words("Hello"), ended, stop], endpoint="messages")
         assert quantities(reader) == {"input": 120, "output": 15}
         assert reader.observation().flags == frozenset()
+
+    @pytest.mark.parametrize("counted", [0, "0", None])
+    def test_the_count_at_the_start_only_holds_a_place(self, counted):
+        """A host that counts nothing at the end wrote more than the 1 that its start said."""
+        begun, last = start(output_tokens=1), delta(output_tokens=counted)
+        seen = played([begun, BLOCK, words("x" * 400), last, STOP], endpoint="messages").observation()
+        assert dict(seen.usage.quantities) == {"input": 10, "output": 100}
+        assert "estimated" in seen.flags
+
+    @pytest.mark.parametrize("ended", [True, False])
+    def test_searches_that_no_usage_counts_are_those_that_found_something(self, ended):
+        hit = {"type": "web_search_tool_result", "tool_use_id": "s", "content": []}
+        failed = {**hit, "content": {"type": "web_search_tool_result_error", "error_code": "max_uses_exceeded"}}
+        blocks = [{"type": "content_block_start", "index": 1, "content_block": each} for each in (hit, failed, hit)]
+        end = [delta(output_tokens=90), STOP] if ended else []
+        reader = played([start(), BLOCK, words("a" * 360), *blocks, *end], endpoint="messages")
+        assert reader.observation().usage["web_searches"] == 2
+        assert "estimated" in reader.observation().flags
+        whole = {"type": "message", "content": [hit, failed, hit], "usage": {"input_tokens": 10, "output_tokens": 90}}
+        for stated, billed in (({}, 2), ({"web_search_requests": 0}, 2), ({"web_search_requests": 1}, 1)):
+            body = {**whole, "usage": {**whole["usage"], "server_tool_use": stated}}
+            seen = observe(body, provider="anthropic", endpoint="messages", model="claude-opus-5")
+            assert (seen.usage["web_searches"], "estimated" in seen.flags) == (billed, billed == 2)
 
     def test_iterations_in_the_last_delta_are_groups(self):
         entries = [

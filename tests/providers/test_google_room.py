@@ -373,6 +373,16 @@ def test_a_stream_cut_short_keeps_the_dress_of_what_it_was_told():
     )
 
 
+@pytest.mark.parametrize(("stated", "output"), [(2, 100), (300, 300)])
+def test_a_usage_before_words_foresees_none_of_them(stated, output):
+    stream = ROOM.stream(provider="google", endpoint="models.generate_content", request=RequestFacts())
+    stream.feed({"usageMetadata": {"promptTokenCount": 9, "candidatesTokenCount": stated}})
+    stream.feed({"candidates": [{"content": {"parts": [{"text": "x" * 400}]}, "finishReason": "STOP"}]})
+    seen = stream.observation()
+    assert (dict(seen.usage.quantities), seen.flags) == ({"input": 9, "output": output}, {"estimated"})
+    assert stream.body() is None
+
+
 def test_a_stream_without_usage_is_estimated_from_what_came():
     stream = ROOM.stream(provider="google", endpoint="models.generate_content", request=RequestFacts(input_bytes=400))
     stream.feed({"candidates": [{"content": {"parts": [{"text": "x" * 400}]}}], "modelVersion": "gemini-2.5-flash"})

@@ -137,7 +137,7 @@ def _shared_out(reading: Reading, prompt: int, answer: int) -> tuple[int, int]:
     least, most = reading.usage.input_tokens, total - reading.usage.reasoning_output_tokens
     share = total * prompt // known if known else total
     prompt = max(min(share, most), least)
-    return prompt, max(total - prompt, 0)
+    return prompt - int(reading.usage["input"]), max(total - prompt, 0)
 
 
 def _estimated(reading: Reading, unsaid: frozenset[str], *, prompt: int, answer: int) -> Reading:
@@ -145,10 +145,10 @@ def _estimated(reading: Reading, unsaid: frozenset[str], *, prompt: int, answer:
     quantities = dict(reading.usage.quantities)
     size = reading.prompt_tokens
     if "input" in unsaid:
-        cached = sum(int(quantity) for meter, quantity in quantities.items() if meter in _INPUTS and meter != "input")
-        quantities.pop("input", None)
+        beside = int(quantities.get("input", 0))  # what tools put into the prompt
+        cached = reading.usage.input_tokens - beside
         put(quantities, "input", max(prompt - cached, 0))
-        size = max(prompt, cached)
+        size = max(prompt, cached) + beside
     if "output" in unsaid:
         for meter in OUTPUT_METERS:
             quantities.pop(meter, None)

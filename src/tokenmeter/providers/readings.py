@@ -121,7 +121,7 @@ def split_input(
             put(quantities, f"cache_read_{name}", hit if prompt is None else min(hit, size))
             rest -= size
         cached = shares["text"]
-    if cached > rest:
+    if cached > rest and prompt is not None:
         flags.add("cached_exceeds_input" if cached else "input_parts_exceed_total")
     rest = max(rest, 0)
     put(quantities, "input", max(rest - cached, 0))

@@ -77,6 +77,9 @@ def message(body: JSON, context: Context) -> Observation:
     if top is None:
         known = model or context.request.model
         return unknown(body, body.get("usage"), model=known, flags=said.flags, deduplicate=True)
+    if (searches := len(list(filter(is_search, members(body, "content"))))) and not top.usage["web_searches"]:
+        usage = top.usage + Usage({"web_searches": searches})
+        top = replace(top, usage=usage, prompt_tokens=None, flags=top.flags | {"estimated"})
     groups, flags = groups_of(wire, top, model, context)
     if _ran_code(body, wire):
         flags |= {"code_execution_time_unknown"}
@@ -103,6 +106,14 @@ def _ran_code(body: JSON, wire: JSON) -> bool:
     if not (stated or section(body, "container")):
         return False
     return not any(is_called_by_code(block) for block in members(body, "content"))
+
+
+def is_search(block: JSON) -> bool:
+    """Whether a block of an answer is what a web search brought; one that failed, which is not billed, has an error.
+
+    Source: https://platform.claude.com/docs/en/agents-and-tools/tool-use/web-search-tool
+    """
+    return block.get("type") == "web_search_tool_result" and is_array(block.get("content"))
 
 
 def is_called_by_code(block: JSON) -> bool:

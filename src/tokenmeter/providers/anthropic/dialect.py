@@ -68,12 +68,14 @@ class MessageStream:
     """Events of one message. Lifetimes of cache writes, tier, speed and geography stay as the start gave them."""
 
     __slots__ = (
-        *("_bytes", "_called", "_content", "_context", "_counted", "_message", "_read", "_stop", "_terminal", "_usage"),
+        *("_bytes", "_called", "_content", "_context", "_counted", "_message", "_read", "_searches", "_stop"),
+        *("_terminal", "_usage"),
     )
 
     def __init__(self, context: Context, read: Read) -> None:
         self._context = context
         self._read = read
+        self._searches: list[JSON] = []
         self._bytes = 0
         self._called: list[JSON] = []  # the first search that code asked for
         self._content = False
@@ -127,10 +129,14 @@ class MessageStream:
             self._bytes += utf8_length(text(block, "name") or "")
             if not self._called and bodies.is_called_by_code(block):
                 self._called = [{"name": block["name"], "caller": block["caller"]}]
+            if bodies.is_search(block):
+                self._searches.append({"type": block["type"], "content": []})
 
     def _count(self, usage: JSON) -> None:
         """Take counts of the end of a message, which hosts put into several places."""
-        self._counted = self._counted or usage.get("output_tokens") is not None
+        if not self._counted and usage.get("output_tokens") is not None:
+            self._counted = True
+            self._usage.pop("output_tokens", None)
         self._usage = latest(self._usage, usage)
 
     def body(self) -> Any:
@@ -143,7 +149,8 @@ class MessageStream:
         """What of the content says how the call is billed."""
         if not self._content:
             return {"content": []}
-        return {"content": self._called} if self._called else {}
+        shown = [*self._called, *self._searches]
+        return {"content": shown} if shown else {}
 
     def observation(self) -> Observation:
         """The final usage; of a stream cut short the input it began with, and an estimate of what was received."""

@@ -12,7 +12,7 @@ from typing import Any
 from tokenmeter.call import PlainRequest
 from tokenmeter.providers.base import Plain, PlainReader
 from tokenmeter.providers.prompts import are_functions, first_limit, measure_plain, named
-from tokenmeter.providers.wire import JSON, LONGEST_NAME, MOST, is_object
+from tokenmeter.providers.wire import JSON, LONGEST_NAME, MOST, is_object, type_of
 
 _COUNTS = frozenset({"input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens"})
 #: Keys that say nothing more when they hold nothing.
@@ -29,6 +29,7 @@ _PLAIN_GEOGRAPHIES = (None, "global", "not_available")
 
 
 _WRITTEN = ("cache_creation_input_tokens",)
+_SEARCH = "web_search_tool_result"
 
 
 def _says(counts: JSON, names: Iterable[str]) -> bool:
@@ -55,18 +56,22 @@ def read_message(body: JSON) -> Plain | None:
     usage, get = body.get("usage"), body.get
     if not is_object(usage) or not _USAGE.issuperset(usage) or get("stop_reason") == "refusal" or get("container"):
         return None
+    content: Any = get("content")
+    searched = False
+    for block in content if type_of(content) is list else ():
+        searched = searched or (type_of(block) is dict and block.get("type") == _SEARCH)
     fresh, answer = usage.get("input_tokens"), usage.get("output_tokens")
     cached = usage.get("cache_read_input_tokens")
     if cached is None:
         cached = 0
-    if type(fresh) is not int or type(answer) is not int or type(cached) is not int or _says(usage, _WRITTEN):
+    if type(fresh) is not int or type(answer) is not int or type(cached) is not int:
         return None
     if not (0 <= fresh <= MOST and 0 < answer <= MOST and 0 <= cached <= MOST and fresh + cached):
         return None
     thinking = _thinking(usage.get("output_tokens_details"))
     tier = usage.get("service_tier")
-    odd = tier == "batch" or thinking is None or usage.get("speed") not in _PLAIN_SPEEDS
-    if odd or usage.get("server_tool_use") or usage.get("inference_geo") not in _PLAIN_GEOGRAPHIES:
+    odd = tier == "batch" or thinking is None or usage.get("speed") not in _PLAIN_SPEEDS or _says(usage, _WRITTEN)
+    if odd or searched or usage.get("server_tool_use") or usage.get("inference_geo") not in _PLAIN_GEOGRAPHIES:
         return None
     split = usage.get("cache_creation")
     if split and (not is_object(split) or _says(split, split)):

@@ -82,7 +82,7 @@ def _with(reading: Reading, more: dict[str, Quantity]) -> Reading:
 def _with_words(said: Reading, wire: JSON, size: int) -> Reading:
     """`said` with an estimate of the answer's words, where its thoughts alone are counted and no total is."""
     thoughts = said.usage.reasoning_output_tokens
-    totaled = any(wire.get(name) for name in ("totalTokenCount", "total_token_count"))
+    totaled = count(wire, "totalTokenCount", "total_token_count", flags=set())
     if totaled or not size or not thoughts or said.usage.output_tokens != thoughts:
         return said
     return replace(said, usage=said.usage + Usage({"output": tokens_of(size)}), flags=said.flags | {"estimated"})

@@ -24,12 +24,13 @@ class AnswerStream:
     chunk leaves out stays as it was. Grounding may come with any chunk.
     """
 
-    __slots__ = ("_body", "_bytes", "_candidates", "_context", "_finished", "_read", "_usage", "_words")
+    __slots__ = ("_body", "_bytes", "_candidates", "_context", "_counted", "_finished", "_read", "_usage", "_words")
 
     def __init__(self, context: Context, read: Read) -> None:
         self._context = context
         self._read = read
         self._bytes = self._words = 0
+        self._counted = 0  # bytes that had come when the usage was last stated
         self._body: dict[str, Any] = {}
         self._finished = False
         self._candidates: list[JSON] = []
@@ -37,8 +38,8 @@ class AnswerStream:
 
     @property
     def terminal(self) -> bool:
-        """Whether a candidate, or a blocked prompt, was finished and its usage told."""
-        return self._finished and bool(self._usage)
+        """Whether a candidate, or a blocked prompt, was finished and its usage told, after all of its words."""
+        return self._finished and bool(self._usage) and self._counted == self._bytes
 
     def feed(self, *events: Mapping[str, Any]) -> None:
         """Take some chunks."""
@@ -46,12 +47,12 @@ class AnswerStream:
             for name in _NAMES:
                 if value := event.get(name):
                     self._body[name] = value
-            if said := section(event, "usageMetadata"):
-                self._usage = latest(self._usage, said)
             if section(event, "promptFeedback").get("blockReason"):
                 self._finished = True
             for candidate in members(event, "candidates"):
                 self._take(candidate)
+            if said := section(event, "usageMetadata"):
+                self._usage, self._counted = latest(self._usage, said), self._bytes
 
     def _take(self, candidate: JSON) -> None:
         self._finished = self._finished or bool(candidate.get("finishReason"))

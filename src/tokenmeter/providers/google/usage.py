@@ -103,8 +103,8 @@ def _read(usage: JSON, names: _Names, *, totals_thoughts: bool) -> Reading:
     tools = count(usage, *names.tools, flags=flags) or 0
     answer = spoken + thoughts
     total = _total(usage, names, flags)
-    if cached and not prompt:
-        prompt = None  # a part of it was served, so that a zero is a field nobody filled
+    if (cached or tools) and not prompt:
+        prompt = None  # there was one, so that a zero is a field nobody filled
     if thoughts and totals_thoughts and total == (prompt or 0) + tools + spoken and thoughts <= spoken:
         answer = spoken  # early previews of 2.5 counted them among the candidates
         flags.add("thoughts_included")
@@ -121,9 +121,8 @@ def _read(usage: JSON, names: _Names, *, totals_thoughts: bool) -> Reading:
     split_input(quantities, prompt, flags, cached=cached, parts=parts, hits=hits or None)
     _put_tools(quantities, tools, _parts(usage, names.tools_parts, names, flags), flags)
     split_output(quantities, answer, _parts(usage, names.answer_parts, names, flags), flags)
-    sent = tools if prompt is None and tools else prompt
-    sides: dict[str, int | None] = {"input": sent, "output": answer}
-    if total and not (sent or answer):
+    sides: dict[str, int | None] = {"input": prompt, "output": answer}
+    if total and not prompt and not spoken:
         sides = {"input": None, "output": None}
     return said_by(Usage(quantities, thoughts), prompt, flags, sides, total)
 
@@ -136,7 +135,7 @@ def _by_total(total: int, prompt: int | None, answer: int, flags: set[str], *, w
     gap = total - (prompt or 0) - answer
     if gap and prompt is not None:
         flags.add("total_mismatch")
-    if gap > 0 and answer and not prompt:
+    if gap > 0 and worded and not prompt:
         return gap, answer
     if gap > 0 and prompt and not worded:
         return prompt, answer + gap

@@ -107,19 +107,28 @@ def tool_meters(body: JSON, items: list[JSON], flags: set[str]) -> dict[str, Qua
     """What hosted tools are billed by, call for call: searches.
 
     ``tool_usage.web_search.num_requests`` is the billable count; only without it are search actions counted (opening a
-    page is none). The preview of the search tool has prices of its own.
+    page is none). Whether one that failed is billed is said nowhere: it is counted, and flagged. The preview of the
+    search tool has prices of its own.
     """
     if not items and "tool_usage" not in body:
         return {}
     billed = count(section(section(body, "tool_usage"), "web_search"), "num_requests", flags=flags)
+    files = [item for item in items if item.get("type") == "file_search_call"]
+    counted = list(files)
     if billed is None:
-        billed = sum(
-            item.get("type") == "web_search_call" and section(item, "action").get("type", "search") == "search"
-            for item in items
-        )
-    files = sum(item.get("type") == "file_search_call" for item in items)
-    meters = {"web_searches_preview" if _searches_by_preview(body) else "web_searches": billed, "file_searches": files}
+        searches = [item for item in items if _is_search(item)]
+        billed, counted = len(searches), files + searches
+    if any(item.get("status") == "failed" for item in counted):
+        flags.add("failed_search_billed")
+    meters = {
+        "web_searches_preview" if _searches_by_preview(body) else "web_searches": billed,
+        "file_searches": len(files),
+    }
     return {meter: quantity for meter, quantity in meters.items() if quantity}
+
+
+def _is_search(item: JSON) -> bool:
+    return item.get("type") == "web_search_call" and section(item, "action").get("type", "search") == "search"
 
 
 def _searches_by_preview(body: JSON) -> bool:

@@ -9,8 +9,8 @@ from typing import Any
 from tokenmeter.providers.base import Read, SocketEvents, StreamReader
 from tokenmeter.providers.context import Context, joined, pending
 from tokenmeter.providers.openai.extras import executed_tools, message_bytes, own_tools
-from tokenmeter.providers.prompts import estimate
-from tokenmeter.providers.wire import JSON, is_object, latest, members, section, text, utf8_length
+from tokenmeter.providers.prompts import estimate, tokens_of
+from tokenmeter.providers.wire import JSON, count, is_object, latest, members, section, text, utf8_length
 from tokenmeter.usage import Observation
 
 _ESTIMATED = frozenset({"estimated"})
@@ -29,7 +29,7 @@ def open_stream(context: Context, read: Read) -> StreamReader:
 class ChatStream:
     """Chunks of chat and text completions, from OpenAI or any host that speaks its format."""
 
-    __slots__ = ("_builtin", "_bytes", "_context", "_executed", "_finished", "_read", "_said", "_usage")
+    __slots__ = ("_builtin", "_bytes", "_context", "_counted", "_executed", "_finished", "_read", "_said", "_usage")
 
     def __init__(self, context: Context, read: Read) -> None:
         self._context = context
@@ -37,6 +37,7 @@ class ChatStream:
         self._usage: Mapping[str, Any] = {}
         self._said: dict[str, Any] = {}
         self._bytes = 0
+        self._counted = 0  # bytes that had come when the usage was last stated
         self._builtin: list[JSON] = []
         self._executed: list[JSON] = []
         self._finished = 0
@@ -67,7 +68,7 @@ class ChatStream:
     def _take(self, event: Mapping[str, Any]) -> None:
         if not self._said:
             self._name(event)
-        usage = event.get("usage")
+        before, usage = self._usage, event.get("usage")
         if usage and is_object(usage):
             self._state(event, usage)
         try:
@@ -86,11 +87,12 @@ class ChatStream:
             self._said["web_search"] = [{}]  # Z.ai's: that something was found
         if "x_groq" in event:
             self._take_groq(section(event, "x_groq"), stated=bool(usage))
+        self._counted = self._counted if self._usage is before else self._bytes
 
     def _take_groq(self, said: JSON, *, stated: bool) -> None:
         """Take what Groq says beside its chunks: the usage, if it is not `stated`, and that of each model it asked."""
-        if not stated:
-            self._usage = latest(self._usage, section(said, "usage"))
+        if not stated and (usage := section(said, "usage")):
+            self._usage = latest(self._usage, usage)
         if asked := section(said, "usage_breakdown"):
             self._said["usage_breakdown"] = asked
 
@@ -113,8 +115,8 @@ class ChatStream:
         """Take the end of an answer, beside whose reason to stop Moonshot puts the usage."""
         self._finished += 1
         self._name(event)
-        if not event.get("usage"):
-            self._usage = latest(self._usage, section(choice, "usage"))
+        if not event.get("usage") and (usage := section(choice, "usage")):
+            self._usage = latest(self._usage, usage)
 
     def _name(self, event: Mapping[str, Any]) -> None:
         """The last chunks may correct the model and name the tier that served the call."""
@@ -124,7 +126,7 @@ class ChatStream:
 
     def body(self) -> Any:
         """The completion."""
-        if not self._usage or self._builtin or self._executed:
+        if not self._usage or self._builtin or self._executed or self._counted < self._bytes:
             return None
         return {**self._said, "object": "chat.completion", "usage": self._usage}
 
@@ -132,10 +134,25 @@ class ChatStream:
         """What is known now; without a final usage it is an estimate."""
         shown = {"tool_calls": self._builtin, "executed_tools": self._executed}
         choices: list[JSON] = [{"message": shown}] if self._builtin or self._executed else []
-        body: dict[str, Any] = {**self._said, "usage": dict(self._usage), "choices": choices}
+        usage = self._usage
+        whole = not usage or self._counted == self._bytes
+        if not whole:
+            usage = self._no_less_than_received()
+        body: dict[str, Any] = {**self._said, "usage": dict(usage), "choices": choices}
         seen = self._read(body, replace(self._context, received=self._bytes))
+        if not whole:
+            seen = replace(seen, raw_usage=dict(self._usage))
         # Hosts that count up with every chunk have only said what was used so far.
-        return seen if self.terminal else replace(seen, flags=seen.flags | _ESTIMATED)
+        return seen if self.terminal and whole else replace(seen, flags=seen.flags | _ESTIMATED)
+
+    def _no_less_than_received(self) -> dict[str, Any]:
+        """The usage, where words came after it was last stated: no count foresees them."""
+        usage, received = dict(self._usage), tokens_of(self._bytes)
+        stated = count(usage, "completion_tokens", "output_tokens", flags=set())
+        if stated and stated < received:
+            total = count(usage, "total_tokens", flags=set())
+            usage |= {"completion_tokens": received} | ({"total_tokens": total + received - stated} if total else {})
+        return usage
 
 
 _TERMINAL = frozenset({"response.completed", "response.incomplete", "response.failed", "response.cancelled"})
