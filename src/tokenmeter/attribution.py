@@ -10,11 +10,12 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, ParamSpec, TypeVar, Unpack
 
 from tokenmeter.dimensions import WHO, Who, WhoArguments
 from tokenmeter.errors import ConfigurationError, shown
@@ -125,6 +126,50 @@ def _rebuild(values: dict[str, Any]) -> Attribution:
     return Attribution(**values)
 
 
+#: What one call used: quantities, reasoning, list and billed cost in picodollars, whether it has no price.
+_Counted = tuple[Mapping[str, "Quantity"], int, int, int, bool]
+#: Calls of a block that are not added up yet, at most.
+_MOST_WAITING = 64
+
+
+class _BlockSums(NamedTuple):
+    """What calls of a block come to.
+
+    Attributes:
+        quantities: By meter.
+        reasoning: Tokens of them that were reasoning.
+        listed: Their public price, picodollars.
+        billed: Their billed cost, picodollars.
+        requests: How many they are.
+        unpriced: How many of them have no price.
+        last: The last of them.
+    """
+
+    quantities: Mapping[str, Quantity]
+    reasoning: int
+    listed: int
+    billed: int
+    requests: int
+    unpriced: int
+    last: _Counted | None
+
+    def plus(self, waiting: Sequence[_Counted]) -> _BlockSums:
+        """With those that wait; where the last one here is among them, they were counted as far as it."""
+        quantities, reasoning, listed, billed, requests, unpriced, last = self
+        summed = dict(quantities)
+        counted = next((place for place, call in enumerate(waiting, 1) if call is last), 0)
+        for call in waiting[counted:]:
+            for meter, quantity in call[0].items():
+                before = summed.get(meter, 0)
+                summed[meter] = before + quantity if type(before) is type(quantity) is int else add(before, quantity)
+            reasoning, listed, billed = reasoning + call[1], listed + call[2], billed + call[3]
+            requests, unpriced = requests + 1, unpriced + call[4]
+        return _BlockSums(summed, reasoning, listed, billed, requests, unpriced, waiting[-1] if waiting else last)
+
+
+_NOTHING = _BlockSums({}, 0, 0, 0, 0, 0, None)
+
+
 class Scope:
     """Live totals of the calls settled inside one `attribute` block (threads and tasks started inside included).
 
@@ -132,16 +177,12 @@ class Scope:
     """
 
     __slots__ = (
-        "_billed",
-        "_list",
         "_lock",
         "_merged",
         "_outer",
         "_own",
-        "_quantities",
-        "_reasoning",
-        "_requests",
-        "_unpriced",
+        "_sums",
+        "_waiting",
         "begun",
         "opened_by",
         "stray_before",
@@ -152,12 +193,8 @@ class Scope:
         self._outer = outer
         self._merged = (own, NOBODY, own)
         self._lock: Any = threading.RLock()
-        self._quantities: dict[str, Quantity] = {}
-        self._reasoning = 0
-        self._list = 0
-        self._billed = 0
-        self._requests = 0
-        self._unpriced = 0
+        self._sums = _NOTHING
+        self._waiting: deque[_Counted] = deque()
         self.opened_by = opened_by
         self.begun = False  # whether a call was made inside
         self.stray_before = _stray
@@ -191,27 +228,28 @@ class Scope:
         """What all calls in this block used together."""
         from tokenmeter.usage import Usage  # noqa: PLC0415 - a client may be made and never used
 
-        return run_alone(self._lock, lambda: Usage(dict(self._quantities), self._reasoning))
+        sums = self._add_up()
+        return Usage(dict(sums.quantities), sums.reasoning)
 
     @property
     def list_cost(self) -> Decimal:
         """Upstream cost at public prices, US dollars; calls without a known price are not in it (`unpriced`)."""
-        return to_dollars(self._list) if self._list else ZERO
+        return to_dollars(found) if (found := self._add_up().listed) else ZERO
 
     @property
     def billed_cost(self) -> Decimal:
         """Cost after discounts and the platform multiplier, US dollars."""
-        return to_dollars(self._billed) if self._billed else ZERO
+        return to_dollars(found) if (found := self._add_up().billed) else ZERO
 
     @property
     def requests(self) -> int:
         """Calls settled so far, failed ones included."""
-        return self._requests
+        return self._add_up().requests
 
     @property
     def unpriced(self) -> int:
         """How many of them have no known price: their cost is missing from the two sums above."""
-        return self._unpriced
+        return self._add_up().unpriced
 
     def add(self, usage: Usage, list_cost: Decimal | None, billed_cost: Decimal | None, *, unpriced: bool) -> None:
         """Count one settled entry."""
@@ -221,29 +259,25 @@ class Scope:
     def count(
         self, quantities: Mapping[str, Quantity], reasoning: int, list_cost: int, billed_cost: int, *, unpriced: bool
     ) -> None:
-        """As `add`, with costs in picodollars: sums are made when they are asked for."""
-        lock = self._lock
-        inside = lock._is_owned()  # noqa: SLF001 - a finaliser amid this very counting
-        try:  # as `run_alone`, which would be two steps more on every call's way
-            try:
-                lock.acquire()
-                mine = self._quantities
-                for meter, quantity in quantities.items():
-                    before = mine.get(meter, 0)
-                    mine[meter] = before + quantity if type(before) is type(quantity) is int else add(before, quantity)
-                self._reasoning += reasoning
-                self._list += list_cost
-                self._billed += billed_cost
-                self._requests += 1
-                self._unpriced += unpriced
-            finally:
-                lock.release()
-        finally:
-            if not inside and lock._is_owned():  # noqa: SLF001 - an exception came before
-                lock.release()
+        """As `add`, with costs in picodollars. Takes no lock: what was counted is added up when somebody asks."""
+        waiting = self._waiting
+        waiting.append((quantities, reasoning, list_cost, billed_cost, unpriced))
+        if len(waiting) > _MOST_WAITING and not self._lock._is_owned():  # noqa: SLF001 - a finaliser amid the adding
+            run_alone(self._lock, self._take_in)
+
+    def _add_up(self) -> _BlockSums:
+        return run_alone(self._lock, lambda: self._sums.plus(tuple(self._waiting)))
+
+    def _take_in(self) -> None:
+        """Add to the sums what waits. Each call counts once, whatever is raised at whichever line."""
+        waiting = self._waiting
+        if counted := tuple(waiting):  # else another thread was quicker
+            self._sums = self._sums.plus(counted)
+            while waiting.popleft() is not counted[-1]:
+                pass
 
     def __repr__(self) -> str:
-        return f"<Scope requests={self._requests} billed_cost={self.billed_cost}>"
+        return f"<Scope requests={self.requests} billed_cost={self.billed_cost}>"
 
 
 def current_scopes() -> tuple[Scope, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import pickle
+import sys
 import threading
 from decimal import Decimal
 
@@ -191,6 +192,60 @@ def test_a_scope_adds_up_what_settles_inside_it_and_counts_what_has_no_price():
     assert scope.usage.input_tokens == 5
     assert (scope.list_cost, scope.billed_cost) == (Decimal("0.1"), Decimal("0.105"))
     assert (scope.requests, scope.unpriced) == (2, 1)
+
+
+def test_every_call_of_a_block_counts_once_whichever_line_of_the_counting_is_interrupted():
+    """What is counted waits to be added up, which is done by whoever finds much waiting."""
+    many, line, counted = 150, 1, 0
+
+    def stop_at(frame, event, _):
+        nonlocal passed
+        if not frame.f_code.co_filename.endswith("attribution.py"):
+            return None
+        passed += event == "line"
+        if passed == line and event == "line":
+            raise KeyboardInterrupt
+        return stop_at
+
+    while True:
+        passed = 0
+        with attribute(member="ada") as scope:
+            sys.settrace(stop_at)
+            try:
+                for _ in range(many):
+                    scope.count({"input": 2}, 1, 3, 5, unpriced=True)
+            except KeyboardInterrupt:
+                pass
+            finally:
+                sys.settrace(None)
+            counted = scope.requests
+            for _ in range(many):
+                scope.count({"input": 2}, 1, 3, 5, unpriced=True)
+            calls = counted + many
+            assert scope.requests == scope.unpriced == calls
+            assert scope.usage.quantities == {"input": 2 * calls}
+            assert (scope.list_cost, scope.billed_cost) == (Decimal(3 * calls) / 10**12, Decimal(5 * calls) / 10**12)
+        if passed < line:
+            break
+        line += 1
+    assert counted == many
+    assert line > many
+
+
+def test_threads_count_into_one_block_without_missing_or_doubling_any():
+    with attribute(member="ada") as scope:
+        threads = [
+            threading.Thread(target=lambda: [scope.count({"input": 1}, 0, 1, 1, unpriced=False) for _ in range(3_000)])
+            for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            assert scope.requests <= 12_000
+        for thread in threads:
+            thread.join()
+        assert scope.requests == 12_000
+        assert scope.usage.quantities == {"input": 12_000}
 
 
 @pytest.mark.parametrize("bad", ["", 7, "x" * 513, "a\nb", "a\0b", "\ud800"])
