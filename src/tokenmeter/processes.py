@@ -100,6 +100,17 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+#: By whether a lock is shared, and whether it is waited for.
+_FLAGS: dict[tuple[bool, bool], int] = (
+    {}
+    if fcntl is None
+    else {
+        (shared, wait): (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+        for shared in (False, True)
+        for wait in (False, True)
+    }
+)
+
 #: Whether there are shared locks, and open files can be renamed and removed: not on Windows.
 CAN_SHARE = fcntl is not None
 #: Windows keeps others from reading what is locked, so it is a byte that no file has.
@@ -121,7 +132,7 @@ def lock_file(descriptor: int, *, shared: bool = False, wait: bool = True) -> bo
     if fcntl is None:
         return _lock_byte(descriptor, wait=wait)
     try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(descriptor, _FLAGS[shared, wait])
     except BlockingIOError:
         return False
     return True

@@ -96,7 +96,7 @@ def test_a_process_that_ends_amid_a_change_of_counters(tmp_path, monkeypatch, po
         def then_end(framed, **known):
             whole(store.journal, framed, **known)
             if point == "amid_counters":
-                place = store.journal.slot(KEY).place
+                place = store.journal._live.places[store.journal.slot(KEY)]
                 store.journal._live.map[place + 16 : place + 24] = b"\xff" * 8
             raise End
 

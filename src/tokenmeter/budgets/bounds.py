@@ -215,7 +215,9 @@ def longest_prompt(provider: str, facts: RequestFacts | PlainRequest, terms: Ter
     if facts.unbounded and not _BOUNDED_BY_CONTEXT.isdisjoint(facts.unbounded.split(",")):
         return None
     model = facts.model
-    rule = prompt_rule(provider, terms.model(provider, model) if model and terms.model_maps else model)
+    if model and terms.model_maps:
+        model = terms.model(provider, model)
+    rule = prompt_rule(provider, model)
     return facts.input_bytes + rule.overhead + facts.image_count * rule.image
 
 
@@ -282,8 +284,8 @@ class Sizes:
 
     def amounts(
         self, facts: RequestFacts | PlainRequest, longest: int, tokens: TokenCounter | None
-    ) -> tuple[int, int] | None:
-        """What a call may use: picodollars, rounded up, and tokens; None where the answer may be of any length.
+    ) -> tuple[int, int, int] | None:
+        """What a call may use: picodollars, rounded up, tokens, and one call; None where no answer's length is known.
 
         Args:
             facts: Of its request.
@@ -302,7 +304,7 @@ class Sizes:
                 return None
             answer = max(each, 0) * facts.choices
         cost = self._input * prompt + self._output * answer + self._fixed
-        return -(-cost // self._scale), prompt + answer
+        return -(-cost // self._scale), prompt + answer, 1
 
 
 _MOST_CEILINGS = 4_096

@@ -255,18 +255,15 @@ class Budgets(Registry):
         longest = longest_prompt(sent.provider, facts, self._pricer.terms)
         if longest is None:
             return None
-        length = longest.bit_length()
-        sizes = known.get(length)
-        ceilings = self._ceilings
+        sizes, ceilings = known.get(longest.bit_length()), self._ceilings
         if sizes is None or at_us >= sizes.until_us or sizes.tiers != ceilings.tiers:
             tiers, call = ceilings.tiers, sent.call
             ceiling = ceilings.of(call, from_microseconds(at_us), self._pricer, prompt_tokens=longest)
             sizes = Sizes.of(call, ceiling, at_us=at_us, tiers=tiers)
             if sizes is None:
                 return None
-            known[length] = sizes
-        found = sizes.amounts(facts, longest, self._tokens)
-        return None if found is None else (*found, 1)
+            known[longest.bit_length()] = sizes
+        return sizes.amounts(facts, longest, self._tokens)
 
     def settled(self, call: Entry, output: int, cost: int, latency_us: int) -> None:
         """As `learn`, of a call that was recorded by its plan.

@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 #: Plans that are kept at most; they start over rather than grow for ever, where names come from strangers.
 _MOST_PLANS, _MOST_ANSWERS, _MOST_SHAPES = 10_000, 256, 64
 _NEVER = 1 << 62
+#: What a call may use where only their number counts.
+_ONE_CALL = (0, 0, 1)
 #: In picodollars.
 _MOST = MOST_DOLLARS * 10**12
 _LONGEST = 512
@@ -336,37 +338,36 @@ class Plans:
             hold_id: Identity of the hold, for who may have to free it after an interrupt.
             wait: Whether others who hold something may be waited for.
         """
-        try:
-            return self._hold(plan, sent, at_us, hold_id, wait=wait)
-        except (CapReachedError, StoreError):
-            return None
-        except OutdatedError:
-            plan.outdated = True
-            return None
-
-    def _hold(self, plan: Plan, sent: Leaving, at_us: int, hold_id: str, *, wait: bool) -> PlannedHold | None:
         journal, demands, budgets = self._journal, plan.demands, self._budgets
-        if journal is None:
-            return None
-        if not demands.since_us <= at_us < demands.until_us:
-            asked = budgets.find(sent.call, from_microseconds(at_us), wait=False)
-            if not asked.plannable or asked.generation != plan.generation:
+        try:
+            if not demands.since_us <= at_us < demands.until_us:
+                if (renewed := self._ask_again(plan, sent, at_us)) is None:
+                    return None
+                demands = plan.demands = renewed
+            facts = sent.facts
+            amounts = budgets.amounts(sent, facts, at_us, plan.sizes) if demands.sized else _ONE_CALL
+            if amounts is None:
                 return None
-            demands = plan.demands = Demands(asked, journal.slot, at_us)
-        facts = sent.facts
-        amounts = budgets.amounts(sent, facts, at_us, plan.sizes) if demands.sized else (0, 0, 1)
-        if amounts is None:
-            return None
-        held = demands.claims or (facts.streamed and budgets.keeps_open_calls)
-        hold = PlannedHold(hold_id if held else None, demands, amounts, at_us, at_us + budgets.hold_us)
-        if held:
+            expires_us = at_us + budgets.hold_us
+            if not demands.claims and not (facts.streamed and budgets.keeps_open_calls):
+                return PlannedHold(None, demands, amounts, at_us, expires_us)
             budgets.sweep_sometimes()
             begun = plan.begun.record(self._unanswered(sent, facts, at_us, hold_id))
-            if begun is None:
+            if begun is None or journal is None:
                 return None
-            claims, generation = demands.claimed(amounts), plan.generation
-            journal.reserve(hold_id, hold.expires_us, claims, begun, created_at=at_us, generation=generation, wait=wait)
-        return hold
+            claims, as_of = demands.claimed(amounts), plan.generation
+            journal.reserve(hold_id, expires_us, claims, begun, created_at=at_us, generation=as_of, wait=wait)
+        except (CapReachedError, StoreError, OutdatedError) as error:
+            plan.outdated = plan.outdated or isinstance(error, OutdatedError)
+            return None
+        return PlannedHold(hold_id, demands, amounts, at_us, expires_us)
+
+    def _ask_again(self, plan: Plan, sent: Leaving, at_us: int) -> Demands | None:
+        """What calls of a plan ask of their caps now that other windows are open; None where that is not to be said."""
+        asked = self._budgets.find(sent.call, from_microseconds(at_us), wait=False)
+        if self._journal is None or not asked.plannable or asked.generation != plan.generation:
+            return None
+        return Demands(asked, self._journal.slot, at_us)
 
     def _unanswered(self, sent: Leaving, facts: RequestFacts | PlainRequest, at_us: int, hold_id: str) -> str:
         """What the record of a hold says of its call, should it never be heard of again: its estimated prompt.

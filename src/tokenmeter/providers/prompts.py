@@ -294,8 +294,8 @@ _PLAIN_KINDS = (
 _PLAIN_DATA = frozenset({"parameters", "input_schema"})
 
 
-#: Of these, what messages of texts and nothing else have.
-_TEXT_KEYS = frozenset({"role", "content", "name"})
+#: Of these, what messages of texts and nothing else have; with the size of each, and of what stands around its value.
+_TEXT_KEYS = {name: len(name) + 2 * _PUNCTUATION for name in ("role", "content", "name")}
 
 
 def measure_plain(body: JSON, keys: frozenset[str]) -> tuple[int, list[str]] | None:
@@ -338,17 +338,20 @@ def measure_plain(body: JSON, keys: frozenset[str]) -> tuple[int, list[str]] | N
 def _measure_texts(messages: list[Any], long: list[str]) -> int:
     """Size of messages that are texts alone, as most are, whose longer ones join `long`; 0 of any others."""
     size = 0
-    for message in messages:
-        if type_of(message) is not dict:
-            return 0
-        for name, value in message.items():
-            if type_of(value) is not str or name not in _TEXT_KEYS:
+    try:
+        for message in messages:
+            if type_of(message) is not dict:
                 return 0
-            length = len(value)
-            if length > _LONG:
-                long.append(value)
-            size += len(name) + (length if value.isascii() else utf8_length(value))
-        size += _PUNCTUATION * (1 + 2 * len(message))
+            size += _PUNCTUATION
+            for name, value in message.items():
+                if type_of(value) is not str:
+                    return 0
+                length = len(value)
+                if length > _LONG:
+                    long.append(value)
+                size += _TEXT_KEYS[name] + (length if value.isascii() else utf8_length(value))
+    except KeyError:
+        return 0
     return size
 
 
@@ -411,7 +414,7 @@ def tokens_of(size: int) -> int:
 
 def input_tokens(request: RequestFacts | PlainRequest) -> int:
     """About how many tokens the prompt of `request` is."""
-    return tokens_of(request.input_bytes) + TOKENS_PER_IMAGE * request.image_count
+    return -(-request.input_bytes // BYTES_PER_TOKEN) + TOKENS_PER_IMAGE * request.image_count
 
 
 def speech_tokens(characters: int) -> int:

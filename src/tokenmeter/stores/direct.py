@@ -23,12 +23,10 @@ from tokenmeter.stores.effects import (
     SlotClaim,
     claim_effects,
     extend_effects,
-    hold,
-    move,
+    refuse,
     settle_effects,
 )
 from tokenmeter.stores.encoding import hold_record, quoted
-from tokenmeter.stores.live import Slot
 
 T = TypeVar("T")
 
@@ -130,7 +128,12 @@ class DirectJournal(Shared):
         record = hold_record(quoted(hold_id), now, expires_at, quoted(owner or process_name()), call)
 
         def work(transaction: Transaction) -> None:
-            hold(claims, _reader(transaction, [slot for slot, _, _ in claims]))
+            held: dict[CounterKey, int] = {}
+            for slot, limit, amount in claims:
+                counter, before = transaction.counter(slot.key), held.get(slot.key, 0)
+                if limit is not None and counter.settled + counter.reserved + before + amount > limit:
+                    refuse(slot, limit, amount, counter.settled, counter.reserved + before)
+                held[slot.key] = before + amount
             transaction.put(record, claim_effects(quoted(hold_id), claims))
 
         self._book.transact(work)
@@ -252,20 +255,10 @@ class DirectJournal(Shared):
         """Nothing is open here."""
 
 
-def _reader(transaction: Transaction, slots: Iterable[Slot]) -> Callable[[int], tuple[int, int]]:
-    """Number the places of `slots` for one transaction; what reads the counter at a place."""
-    places: dict[CounterKey, int] = {}
-    for slot in slots:
-        slot.place = places.setdefault(slot.key, len(places))
-    keys = list(places)
-
-    def read(place: int) -> tuple[int, int]:
-        counter = transaction.counter(keys[place])
-        return counter.settled, counter.reserved
-
-    return read
-
-
 def _reached(transaction: Transaction, posts: Sequence[Post]) -> tuple[Post, ...]:
-    moved = move((), posts, _reader(transaction, [slot for slot, _ in posts]))
-    return tuple((slot, moved[slot.place][0]) for slot, _ in posts)
+    """Where counters will stand once `posts` are added."""
+    reached: dict[CounterKey, int] = {}
+    for slot, amount in posts:
+        known = reached.get(slot.key)
+        reached[slot.key] = (transaction.counter(slot.key).settled if known is None else known) + amount
+    return tuple((slot, reached[slot.key]) for slot, _ in posts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from tokenmeter.ledger import Claim, CounterKey, is_own, new_id
 from tokenmeter.stores.base import CapReachedError
@@ -138,40 +138,13 @@ class Shared:
         )
 
 
-def hold(claims: Sequence[SlotClaim], read: Callable[[int], tuple[int, int]]) -> dict[int, tuple[int, int]]:
-    """Where counters stand once all of `claims` are held.
-
-    Args:
-        claims: In the order in which a refusal is to be looked for.
-        read: Settled and reserved amount of the counter at a place.
+def refuse(slot: Slot, limit: int, amount: int, settled: int, reserved: int) -> NoReturn:
+    """Stop a claim that does not fit.
 
     Raises:
-        CapReachedError: a claim does not fit.
+        CapReachedError: as asked for.
     """
-    moved: dict[int, tuple[int, int]] = {}
-    for slot, limit, amount in claims:
-        place = slot.place
-        settled, reserved = moved.get(place) or read(place)
-        if limit is not None and settled + reserved + amount > limit:
-            raise CapReachedError(Claim(slot.key, limit, amount, slot.window_end), settled, reserved)
-        moved[place] = (settled, reserved + amount)
-    return moved
-
-
-def move(
-    claims: Sequence[SlotClaim], posts: Sequence[Post], read: Callable[[int], tuple[int, int]]
-) -> dict[int, tuple[int, int]]:
-    """Where counters stand once `claims` are free again and `posts` are added; see `hold`."""
-    moved: dict[int, tuple[int, int]] = {}
-    for slot, _, amount in claims:
-        place = slot.place
-        settled, reserved = moved.get(place) or read(place)
-        moved[place] = (settled, reserved - amount)
-    for slot, amount in posts:
-        place = slot.place
-        settled, reserved = moved.get(place) or read(place)
-        moved[place] = (settled + amount, reserved)
-    return moved
+    raise CapReachedError(Claim(slot.key, limit, amount, slot.window_end), settled, reserved)
 
 
 def claim_effects(hold_id: bytes, claims: Sequence[SlotClaim]) -> bytes:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from decimal import Decimal
+from json.encoder import encode_basestring
 from typing import Any
 
 from pydantic_core import PydanticSerializationError, to_json
@@ -37,14 +38,13 @@ def encode_json(value: object) -> bytes:
 
 
 def quoted(text: str) -> bytes:
-    """A text in a record, as JSON: most need no escaping."""
-    return b'"%b"' % text.encode() if text.isalnum() and text.isascii() else encode_json(text)
+    """A text in a record, as JSON."""
+    return encode_basestring(text).encode() if text.isascii() else encode_json(text)
 
 
 def quoted_text(text: str) -> str:
     """`quoted`, as text."""
-    plain = text.isascii() and text.isprintable() and '"' not in text and "\\" not in text
-    return f'"{text}"' if plain else json_text(text)
+    return encode_basestring(text) if text.isascii() else json_text(text)
 
 
 def json_text(value: object) -> str:

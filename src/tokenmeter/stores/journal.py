@@ -28,12 +28,11 @@ from tokenmeter.stores.effects import (
     WrittenIds,
     claim_effects,
     extend_effects,
-    hold,
-    move,
+    refuse,
     settle_effects,
 )
 from tokenmeter.stores.encoding import hold_record, quoted
-from tokenmeter.stores.live import DIRTY, Live, digest_of
+from tokenmeter.stores.live import AMOUNT, DIRTY, RESERVED, SETTLED, Live, digest_of
 from tokenmeter.stores.tail import TornWriteError, frame
 from tokenmeter.stores.writer import Writer
 
@@ -261,8 +260,8 @@ class Journal(Writer):
         def work(live: Live) -> list[Posted]:
             asked = [entry_id for _, entry_id, _, _ in items if not self._written.first_time(entry_id)]
             known = self._book.known(asked, [key for _, _, key, _ in items])
-            place = self._place([post for item in items for post in item[3]], live)
-            standing: dict[int, tuple[int, int]] = {}
+            live = self._place([post for item in items for post in item[3]], live)
+            moved: dict[int, bytes] = {}
             framed: list[bytes] = []
             done: list[Posted] = []
             for record, entry_id, dedup_key, posts in items:
@@ -277,14 +276,9 @@ class Journal(Writer):
                     done.append(_RECORDED)
                     continue
                 framed.append(frame(record, settle_effects(None, posts)))
-                reached: list[Post] = []
-                for slot, amount in posts:
-                    settled, reserved = standing.get(slot.place) or place.read(slot.place)
-                    standing[slot.place] = (settled + amount, reserved)
-                    reached.append((slot, settled + amount))
-                done.append(Posted(recorded=True, reached=tuple(reached)))
+                done.append(Posted(recorded=True, reached=tuple(_settle((), posts, live, moved))))
             if framed:
-                self._change(place, b"".join(framed), standing)
+                self._change(live, b"".join(framed), moved)
             return done
 
         done = self._exclusively(work)
@@ -301,11 +295,12 @@ class Journal(Writer):
         def work(live: Live) -> None:
             live.dirty = True
             new = {key: self.slot(key, opening[key][1]) for key in insert(opening)}
-            live = self._find_places(list(new.values()), live)
+            live = self._place([(slot,) for slot in new.values()], live)
             live.dirty = True
             for key, slot in new.items():
-                _, reserved = live.read(slot.place)
-                live.write(slot.place, opening[key][0], reserved)
+                place = live.places[slot]
+                _, reserved = live.read(place)
+                live.write(place, opening[key][0], reserved)
             live.dirty = False
 
         self._exclusively(work)
@@ -343,10 +338,14 @@ class Journal(Writer):
         if not there:
             folder = self._look_at_folder()
             live = self._check_files(live)
-        if generation is not None and live.generation != generation:
+            self._note(live)
+        if generation is not None and generation != self._as_of:
             raise OutdatedError
-        live = self._place(claims, live)
-        moved = hold(claims, live.read)
+        try:
+            moved = _hold(claims, live)
+        except KeyError:  # a counter that has not been looked up yet
+            live = self._place(claims, live)
+            moved = _hold(claims, live)
         self._change(live, framed, moved, there=there)
         if folder is not None:
             self._folder_seen = folder
@@ -390,14 +389,16 @@ class Journal(Writer):
         claims: Sequence[SlotClaim],
         generation: int | None = None,
     ) -> Sequence[Post]:
-        if generation is not None and live.generation != generation:
+        if generation is not None and generation != self._as_of:
             raise OutdatedError
-        live = self._place((*claims, *posts), live)
-        moved = move(claims, posts, live.read)
+        moved: dict[int, bytes] = {}
+        try:
+            reached = _settle(claims, posts, live, moved)
+        except KeyError:  # a counter that has not been looked up yet
+            live = self._place((*claims, *posts), live)
+            moved.clear()
+            reached = _settle(claims, posts, live, moved)
         self._change(live, framed, moved)
-        reached: list[Post] = []
-        for slot, _ in posts:
-            reached.append((slot, moved[slot.place][0]))
         return reached
 
     def _post(
@@ -438,21 +439,24 @@ class Journal(Writer):
         self._settle_locked(live, framed, (), self.claims(rows))
         return True
 
-    def _change(self, live: Live, framed: bytes, moved: Mapping[int, tuple[int, int]], *, there: bool = False) -> None:
-        """Write a frame and move counters as one: whoever finds this half done makes the counters anew."""
+    def _change(self, live: Live, framed: bytes, moved: Mapping[int, bytes], *, there: bool = False) -> None:
+        """Write a frame and move counters as one: whoever finds this half done makes the counters anew.
+
+        Args:
+            live: The counters.
+            framed: The frame, or several.
+            moved: Where in the mapping -> the amount that is to be there.
+            there: See `Segment.append`.
+        """
         memory = live.map
-        packed: list[tuple[int, bytes]] = []
-        for place, (settled, reserved) in moved.items():
-            pair = settled.to_bytes(16, "little", signed=True) + reserved.to_bytes(16, "little", signed=True)
-            packed.append((place + 16, pair))
         memory[DIRTY] = True
         try:
             self._append(framed, there=there)
         except StoreUnavailableError as error:
             memory[DIRTY] = isinstance(error.__cause__, TornWriteError)  # else nothing was written
             raise
-        for place, pair in packed:
-            memory[place : place + 32] = pair
+        for at, amount in moved.items():
+            memory[at : at + AMOUNT] = amount
         memory[DIRTY] = False
 
     # -- folding in the background
@@ -496,6 +500,48 @@ class Journal(Writer):
     def after_fork_in_child(self) -> None:
         """Share no lock and no file with the parent; its holds are its own."""
         self._start()
+
+
+# What is to be where in the mapping, as `Journal._change` takes it. A counter may come twice.
+
+
+def _hold(claims: Sequence[SlotClaim], live: Live) -> dict[int, bytes]:
+    """Once all of `claims` are held.
+
+    Raises:
+        CapReachedError: one does not fit.
+        KeyError: one is to be looked up first.
+    """
+    memory, places = live.map, live.places
+    moved: dict[int, bytes] = {}
+    for slot, limit, amount in claims:
+        at, settled_at = places[slot] + RESERVED, places[slot] + SETTLED
+        reserved = int.from_bytes(moved.get(at) or memory[at : at + AMOUNT], "little", signed=True)
+        settled = int.from_bytes(memory[settled_at : settled_at + AMOUNT], "little", signed=True)
+        if limit is not None and settled + reserved + amount > limit:
+            refuse(slot, limit, amount, settled, reserved)
+        moved[at] = (reserved + amount).to_bytes(AMOUNT, "little", signed=True)
+    return moved
+
+
+def _settle(claims: Sequence[SlotClaim], posts: Sequence[Post], live: Live, moved: dict[int, bytes]) -> list[Post]:
+    """Once `claims` are free and `posts` are added, which goes into `moved`; where counters of `posts` stand then.
+
+    Raises:
+        KeyError: one is to be looked up first.
+    """
+    memory, places = live.map, live.places
+    for slot, _, amount in claims:
+        at = places[slot] + RESERVED
+        reserved = int.from_bytes(moved.get(at) or memory[at : at + AMOUNT], "little", signed=True)
+        moved[at] = (reserved - amount).to_bytes(AMOUNT, "little", signed=True)
+    reached: list[Post] = []
+    for slot, amount in posts:
+        at = places[slot] + SETTLED
+        settled = int.from_bytes(moved.get(at) or memory[at : at + AMOUNT], "little", signed=True) + amount
+        moved[at] = settled.to_bytes(AMOUNT, "little", signed=True)
+        reached.append((slot, settled))
+    return reached
 
 
 def _make_dirty(live: Live) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import mmap
 import os
 import struct
@@ -24,13 +23,28 @@ from tokenmeter.ledger import CounterKey
 from tokenmeter.processes import lock_file
 from tokenmeter.stores.encoding import compact_json
 
-__all__ = ["DIRTY", "NEVER", "SITUATION", "STATE", "Live", "LiveHeader", "Slot", "digest_of", "pack"]
+__all__ = [
+    "AMOUNT",
+    "DIRTY",
+    "NEVER",
+    "QUIET",
+    "RESERVED",
+    "SETTLED",
+    "SITUATION",
+    "STATE",
+    "Live",
+    "LiveHeader",
+    "Slot",
+    "digest_of",
+    "pack",
+]
 
 #: Not for programs that are started; Windows has no such flag.
 _CLOEXEC = getattr(os, "O_CLOEXEC", 0)
 
-#: Where in the mapping `Live.state` is, that with the generation, and `Live.dirty`, for who looks before every record.
-STATE, SITUATION, DIRTY = slice(8, 16), slice(8, 24), 24
+#: Where in the mapping `Live.state` is, that with the generation, both with `Live.dirty`, and that alone, for who looks
+#: before every record.
+STATE, SITUATION, QUIET, DIRTY = slice(8, 16), slice(8, 24), slice(8, 25), 24
 #: Above anything a counter can hold.
 NEVER = 1 << 126
 _MAGIC = b"tmlive1\n"
@@ -41,9 +55,10 @@ _SEGMENT_AT, _GENERATION_AT, _USED_AT = 12, 16, 56
 #: epoch, when leases lapse, and the latest expiry of a hold made from them
 _LEASE_AT, _LEASE = 104, struct.Struct("<8sQQ")
 _BASE, _WIDTH = 256, 48
+#: Where, behind a counter's place, what was settled and what is reserved begin; each is an integer of `AMOUNT` bytes.
+SETTLED, RESERVED, AMOUNT = 16, 32, 16
 _PAIR = struct.Struct("<QqQq")
 _LEAST = 1024
-_SERIALS = itertools.count(1)
 
 
 @cache
@@ -62,11 +77,9 @@ class Slot:
         key: The counter.
         window_end: End of its window in microseconds since the epoch; None when it never ends.
         alert_at: The settled amount from which a settlement reports this slot.
-        place: Where it is in the mapping with the serial number `home`; -1 before it was looked up.
-        home: See `place`.
     """
 
-    __slots__ = ("alert_at", "begin", "digest", "home", "key", "place", "window_end")
+    __slots__ = ("alert_at", "begin", "digest", "key", "window_end")
 
     def __init__(self, key: CounterKey, window_end: int | None, alert_at: int = NEVER) -> None:
         self.key, self.window_end, self.alert_at = key, window_end, alert_at
@@ -74,8 +87,6 @@ class Slot:
         row = compact_json([key.budget, key.scope, key.window_start, window_end])
         #: Beginning of the counter's row in the effects of a frame.
         self.begin = row[:-1].encode() + b","
-        self.place = -1
-        self.home = 0
 
 
 def digest_of(key: CounterKey) -> bytes:
@@ -109,13 +120,14 @@ class Live:
     Attributes:
         map: The mapping.
         descriptor: Its file, for locking.
-        serial: Number of the mapping in this process.
+        places: Counters that were looked up -> where they are.
     """
 
-    __slots__ = ("__weakref__", "_capacity", "descriptor", "map", "serial", "size")
+    __slots__ = ("__weakref__", "_capacity", "descriptor", "map", "places", "size")
 
     def __init__(self, descriptor: int) -> None:
-        self.descriptor, self.serial = descriptor, next(_SERIALS)
+        self.descriptor = descriptor
+        self.places: dict[Slot, int] = {}
         # Another thread may still look at the mapping when a new file takes over: it goes with its last user.
         weakref.finalize(self, os.close, descriptor).atexit = False
         self.size = os.fstat(descriptor).st_size

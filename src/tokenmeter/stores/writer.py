@@ -21,9 +21,10 @@ from pydantic_core import from_json, to_json
 from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError
 from tokenmeter.ledger import CounterKey
 from tokenmeter.processes import lock_file, unlock_file
+from tokenmeter.stores.definitions import Definitions
 from tokenmeter.stores.effects import Book, Shared, Standing, apply_effects
 from tokenmeter.stores.encoding import FORMAT
-from tokenmeter.stores.live import DIRTY, SITUATION, STATE, Live, LiveHeader, Slot, digest_of
+from tokenmeter.stores.live import DIRTY, QUIET, SITUATION, STATE, Live, LiveHeader, digest_of
 from tokenmeter.stores.tail import Segment, TailGoneError, frame, frames, owner_of, segment_path, segments
 from tokenmeter.stores.urls import unwritable
 
@@ -61,6 +62,9 @@ class Writer(Shared):
         self._owned: Callable[[], bool] = self._mutex._is_owned  # type: ignore[attr-defined]  # noqa: SLF001 - as `threading.Condition` asks
         self._live: Live | None = None
         self._state = self._situation = b""
+        #: What the mapping says where nothing has changed since the lock was last held, and the generation it says;
+        #: both only change under the lock.
+        self._quiet, self._as_of = b"", 0
         self._moved: str | None = None
         self._file = (0, 0)
         self._segment: Segment | None = None
@@ -74,9 +78,11 @@ class Writer(Shared):
     def generation(self) -> int:
         """Changes when a plan may be out of date: a budget was defined anew, a name erased, the ledger replaced."""
         live = self._live
-        whole = live is not None and os.lseek(live.descriptor, 0, _END) == live.size
-        if live is not None and whole and live.map[SITUATION] == self._situation:
-            return self._generation
+        whole = False
+        if live is not None and os.lseek(live.descriptor, 0, _END) == live.size:
+            if live.map[SITUATION] == self._situation:
+                return self._generation
+            whole = True
         if live is None or not whole or live.state != self._state:
             self._renew_if_possible()
             live = self._live
@@ -153,9 +159,13 @@ class Writer(Shared):
             if not lock_file(live.descriptor, wait=wait):
                 raise StoreBusyError(_TAKEN)
             memory = live.map
-            whole = os.lseek(live.descriptor, 0, _END) == live.size  # what is gone of a mapping must not be touched
-            if whole and memory[STATE] == self._state and not memory[DIRTY]:
-                return live
+            # What is gone of a mapping must not be touched.
+            if os.lseek(live.descriptor, 0, _END) == live.size:
+                if memory[QUIET] == self._quiet:
+                    return live
+                if memory[STATE] == self._state and not memory[DIRTY]:
+                    self._note(live)
+                    return live
             unlock_file(live.descriptor)
         if not wait:
             raise StoreBusyError("The ledger's counters have to be made anew.")
@@ -177,7 +187,12 @@ class Writer(Shared):
                 live = self._remake()
             if live.state != self._state:
                 self._follow(live)
+            self._note(live)
             return live
+
+    def _note(self, live: Live) -> None:
+        """Take note of what the mapping says. Needs the lock."""
+        self._as_of, self._quiet = live.generation, live.map[QUIET] if live.state == self._state else b""
 
     def _unlock(self) -> None:
         if self._owned():
@@ -263,23 +278,20 @@ class Writer(Shared):
     # -- where counters are; inside the lock
 
     def _place(self, wanted: Sequence[Sequence[Any]], live: Live) -> Live:
-        """Look up where slots (the first of each row) are; counters that have no place yet get one."""
-        serial = live.serial
+        """Look up where slots (the first of each row) are, for `Live.places`; a counter without a place gets one."""
+        if len(live.places) > Definitions.MOST:
+            live.places.clear()
         for slot, *_ in wanted:
-            if slot.home != serial:
-                return self._find_places([row[0] for row in wanted], live)
-        return live
-
-    def _find_places(self, wanted: Sequence[Slot], live: Live) -> Live:
-        for slot in wanted:
+            if slot in live.places:
+                continue
             place = live.find(slot.digest)
             if place is None:
                 if live.full or (slot.window_end is not None and slot.window_end < live.header.floor):
-                    return self._find_places(wanted, self._remake(also=[other.key for other in wanted]))
+                    return self._place(wanted, self._remake(also=[row[0].key for row in wanted]))
                 live.dirty = True
                 place = live.add(slot.digest)
                 live.dirty = False
-            slot.home, slot.place = live.serial, place
+            live.places[slot] = place
         return live
 
     def _check_files(self, live: Live) -> Live:

@@ -118,10 +118,11 @@ class LeasingWriter(Writer, ABC):
                 return False
             moved: dict[int, tuple[int, int]] = {}
             for slot, limit, amount in claims:
-                room, given_under = moved.get(slot.place) or live.read(slot.place)
+                place = live.places[slot]
+                room, given_under = moved.get(place) or live.read(place)
                 if amount > room or limit is None or limit < given_under:
                     return False
-                moved[slot.place] = (room - amount, given_under)
+                moved[place] = (room - amount, given_under)
             live.dirty = True
             try:
                 self._write_framed(frame(body, lease_effects(hold_id, claims, epoch)))
@@ -149,8 +150,9 @@ class LeasingWriter(Writer, ABC):
             live.dirty = True
             for (slot, limit, _), amount in zip(claims, given, strict=True):
                 if amount:
-                    room, given_under = live.read(slot.place)
-                    live.write(slot.place, room + amount, max(given_under, limit or 0))
+                    place = live.places[slot]
+                    room, given_under = live.read(place)
+                    live.write(place, room + amount, max(given_under, limit or 0))
             live.renew_lease(max(before, until), max(latest, expires_at + _LEASE_NS // 1000))
             live.dirty = False
 
