@@ -14,7 +14,7 @@ from datetime import timedelta
 import openai
 import pytest
 from google import genai
-from test_capture_interrupts import interrupted_at
+from test_capture_interrupts import ROOT, interrupted_at
 
 import tokenmeter
 from tokenmeter.capture.calls import InFlight
@@ -127,6 +127,64 @@ def played(provider, meter, loop, monkeypatch):
             await anext(aiter(session.receive()))
 
     return lambda: loop.run_until_complete(play())
+
+
+def connected(provider, meter, loop, _monkeypatch):
+    client = tokenmeter.wrap(google(provider), meter)
+    if not hasattr(client.aio.interactions, "connect"):
+        pytest.skip("this SDK version has no interactions over sockets")
+
+    async def hear():
+        begun = client.interactions.create(model="gemini-3.5-flash", input="Hello", background=True)
+        try:
+            async with client.aio.interactions.connect(begun.id) as session:
+                await session.complete()
+                async for _ in session.receive():
+                    pass
+        finally:
+            client.interactions.get(begun.id)
+
+    return lambda: loop.run_until_complete(hear())
+
+
+@pytest.mark.filterwarnings("ignore:.*experimental")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("way", [took_a_turn, played, connected])
+def test_a_session_is_billed_once_and_holds_nothing_whichever_line_of_its_own_fails(
+    way, provider, priced, loop, tmp_path, monkeypatch
+):
+    meter = Meter(
+        store=open_store(f"sqlite:///{tmp_path}/ledger.db"),
+        pricer=priced.pricer,
+        budgets=[tokenmeter.Budget(limit_usd=10**6, unbounded="expected")],
+    )
+    call = way(provider, meter, loop, monkeypatch)
+
+    def whole():
+        nonlocal ended
+        ended = False
+        contextvars.copy_context().run(call)
+        ended = True
+
+    ended, number, reached, files = False, 1, [], ("genai_sockets.py", "genai_interactions.py")
+    whole()
+    expected = len(list(meter.store.entries()))
+    assert expected == 1
+    while place := interrupted_at(number, whole, MemoryError, within=tuple(f"{ROOT}/capture/{one}" for one in files)):
+        number += 1
+        gc.collect()
+        meter.flush()  # what could not be written waits in memory
+        recorded = len(list(meter.store.entries()))
+        if ended:
+            assert recorded == expected + 1, f"a bill is lost, or there twice: {place}"
+        else:
+            reached.append(place)
+        expected = recorded
+        assert not meter.store.expired(meter.store.now() + timedelta(days=1)), f"a hold stays: {place}"
+    assert number > 20
+    assert len(reached) < number / 2, "too many faults of ours reach the caller"
+    assert meter.store.verify().ok
+    meter.close()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # where it came in a finaliser

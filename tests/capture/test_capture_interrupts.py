@@ -82,8 +82,8 @@ class Calls:
         self.loop.run_until_complete(go())
 
 
-def interrupted_at(number, call, raised=KeyboardInterrupt):
-    """Where line `number` of ours was, at which `call` was interrupted; None when it has fewer."""
+def interrupted_at(number, call, raised=KeyboardInterrupt, *, within=ROOT):
+    """Where line `number` of ours (in files named so) was, at which `call` was interrupted; None when it has fewer."""
     place = None
     passed = 0
 
@@ -97,7 +97,7 @@ def interrupted_at(number, call, raised=KeyboardInterrupt):
         return line
 
     def enter(frame, _event, _argument):
-        return line if frame.f_code.co_filename.startswith(ROOT) else None
+        return line if frame.f_code.co_filename.startswith(within) else None
 
     sys.settrace(enter)
     try:

@@ -18,7 +18,7 @@ from tokenmeter.meter import Meter
 from tokenmeter.pricing import PriceList, Pricer
 from tokenmeter.pricing.price import Discount, Terms
 from tokenmeter.stores import open_store
-from tokenmeter.stores.encoding import counts_text, json_text
+from tokenmeter.stores.encoding import counts_text, json_text, quoted, quoted_text
 
 PRICER = Pricer(PriceList.load())
 MODELS = ("gpt-5-mini", "gpt-4o", "nobody-knows-it")
@@ -236,3 +236,9 @@ WIRE = st.recursive(
 def test_a_usage_object_is_written_as_any_other_value_is(usage):
     """Whatever a provider puts into it: the quick way to write it is no other."""
     assert counts_text(usage) == json_text(usage)
+
+
+@given(st.one_of(st.text(), st.text(st.characters(max_codepoint=0x7F)), st.text(st.characters(categories=["Cs"]))))
+def test_a_text_is_quoted_as_the_general_way_writes_it(text):
+    assert quoted_text(text) == json_text(text)
+    assert quoted(text) == json_text(text).encode()

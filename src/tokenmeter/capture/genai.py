@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
+from tokenmeter.capture.genai_interactions import MeteredConnections
 from tokenmeter.capture.genai_requests import (
     Requests,
     open_request,
@@ -17,7 +18,7 @@ from tokenmeter.capture.genai_requests import (
     put_together,
     with_cap,
 )
-from tokenmeter.capture.genai_sockets import MeteredConnections, MeteredLive, MeteredMusic
+from tokenmeter.capture.genai_sockets import MeteredLive, MeteredMusic
 from tokenmeter.capture.sdk import BINDING, Binding, Sdk, binding_of
 
 if TYPE_CHECKING:

@@ -1,0 +1,171 @@
+"""Google's interactions over a socket, metered: who connects to one reads what may be read elsewhere.
+
+An interaction is billed when it has ended, once, whoever else reads it. What fails of ours once is begun once more.
+"""
+# ruff: noqa: D102 - what stands before the SDK's methods
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING, Any
+
+from tokenmeter.capture.genai_requests import open_request_async
+from tokenmeter.capture.genai_sockets import authorize, begin_again, try_twice
+from tokenmeter.capture.sdk import BINDING
+
+if TYPE_CHECKING:
+    from tokenmeter.capture.calls import InFlight
+    from tokenmeter.capture.responses import Exchange
+
+    class _InteractionsResource:
+        def connect(self, *args: Any, **kwargs: Any) -> Any: ...
+
+else:
+    _InteractionsResource = object
+
+
+class MeteredConnections(_InteractionsResource):
+    """Before the class of the resource that connects to interactions, where the SDK has it."""
+
+    def connect(self, *args: Any, **kwargs: Any) -> Any:
+        context = super().connect(*args, **kwargs)
+        name = kwargs["id"] if "id" in kwargs else args[0]
+        context.__dict__[BINDING] = _Interaction(self.__dict__[BINDING], name)
+        context.__class__ = _metered_context(context.__class__)
+        return context
+
+
+@functools.cache
+def _metered_context(kind: type[Any]) -> type[Any]:
+    """What opens a connection, with `async with` or `await`: a subclass, as classes of generics take no hooks."""
+
+    async def open_(self: Any) -> Any:
+        interaction = self.__dict__[BINDING]
+        await interaction.ask()
+        try:
+            session = await kind._open(self)  # noqa: SLF001 - an SDK's own
+        except BaseException:
+            try:
+                await interaction.end()
+            except Exception as error:  # noqa: BLE001 - the caller gets the SDK's error
+                await begin_again(error, interaction.end)
+            raise
+        if BINDING not in session.__dict__:  # it may be opened twice
+            session.__dict__[BINDING] = interaction
+            session.__class__ = _metered_connection(session.__class__)
+        return session
+
+    return _subclass(kind, _open=open_)
+
+
+@functools.cache
+def _metered_connection(kind: type[Any]) -> type[Any]:
+    async def receive(self: Any) -> AsyncGenerator[Any]:
+        interaction = self.__dict__[BINDING]
+        async with contextlib.aclosing(kind.receive(self)) as events:
+            async for event in events:
+                try:
+                    await interaction.heard(event)
+                except Exception as error:  # noqa: BLE001 - the caller gets his event
+                    await begin_again(error, interaction.heard, event)
+                yield event
+
+    async def cancel(self: Any) -> None:
+        try:
+            await kind.cancel(self)
+        finally:
+            try:
+                await self.__dict__[BINDING].end()
+            except Exception as error:  # noqa: BLE001 - it has ended
+                await begin_again(error, self.__dict__[BINDING].end)
+
+    async def detach(self: Any) -> None:
+        try:
+            await kind.detach(self)
+        finally:
+            try:
+                await self.__dict__[BINDING].end()
+            except Exception as error:  # noqa: BLE001 - it has ended
+                await begin_again(error, self.__dict__[BINDING].end)
+
+    return _subclass(kind, receive=receive, cancel=cancel, detach=detach)
+
+
+def _subclass(kind: type[Any], **methods: Any) -> type[Any]:
+    """A subclass under the same name, its methods documented as those they stand for."""
+    named = {name: functools.wraps(getattr(kind, name))(method) for name, method in methods.items()}
+    told = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
+    return type(kind.__name__, (kind,), {**told, **named})
+
+
+class _Interaction:
+    """One interaction, heard over a socket. It tells its usage when it has ended: until then there is no bill.
+
+    Args:
+        api: The client's API client.
+        name: The interaction's id.
+    """
+
+    def __init__(self, api: Any, name: str) -> None:
+        self._api = api
+        self._name = name
+        self._leave: InFlight | None = None
+        self._reading: InFlight | None = None
+        self._exchange: Exchange | None = None
+
+    async def ask(self) -> None:
+        """The connection is about to be made: what is sent over it needs leave, unless this process began it with one.
+
+        Raises:
+            BudgetExceededError: a hard cap does not allow it.
+        """
+        if self._reading is not None:
+            return
+        from tokenmeter.capture.readings import waiting  # noqa: PLC0415 - a client may be made and never used
+
+        path = f"interactions/{self._name}"
+        reading = await open_request_async(self._api, "GET", path, None, None, streamed=True)
+        if reading is not None and waiting(reading.meter, self._name) is None:
+            body = {"previous_interaction_id": self._name}
+            leave = await open_request_async(self._api, "POST", f"{path}:connect", body, None, streamed=True)
+            if leave is not None:
+                await authorize(leave)
+                self._leave = leave
+        self._reading = reading
+
+    async def heard(self, event: Any) -> None:
+        """An event was received. May be begun anew with it."""
+        reading = self._reading
+        if reading is None:
+            return
+        try_twice(reading, lambda: self._take(reading, event))
+        if self._exchange is not None and self._exchange.ended:
+            await self.end()
+
+    def _take(self, reading: InFlight, event: Any) -> None:
+        """What an event says; may be begun anew."""
+        from tokenmeter.providers.google.streams import ENDS  # noqa: PLC0415 - as above
+
+        if self._exchange is None:
+            exchange = reading.answers[0] if reading.answers else reading.respond({}, streamed=True)
+            exchange.saw_event({"interaction": {"id": self._name}})
+            self._exchange = exchange
+        kind = str(getattr(event, "event_type", None) or "")
+        if kind.startswith("interaction."):
+            self._exchange.saw_event(event.model_dump(mode="json", by_alias=True, exclude_none=True))
+        elif (words := getattr(getattr(event, "delta", None), "text", None)) is not None:
+            self._exchange.saw_event({"delta": {"text": words}})
+        if kind in ENDS:
+            self._exchange.ended = True
+
+    async def end(self) -> None:
+        """Nothing more is heard: what has ended is written down, and what was held is free. May be begun anew."""
+        exchange, reading, leave = self._exchange, self._reading, self._leave
+        if exchange is not None and reading is not None:
+            await exchange.finish_async()
+            await reading.returned_async()
+        if leave is not None:
+            await leave.returned_async()
+        self._exchange = self._reading = self._leave = None
