@@ -526,6 +526,26 @@ def test_the_probes_say_yes_or_no_and_nothing_else(shared, filed, monkeypatch):
     assert (status, headers["content-type"]) == (503, "application/problem+json")
 
 
+def test_who_sees_a_part_is_not_told_where_the_ledger_lies(shared, filed, monkeypatch):
+    def away(*_, **__):
+        raise StoreUnavailableError("postgresql://user@secret-host/db does not answer; look at /secret-host/spool")
+
+    for name in ("pulse", "aggregate", "entries", "entry", "documents", "latencies", "all_counters", "span", "health"):
+        monkeypatch.setattr(type(filed.store), name, away)
+    asked = [*PAGES, "/account?member=ada", "/values?of=model", "/export/entries.csv", "/metrics", "/doubts"]
+    asked += [f"/api/v1/{one}" for one in ("report", "entries", "balances", "invoices", "statement?account=member=ada")]
+    told = {True: 0, False: 0}
+    for path in asked:
+        for token in (ADA, OPS):
+            status, _, body = shared.get(path, **bearer(token))
+            assert status in {200, 422, 503}, path
+            told[token == OPS] += "secret-host" in body
+            if status == 503:
+                assert "does not answer" in body, path
+    assert told[False] == 0
+    assert told[True] > 10
+
+
 def test_prometheus_reads_the_ledgers_sums(shared):
     from prometheus_client.parser import text_string_to_metric_families
 

@@ -369,6 +369,25 @@ def test_who_spent_most_yesterday_why_and_a_cap_on_them(make_meter, record_in, s
                 wrapped.chat.completions.create(**ask)
 
 
+def test_a_page_of_a_ledger_that_is_away_says_so_and_comes_by_itself(
+    own_postgres_server, make_meter, record_in, serve, browse, tmp_path
+):
+    meter = make_meter([], f"{own_postgres_server.url}&spool={tmp_path}/spool")
+    record_in(meter, who={"member": "ada"})
+    served = serve(meter)
+    page = browse(served.url, expected=("503", "Failed to load"))
+    live = page.locator("#live")
+    expect(live).to_have_text("Live")
+    own_postgres_server.stop_at_once()
+    expect(live).to_have_text("Not live: the dashboard does not answer")
+    page.goto(f"{served.url}/entries")
+    expect(page.get_by_role("heading", name="The ledger cannot be read")).to_be_visible()
+    expect(page.get_by_text("comes by itself")).to_be_visible()
+    own_postgres_server.start()
+    expect(page.get_by_role("heading", name="Entries")).to_be_visible()
+    expect(page.locator("#live")).to_have_text("Live")
+
+
 def test_who_may_caps_a_member_from_their_page_after_seeing_what_it_does(busy, serve, browse):
     page = browse(f"{serve(letting_act(busy, 'read', 'budgets')).url}/login")
     page.get_by_label("Token").fill(ACTS)

@@ -50,7 +50,7 @@ from tokenmeter.serving.access import AccessScope as LedgerScope
 from tokenmeter.serving.acting import add_verbs
 from tokenmeter.serving.lens import Lens, ReadableMeter, look_through, pulse_of
 from tokenmeter.serving.probes import Probes, Pulse, entries_of, metrics_of
-from tokenmeter.serving.problems import BROKEN
+from tokenmeter.serving.problems import BROKEN, tell_error
 from tokenmeter.serving.rest import make_api
 from tokenmeter.stores.packing import only_answer
 
@@ -314,8 +314,9 @@ def _logout(door: Door) -> Callable[[Request], Awaitable[Response]]:
 def _failed(request: Request, error: Exception) -> Response:
     if isinstance(error, ConfigurationError):
         return page(request, "error.html", status=400, title="That cannot be shown", message=str(error))
-    status = 503 if isinstance(error, StoreError) else 500
-    return page(request, "error.html", status=status, title="The ledger cannot be read", message=str(error))
+    words, away = tell_error(request, error), isinstance(error, StoreError)
+    status = 503 if away else 500
+    return page(request, "error.html", status=status, title="The ledger cannot be read", message=words, away=away)
 
 
 def _out_of_time(request: Request, _: Exception) -> Response:

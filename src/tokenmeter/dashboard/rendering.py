@@ -144,6 +144,7 @@ def page(request: Request, template: str, *, status: int = 200, title: str, **co
         "view": None,
         "door": False,
         "back": "/",
+        "away": False,
         "refused": refused,
         "browser_zone": request.scope.get(ZONE),
         "proof": request.scope.get(PAGE_PROOF, ""),

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
 from tokenmeter.errors import ConfigurationError, LedgerError, StoreError, TokenmeterError, UnknownModelError
+from tokenmeter.serving.access import ACCESS, Access
 from tokenmeter.serving.shapes import ResponsePart
 
 
@@ -48,18 +49,28 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 #: Of a fault of ours nothing is told; the server logs it behind the answer.
 BROKEN = "Something failed inside; the log of the server says what."
+_AWAY = "The ledger does not answer now; try again in a moment."
 #: What any path may answer besides what it is for.
 PROBLEMS = problems(400, 401, 403, 408, 413, 421, 422, 429, 431, 500, 503)
 
 
-def _failed(_: Request, error: Exception) -> Response:
+def tell_error(request: Request, error: Exception) -> str:
+    """An error's words. Who sees a part of the ledger is not told where the whole lies, and why that cannot be read."""
+    access: Access = request.scope.get(ACCESS) or Access()
+    if not access.scope.conditions or isinstance(error, ConfigurationError | UnknownModelError):
+        return str(error)
+    return _AWAY if isinstance(error, StoreError) else BROKEN
+
+
+def _failed(request: Request, error: Exception) -> Response:
+    words = tell_error(request, error)
     if isinstance(error, UnknownModelError):
-        return problem(404, str(error))
+        return problem(404, words)
     if isinstance(error, StoreError):
-        return problem(503, str(error), headers={"retry-after": "5"})
+        return problem(503, words, headers={"retry-after": "5"})
     if isinstance(error, LedgerError):
-        return problem(409, str(error))
-    return problem(400 if isinstance(error, ConfigurationError) else 500, str(error))
+        return problem(409, words)
+    return problem(400 if isinstance(error, ConfigurationError) else 500, words)
 
 
 def _allowed(request: Request) -> str:

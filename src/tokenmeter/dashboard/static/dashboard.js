@@ -120,6 +120,17 @@
   // A form that was refused is shown on its page again: that is where reloading, and what comes live, belongs.
   const again = document.querySelector("form[data-here]");
   if (again) window.history.replaceState(null, "", again.dataset.here);
+  // A page that the ledger could not fill is asked for again once that answers.
+  const away = document.querySelector("[data-away]");
+  async function askAgain() {
+    const there = !document.hidden && (await fetch(away.dataset.away).catch(() => null))?.ok;
+    if (there) location.reload();
+    else setTimeout(askAgain, 3 * LEAST_PAUSE);
+  }
+  if (away) {
+    away.textContent = "This page comes by itself as soon as the ledger answers.";
+    setTimeout(askAgain, 3 * LEAST_PAUSE);
+  }
   if (status) say("Connecting", false);
   listen();
 
