@@ -28,6 +28,7 @@ _EMBEDDING_USAGE = frozenset({"prompt_tokens", "total_tokens"})
 #: Parts of a sum that cost what the sum costs.
 _INSIDE = frozenset({"reasoning_tokens", "accepted_prediction_tokens", "rejected_prediction_tokens"})
 _NOTHING: frozenset[str] = frozenset()
+_INTEGERS = frozenset({int})
 #: In the names of models that search the web on every request.
 _SEARCHES = "-search-"
 #: Output items behind which nothing else is billed.
@@ -58,7 +59,11 @@ def _only(details: Any, name: str, harmless: frozenset[str]) -> int | None:
     """The one part of a sum that counts; None where another one does, or it is no count."""
     if not is_object(details):
         return None
-    found = 0
+    values, found = details.values(), 0
+    if _INTEGERS.issuperset(map(type, values)) and min(values, default=0) >= 0:
+        found = int(details.get(name, 0))
+        if sum(values) == found <= MOST:
+            return found  # nearly always: there is no other part
     for key, value in details.items():
         if value is None:
             continue
