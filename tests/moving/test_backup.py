@@ -1,8 +1,11 @@
 """A backup is the whole ledger in one file, made while programs write; restoring it loses nothing that is there."""
 
 import json
+import resource
 import sqlite3
 import stat
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -202,3 +205,27 @@ def test_the_commands_say_what_they_did(filled, url, tmp_path, command):
     assert (code, json.loads(said)["entries"]) == (0, 12)
     code, _, said = command("db", "restore", file, "--store", f"sqlite:///{tmp_path}/new.db")
     assert (code, "--overwrite" in said) == (2, True)
+
+
+def test_without_room_for_a_copy_its_file_is_named_and_nothing_is_left(filled, url, tmp_path):
+    """The ledger's own disk was said to be full, and a journal stayed."""
+    meter = filled(url)
+    made = meter.backup(tmp_path / "backup.db")
+    meter.close()
+    size = made.path.stat().st_size // 2
+
+    def run(*arguments):
+        command = [sys.executable, "-m", "tokenmeter", "db", *map(str, arguments)]
+        limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))  # noqa: E731
+        return subprocess.run(command, capture_output=True, text=True, preexec_fn=limit, check=False)
+
+    for arguments, named in (
+        (("backup", tmp_path / "other" / "backup.db", "--store", url), tmp_path / "other" / "backup.db"),
+        (("restore", made.path, "--store", f"sqlite:///{tmp_path}/other/new.db"), tmp_path / "other" / "new.db"),
+    ):
+        named.parent.mkdir(exist_ok=True)
+        done = run(*arguments)
+        assert done.returncode == 3
+        assert str(named) in " ".join(done.stderr.split())
+        assert list(named.parent.iterdir()) == []
+    assert tokenmeter.make_meter(store=url).verify().ok

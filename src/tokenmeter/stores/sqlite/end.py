@@ -209,19 +209,33 @@ def copy_file(source: Callable[[Callable[[Connection], None]], None], target: Pa
     Raises:
         StoreUnavailableError: it cannot be written.
     """
+
+    def write(live: Connection) -> None:
+        try:
+            live.backup(connection, pages=-1)
+        except sqlite3.Error as error:
+            # Nothing is written to the ledger: it is not the one whose disk is full.
+            unwritten = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_READONLY}
+            if getattr(error, "sqlite_errorcode", None) in unwritten:
+                raise explained(target, error) from error
+            raise
+
     try:
         make_private_file(target)
         connection = sqlite3.connect(str(target), isolation_level=None)
         try:
-            source(lambda live: live.backup(connection, pages=-1))
+            source(write)
             connection.execute("PRAGMA journal_mode = DELETE")
         finally:
             connection.close()
         with target.open("rb") as file:
             os.fsync(file.fileno())
-    except (OSError, sqlite3.Error) as error:
-        with contextlib.suppress(OSError):
-            target.unlink(missing_ok=True)
+    except BaseException as error:
+        for end in ("", "-journal"):
+            with contextlib.suppress(OSError):
+                Path(f"{target}{end}").unlink(missing_ok=True)
         if isinstance(error, sqlite3.Error):
             raise explained(target, error) from error
-        raise StoreUnavailableError(f"{target} cannot be written: {error.strerror or error}.") from error
+        if isinstance(error, OSError):
+            raise StoreUnavailableError(f"{target} cannot be written: {error.strerror or error}.") from error
+        raise
