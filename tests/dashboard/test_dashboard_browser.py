@@ -126,6 +126,27 @@ def test_dragging_zooms_in_and_the_back_button_zooms_out(served, browse, width, 
     page.get_by_role("link", name="Remove the dates").wait_for(state="detached")
 
 
+def test_keys_open_a_column_and_zoom_into_a_stretch(served, browse):
+    page = browse(f"{served.url}/explore?period=last-30d&tz=UTC")
+    page.locator("#plane").focus()
+    for key in ("ArrowLeft", "ArrowLeft", "Shift+ArrowLeft", "Shift+ArrowLeft"):
+        page.keyboard.press(key)
+    assert page.locator("#plane .chosen").get_attribute("width") == "30"
+    page.keyboard.press("Escape")
+    assert page.locator("#plane .chosen").get_attribute("width") == "0"
+    for key in ("ArrowLeft", "ArrowLeft", "Shift+ArrowLeft", "Shift+ArrowLeft", "Shift+ArrowRight", "Enter"):
+        page.keyboard.press(key)
+    page.wait_for_url("**since=*until=*")
+    today = datetime.now(UTC).date()
+    assert f"since={today - timedelta(days=2)}&until={today}" in page.url
+    page.get_by_role("link", name="Remove the dates").wait_for()
+    # The chart has the focus still, and a key without Shift chooses nothing more than its column.
+    for key in ("ArrowRight", "Shift+ArrowRight", "ArrowRight", "Enter"):
+        page.keyboard.press(key)
+    page.wait_for_url(lambda address: f"since={today - timedelta(days=2)}&until={today}" not in address)
+    assert "since=" in page.url
+
+
 @pytest.mark.parametrize(("width", "scheme"), SIGHTS)
 def test_a_name_in_the_legend_hides_its_series_and_the_address_keeps_it(served, browse, width, scheme):
     page = browse(f"{served.url}/explore?by=member", width=width, scheme=scheme)

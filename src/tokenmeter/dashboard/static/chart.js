@@ -1,4 +1,5 @@
 // A chart's pointer: tells what is under it, opens a column, zooms into a stretch. The server has drawn it.
+// Arrow keys do the same: with Shift they choose a stretch, Enter opens the column or zooms in.
 // A finger hovers over nothing: its first tap tells, a second one on the same column opens it.
 "use strict";
 (() => {
@@ -6,6 +7,7 @@
   const NEAR = 6; // pixels within which a drag is a click
   let plane, data, tip, here, chosen;
   let at = null; // the column that is told
+  let picked = null; // the column where a stretch begins that the keys choose
   let from = null; // where a drag began: column and pixel, and whether the column was told already
 
   function set() {
@@ -58,9 +60,17 @@
   }
 
   function hush() {
-    at = from = null;
+    at = from = picked = null;
     if (tip) tip.hidden = true;
     chosen?.setAttribute("width", 0);
+  }
+
+  // The stretch between two columns, both included.
+  function mark(one, other) {
+    const [first, last] = [one, other].sort((a, b) => a - b);
+    chosen.setAttribute("x", first * WIDE);
+    chosen.setAttribute("width", (last - first + 1) * WIDE);
+    return [first, last];
   }
 
   function go(address) {
@@ -80,10 +90,7 @@
   on("pointermove", (event) => {
     const place = column(event);
     if (place !== at) tell(place);
-    if (from === null) return;
-    const [first, last] = [from.place, place].sort((one, other) => one - other);
-    chosen.setAttribute("x", first * WIDE);
-    chosen.setAttribute("width", (last - first + 1) * WIDE);
+    if (from !== null) mark(from.place, place);
   });
   on("pointerdown", (event) => {
     const place = column(event);
@@ -107,9 +114,17 @@
     if (step) {
       event.preventDefault();
       const next = (at ?? (step > 0 ? -1 : data.labels.length)) + step;
-      if (next in data.labels) tell(next);
-    } else if (event.key === "Enter" && at !== null) go(data.links[at]);
-    else if (event.key === "Escape") hush();
+      if (!(next in data.labels)) return;
+      picked = event.shiftKey ? (picked ?? at ?? next) : null;
+      tell(next);
+      if (picked === null) chosen.setAttribute("width", 0);
+      else mark(picked, next);
+    } else if (event.key === "Enter" && at !== null) {
+      const stretch = picked === null || picked === at ? null : mark(picked, at);
+      if (stretch === null) return go(data.links[at]);
+      hush();
+      zoom(...stretch);
+    } else if (event.key === "Escape") hush();
   });
   document.addEventListener("pointerout", (event) => {
     const left = plane?.contains(event.target) && !plane.contains(event.relatedTarget);
