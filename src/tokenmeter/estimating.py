@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime
@@ -18,8 +19,9 @@ from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Charge, utcnow
 from tokenmeter.money import ZERO, multiply
 from tokenmeter.periods import parse_instant
-from tokenmeter.pricing import Ceiling, Pricer, Rating
+from tokenmeter.pricing import Ceiling, Price, Pricer, Rating
 from tokenmeter.providers import dialect_for
+from tokenmeter.providers.hosts import names
 from tokenmeter.providers.prompts import TOKENS_PER_IMAGE, tokens_of
 from tokenmeter.providers.registry import FORMATS, dialect
 from tokenmeter.usage import Consumption, Observation, Quantity, Usage
@@ -30,6 +32,17 @@ ASSUMED_ANSWER = 500
 #: More tokens than any call has: their cost would be no amount that a ledger takes.
 _MOST_TOKENS = 10**12
 _counter = TokenCounter()
+#: What these may say, beside what rows of one's own have prices for.
+_WORDS = {
+    "service_tier": frozenset({
+        *("auto", "default", "standard", "standard_only", "on_demand", "flex", "scale", "priority", "fast"),
+        *("ultrafast", "batch", "offpeak", "performance", "provisioned", "reserved"),
+    }),
+    "speed": frozenset({"fast", "standard"}),
+}  # fmt: skip
+#: What names of regions are made of: a cloud's end in a number (``us-east-1``, ``europe-west4``), zones are one word.
+_REGION = re.compile(r"[a-z]{2,20}\d?|[a-z]+(-[a-z]+)+-?\d{1,2}")
+_DIRECTIONS = re.compile(r"(north|south)?(east|west)?|central|gov|isof?|isob")
 #: Fields that decide what a call costs, and the arguments here: a name almost like one of these is a slip.
 _FIELDS = frozenset(
     {
@@ -176,8 +189,8 @@ def estimate(
         priced: Prices and terms.
         model: Model to be asked, as the call would name it.
         provider: Who would bill it; default: by the model's name, else ``openai``.
-        endpoint: SDK method path whose format the request has; default: ``messages`` at Anthropic, ``responses`` where
-            an ``input`` is given, else ``chat.completions``.
+        endpoint: SDK method path whose format the request has, or a URL path of another; default: ``messages`` at
+            Anthropic, ``responses`` where an ``input`` is given, else ``chat.completions``.
         max_output_tokens: The answer's limit, whatever the endpoint calls it.
         expected_output_tokens: How long the answer will likely be; default: the limit, but 500 at most.
         input_tokens: The prompt's size, where it is known; else it is counted or guessed from the request.
@@ -214,7 +227,10 @@ def estimate(
         raise ConfigurationError("Which model? Give its name first: tokenmeter.estimate('gpt-5', messages=[...]).")
     who = provider or provider_of(named)
     path = endpoint or dialect(who if who in FORMATS else FORMATS[0]).usual_endpoint(whole)
-    call = _sized(_call(who, path, {**whole, "model": named}, attribution), sizes, processing=processing, region=region)
+    call = _call(who, path, {**whole, "model": named}, attribution)
+    said = {"service_tier": call.facts.service_tier, "speed": whole.get("speed"), "region": region}
+    _refuse_unknown(priced.pricer.price_list.own_rows, who, path, said)
+    call = _sized(call, sizes, processing=processing, region=region)
     moment = utcnow() if at is None else parse_instant(at)
     return _quote(
         priced.pricer,
@@ -281,6 +297,35 @@ def _refuse_slips(processing: str | None, body: Mapping[str, Any]) -> None:
             raise ConfigurationError(
                 f"What is {name!r}? Did you mean {meant[0]!r}? (Put a field of that very name into request={{...}}.)"
             )
+
+
+def _refuse_unknown(rows: Sequence[Price], provider: str, endpoint: str, said: Mapping[str, Any]) -> None:
+    """A word that nobody has a price for would be estimated as if it were not there, or as unpriced."""
+    for name, words in _WORDS.items():
+        word = said.get(name)
+        known = words | {own for row in rows if (own := getattr(row.conditions, name))}
+        if word and (not isinstance(word, str) or word.lower().removeprefix("service_tier_") not in known):
+            raise ConfigurationError(f"{name} is one of {', '.join(sorted(known))}, not {word!r}.")
+    if (region := said["region"]) and region not in {row.conditions.region for row in rows} and not _is_region(region):
+        raise ConfigurationError(
+            f"region is a cloud's, such as us-east-1 or europe-west4, or a data zone, such as us or eu, not {region!r}."
+        )
+    known = frozenset({*names(), *(row.provider for row in rows)})
+    meant = difflib.get_close_matches(provider.lower(), known, n=1, cutoff=0.8)
+    if meant and provider.lower() not in known:
+        raise ConfigurationError(f"Who is {provider!r}? Did you mean {meant[0]!r}?")
+    if endpoint.startswith("/") or dialect_for(provider, endpoint).named(endpoint).kind != "unknown":
+        return
+    paths = sorted({path for name in FORMATS for path in dialect(name).billed()})
+    like = difflib.get_close_matches(endpoint, paths, n=3) or paths
+    raise ConfigurationError(f"endpoint is a method of an SDK, such as {', '.join(like)}, not {endpoint!r}.")
+
+
+def _is_region(name: str) -> bool:
+    parts = name.lower().split("-")
+    return bool(_REGION.fullmatch(name.lower())) and all(
+        _DIRECTIONS.fullmatch(part.rstrip("0123456789")) for part in parts[1:]
+    )
 
 
 def _sized(call: Call, sizes: Mapping[str, int | None], *, processing: str | None, region: str | None) -> Call:

@@ -107,7 +107,7 @@ def test_an_unknown_model_is_unpriced_never_zero():
         ("whisper-1", "audio.transcriptions", {}),
         ("gpt-4o-mini-tts", "audio.speech", {"input": "Hello."}),
         ("gpt-image-1", "images.generate", {"prompt": "a cat", "size": "1024x1024"}),
-        ("gpt-5", "foo.bar", {"messages": HELLO}),
+        ("gpt-5", "/foo/bar", {"messages": HELLO}),
     ],
 )
 def test_what_only_the_answer_says_is_no_likely_cost(model, endpoint, request_body):
@@ -115,6 +115,50 @@ def test_what_only_the_answer_says_is_no_likely_cost(model, endpoint, request_bo
     assert (told.expected_cost, told.upper_bound) == (None, None)
     assert told.expected.cost_source == "unpriced"
     assert "not known before the answer" in told.why_unbounded
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"endpoint": "chat.completion"}, r"such as chat\.completions"),
+        ({"endpoint": "foo.bar"}, r"such as .*messages.*models\.generate_content.*responses"),
+        ({"provider": "opnai"}, "Did you mean 'openai'"),
+        ({"speed": "fsat"}, "speed is one of fast, standard, not 'fsat'"),
+        ({"speed": 1}, "speed is one of"),
+        ({"region": "eu-wset"}, "region is a cloud's, such as us-east-1"),
+        ({"region": "us-esat-1"}, "region is a cloud's, such as us-east-1"),
+        ({"service_tier": "flx"}, "service_tier is one of .*flex"),
+        ({"model": "gemini-2.5-flash", "config": {"service_tier": "flx"}}, "service_tier is one of .*flex"),
+    ],
+)
+def test_a_word_that_nobody_has_a_price_for_is_refused_with_those_that_are(wrong, told):
+    """It would be estimated as if it were not there: at the standard price, or in no region."""
+    with pytest.raises(ConfigurationError, match=told):
+        tokenmeter.estimate(**{"model": "gpt-5", "input_tokens": 1_000, **wrong})
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *({"region": name} for name in ("us", "eu", "global", "us-east-1", "us-gov-west-1", "europe-west4", "eastus2")),
+        *({"service_tier": name} for name in ("auto", "default", "flex", "Priority")),
+        *({"provider": name} for name in ("our-own", "vllm", "bedrock", "google-vertex")),
+        {"speed": "fast", "model": "claude-opus-4-8"},
+        {"endpoint": "beta.responses"},
+    ],
+    ids=str,
+)
+def test_words_that_there_are_and_providers_of_ones_own_are_not_refused(words):
+    assert tokenmeter.estimate(**{"model": "gpt-5", "input_tokens": 1_000, **words}).endpoint
+
+
+def test_a_tier_of_ones_own_rows_is_one():
+    row = {"provider": "openai", "model": "gpt-5", "sku_meter": "input", "unit_price": "9", "per": 1_000_000}
+    meter = tokenmeter.make_meter(store="memory:", prices=[{**row, "service_tier": "gold"}])
+    assert tokenmeter.estimate("gpt-5", input_tokens=1_000, service_tier="gold", meter=meter).lines
+    with pytest.raises(ConfigurationError, match="gold"):
+        tokenmeter.estimate("gpt-5", input_tokens=1_000, service_tier="silver", meter=meter)
+    meter.close()
 
 
 def test_what_is_sold_by_the_piece_is_estimated_by_the_piece():

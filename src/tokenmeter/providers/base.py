@@ -199,6 +199,10 @@ class Dialect(ABC):
         """The endpoint of an SDK method path, for a call that is described and not seen."""
         return Endpoint(path, "other", "unknown")
 
+    def billed(self) -> Iterable[str]:
+        """SDK method paths that are billed when they answer."""
+        return ()
+
     @abstractmethod
     def usual_endpoint(self, body: Mapping[str, Any]) -> str:
         """The SDK method path of what a request `body` is most likely for, where nobody says."""
@@ -307,6 +311,10 @@ class Routes:
         tail = segments[start:]
         paid = method == "POST" and tail[0] in self._paid_roots
         return Endpoint("/" + "/".join(tail), "other", "unknown" if paid else "free")
+
+    def billed(self) -> Iterable[str]:
+        """SDK method paths that are billed when they answer."""
+        return (route.endpoint.path for route in self._routes if route.endpoint.kind == "billed")
 
     def named(self, path: str) -> Endpoint | None:
         """The endpoint with this SDK method path; None when the API has none."""

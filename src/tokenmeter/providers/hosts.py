@@ -138,6 +138,11 @@ def canonical_provider(provider: str) -> str:
     return known.id if known is not None else name
 
 
+def names() -> frozenset[str]:
+    """Every name by which a host is known."""
+    return frozenset(_BY_NAME)
+
+
 def host_of(provider: str) -> Host:
     """What is known of a provider, by any of its names."""
     name = canonical_provider(provider)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -30,6 +30,10 @@ class AnthropicDialect(Dialect):
     def endpoint(self, method: str, path: str) -> Endpoint:
         """The endpoint of an HTTP method and URL path."""
         return requests.endpoint(method, path)
+
+    def billed(self) -> Iterable[str]:
+        """SDK method paths that are billed when they answer."""
+        return requests.ROUTES.billed()
 
     def named(self, path: str) -> Endpoint:
         """The endpoint of an SDK method path."""

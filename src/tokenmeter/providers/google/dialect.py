@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tokenmeter.call import RequestFacts
@@ -38,6 +38,10 @@ class GoogleDialect(Dialect):
     def endpoint(self, method: str, path: str) -> Endpoint:
         """The endpoint of an HTTP method and URL path."""
         return requests.endpoint(method, path)
+
+    def billed(self) -> Iterable[str]:
+        """SDK method paths that are billed when they answer."""
+        return requests.BILLED
 
     def named(self, path: str) -> Endpoint:
         """The endpoint of an SDK method path."""

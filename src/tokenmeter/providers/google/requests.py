@@ -390,6 +390,9 @@ def _may_cost(segments: list[str]) -> bool:
     return _FREE.isdisjoint(segments)
 
 
+BILLED = tuple(name for name, known in _ENDPOINTS.items() if known.kind == "billed")
+
+
 @lru_cache(maxsize=1024)
 def model_in(path: str) -> str | None:
     """The model that a path names, as price lists know it; a tuned one with its collection."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from tokenmeter.call import RequestFacts
@@ -52,6 +52,10 @@ class OpenAIDialect(Dialect):
     def endpoints_at(self, method: str, path: str) -> Mapping[str, Endpoint]:
         """By provider: what it alone bills at a path."""
         return requests.endpoints_at(method, path)
+
+    def billed(self) -> Iterable[str]:
+        """SDK method paths that are billed when they answer."""
+        return requests.ROUTES.billed()
 
     def named(self, path: str) -> Endpoint:
         """The endpoint of an SDK method path."""
