@@ -158,6 +158,40 @@ def test_what_a_party_must_be_known_by_is_named_before_a_number_is_taken(ready, 
     assert invoices(ready) == []
 
 
+@pytest.mark.parametrize(
+    ("buyer", "tax", "told"),
+    [
+        ({"country": "XX"}, {}, r"BT-55 buyer.country as its code of two letters \(DE\), not 'XX'"),
+        (
+            {"electronic_scheme": "ABCD"},
+            {},
+            r"BT-49 buyer.electronic_scheme as a code of the list EAS \(EM\), not 'ABCD'",
+        ),
+        ({}, {"category": "E", "exemption": "BOGUS"}, r"BT-121 taxes.exemption as a code of the list VATEX .*'BOGUS'"),
+        ({}, {"category": "S"}, "BT-152 a rate above 0 for category S"),
+    ],
+)
+@pytest.mark.parametrize("form", ["cii", "ubl", "factur-x"])
+def test_a_code_that_no_list_has_is_named_before_a_number_is_taken(ready, form, buyer, tax, told):
+    parties = {"seller": SELLER, "buyers": {"team": {"search": {**BUYER, **buyer}}}}
+    taxes = [{"name": "VAT", "rate": "0", **tax}] if tax else VAT
+    with pytest.raises(ConfigurationError, match=told):
+        issued(ready, **parties, taxes=taxes, einvoice=form)
+    assert invoices(ready) == []
+
+
+def test_codes_that_lists_have_are_valid(ready):
+    """Northern Ireland's, and an exemption that is not the usual one."""
+    bill = issued(
+        ready,
+        buyers={"team": {"search": {**BUYER, "country": "XI", "electronic_scheme": "0088"}}},
+        taxes=[{"name": "VAT", "rate": "0", "category": "E", "exemption": "VATEX-EU-151", "note": "Exempt"}],
+        einvoice="cii",
+    )
+    assert failures(make_einvoice(bill, "cii"), CII) == []
+    assert failures(make_einvoice(bill, "ubl"), UBL) == []
+
+
 def test_each_factor_is_an_allowance_or_a_charge_by_its_name(ready):
     text = make_einvoice(issued(ready), "cii").decode()
     assert "discount x 0.8" in text

