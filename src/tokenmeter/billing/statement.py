@@ -62,6 +62,7 @@ class Statement(Printable):
     """
 
     columns: ClassVar[tuple[str, ...]] = _COLUMNS
+    heads: ClassVar[tuple[str, ...]] = ("Date", "Description", "Charges", "Credits", "Balance")
     scope: Mapping[str, str]
     period: Period
     basis: Basis
@@ -76,17 +77,32 @@ class Statement(Printable):
     buyer: Party | None = None
 
     def __str__(self) -> str:
-        width = max([24, *(len(line.description) for line in self.lines)])
-        head = f"Statement of {account_name(self.scope)}, {self.period.label} ({self.period.tz}), {self.currency}"
-        form = f"{{:<12}} {{:<{width}}} {{:>18}} {{:>18}} {{:>18}}"
-        rows = [("Date", "", "Charges", "Credits", "Balance"), ("", "Opening balance", "", "", f"{self.opening:,f}")]
-        rows += [
-            (line.date, line.description, f"{line.charges:,f}", f"{line.credits:,f}", f"{line.balance:,f}")
-            for line in self.lines
+        rows = [self.heads, *self.rows]
+        date, what, *amounts = (max(map(len, column)) for column in zip(*rows, strict=True))
+        form = f"{{:<{date}}}  {{:<{what}}}  {'  '.join(f'{{:>{width}}}' for width in amounts)}"
+        return "\n".join([self.title, *(form.format(*row).rstrip() for row in rows), *self.doubts])
+
+    @property
+    def title(self) -> str:
+        """Whose statement it is, of what, in one line."""
+        return f"Statement of {account_name(self.scope)}, {self.period.label} ({self.period.tz}), {self.currency}"
+
+    @property
+    def rows(self) -> list[tuple[str, ...]]:
+        """Its lines as text under `heads`; the opening balance is the first, the closing one the last."""
+        return [
+            ("", "Opening balance", "", "", f"{self.opening:,f}"),
+            *(
+                (line.date, line.description, f"{line.charges:,f}", f"{line.credits:,f}", f"{line.balance:,f}")
+                for line in self.lines
+            ),
+            ("", "Closing balance", f"{self.charges:,f}", f"{self.credits:,f}", f"{self.closing:,f}"),
         ]
-        rows.append(("", "Closing balance", f"{self.charges:,f}", f"{self.credits:,f}", f"{self.closing:,f}"))
-        doubt = [_say_unpriced(self.unpriced)] if self.unpriced else []
-        return "\n".join([head, *(form.format(*row).rstrip() for row in rows), *doubt])
+
+    @property
+    def doubts(self) -> list[str]:
+        """What is to be said below it."""
+        return [_say_unpriced(self.unpriced)] if self.unpriced else []
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, JSON-ready; decimals are text."""
@@ -131,7 +147,6 @@ class Statement(Printable):
             for line in self.lines
         )
         rows = (PrintedRow((*cells, figure(line.balance))) for cells, line in zip(lines, self.lines, strict=True))
-        doubt = [_say_unpriced(self.unpriced)] if self.unpriced else []
         accounts = (f"{name.replace('_', ' ')} {value}" for name, value in self.scope.items())
         return PrintedSheet(
             title="Statement of account",
@@ -146,11 +161,11 @@ class Statement(Printable):
                 ("Credits", figure(self.credits)),
                 ("Closing balance", figure(self.closing)),
             ),
-            columns=("Date", "Description", "Charges", "Credits", "Balance"),
+            columns=self.heads,
             numeric=(False, False, True, True, True),
             rows=tuple(rows),
             empty="Nothing moved in this period.",
-            remarks=tuple(doubt),
+            remarks=tuple(self.doubts),
         )
 
 

@@ -97,8 +97,13 @@ def statement(
         )
     if to is not None:
         write_document(drawn, to)
+    elif frame.as_json:
+        emit(drawn.to_dict())
     else:
-        frame.tell(drawn)
+        out.print(drawn.title, markup=False)
+        show_table(drawn.heads, drawn.rows, figures=drawn.heads[2:])
+        for doubt in drawn.doubts:
+            out.print(doubt, markup=False)
 
 
 @command(

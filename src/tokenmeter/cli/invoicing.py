@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -371,8 +372,9 @@ def _show_invoice(frame: Frame, invoice: Invoice) -> None:
         emit(invoice.to_dict())
         return
     out.print(str(invoice), markup=False)
-    wide = max([60, *(len(line.description) for line in invoice.lines)])
     sheet = invoice.to_sheet()
+    named = (line.description for line in invoice.lines), (name for name, _ in sheet.sums), ("left to pay",)
+    wide = max(map(len, chain.from_iterable(named)))
     for line, row in zip(invoice.lines, sheet.rows, strict=True):
         out.print(f"{line.position:>5}  {line.description:<{wide}} {line.amount:>14,f}", markup=False)
         if row.note:

@@ -266,6 +266,20 @@ def test_a_statement_is_an_accounts_running_balance(run: Callable[..., Outcome],
     assert "FIELD=VALUE" in run("statement", "bob").err
 
 
+@pytest.mark.parametrize("columns", ["40", "60", "80"])
+def test_a_statement_and_an_invoice_fit_a_narrow_terminal(
+    run: Callable[..., Outcome], ledger: Path, monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setattr(frame.out, "width", int(columns))
+    told = run("statement", "member=bob", "--period", "2026-11").out.splitlines()
+    title, *table, doubt = told
+    assert ("member=bob" in title, "price" in doubt) == (True, True)
+    assert max(map(len, table)) <= int(columns)
+    lines = run("invoice", "draft", "member=bob", "--period", "2026-11").out.splitlines()
+    assert max(map(len, lines)) <= max(60, int(columns))
+
+
 @pytest.mark.parametrize("columns", ["60", "90"])
 def test_a_narrow_terminal_folds_and_never_cuts(
     run: Callable[..., Outcome], ledger: Path, monkeypatch: pytest.MonkeyPatch, columns: str
