@@ -1,19 +1,22 @@
 """The OpenAI SDK's clients, metered: import them from here in place of ``openai``.
 
 Every name of the ``openai`` package can be imported from here. The client classes are subclasses of the SDK's, under
-the same names; everything else is the SDK's own.
+the same names; everything else is the SDK's own. ``from tokenmeter import openai`` stands in for ``import openai``:
+what is set on it (``openai.api_key = ...``) is set on the SDK's module, and ``openai.chat...`` is metered.
 """
 # ruff: noqa: PLC0414 - an alias of the same name is how a type checker is told that it is handed on
 
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from tokenmeter.capture.sdk import Binding, Sdk, load_dialect
+from tokenmeter.attribution import NOBODY
+from tokenmeter.capture.sdk import TEMPLATE, Binding, Sdk, load_dialect
 from tokenmeter.capture.stainless import bind, metered_class, metered_classes
 from tokenmeter.errors import ConfigurationError
 
@@ -50,6 +53,16 @@ _CLIENT_CLASSES = (
     "AsyncBedrockOpenAI",
 )
 _ALIASES = {"Client": "OpenAI", "AsyncClient": "AsyncOpenAI"}
+#: Where the SDK has what stands for ``openai.chat`` and its siblings.
+_PROXIES = "openai._module_client"
+#: What the SDK's module-level client is made from.
+_MODULE_SETTINGS = frozenset(
+    {
+        *("api_key", "admin_api_key", "organization", "project", "webhook_secret", "base_url", "timeout"),
+        *("max_retries", "default_headers", "default_query", "http_client", "api_type", "api_version"),
+        *("azure_endpoint", "azure_ad_token", "azure_ad_token_provider", "bedrock_token_provider"),
+    }
+)
 #: Classes behind ``openai.chat...``, which the SDK makes at the first such call.
 _MODULE_CLIENT_CLASSES = ("_ModuleClient", "_AzureModuleClient", "_BedrockModuleClient")
 _PROVIDERS = {"Azure": "azure", "Bedrock": "aws"}
@@ -131,8 +144,37 @@ if not TYPE_CHECKING:
     globals().update(metered_classes(_sdk, _SDK, _CLIENT_CLASSES, aliases=_ALIASES, module=__name__))
     __all__ = _sdk.__all__ + [name for name in _CLIENT_CLASSES if name in globals() and name not in _sdk.__all__]
 
+    class _StandIn(ModuleType):
+        """This module: what the SDK's module-level client is made from is set where that client looks for it."""
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name in _MODULE_SETTINGS:
+                setattr(_sdk, name, value)
+            else:
+                super().__setattr__(name, value)
+
+        def __delattr__(self, name: str) -> None:
+            if name in _MODULE_SETTINGS:  # a test that takes back what it had put there
+                delattr(_sdk, name)
+            else:
+                super().__delattr__(name)
+
+    sys.modules[__name__].__class__ = _StandIn
+
     def __getattr__(name: str) -> Any:
-        return getattr(_sdk, name)
+        found = getattr(_sdk, name)
+        return _metered_proxy(type(found))() if type(found).__module__ == _PROXIES else found
+
+    @functools.cache
+    def _metered_proxy(kind: type[Any]) -> type[Any]:
+        """What stands for ``openai.chat`` and its siblings here: once it is used, the client behind it is metered."""
+
+        def __load__(self: Any) -> Any:  # noqa: N807 - it becomes that method
+            if not any(TEMPLATE in vars(getattr(_sdk, name, object)) for name in _MODULE_CLIENT_CLASSES):
+                bind_module(_sdk, None, NOBODY)
+            return kind.__load__(self)
+
+        return type(kind.__name__, (kind,), {"__load__": __load__, "__module__": kind.__module__})
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *dir(_sdk)})

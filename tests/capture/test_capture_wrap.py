@@ -151,6 +151,32 @@ def test_what_is_no_client_is_refused_by_name(thing):
         tokenmeter.wrap(thing)
 
 
+def test_our_module_in_place_of_the_sdks_meters_its_module_level_client(provider, tmp_path):
+    """With ``from tokenmeter import openai``; the SDK's is one for the process, so in one of its own."""
+    script = f"""
+from unittest import mock
+import openai as sdk
+import tokenmeter
+from tokenmeter import openai
+
+tokenmeter.configure(store="sqlite:///{tmp_path}/usage.db")
+openai.api_key, openai.base_url = "test", {provider.openai_url!r} + "/"
+openai.max_retries = 0
+assert (sdk.api_key, sdk.max_retries, openai.api_key) == ("test", 0, "test")
+openai.chat.completions.create(model="gpt-5", messages=[{{"role": "user", "content": "Hi"}}])
+for _ in openai.responses.create(model="gpt-5", input="Hi", stream=True):
+    pass
+with mock.patch("tokenmeter.openai.api_key", "another"):
+    assert sdk.api_key == "another"
+assert sdk.api_key == "test"
+openai.with_a_name_of_its_own = 1
+assert not hasattr(sdk, "with_a_name_of_its_own")
+print(sorted(entry.endpoint for entry in tokenmeter.entries()))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout == "['chat.completions', 'responses']\n", done.stderr
+
+
 def test_the_module_level_client_is_metered(provider, tmp_path):
     script = f"""
 import openai, tokenmeter
