@@ -9,6 +9,7 @@ import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -70,6 +71,17 @@ EXAMPLES = [(name, line) for name, command in COMMANDS.items() for line in examp
 
 def test_every_command_has_an_example():
     assert [name for name, command in COMMANDS.items() if not examples_of(command)] == []
+
+
+def test_every_command_stands_in_the_reference():
+    page = (Path(__file__).parents[2] / "docs/reference/cli.md").read_text(encoding="utf-8")
+    told = set()
+    for line in page.splitlines():
+        if line.startswith("| `"):
+            words = [word for word in line.split("`")[1].replace("\\|", "|").split() if word[0].islower()]
+            told |= {" ".join(words[:-1])}  # the last may be what it is told: export report|entries FILE
+            told |= {" ".join((*words[:-1], name)) for name in "".join(words[-1:]).split("|")}
+    assert [name for name in COMMANDS if name not in told] == []
 
 
 def test_an_example_stands_on_one_line_of_a_terminal_and_names_its_command():
