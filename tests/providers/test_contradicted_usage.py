@@ -193,7 +193,8 @@ def test_googles_words_are_no_zero_beside_counted_thoughts(usage, output, flags)
         reader = dialect_for("google", "models.generate_content").stream(
             provider="google", endpoint="models.generate_content", request=REQUEST
         )
-        reader.feed(*({"candidates": [{"content": {"parts": [part]}}]} for part in parts))
+        for part in parts:
+            reader.feed({"candidates": [{"content": {"parts": [part]}}]})
         reader.feed({"candidates": [{"content": {"parts": []}, "finishReason": "STOP"}], "usageMetadata": usage})
         assert (reader.observation().usage, reader.observation().flags) == (found.usage, flags)
 

@@ -401,7 +401,8 @@ def test_odd_searches_do_not_lose_the_tokens(said):
 def test_odd_chunks_do_not_lose_a_stream():
     stream = ROOM.stream(provider="google", endpoint="models.generate_content", request=RequestFacts())
     usage = {"promptTokenCount": 9, "candidatesTokenCount": 4}
-    stream.feed(None, [], {"candidates": 3}, {"candidates": [{"finishReason": "STOP"}], "usageMetadata": usage})
+    for event in (None, [], {"candidates": 3}, {"candidates": [{"finishReason": "STOP"}], "usageMetadata": usage}):
+        stream.feed(event)
     assert dict(stream.observation().usage.quantities) == {"input": 9, "output": 4}
 
 

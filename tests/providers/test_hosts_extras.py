@@ -25,7 +25,8 @@ def read(body, provider="groq"):
 def streamed(*chunks, provider="groq"):
     dialect = dialect_for(provider, "chat.completions")
     reader = dialect.stream(provider=provider, endpoint="chat.completions", request=RequestFacts())
-    reader.feed(*chunks)
+    for chunk in chunks:
+        reader.feed(chunk)
     assert reader.terminal
     return reader
 

@@ -118,8 +118,8 @@ class StreamReader(Protocol):
         """Whether the event that ends the answer has been seen (its usage, if any, is final)."""
         ...
 
-    def feed(self, *events: Mapping[str, Any]) -> None:
-        """Take decoded events, in order. Must be cheap and must not keep them alive."""
+    def feed(self, event: Mapping[str, Any]) -> None:
+        """Take the next decoded event. Must be cheap and must not keep it alive."""
         ...
 
     def body(self) -> Any:

@@ -12,7 +12,7 @@ from tokenmeter.providers.anthropic.plain import PLAIN, PLAIN_REQUESTS
 from tokenmeter.providers.base import Dialect, Endpoint, Read, StreamReader
 from tokenmeter.providers.context import Context
 from tokenmeter.providers.prompts import tokens_of
-from tokenmeter.providers.wire import JSON, count, is_object, latest, section, text, utf8_length
+from tokenmeter.providers.wire import JSON, count, latest, section, text, type_of, utf8_length
 from tokenmeter.usage import Observation
 
 
@@ -94,22 +94,19 @@ class MessageStream:
         """Whether the message has ended: its usage is final."""
         return self._terminal
 
-    def feed(self, *events: Mapping[str, Any]) -> None:
-        """Take some events."""
-        size = 0
-        for event in events:
-            delta = event.get("delta")
-            if delta is None or "usage" in event or not is_object(delta):
+    def feed(self, event: Mapping[str, Any]) -> None:
+        """Take an event."""
+        delta: Any = event.get("delta")
+        if type_of(delta) is not dict or "usage" in event:
+            self._take(event)
+            return
+        words = delta.get("text")
+        if words is None:
+            words = delta.get("partial_json") or delta.get("thinking")
+            if words is None and "usage" in delta:
                 self._take(event)
-                continue
-            words = delta.get("text")
-            if words is None:
-                words = delta.get("partial_json") or delta.get("thinking")
-                if words is None and "usage" in delta:
-                    self._take(event)
-            if type(words) is str:
-                size += len(words) if words.isascii() else utf8_length(words)
-        self._bytes += size
+        if type(words) is str:
+            self._bytes += len(words) if words.isascii() else utf8_length(words)
 
     def _take(self, event: Mapping[str, Any]) -> None:
         kind = event.get("type")

@@ -41,18 +41,19 @@ class AnswerStream:
         """Whether a candidate, or a blocked prompt, was finished and its usage told, after all of its words."""
         return self._finished and bool(self._usage) and self._counted == self._bytes
 
-    def feed(self, *events: Mapping[str, Any]) -> None:
-        """Take some chunks."""
-        for event in filter(is_object, events):
-            for name in _NAMES:
-                if value := event.get(name):
-                    self._body[name] = value
-            if section(event, "promptFeedback").get("blockReason"):
-                self._finished = True
-            for candidate in members(event, "candidates"):
-                self._take(candidate)
-            if said := section(event, "usageMetadata"):
-                self._usage, self._counted = latest(self._usage, said), self._bytes
+    def feed(self, event: Mapping[str, Any]) -> None:
+        """Take a chunk; what is no object says nothing."""
+        if not is_object(event):
+            return
+        for name in _NAMES:
+            if value := event.get(name):
+                self._body[name] = value
+        if section(event, "promptFeedback").get("blockReason"):
+            self._finished = True
+        for candidate in members(event, "candidates"):
+            self._take(candidate)
+        if said := section(event, "usageMetadata"):
+            self._usage, self._counted = latest(self._usage, said), self._bytes
 
     def _take(self, candidate: JSON) -> None:
         self._finished = self._finished or bool(candidate.get("finishReason"))
@@ -109,24 +110,25 @@ class InteractionStream:
         """Whether it has ended."""
         return self._ended
 
-    def feed(self, *events: Mapping[str, Any]) -> None:
-        """Take some events."""
-        for event in filter(is_object, events):
-            inner = section(event, "interaction")
-            if inner:
-                kept = {key: inner[key] for key in ("id", "model", "agent", "usage", "service_tier") if inner.get(key)}
-                self._begun.update(kept)
-            kind = text(event, "event_type") or text(event, "type") or ""
-            if kind in ENDS:
-                self._ended = True
-                if used := section(event, "usage"):
-                    self._begun["usage"] = used
-            delta = section(event, "delta")
-            if delta.get("type") == "audio":
-                self._begun["outputs"] = [{"type": "audio"}]
-            words = cast("Any", delta.get("text"))
-            if isinstance(words, str):
-                self._bytes += utf8_length(words)
+    def feed(self, event: Mapping[str, Any]) -> None:
+        """Take an event; what is no object says nothing."""
+        if not is_object(event):
+            return
+        inner = section(event, "interaction")
+        if inner:
+            kept = {key: inner[key] for key in ("id", "model", "agent", "usage", "service_tier") if inner.get(key)}
+            self._begun.update(kept)
+        kind = text(event, "event_type") or text(event, "type") or ""
+        if kind in ENDS:
+            self._ended = True
+            if used := section(event, "usage"):
+                self._begun["usage"] = used
+        delta = section(event, "delta")
+        if delta.get("type") == "audio":
+            self._begun["outputs"] = [{"type": "audio"}]
+        words = cast("Any", delta.get("text"))
+        if isinstance(words, str):
+            self._bytes += utf8_length(words)
 
     def body(self) -> Any:
         """The interaction."""

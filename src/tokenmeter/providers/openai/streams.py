@@ -47,23 +47,22 @@ class ChatStream:
         """Whether every answer asked for has given its reason to stop."""
         return self._finished >= self._context.request.choices
 
-    def feed(self, *events: Mapping[str, Any]) -> None:
-        """Take some chunks."""
-        for event in events:
-            try:  # nearly every one is a piece of text
-                (choice,) = event["choices"]
-                delta = choice["delta"]
-                if (
-                    len(delta) == 1
-                    and self._said
-                    and not (choice["finish_reason"] or event.get("usage") or "x_groq" in event)
-                ):
-                    words = delta["content"]
-                    self._bytes += len(words) if str.isascii(words) else utf8_length(words)
-                    continue
-            except (LookupError, TypeError, ValueError):
-                pass
-            self._take(event)
+    def feed(self, event: Mapping[str, Any]) -> None:
+        """Take a chunk."""
+        try:  # nearly every one is a piece of text
+            (choice,) = event["choices"]
+            delta = choice["delta"]
+            if (
+                len(delta) == 1
+                and self._said
+                and not (choice["finish_reason"] or event.get("usage") or "x_groq" in event)
+            ):
+                words = delta["content"]
+                self._bytes += len(words) if str.isascii(words) else utf8_length(words)
+                return
+        except (LookupError, TypeError, ValueError):
+            pass
+        self._take(event)
 
     def _take(self, event: Mapping[str, Any]) -> None:
         if not self._said:
@@ -180,18 +179,13 @@ class ResponseStream:
         """Whether the response has completed, failed or been cut off by its limit."""
         return self._final is not None
 
-    def feed(self, *events: Mapping[str, Any]) -> None:
-        """Take some events."""
-        size = 0
-        for event in events:
-            delta = event.get("delta")
-            if type(delta) is not str:
-                self._bytes += size
-                size = 0
-                self._take(event)
-            elif event.get("type") not in _BINARY:
-                size += len(delta) if delta.isascii() else utf8_length(delta)
-        self._bytes += size
+    def feed(self, event: Mapping[str, Any]) -> None:
+        """Take an event."""
+        delta = event.get("delta")
+        if type(delta) is not str:
+            self._take(event)
+        elif event.get("type") not in _BINARY:
+            self._bytes += len(delta) if delta.isascii() else utf8_length(delta)
 
     def _take(self, event: Mapping[str, Any]) -> None:
         kind = text(event, "type")
@@ -269,12 +263,8 @@ class EventStream:
         """Whether an event that ends an answer has been seen."""
         return self._terminal
 
-    def feed(self, *events: Mapping[str, Any]) -> None:
-        """Take some events."""
-        for event in events:
-            self._take(event)
-
-    def _take(self, event: Mapping[str, Any]) -> None:
+    def feed(self, event: Mapping[str, Any]) -> None:
+        """Take an event."""
         delta = event.get("delta")
         if type(delta) is str:
             self._bytes += utf8_length(delta)
