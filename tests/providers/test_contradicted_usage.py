@@ -402,3 +402,22 @@ def test_a_message_may_have_the_counts_of_whoever_wrote_it():
     found = read({"type": "message", "model": "m", "content": content, "usage": usage}, "messages", "anthropic")
     assert dict(found.usage.quantities) == {"input": 60, "cache_read": 40, "output": 50}
     assert found.flags == set()
+
+
+@pytest.mark.parametrize(
+    ("details", "words"),
+    [
+        ({}, 0),
+        (None, 0),
+        ({"text_tokens": 14}, 14),
+        ({"text_tokens": 14, "audio_tokens": 0}, 14),
+        ({"audio_tokens": 0}, 0),
+    ],
+)
+def test_what_a_transcription_listened_to_is_sound_though_nobody_breaks_it_down(details, words):
+    """As text it would cost two fifths of its price."""
+    usage = {"type": "tokens", "input_tokens": 114, "input_token_details": details, "output_tokens": 101}
+    found = read({"text": WORDS, "usage": {**usage, "total_tokens": 215}}, "audio.transcriptions", "openai")
+    assert found.usage["input"] == words
+    assert (found.usage["input_audio"], found.usage["output"]) == (114 - words, 101)
+    assert "estimated" in found.flags

@@ -11,7 +11,7 @@ from tokenmeter.providers.openai.usage import inclusive
 from tokenmeter.providers.prompts import speech_tokens, tokens_of
 from tokenmeter.providers.readings import INPUT_SIDE, NO_FLAGS, Reading
 from tokenmeter.providers.registry import usage_of
-from tokenmeter.providers.wire import JSON, amount, is_array, is_object, members, section, text, written_bytes
+from tokenmeter.providers.wire import JSON, amount, count, is_array, is_object, members, section, text, written_bytes
 from tokenmeter.usage import Consumption, Observation, Quantity, Usage
 
 _ESTIMATED = frozenset({"estimated"})
@@ -91,8 +91,22 @@ def spoken(wire: JSON) -> Reading:
     seconds = amount(wire, "seconds", "prompt_audio_seconds", flags=flags)
     if seconds is not None and wire.get("input_tokens") is None:
         return Reading(Usage({"seconds_audio": seconds} if seconds else {}))
-    reading = inclusive(wire)
+    reading = _as_sound(inclusive(wire), wire)
     return replace(reading, flags=reading.flags | flags) if flags else reading
+
+
+def _as_sound(reading: Reading, wire: JSON) -> Reading:
+    """What was listened to is sound, as far as it is not said to be text: with words alone nothing was heard."""
+    counts = reading.usage.quantities
+    if "input_audio" in counts or "input" not in counts or not wire.get("input_tokens"):
+        return reading
+    words = count(section(wire, "input_token_details", "input_tokens_details"), "text_tokens", flags=set()) or 0
+    sound = int(counts["input"]) - words
+    if sound <= 0:
+        return reading
+    split = {**counts, "input": words, "input_audio": sound}
+    usage = Usage({meter: quantity for meter, quantity in split.items() if quantity})
+    return replace(reading, usage=usage, flags=reading.flags | _ESTIMATED)
 
 
 def speech(context: Context) -> Observation:
