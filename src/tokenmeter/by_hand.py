@@ -350,7 +350,7 @@ def _settle(
         return write_whole(meter, authorization, outcome)
     if seen.reading in {"total", "step"}:
         growing = GrowingBill(meter, authorization, outcome, identity)
-        growing.record(wait=True)
+        growing.record()
         return growing.entry
     call = authorization.call
     recorded = recorded_for(meter, call, identity, made_at or authorization.started_at)

@@ -11,11 +11,15 @@ import contextlib
 import hashlib
 import os
 import socket
+import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, TypeVarTuple, Unpack
+from types import FrameType
+from typing import Any, ParamSpec, TypeVar, TypeVarTuple, Unpack
 
+P = ParamSpec("P")
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
@@ -205,6 +209,57 @@ def run_alone(lock: Any, work: Callable[[Unpack[Ts]], T], *given: *Ts) -> T:
     finally:
         if lock._is_owned():  # noqa: SLF001 - as above
             lock.release()
+
+
+class _Hurry(threading.local):
+    on = False
+
+
+#: Whether this thread is within `run_at_once`, or was when it was interrupted: `may_wait` tells.
+HURRY = _Hurry()
+
+
+def run_at_once(work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
+    """Run `work` on a thread that must not wait: one with an event loop, or in which a finaliser runs.
+
+    Whatever of ours would wait in it, for a lock, a server or a file to be read, asks `may_wait` and raises
+    `StoreBusyError` instead; nothing was written then. A thread that is begun in it may wait.
+
+    Args:
+        work: Given `given` and `named`.
+        given: See `work`.
+        named: See `work`.
+    """
+    outer = HURRY.on
+    HURRY.on = True
+    try:
+        return work(*given, **named)
+    finally:
+        HURRY.on = outer
+
+
+def run_patiently(work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
+    """Run `work` as if there were no `run_at_once` around: what is of the application's, or cannot be put off."""
+    outer = HURRY.on
+    HURRY.on = False
+    try:
+        return work(*given, **named)
+    finally:
+        HURRY.on = outer
+
+
+def may_wait() -> bool:
+    """Whether this thread may wait, here and now: not within `run_at_once`."""
+    if not HURRY.on:
+        return True
+    # The mark alone does not tell: an interrupt may have come before it was taken away.
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - is it on the stack?
+    while frame is not None:
+        if frame.f_code is run_at_once.__code__:
+            return False
+        frame = frame.f_back
+    HURRY.on = False
+    return True
 
 
 VARIABLE = "TOKENMETER_DISABLED"

@@ -9,6 +9,7 @@ import pytest
 
 import tokenmeter
 from tokenmeter.errors import StoreBusyError, StoreUnavailableError
+from tokenmeter.processes import may_wait
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 CHAT = {"model": "gpt-5-mini", "messages": MESSAGES}
@@ -98,8 +99,8 @@ async def test_an_unavailable_store_breaks_nothing(clients, do, meter, monkeypat
 async def test_a_busy_store_never_makes_the_event_loop_wait(name, clients, books, do, meter, monkeypatch):
     settle, waited_in = meter.store.settle, []
 
-    def busy(*args, wait=True, **kwargs):
-        if not wait:
+    def busy(*args, **kwargs):
+        if not may_wait():
             raise StoreBusyError("busy")
         waited_in.append(threading.current_thread())
         return settle(*args, **kwargs)

@@ -10,6 +10,7 @@ import threading
 import pytest
 
 import tokenmeter
+from tokenmeter.processes import may_wait
 from tokenmeter.testing import FakeProvider
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
@@ -96,8 +97,8 @@ async def test_tasks_that_share_a_client_are_each_recorded_under_the_key_they_we
 async def test_waiting_for_the_store_never_sends_a_call_with_another_tasks_key(clients, provider, meter, monkeypatch):
     plain, waiting = meter.authorize, threading.Event()
 
-    def authorize(call, *, wait=True):
-        if not wait:
+    def authorize(call):
+        if not may_wait():
             raise tokenmeter.errors.StoreBusyError("held by somebody else")
         waiting.wait(0.05)
         return plain(call)

@@ -21,6 +21,7 @@ from tokenmeter.errors import BudgetExceededError, StoreBusyError
 from tokenmeter.ledger import utcnow
 from tokenmeter.meter import Meter
 from tokenmeter.pricing import PriceList, Pricer
+from tokenmeter.processes import run_at_once
 from tokenmeter.stores import open_store
 from tokenmeter.usage import Consumption, Observation, Usage
 
@@ -211,7 +212,7 @@ def test_sixty_four_threads_admit_exactly_the_limit(meter):
 async def test_two_hundred_tasks_admit_exactly_the_limit(meter):
     async def work():
         try:
-            leave = meter.authorize(CALL, wait=False)
+            leave = run_at_once(meter.authorize, CALL)
         except StoreBusyError:
             try:
                 leave = await asyncio.to_thread(meter.authorize, CALL)

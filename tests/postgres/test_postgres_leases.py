@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from tokenmeter.ledger import CounterKey
+from tokenmeter.processes import run_at_once
 from tokenmeter.stores import open_store
 from tokenmeter.stores.base import CapReachedError, Counter
 from tokenmeter.stores.postgres import leases
@@ -79,9 +80,9 @@ def test_a_busy_host_holds_without_asking_the_server(host, hold, leased):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(store._pool, "run", refuse)
         one = hold()
-        store.reserve(one, wait=False)
-        store.extend(one.reservation_id, one.expires_at, wait=False)
-        store.release(one.reservation_id, wait=False)
+        run_at_once(store.reserve, one)
+        run_at_once(store.extend, one.reservation_id, one.expires_at)
+        run_at_once(store.release, one.reservation_id)
 
 
 @pytest.mark.usefixtures("lasting")

@@ -11,6 +11,7 @@ import pytest
 from tokenmeter.attribution import Attribution
 from tokenmeter.errors import ConfigurationError, StoreBusyError
 from tokenmeter.ledger import CounterKey, utcnow
+from tokenmeter.processes import run_at_once
 
 
 @pytest.mark.parametrize("table", ["entries", "accounts", "rates", "documents"])
@@ -90,21 +91,21 @@ def test_text_that_postgresql_cannot_hold_is_escaped_and_kept(store, make_entry)
 
 def test_a_known_account_is_recorded_without_asking_the_server(store, make_entry, make_posting, key):
     store.settle(make_entry())
-    assert store.settle(make_entry(), [make_posting(4, 100)], wait=False).recorded
+    assert run_at_once(store.settle, make_entry(), [make_posting(4, 100)]).recorded
     assert store.counters([key])[key].settled == 4
 
 
 def test_nothing_waits_for_the_network_when_asked_not_to(store, make_entry, make_hold, key):
     calls = [
-        lambda: store.settle(make_entry(dedup_key="bill"), wait=False),
-        lambda: store.settle(make_entry(attribution=Attribution(member="never seen")), wait=False),
-        lambda: store.reserve(make_hold((key, 5, 1)), wait=False),
-        lambda: store.release("none", wait=False),
-        lambda: store.extend("none", utcnow(), wait=False),
+        lambda: store.settle(make_entry(dedup_key="bill")),
+        lambda: store.settle(make_entry(attribution=Attribution(member="never seen"))),
+        lambda: store.reserve(make_hold((key, 5, 1))),
+        lambda: store.release("none"),
+        lambda: store.extend("none", utcnow()),
     ]
     for call in calls:
         with pytest.raises(StoreBusyError):
-            call()
+            run_at_once(call)
     assert list(store.entries()) == []
     assert store.counters([key])[key].reserved == 0
 

@@ -17,6 +17,7 @@ from tokenmeter.call import Call, Outcome, RequestFacts
 from tokenmeter.errors import StoreBusyError, StoreUnavailableError
 from tokenmeter.meter import Meter
 from tokenmeter.pricing import Multiplier, PriceList, Pricer, Terms
+from tokenmeter.processes import run_at_once
 from tokenmeter.stores.sqlite import MemoryStore
 from tokenmeter.usage import Consumption, Observation, Usage
 
@@ -142,7 +143,7 @@ class TestFaults:
         leave = meter.authorize(a_call())
         monkeypatch.setattr(meter.store, "settle", busy)
         with pytest.raises(StoreBusyError):
-            meter.settle(leave, Outcome(), wait=False)
+            run_at_once(meter.settle, leave, Outcome())
         assert not leave.settled
 
     @pytest.mark.parametrize("method", ["release", "extend"])

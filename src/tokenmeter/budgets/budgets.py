@@ -34,7 +34,7 @@ from tokenmeter.call import Call, PlainRequest, RequestFacts
 from tokenmeter.errors import StoreBusyError, StoreError
 from tokenmeter.ledger import Claim, CounterKey, Entry, Posting, Reservation, new_id
 from tokenmeter.pricing import Pricer
-from tokenmeter.processes import process_name
+from tokenmeter.processes import may_wait, process_name
 from tokenmeter.stores.base import CapReachedError, Store
 from tokenmeter.stores.base import Fault as CounterFault
 from tokenmeter.stores.slots import from_microseconds, to_microseconds
@@ -130,72 +130,71 @@ class Budgets(Registry):
 
     # -- before the call
 
-    def hold(self, call: Call, at: datetime, *, wait: bool, hold_id: str | None = None) -> Held | None:
+    def hold(self, call: Call, at: datetime, *, hold_id: str | None = None) -> Held | None:
         """Hold what `call` may cost in every hard budget that applies; None when none does.
 
         Args:
             call: The call.
             at: When it leaves.
-            wait: See `tokenmeter.stores.base.Store`.
             hold_id: Identity of the hold, for who may have to free it after an interrupt; None = a new one.
 
         Raises:
             BudgetExceededError: a budget has no room; nothing was held.
-            StoreBusyError: ``wait=False`` and the store's lock is taken.
+            StoreBusyError: this thread must not wait, and would have to.
             StoreUnavailableError: the store fails, or a limit is not known.
         """
-        state, runs = self._in_force_for(call, wait=wait), runs_of(call.scopes)
+        state, runs = self._in_force_for(call), runs_of(call.scopes)
         self.telling.catch_up_sometimes()
         if not (state.hard or runs):
-            return self._open_call(Demand(call, at), hold_id, wait=wait)
+            return self._open_call(Demand(call, at), hold_id)
         tell_who_passes(state, call, self._told)
         self._holds.sweep_sometimes()
         swept, attempt = False, 1
         while True:
-            plan = self._plan(state, call, at, runs, inject=attempt > 1, wait=wait)
+            plan = self._plan(state, call, at, runs, inject=attempt > 1)
             if not plan.claims:
-                return self._open_call(plan, hold_id, wait=wait)
+                return self._open_call(plan, hold_id)
             try:
-                return self._reserve(plan, wait=wait, hold_id=hold_id)
+                return self._reserve(plan, hold_id=hold_id)
             except CapReachedError as stop:
                 if stop.reserved and not swept:
                     swept = True
-                    if self._holds.make_room(wait=wait):
+                    if self._holds.make_room():
                         continue
                 if not plan.injectable or attempt == _ATTEMPTS:
                     raise explain(stop, plan, store=self._store, wait=self._learned.wait(plan.call)) from None
                 attempt += 1
 
-    def _in_force_for(self, call: Call, *, wait: bool) -> InForce:
+    def _in_force_for(self, call: Call) -> InForce:
         """What is in force, once everybody knows what its key is called, and what was missed is counted in."""
-        state = self._current(wait=wait)
+        state = self._current()
         if call.api_key is not None and call.api_key.alias is not None:
-            state = self._with_name(state, call.api_key, wait=wait)
+            state = self._with_name(state, call.api_key)
         if self.missed:
-            if not wait:
+            if not may_wait():
                 raise StoreBusyError("Calls have to be counted into a budget first; call again from a thread.")
             self.missed.count_in()
         return state
 
-    def _open_call(self, plan: Demand, hold_id: str | None, *, wait: bool) -> Held | None:
+    def _open_call(self, plan: Demand, hold_id: str | None) -> Held | None:
         """Note down that a stream is under way which no cap is about: should this process die, it is found."""
         if not (plan.call.facts.streamed and self.keeps_open_calls):
             return None
         self._holds.sweep_sometimes()
         reservation = self._reservation(plan, (), hold_id or new_id())
         try:
-            self._store.reserve(reservation, wait=wait)
+            self._store.reserve(reservation)
         except StoreBusyError:  # an event loop does not wait for it
             return None
         except Exception as error:  # noqa: BLE001 - nothing depends on it
             self._fault("note down a stream", error)
             if not isinstance(error, StoreError):  # it may have come just after it was noted down
                 with contextlib.suppress(StoreError):  # then it ends with its time
-                    self._store.release(reservation.reservation_id, wait=wait)
+                    self._store.release(reservation.reservation_id)
             return None
         return Held(reservation, None, RunClaims({}))
 
-    def _reserve(self, plan: Demand, *, wait: bool, hold_id: str | None) -> Held:
+    def _reserve(self, plan: Demand, *, hold_id: str | None) -> Held:
         """Hold everything a plan asks for, or nothing.
 
         Raises:
@@ -209,21 +208,21 @@ class Budgets(Registry):
             return Held(None, plan.inject_max_output_tokens, held)
         reservation = self._reservation(plan, stored, hold_id or new_id())
         try:
-            self._store.reserve(reservation, wait=wait)
+            self._store.reserve(reservation)
         except BaseException:
             held.free()
             raise
         return Held(reservation, plan.inject_max_output_tokens, held)
 
-    def find(self, call: Call, at: datetime, *, wait: bool = True) -> Matched:
+    def find(self, call: Call, at: datetime) -> Matched:
         """Every limit that applies to `call`, hard and soft, with its counters, and until when that is so.
 
         Raises:
-            StoreBusyError: ``wait=False`` and the ledger has to be read.
+            StoreBusyError: the ledger has to be read, and this thread must not wait.
             StoreUnavailableError: the ledger cannot be read, or a limit is not known.
         """
-        state, now = self._current(wait=wait), to_microseconds(at)
-        caps = self._match(state, state.every, Subject.of_call(call), at, wait=wait)
+        state, now = self._current(), to_microseconds(at)
+        caps = self._match(state, state.every, Subject.of_call(call), at)
         hard = [one.cap for one in caps if one.limit is not None]
         return Matched(
             caps=tuple(sorted(caps, key=lambda one: one.keys[0][0])),
@@ -285,24 +284,22 @@ class Budgets(Registry):
         moments = (to_microseconds(at) for grant in granted for at in (grant.starts, grant.expires) if at is not None)
         return min([one.cap.until(now), *(moment for moment in moments if moment > now)])
 
-    def _match(self, state: InForce, index: CapIndex, subject: Subject, at: datetime, *, wait: bool) -> list[Matching]:
+    def _match(self, state: InForce, index: CapIndex, subject: Subject, at: datetime) -> list[Matching]:
         now = to_microseconds(at)
         matched: list[Matching] = []
         for cap, scope in index.find(subject, at):
             keys = cap.keys(scope, now)
-            self._openings.open(cap, scope, keys, wait=wait)
-            if not wait and not self._asked.is_known(cap, scope):
+            self._openings.open(cap, scope, keys)
+            if not self._asked.is_known(cap, scope) and not may_wait():
                 raise StoreBusyError("A limit function has to be asked; call again from a thread.")
             limit = self._limit(state, cap, scope, keys[0][0], now)
             thresholds = tuple(threshold_amounts(cap.budget, limit)) if limit and cap.budget.thresholds else ()
             matched.append(Matching(cap, scope, keys, limit if cap.budget.hard else None, thresholds))
         return matched
 
-    def _plan(
-        self, state: InForce, call: Call, at: datetime, runs: Sequence[Run], *, inject: bool, wait: bool
-    ) -> Demand:
+    def _plan(self, state: InForce, call: Call, at: datetime, runs: Sequence[Run], *, inject: bool) -> Demand:
         holds = [hold for run in runs for hold in run.holds()]
-        matched = self._match(state, state.hard, Subject.of_call(call), at, wait=wait)
+        matched = self._match(state, state.hard, Subject.of_call(call), at)
         holds += (HeldBudget(one.cap, one.scope, one.keys, one.limit or 0) for one in matched)
         if not holds:
             return Demand(call, at)
@@ -374,24 +371,24 @@ class Budgets(Registry):
         """What calls go by at this moment; see `count_in_since`."""
         return self._state
 
-    def count_in_since(self, known: InForce, *, wait: bool) -> None:
+    def count_in_since(self, known: InForce) -> None:
         """After something was written: count it in where other budgets are in force by now than were `known` before."""
         if known is not self._state:
             self.missed.compare(known, self._state)
-            if wait:
+            if may_wait():
                 self.missed.count_in()
 
-    def postings(self, entry: Entry, *, wait: bool = True) -> tuple[Posting, ...]:
+    def postings(self, entry: Entry) -> tuple[Posting, ...]:
         """What `entry` adds to the counters, hard and soft, in key order.
 
         Tokens whose price is not known count at the dearest known rate, never at nothing.
 
         Raises:
-            StoreBusyError: ``wait=False``: the ledger has to be read first.
+            StoreBusyError: the ledger has to be read first, and this thread must not wait.
         """
-        state = self._current(wait=wait)
+        state = self._current()
         self.missed.recording()
-        if wait:
+        if self.missed and may_wait():
             self.missed.count_in()
         if not state.counting:
             return ()
@@ -405,7 +402,7 @@ class Budgets(Registry):
             if not (amount := spent[unit]):
                 continue
             keys = cap.keys(scope, now)
-            self._openings.open_quietly(cap, scope, keys, wait=wait)
+            self._openings.open_quietly(cap, scope, keys)
             amounts = self._thresholds(state, cap, scope, keys[0][0], now)
             postings += [
                 Posting(key, amount, amounts if cap.alerts_at(key.window_start) else (), end) for key, end in keys

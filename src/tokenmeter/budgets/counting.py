@@ -26,6 +26,7 @@ from tokenmeter.errors import StoreBusyError
 from tokenmeter.ledger import CounterKey, Entry, Reservation
 from tokenmeter.money import EXACT, ZERO, quantize, to_picodollars
 from tokenmeter.pricing import Pricer
+from tokenmeter.processes import may_wait
 from tokenmeter.stores.base import Aggregate, EntryFilter, Store
 from tokenmeter.stores.base import Fault as CounterFault
 from tokenmeter.stores.slots import from_microseconds, to_microseconds
@@ -268,19 +269,17 @@ class Openings:
         self._fault = fault
         self._opened: set[CounterKey] = set()
 
-    def open(
-        self, cap: Cap, scope: Mapping[str, str], keys: Iterable[tuple[CounterKey, int | None]], *, wait: bool
-    ) -> None:
+    def open(self, cap: Cap, scope: Mapping[str, str], keys: Iterable[tuple[CounterKey, int | None]]) -> None:
         """Open the counters `keys` of `cap` and `scope`, where that is due.
 
         Raises:
-            StoreBusyError: ``wait=False``: the ledger has to be read first.
+            StoreBusyError: the ledger has to be read first, and this thread must not wait.
             StoreUnavailableError: it cannot be read.
         """
         new = [(key, end) for key, end in keys if self._is_due(cap, key)]
         if not new:
             return
-        if not wait:
+        if not may_wait():
             raise StoreBusyError("A new budget has to be looked up in the ledger first; call again from a thread.")
         if cap.opens_by_counter:
             known = self._store.counters([key for key, _ in new])
@@ -298,16 +297,14 @@ class Openings:
             self._opened.clear()
         self._opened.update(key if cap.opens_by_counter else _mark(key) for key, _ in new)
 
-    def open_quietly(
-        self, cap: Cap, scope: Mapping[str, str], keys: Iterable[tuple[CounterKey, int | None]], *, wait: bool
-    ) -> None:
+    def open_quietly(self, cap: Cap, scope: Mapping[str, str], keys: Iterable[tuple[CounterKey, int | None]]) -> None:
         """As `open`, for an entry, which is recorded whatever comes of it.
 
         Raises:
-            StoreBusyError: ``wait=False``: the ledger has to be read first.
+            StoreBusyError: the ledger has to be read first, and this thread must not wait.
         """
         try:
-            self.open(cap, scope, keys, wait=wait)
+            self.open(cap, scope, keys)
         except StoreBusyError:
             raise
         except Exception as error:  # noqa: BLE001 - the entry is recorded

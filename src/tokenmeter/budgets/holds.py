@@ -26,7 +26,7 @@ from tokenmeter.errors import StoreBusyError
 from tokenmeter.ledger import Claim, CounterKey, Entry, Posting, Reservation, ThresholdCrossing, new_id, utcnow
 from tokenmeter.money import negate
 from tokenmeter.pricing import Pricer, Rating
-from tokenmeter.processes import has_ended, process_name
+from tokenmeter.processes import has_ended, process_name, run_at_once
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.live import NEVER, Slot
 from tokenmeter.stores.slots import from_microseconds
@@ -157,36 +157,35 @@ class Holds:
         """Give a hold its full time again. Never waits, never raises; a store behind a network is told by a thread."""
         until = self._store.now() + self.hold_time
         try:
-            self._store.extend(reservation_id, until, wait=False)
+            run_at_once(self._store.extend, reservation_id, until)
         except StoreBusyError:
             _in_background("extend", lambda: self._quietly("extend a hold", self._store.extend, reservation_id, until))
         except Exception as error:  # noqa: BLE001 - the call's own result goes through
             self._fault("extend a hold", error)
 
-    def sweep(self, now: datetime, *, wait: bool = True, owners: bool = True) -> int:
+    def sweep(self, now: datetime, *, owners: bool = True) -> int:
         """Turn holds that expired before `now`, and those of processes that have ended, into estimated entries.
 
         Args:
             now: See there.
-            wait: See `tokenmeter.stores.base.Store`.
             owners: Whether to look at processes as well, which takes all open holds to be read.
 
         Returns:
             How many.
 
         Raises:
-            StoreBusyError: ``wait=False`` and the store's lock is taken; what was swept until then stays swept.
+            StoreBusyError: this thread must not wait, and would have to; what was swept until then stays swept.
             StoreUnavailableError: the store fails.
         """
         swept = 0
         while batch := self._store.expired(now):
-            found = sum(self._sweep_one(reservation, wait=wait) for reservation in batch)
+            found = sum(self._sweep_one(reservation) for reservation in batch)
             swept += found
             if not found:
                 break
         for reservation in self._store.expired(now + _FAR, limit=_MOST_OPEN) if owners else ():
             if has_ended(reservation.owner):
-                swept += self._sweep_one(reservation, wait=wait)
+                swept += self._sweep_one(reservation)
         return swept
 
     def take_back_estimate(self, reservation: Reservation) -> None:
@@ -199,7 +198,7 @@ class Holds:
         except Exception as error:  # noqa: BLE001 - the call's own result goes through
             self._fault("take back an expired hold's estimate", error)
 
-    def _sweep_one(self, reservation: Reservation, *, wait: bool) -> bool:
+    def _sweep_one(self, reservation: Reservation) -> bool:
         call = reservation.call
         rating = self._rate(observation_of(call), call, call.occurred_at)
         entry = estimated_entry(reservation, rating, self._pricer.price_list_hash)
@@ -208,22 +207,21 @@ class Holds:
             self._postings(entry),
             reservation_id=reservation.reservation_id,
             only_if_held=True,
-            wait=wait,
         )
         self._announce(settlement.crossings)
         return settlement.hold_found
 
-    def make_room(self, *, wait: bool) -> bool:
+    def make_room(self) -> bool:
         """Sweep expired holds for a call that finds its budget full; whether there were any.
 
         Raises:
-            StoreBusyError: ``wait=False`` and the store's lock is taken.
+            StoreBusyError: this thread must not wait, and would have to.
         """
         owners = time.monotonic() >= self._owners_due
         if owners:
             self._owners_due = time.monotonic() + _OWNERS_EVERY
         try:
-            return self.sweep(self._store.now(), wait=wait, owners=owners) > 0
+            return self.sweep(self._store.now(), owners=owners) > 0
         except StoreBusyError:
             raise
         except Exception as error:  # noqa: BLE001 - the cap is reached, whatever the sweep might have found

@@ -38,7 +38,7 @@ from tokenmeter.errors import ConfigurationError, StoreBusyError
 from tokenmeter.ledger import new_id
 from tokenmeter.money import magnitude, parse_decimal
 from tokenmeter.periods import parse_instant
-from tokenmeter.processes import after_fork_in_child, run_alone
+from tokenmeter.processes import after_fork_in_child, may_wait, run_alone
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.slots import to_microseconds
 from tokenmeter.texts import acting, check_reason, check_text
@@ -160,21 +160,22 @@ class Registry:
                 self._obey(state)
         return state
 
-    def _current(self, *, wait: bool) -> InForce:
+    def _current(self) -> InForce:
         """The budgets in force, for calls: what is declared is filed first, once.
 
         Raises:
-            StoreBusyError: ``wait=False`` and the ledger has to be asked.
+            StoreBusyError: the ledger has to be asked, and this thread must not wait.
         """
         state = self._state
         try:
             if state.applied and state.generation == self._store.generation():
                 return state
-            if wait:
+            if may_wait():
                 return run_alone(_reading, self._apply_declared)
         except Exception as error:  # noqa: BLE001 - what is known holds on; a hard cap's own reserve fails closed
-            self._fault("read the ledger's budgets", error)
-            return state
+            if may_wait() or not isinstance(error, StoreBusyError):
+                self._fault("read the ledger's budgets", error)
+                return state
         raise StoreBusyError("The ledger's budgets have to be read first; call again from a thread.")
 
     def _apply_declared(self) -> InForce:
@@ -200,25 +201,25 @@ class Registry:
     def _aliases(self, policy: Policy) -> Mapping[str, str]:
         return aliases_in_use(self._store, policy.names)
 
-    def _with_name(self, state: InForce, key: ApiKey | None, *, wait: bool) -> InForce:
+    def _with_name(self, state: InForce, key: ApiKey | None) -> InForce:
         """Have every process know what this one calls `key`, where a budget goes by names; what is in force then.
 
         Raises:
-            StoreBusyError: ``wait=False`` and it has to be written down first.
+            StoreBusyError: it has to be written down first, and this thread must not wait.
         """
         if state.names is None or key is None or key.alias is None or state.names.get(key.fingerprint) == key.alias:
             return state
         said = (key.fingerprint, key.alias)
         if said in self._said:  # another program has another name for it: each has said its own
             return state
-        if not wait:
+        if not may_wait():
             raise StoreBusyError("A key's name has to be written down first; call again from a thread.")
         try:
             run_alone(_reading, self._say, said)
         except Exception as error:  # noqa: BLE001 - this process knows the name, others go by the one before
             self._fault("write down a key's name", error)
             return state
-        return self._current(wait=wait)
+        return self._current()
 
     def _say(self, said: tuple[str, str]) -> None:
         while said not in self._said and not file_name(self._store, self._read_policy(), *said):
@@ -468,7 +469,7 @@ class Registry:
         return found
 
     def _read_applied(self) -> InForce:
-        return self._current(wait=True)
+        return self._current()
 
     @staticmethod
     def _named(state: InForce, name: str) -> Budget:

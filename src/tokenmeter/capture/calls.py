@@ -204,7 +204,7 @@ class InFlight:
         """
         for _ in range(2):  # what fails once may pass, as want of memory does
             try:
-                hold_id = self._ask_plan(wait=True)
+                hold_id = self._ask_plan()
                 if hold_id is not None:
                     self._take(self.meter.authorize(self._asked(), hold_id=hold_id))
             except REFUSALS:
@@ -218,7 +218,7 @@ class InFlight:
         """As `authorize`, without making the event loop wait."""
         for _ in range(2):
             try:
-                hold_id = self._ask_plan(wait=False)
+                hold_id = processes.run_at_once(self._ask_plan)
                 if hold_id is not None:
                     self._take(await authorize_async(self.meter, self._asked(), hold_id))
             except REFUSALS:
@@ -234,7 +234,7 @@ class InFlight:
         if self._hold_id is not None and not self._holds:
             self.meter.free(self._hold_id)
 
-    def _ask_plan(self, *, wait: bool) -> str | None:
+    def _ask_plan(self) -> str | None:
         """Have what the call may use held by its plan; the identity of a hold that is for the meter to make, if any."""
         self.awaits_key = False
         plan = self.plan
@@ -243,7 +243,7 @@ class InFlight:
         if plan is not None:
             self._hold_id = new_id()
             try:
-                self.hold = self.meter.plans.hold(plan, self, self.started_us, self._hold_id, wait=wait)
+                self.hold = self.meter.plans.hold(plan, self, self.started_us, self._hold_id)
             except Exception as error:  # noqa: BLE001 - the general way says what comes of it
                 self.meter.fault("hold a call's budget by its plan", error)
                 self.meter.free(self._hold_id)  # it may have come just after it was made
@@ -531,25 +531,25 @@ class Planned(Settling):
         self._entry_id = new_id()
         self._rest: list[Settling] | None = None
 
-    def record(self, *, wait: bool) -> None:
+    def record(self) -> None:
         """Write it down by the plan; the general way, where that is not possible."""
         call, meter = self._call, self.meter
         if self._rest is None:
             if call.plan is not None and self._plain.response_id not in meter.by_hand:
                 try:
-                    if meter.plans.write(call.plan, call, self._exchange, self._plain, self._entry_id, wait=wait):
+                    if meter.plans.write(call.plan, call, self._exchange, self._plain, self._entry_id):
                         if meter.budgets.telling.looks or meter.waiting.kept:
-                            meter.look_around(wait=wait)
+                            meter.look_around()
                         return
                 except (StoreBusyError, StoreUnavailableError) as error:  # the general way tries once more
-                    if not wait and isinstance(error, StoreBusyError):
+                    if isinstance(error, StoreBusyError) and not processes.may_wait():
                         raise
                 except Exception as error:  # noqa: BLE001 - as above
                     meter.fault("record a call by its plan", error)
             # Under the same identity: should it be written already, it counts once.
             self._rest = list(call.general(self._exchange, self._plain, last=True, entry_id=self._entry_id))
         for settling in self._rest:
-            settling.write(wait=wait)
+            settling.write()
 
     def _is_recorded(self) -> bool:
         return self._rest is None and self.meter.store.entry(self._entry_id) is not None
@@ -567,14 +567,16 @@ class Learning(Settling):
         self._key = key
         self._plain = plain
 
-    def record(self, *, wait: bool) -> None:
+    def record(self) -> None:
         """Hand the outcome to the meter, and learn from what became of it."""
-        entry = self.meter.settle(self.authorization, self.outcome, wait=wait)
+        entry = self.meter.settle(self.authorization, self.outcome)
         seen = self.outcome.observation
         if entry is None or seen is None or len(seen.consumptions) != 1 or seen.shared:
             return
         try:
             self.meter.plans.learn(self._key, self.authorization.call, self._plain, entry, seen.consumptions[0])
+        except StoreBusyError:  # the next call like it is learned from
+            return
         except Exception as error:  # noqa: BLE001 - the entry is recorded
             self.meter.fault("learn from a call", error)
 

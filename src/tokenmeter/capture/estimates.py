@@ -132,15 +132,15 @@ class ActualBill(Settling):
         """Whether the ledger has to be read: for the estimate."""
         return True
 
-    def record(self, *, wait: bool) -> None:
+    def record(self) -> None:
         """Record it, in place of what was assumed."""
         seen, authorization = self.outcome.observation, self.authorization
         if seen is None or seen.response_id is None:
-            super().record(wait=wait)
+            super().record()
             return
         recorded = recorded_for(self.meter, authorization.call, seen.response_id, seen.at or authorization.started_at)
         if not recorded:
-            super().record(wait=wait)
+            super().record()
         elif (estimate := estimate_among(recorded, seen)) is not None:
             mine = replace(authorization)
             replace_estimate(self.meter, mine, self.outcome, estimate, dated=False)

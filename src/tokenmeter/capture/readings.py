@@ -20,6 +20,7 @@ from tokenmeter.capture.settlement import Settling
 from tokenmeter.errors import StoreBusyError
 from tokenmeter.ledger import Entry
 from tokenmeter.money import add, subtract
+from tokenmeter.processes import may_wait
 from tokenmeter.stores.base import EntryFilter
 from tokenmeter.usage import Consumption, Observation, SuppliedCost, Usage
 
@@ -197,7 +198,7 @@ class GrowingBill(Settling):
         """Whether the ledger has to be read first."""
         return _accounts.get(self.meter, self._identity) is None
 
-    def record(self, *, wait: bool) -> None:
+    def record(self) -> None:
         """Record what is new."""
         seen = self.outcome.observation
         if seen is None or not seen.consumptions:
@@ -212,7 +213,7 @@ class GrowingBill(Settling):
             rest = replace(rest, bill_id=f"{self._identity}#{account.entries + 1}", deduplicate=True)
             if rest.reading == "total":
                 rest = replace(rest, response_id=self._identity)
-            entry = self.meter.settle(self.authorization, replace(self.outcome, observation=rest), wait=wait)
+            entry = self.meter.settle(self.authorization, replace(self.outcome, observation=rest))
             if entry is not None:
                 account.add(entry, step=rest.reading == "step", at=rest.at or entry.occurred_at)
                 self.entry = entry
@@ -263,9 +264,9 @@ class FirstLine(Settling):
         """Whether the ledger has to be read: if the file's id is taken, by what."""
         return True
 
-    def record(self, *, wait: bool) -> None:
+    def record(self) -> None:
         """Record it, and learn whether the lines behind it are to be recorded."""
-        entry = self.meter.settle(self.authorization, self.outcome, wait=wait)
+        entry = self.meter.settle(self.authorization, self.outcome)
         self.written = True
         seen = self.outcome.observation
         if entry is not None or seen is None:
@@ -292,12 +293,12 @@ class FileLine(Settling):
         super().__init__(meter, authorization, outcome)
         self._first = first
 
-    def record(self, *, wait: bool) -> None:
+    def record(self) -> None:
         """Record it, unless the batch was recorded as a whole."""
-        if not wait and not self._first.written:
+        if not self._first.written and not may_wait():
             raise StoreBusyError("the first line is still to be written")
         if not self._first.billed_whole:
-            super().record(wait=wait)
+            super().record()
 
 
 # -- what a call that only reads, or only starts, leaves behind

@@ -23,7 +23,7 @@ import anyio.to_thread
 from tokenmeter.call import Call, Outcome
 from tokenmeter.errors import StoreBusyError
 from tokenmeter.ledger import new_id
-from tokenmeter.processes import after_fork_in_child
+from tokenmeter.processes import after_fork_in_child, may_wait, run_at_once
 
 if TYPE_CHECKING:
     from tokenmeter.meter import Authorization, Meter
@@ -59,15 +59,15 @@ class Settling:
         """Whether the ledger has to be read first, for which an event loop must not wait."""
         return False
 
-    def record(self, *, wait: bool) -> None:
+    def record(self) -> None:
         """Hand the outcome to the meter."""
-        self.meter.settle(self.authorization, self.outcome, wait=wait)
+        self.meter.settle(self.authorization, self.outcome)
 
-    def write(self, *, wait: bool) -> None:
+    def write(self) -> None:
         """Settle.
 
         Raises:
-            StoreBusyError: ``wait=False`` and the store is busy; nothing was written.
+            StoreBusyError: the store is busy and this thread must not wait; nothing was written.
         """
         if self.done or self._begun_in not in {None, get_ident()}:
             return
@@ -76,7 +76,7 @@ class Settling:
                 try:
                     if self._begun_in is None or not self._is_recorded():
                         self._begun_in = get_ident()
-                        self.record(wait=wait)
+                        self.record()
                     break
                 except StoreBusyError:
                     raise
@@ -84,7 +84,7 @@ class Settling:
                     self.meter.fault("settle", error)
         except StoreBusyError:
             self._begun_in = None
-            if not wait:
+            if not may_wait():
                 raise
             self.meter.fault("settle", StoreBusyError("the store stayed busy although asked to wait"))
         self.done = True
@@ -129,9 +129,9 @@ def settle(settling: Settling) -> None:
     ):  # a signal handler or an observer amid another one: it would wait for itself
         _put_by_for_later(settling)
         return
-    _write(settling, wait=True)
+    _write(settling)
     if _put_by:
-        _catch_up(wait=True)
+        _catch_up()
 
 
 async def settle_async(settling: Settling) -> None:
@@ -139,11 +139,11 @@ async def settle_async(settling: Settling) -> None:
 
     A cancelled task does not lose the outcome: the thread that waits for the lock goes on.
     """
-    if settling.looks_up or not _write(settling, wait=False):
+    if settling.looks_up or not run_at_once(_write, settling):
         await in_thread(settle, settling)
         return
     if _put_by:
-        _catch_up(wait=False)
+        run_at_once(_catch_up)
         if any(waiting.looks_up for waiting in tuple(_put_by)):
             await catch_up_async()
 
@@ -156,7 +156,7 @@ def has_waiting() -> bool:
 def catch_up() -> None:
     """Write what was put by."""
     if _put_by and not _is_inside():
-        _catch_up(wait=True)
+        _catch_up()
 
 
 async def catch_up_async() -> None:
@@ -172,12 +172,12 @@ async def in_thread(work: Callable[..., object], *arguments: Any) -> None:
 
 
 def _catch_up_waiting() -> None:
-    _catch_up(wait=True)
+    _catch_up()
 
 
 def settle_from_anywhere(settling: Settling) -> None:
     """Write one outcome from a finaliser or another place that must not wait. Never raises, never blocks."""
-    if _is_inside() or settling.looks_up or not _write(settling, wait=False):
+    if _is_inside() or settling.looks_up or not run_at_once(_write, settling):
         _put_by_for_later(settling)
 
 
@@ -186,11 +186,11 @@ def _put_by_for_later(settling: Settling) -> None:
     _put_by.append(settling)
 
 
-def _write(settling: Settling, *, wait: bool) -> bool:
+def _write(settling: Settling) -> bool:
     outer = _this_thread.inside
     _this_thread.inside = True
     try:
-        settling.write(wait=wait)
+        settling.write()
     except StoreBusyError:
         return False
     finally:
@@ -198,13 +198,13 @@ def _write(settling: Settling, *, wait: bool) -> bool:
     return True
 
 
-def _catch_up(*, wait: bool) -> None:
+def _catch_up() -> None:
     while _put_by:
         try:
             settling = _put_by.popleft()
         except IndexError:  # another thread took the last one
             return
-        if (settling.looks_up and not wait) or not _write(settling, wait=wait):
+        if (settling.looks_up and not may_wait()) or not _write(settling):
             _put_by.appendleft(settling)
             return
 
@@ -216,7 +216,7 @@ async def authorize_async(meter: Meter, call: Call, hold_id: str) -> Authorizati
         BudgetExceededError: a hard cap would be passed.
     """
     try:
-        return meter.authorize(call, wait=False, hold_id=hold_id)
+        return run_at_once(meter.authorize, call, hold_id=hold_id)
     except StoreBusyError:
         waiting = _Waiting(meter, call, hold_id)
         try:
@@ -273,7 +273,7 @@ def _set_exit_hook() -> None:
 def _at_exit() -> None:
     for item in list(_open):
         item.abandon()
-    _catch_up(wait=True)
+    _catch_up()
 
 
 @after_fork_in_child

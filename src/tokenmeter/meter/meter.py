@@ -35,7 +35,7 @@ from tokenmeter.meter.plans import Plans
 from tokenmeter.meter.recording import NOTHING_SEEN, Authorization, KeyRing, Unwritten, UnwrittenOutcomes, record_of
 from tokenmeter.money import parse_decimal
 from tokenmeter.pricing import Pricer, Rating
-from tokenmeter.processes import after_fork_in_child, run_alone
+from tokenmeter.processes import after_fork_in_child, may_wait, run_alone, run_patiently
 from tokenmeter.providers.hosts import canonical_provider
 from tokenmeter.stores.base import Fault, Settlement, Spooling, Store
 from tokenmeter.stores.slots import from_microseconds
@@ -184,25 +184,24 @@ class Meter:
 
     # -- before the call
 
-    def authorize(self, call: Call, *, wait: bool = True, hold_id: str | None = None) -> Authorization:
+    def authorize(self, call: Call, *, hold_id: str | None = None) -> Authorization:
         """Check every matching budget and hold what the call may cost.
 
         Args:
             call: The call.
-            wait: Whether a store behind a lock may be waited for.
             hold_id: Identity of the hold, for who may have to free it (`free`) after an interrupt; None = a new one.
 
         Raises:
             AttributionRequiredError: it lacks what every call has to be attributed to.
             BudgetExceededError: a hard cap would be passed; nothing was held and nothing must be sent.
             StoreUnavailableError: a hard cap applies, the store fails, and the budget says ``closed``.
-            StoreBusyError: ``wait=False`` and the store's lock is taken; call again, from a thread.
+            StoreBusyError: this thread must not wait (`tokenmeter.processes.run_at_once`), and would have to.
         """
         self.required.check(call)
-        self._read_prices(wait=wait)
+        self._read_prices()
         authorization = Authorization(call, self.store.now(), time.perf_counter_ns())
         try:
-            held = self._hold(call, authorization.started_at, wait=wait, hold_id=hold_id)
+            held = self._hold(call, authorization.started_at, hold_id=hold_id)
             if held is not None:
                 authorization.reservation, authorization.runs = held.reservation, held.runs
                 authorization.inject_max_output_tokens = held.inject_max_output_tokens
@@ -215,10 +214,10 @@ class Meter:
             self._without_store(authorization, error)
         return authorization
 
-    def _hold(self, call: Call, at: datetime, *, wait: bool, hold_id: str | None) -> Held | None:
+    def _hold(self, call: Call, at: datetime, *, hold_id: str | None) -> Held | None:
         """`Budgets.hold`, and once more when something of ours fails amid it: that may pass, as want of memory does."""
         try:
-            return self.budgets.hold(call, at, wait=wait, hold_id=hold_id)
+            return self.budgets.hold(call, at, hold_id=hold_id)
         except TokenmeterError:
             raise
         except Exception as error:
@@ -226,7 +225,7 @@ class Meter:
                 raise
             was_held = self.free(hold_id)
             self.fault("hold a call's budget", error)
-        return self.budgets.hold(call, at, wait=wait, hold_id=None if was_held else hold_id)
+        return self.budgets.hold(call, at, hold_id=None if was_held else hold_id)
 
     def resume(self, call: Call, started_us: int, started_ns: int, hold: PlannedHold | None = None) -> Authorization:
         """Leave for a call that left by its plan, for the general way to go on with."""
@@ -236,14 +235,14 @@ class Meter:
             authorization.extend_due_ns = started_ns + self.extend_every_ns
         return authorization
 
-    def _read_prices(self, *, wait: bool) -> None:
+    def _read_prices(self) -> None:
         """Before the first call, since an aborted stream may be settled where nothing can be waited for.
 
         It takes half a second; an event loop leaves it to a thread.
         """
         if self._prices_read:
             return
-        if not (wait or self.pricer.price_list.ready):
+        if not (self.pricer.price_list.ready or may_wait()):
             raise StoreBusyError("The price data is still to be read from disk; call again from a thread.")
         self._prices_read = True
         try:
@@ -270,10 +269,10 @@ class Meter:
 
     # -- after the call
 
-    def settle(self, authorization: Authorization, outcome: Outcome, *, wait: bool = True) -> Entry | None:
+    def settle(self, authorization: Authorization, outcome: Outcome) -> Entry | None:
         """Rate what was seen and write it down, durably, before the caller gets the answer.
 
-        Never raises, except `StoreBusyError` with ``wait=False`` (nothing was written: call again, from a thread).
+        Never raises, except `StoreBusyError` where this thread must not wait, and would have to: nothing was written.
 
         Returns:
             The entry as recorded; None when it was a repetition, or has to wait (`waiting`), since the store cannot
@@ -281,9 +280,9 @@ class Meter:
         """
         late = Unwritten(authorization, outcome)
         try:
-            return self._settle(late, wait=wait)
+            return self._settle(late)
         except StoreBusyError:
-            if not wait:
+            if not may_wait():
                 raise
         authorization.settled = True
         self.waiting.keep(late)
@@ -295,14 +294,14 @@ class Meter:
         if len(self.by_hand) > _BY_HAND:
             self.by_hand.pop(next(iter(self.by_hand)), None)
 
-    def _settle(self, late: Unwritten, *, wait: bool) -> Entry | None:
+    def _settle(self, late: Unwritten) -> Entry | None:
         """`settle`; what the store cannot take now waits.
 
         Raises:
             StoreBusyError: nothing was written.
         """
         try:
-            entry, settlement = self._written(late, wait=wait)
+            entry, settlement = self._written(late)
         except StoreBusyError:
             raise
         except Exception as error:  # noqa: BLE001 - the call's own result goes through
@@ -314,7 +313,7 @@ class Meter:
                 self.fault("record a call", error)
             return None
         self._tell_of(late, entry, settlement)
-        self.look_around(wait=wait)
+        self.look_around()
         return entry if settlement.recorded else None
 
     def catch_up(self) -> Store:
@@ -322,16 +321,16 @@ class Meter:
         self.waiting.catch_up()
         return self.store
 
-    def look_around(self, *, wait: bool) -> None:
+    def look_around(self) -> None:
         """After a call was written down, so that the store works: write what waits, and see whom to tell of what."""
-        if self.waiting.kept and wait:
+        if self.waiting.kept and may_wait():
             self.waiting.catch_up()
         self.budgets.telling.look_sometimes(faults=self.faults)
 
     def _settle_late(self, late: Unwritten) -> bool:
         """Write down what had to wait; False when it has to wait on."""
         try:
-            entry, settlement = self._written(late, wait=True)
+            entry, settlement = self._written(late)
         except StoreBusyError:
             raise
         except Exception as error:  # noqa: BLE001 - nobody waits for it
@@ -344,30 +343,29 @@ class Meter:
         self._tell_of(late, entry, settlement)
         return True
 
-    def _written(self, late: Unwritten, *, wait: bool) -> tuple[Entry, Settlement]:
+    def _written(self, late: Unwritten) -> tuple[Entry, Settlement]:
         authorization, outcome = late.authorization, late.outcome
         seen = outcome.observation
         if self.by_hand and seen is not None and self.by_hand.get(seen.response_id) == authorization.call.provider:
             late.outcome = outcome = replace(outcome, observation=replace(seen, deduplicate=True))
-        self._read_prices(wait=wait)
+        self._read_prices()
         known = self.budgets.known
         if late.entry is None:
             late.entry = with_held(self._entry(authorization, outcome), authorization.reservation, known.caps)
         reservation = authorization.reservation if outcome.last else None
         settlement = self.store.settle(
             late.entry,
-            self.budgets.postings(late.entry, wait=wait),
+            self.budgets.postings(late.entry),
             reservation_id=None if reservation is None else reservation.reservation_id,
-            wait=wait,
         )
-        self.budgets.count_in_since(known, wait=wait)
+        self.budgets.count_in_since(known)
         return late.entry, settlement
 
     def _tell_of(self, late: Unwritten, entry: Entry, settlement: Settlement) -> None:
         authorization = late.authorization
         self._count_in_process(late, recorded=settlement.recorded)
         if late.outcome.last and authorization.reservation is not None and not settlement.hold_found:
-            self.budgets.take_back_estimate(authorization.reservation)
+            run_patiently(self.budgets.take_back_estimate, authorization.reservation)
         if settlement.recorded:
             self._tell(entry, authorization.call.span)
             self.budgets.learn(entry, authorization.call.facts.service_tier)
@@ -389,12 +387,12 @@ class Meter:
     def _tell(self, entry: Entry, span: ActiveSpan | None) -> None:
         if span is not None and self.spans is not None:
             try:
-                self.spans.tell(span, entry)
+                run_patiently(self.spans.tell, span, entry)
             except Exception as error:  # noqa: BLE001 - as below
                 self.fault("tell a span", error)
         for observe in self._observers:
             try:
-                observe(entry)
+                run_patiently(observe, entry)
             except Exception as error:  # noqa: BLE001 - the call's own result goes through
                 self.fault("tell an observer", error)
 
@@ -413,7 +411,7 @@ class Meter:
     def free(self, hold_id: str) -> bool:
         """Free a hold of which an interrupt left unknown whether it was made: whether it was. Never raises."""
         try:
-            return self.store.release(hold_id)
+            return run_patiently(self.store.release, hold_id)
         except Exception as error:  # noqa: BLE001 - the interrupt itself goes through; the hold expires
             self.fault("release a hold", error)
             return True
@@ -441,7 +439,7 @@ class Meter:
         waiting, known = iter(entries), self.budgets.known
         while batch := [(entry, self.budgets.postings(entry)) for entry in islice(waiting, _BATCH)]:
             done = self.store.append(batch)
-            self.budgets.count_in_since(known, wait=True)
+            self.budgets.count_in_since(known)
             known = self.budgets.known
             for settlement in done:
                 self.budgets.telling.announce(settlement.crossings)

@@ -28,6 +28,7 @@ from tokenmeter.meter.recording import UNKNOWN, usage_text
 from tokenmeter.money import MOST_DOLLARS, to_dollars, to_picodollars
 from tokenmeter.pricing import PriceList, Pricer
 from tokenmeter.pricing.card import Circumstances
+from tokenmeter.processes import run_at_once, run_patiently
 from tokenmeter.providers.prompts import input_tokens
 from tokenmeter.stores.base import CapReachedError, Store
 from tokenmeter.stores.definitions import Account, Rate
@@ -328,7 +329,7 @@ class Plans:
 
     # -- before the call
 
-    def hold(self, plan: Plan, sent: Leaving, at_us: int, hold_id: str, *, wait: bool = True) -> PlannedHold | None:
+    def hold(self, plan: Plan, sent: Leaving, at_us: int, hold_id: str) -> PlannedHold | None:
         """Hold what a call may use in every cap that it is about; None when that is for the general way to do, or say.
 
         Args:
@@ -336,7 +337,6 @@ class Plans:
             sent: The call.
             at_us: When it leaves, in microseconds since the epoch.
             hold_id: Identity of the hold, for who may have to free it after an interrupt.
-            wait: Whether others who hold something may be waited for.
         """
         journal, demands, budgets = self._journal, plan.demands, self._budgets
         try:
@@ -356,7 +356,7 @@ class Plans:
             if begun is None or journal is None:
                 return None
             claims, as_of = demands.claimed(amounts), plan.generation
-            journal.reserve(hold_id, expires_us, claims, begun, created_at=at_us, generation=as_of, wait=wait)
+            journal.reserve(hold_id, expires_us, claims, begun, created_at=at_us, generation=as_of)
         except (CapReachedError, StoreError, OutdatedError) as error:
             plan.outdated = plan.outdated or isinstance(error, OutdatedError)
             return None
@@ -364,7 +364,7 @@ class Plans:
 
     def _ask_again(self, plan: Plan, sent: Leaving, at_us: int) -> Demands | None:
         """What calls of a plan ask of their caps now that other windows are open; None where that is not to be said."""
-        asked = self._budgets.find(sent.call, from_microseconds(at_us), wait=False)
+        asked = run_at_once(self._budgets.find, sent.call, from_microseconds(at_us))
         if self._journal is None or not asked.plannable or asked.generation != plan.generation:
             return None
         return Demands(asked, self._journal.slot, at_us)
@@ -401,9 +401,7 @@ class Plans:
 
     # -- after the call
 
-    def write(
-        self, plan: Plan, sent: SentRequest, heard: Heard, seen: Plain, entry_id: str, *, wait: bool = True
-    ) -> bool:
+    def write(self, plan: Plan, sent: SentRequest, heard: Heard, seen: Plain, entry_id: str) -> bool:
         """Write down a call with a plain answer; False when that is for the general way to do: nothing was written.
 
         Raises:
@@ -435,7 +433,7 @@ class Plans:
                 journal.append(record, generation=plan.generation)
             else:
                 posts = hold.demands.posted((cost[4], cost[5], 1))
-                reached = journal.settle(record, posts, hold.hold_id, generation=plan.generation, wait=wait)
+                reached = journal.settle(record, posts, hold.hold_id, generation=plan.generation)
         except (HoldGoneError, OutdatedError):  # a budget that was defined meanwhile counts, too
             return False
         try:
@@ -456,7 +454,7 @@ class Plans:
     ) -> None:
         if hold is not None and self._cross is not None:
             at = from_microseconds(at_us)
-            self._budgets.telling.announce(self._cross(entry_id, at, hold.demands.reached(reached)))
+            self._budgets.telling.announce(run_patiently(self._cross, entry_id, at, hold.demands.reached(reached)))
 
     def learn(self, key: tuple[Any, ...], call: Call, seen: Plain, entry: Entry, group: Consumption) -> None:
         """Learn from an entry that the general way made of a plain answer.

@@ -290,8 +290,8 @@ class PolicyReader(Protocol):
 class Store(Protocol):
     """An append-only ledger with atomic holds. Safe for threads and, where files or servers are shared, processes.
 
-    With ``wait=False`` a method raises `StoreBusyError` at once where it would have to wait for a lock; nothing is
-    then written. All other failures raise `StoreUnavailableError` with the driver's error as cause.
+    Within `tokenmeter.processes.run_at_once` a method raises `StoreBusyError` where it would have to wait for a lock;
+    nothing is then written. All other failures raise `StoreUnavailableError` with the driver's error as cause.
     """
 
     url: str
@@ -318,7 +318,6 @@ class Store(Protocol):
         *,
         reservation_id: str | None = None,
         only_if_held: bool = False,
-        wait: bool = True,
     ) -> Settlement:
         """Append `entry`, move the counters, free the hold, update rollups and thresholds: one transaction, durable.
 
@@ -327,7 +326,6 @@ class Store(Protocol):
             postings: What it adds to the budgets' counters.
             reservation_id: The hold it settles.
             only_if_held: Write nothing if that hold is gone: for the sweeper, which may come second.
-            wait: See the class.
         """
         ...
 
@@ -338,7 +336,7 @@ class Store(Protocol):
         """
         ...
 
-    def reserve(self, reservation: Reservation, *, wait: bool = True) -> None:
+    def reserve(self, reservation: Reservation) -> None:
         """Hold every claim or none.
 
         Raises:
@@ -346,11 +344,11 @@ class Store(Protocol):
         """
         ...
 
-    def release(self, reservation_id: str, *, wait: bool = True) -> bool:
+    def release(self, reservation_id: str) -> bool:
         """Free a hold without an entry; False when there is none (idempotent)."""
         ...
 
-    def extend(self, reservation_id: str, expires_at: datetime, *, wait: bool = True) -> bool:
+    def extend(self, reservation_id: str, expires_at: datetime) -> bool:
         """Move a hold's expiry; False when the hold is gone."""
         ...
 

@@ -120,7 +120,6 @@ class DirectJournal(Shared):
         created_at: int | None = None,
         owner: str | None = None,
         generation: int | None = None,
-        wait: bool = True,  # noqa: ARG002 - a transaction on a file is short
     ) -> None:
         """Hold every claim or none."""
         self._check(generation)
@@ -145,7 +144,6 @@ class DirectJournal(Shared):
         hold_id: str | None = None,
         *,
         generation: int | None = None,
-        wait: bool = True,  # noqa: ARG002 - as above
     ) -> tuple[Post, ...]:
         """Write an entry's record, free its hold and move the counters."""
         self._check(generation)
@@ -163,7 +161,7 @@ class DirectJournal(Shared):
         """Free a hold without an entry; False when there is none."""
         return self._on_hold(hold_id, settle_effects(hold_id, ()))
 
-    def extend(self, hold_id: str, expires_at: int, *, wait: bool = True) -> bool:  # noqa: ARG002 - as above
+    def extend(self, hold_id: str, expires_at: int) -> bool:
         """Move a hold's expiry; False when there is none."""
         return self._on_hold(hold_id, extend_effects(hold_id, expires_at))
 
@@ -185,7 +183,6 @@ class DirectJournal(Shared):
         dedup_key: str | None = None,
         hold_id: str | None = None,
         only_if_held: bool = False,
-        wait: bool = True,  # noqa: ARG002 - as above
     ) -> Posted:
         """`settle` for any entry: one that may be there already, or whose hold may be gone."""
 

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError
 from tokenmeter.ledger import CounterKey
-from tokenmeter.processes import after_fork_in_child, process_name
+from tokenmeter.processes import after_fork_in_child, process_name, run_patiently
 from tokenmeter.stores.base import Counter
 from tokenmeter.stores.effects import (
     Book,
@@ -102,7 +102,6 @@ class Journal(Writer):
         created_at: int | None = None,
         owner: str | None = None,
         generation: int | None = None,
-        wait: bool = True,
     ) -> None:
         """Hold every claim or none. The hold is in the tail when this returns.
 
@@ -115,7 +114,6 @@ class Journal(Writer):
             created_at: Microseconds since the epoch; now, if not given.
             owner: Who holds it; this process, if not given.
             generation: That of what the claims go by; None = any. Without claims nothing goes by it.
-            wait: Whether others who hold something may be waited for.
 
         Raises:
             CapReachedError: a claim does not fit; nothing was held.
@@ -131,7 +129,7 @@ class Journal(Writer):
             self._write(framed)
             self._holds[hold_id] = (claims, expires_at)
             return
-        self._locked(self._reserve, framed, hold_id, (claims, expires_at), generation, wait=wait)
+        self._locked(self._reserve, framed, hold_id, (claims, expires_at), generation)
 
     def settle(
         self,
@@ -140,7 +138,6 @@ class Journal(Writer):
         hold_id: str | None = None,
         *,
         generation: int | None = None,
-        wait: bool = True,
     ) -> Sequence[Post]:
         """Write an entry's record, free its hold and move the counters.
 
@@ -157,7 +154,7 @@ class Journal(Writer):
             self.append(record, generation=generation)
             return ()
         held = None if hold_id is None else self._take(hold_id)
-        reached = self._settle(record, posts, hold_id, held, generation, wait=wait)
+        reached = self._settle(record, posts, hold_id, held, generation)
         self._count()
         for slot, settled in reached:
             if settled >= slot.alert_at:
@@ -173,11 +170,11 @@ class Journal(Writer):
         self._settle(b"", (), hold_id, held)
         return True
 
-    def extend(self, hold_id: str, expires_at: int, *, wait: bool = True) -> bool:
+    def extend(self, hold_id: str, expires_at: int) -> bool:
         """Move a hold's expiry (microseconds since the epoch); False when there is none.
 
         Raises:
-            StoreBusyError: ``wait=False``, and others would have to be waited for.
+            StoreBusyError: others would have to be waited for: see `_locked`.
         """
         framed = frame(b"", extend_effects(hold_id, expires_at))
         known = self._holds.get(hold_id)
@@ -189,14 +186,14 @@ class Journal(Writer):
                 self._write(framed)
                 return True
 
-            return self._exclusively(work, wait=wait)
+            return self._exclusively(work)
 
         def quick(_: Live) -> bool:
             self._write(framed)
             self._holds[hold_id] = (known[0], expires_at)
             return True
 
-        return self._locked(quick, wait=wait)
+        return self._locked(quick)
 
     def post(
         self,
@@ -207,13 +204,12 @@ class Journal(Writer):
         dedup_key: str | None = None,
         hold_id: str | None = None,
         only_if_held: bool = False,
-        wait: bool = True,
     ) -> Posted:
         """`settle` for any entry: one that may be there already, or whose hold may be gone.
 
         Raises:
             StoreUnavailableError: nothing was written.
-            StoreBusyError: ``wait=False``, and others or the book would have to be waited for; nothing was written.
+            StoreBusyError: nothing was written: see `_locked`.
         """
         if dedup_key is None and not only_if_held and self._written.is_new(entry_id):
             try:
@@ -223,7 +219,7 @@ class Journal(Writer):
             else:
                 self._written.first_time(entry_id)  # before: after an interrupt nobody can tell whether it was written
                 try:
-                    reached = self._settle(record, posts, hold_id, held, wait=wait)
+                    reached = self._settle(record, posts, hold_id, held)
                 except StoreBusyError:
                     self._written.forget(entry_id)
                     raise
@@ -240,7 +236,6 @@ class Journal(Writer):
                     hold_id=hold_id,
                     only_if_held=only_if_held,
                 ),
-                wait=wait,
             )
         except StoreUnavailableError:
             if only_if_held:
@@ -328,7 +323,7 @@ class Journal(Writer):
     def disturb(self) -> None:
         """The fold left something out that the live counters had counted: have them made anew."""
         with contextlib.suppress(StoreBusyError):
-            self._locked(_make_dirty)
+            run_patiently(self._locked, _make_dirty)
 
     # -- inside the lock
 
@@ -358,14 +353,12 @@ class Journal(Writer):
         hold_id: str | None,
         held: _Held | None,
         generation: int | None = None,
-        *,
-        wait: bool = True,
     ) -> Sequence[Post]:
         framed = frame(record, settle_effects(hold_id, posts))
         claims = () if held is None else held[0]
         try:
             if claims or posts:
-                return self._locked(self._settle_locked, framed, posts, claims, generation, wait=wait)
+                return self._locked(self._settle_locked, framed, posts, claims, generation)
             self._write_as_of(generation, framed)
         except (StoreUnavailableError, StoreBusyError, OutdatedError):
             if hold_id is not None and held is not None:

@@ -20,7 +20,7 @@ from pydantic_core import from_json, to_json
 
 from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError
 from tokenmeter.ledger import CounterKey
-from tokenmeter.processes import lock_file, unlock_file
+from tokenmeter.processes import HURRY, lock_file, may_wait, unlock_file
 from tokenmeter.stores.definitions import Definitions
 from tokenmeter.stores.effects import Book, Shared, Standing, apply_effects
 from tokenmeter.stores.encoding import FORMAT
@@ -116,32 +116,31 @@ class Writer(Shared):
 
     # -- the lock
 
-    def _locked(self, work: Callable[[Live, Unpack[Ts]], T], *given: *Ts, wait: bool = True) -> T:
+    def _locked(self, work: Callable[[Live, Unpack[Ts]], T], *given: *Ts) -> T:
         """Run `work` with the counters to itself, among all threads and processes.
 
         Args:
             work: Given the `Live` counters, and `given`.
             given: See `work`.
-            wait: Whether another thread or process may be waited for.
 
         Raises:
-            StoreBusyError: somebody has them and is not to be waited for; or a finaliser or signal handler came in the
-                middle of it, in this very thread.
+            StoreBusyError: somebody has them, and this thread must not wait; or a finaliser or signal handler came in
+                the middle of it, in this very thread.
         """
         if self._owned():
             raise StoreBusyError("The ledger's counters are being changed further up in this thread.")
         try:
             try:
-                return work(self._acquire(wait), *given)
+                return work(self._acquire(), *given)
             finally:
                 self._unlock()
         finally:  # an interrupt may come just as the lock is to be given back
             if self._owned():
                 self._unlock()
 
-    def _exclusively(self, work: Callable[[Live], T], *, wait: bool = True) -> T:
+    def _exclusively(self, work: Callable[[Live], T]) -> T:
         """`_locked`, with everything in the tail folded: the book then tells all there is."""
-        if not wait or self._owned():
+        if self._owned() or not may_wait():
             raise StoreBusyError("The ledger's counters are being changed, or the ledger would have to be read first.")
         self._book.fold()  # most of it without the lock
 
@@ -151,7 +150,8 @@ class Writer(Shared):
 
         return self._locked(folded)
 
-    def _acquire(self, wait: bool) -> Live:
+    def _acquire(self) -> Live:
+        wait = not HURRY.on or may_wait()  # mostly decided without a call
         if not self._mutex.acquire(wait):
             raise StoreBusyError(_TAKEN)
         live = self._live

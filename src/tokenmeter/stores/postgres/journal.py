@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import socket
@@ -13,6 +12,7 @@ from typing import Any
 
 from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError
 from tokenmeter.ledger import Entry, Posting, ThresholdCrossing, is_own
+from tokenmeter.processes import may_wait
 from tokenmeter.stores.base import CapReachedError, Settlement
 from tokenmeter.stores.effects import (
     HoldGoneError,
@@ -40,8 +40,8 @@ _RECALL_SECONDS = 4.0
 class ServerJournal(LeasingWriter):
     """The tail of one host. Safe for threads and processes.
 
-    What only has to be written never waits for the server. What needs it raises `StoreBusyError` where ``wait`` is
-    False, or not given on a thread that runs an event loop.
+    What only has to be written never waits for the server. What needs it raises `StoreBusyError` where a
+    thread must not wait.
 
     Args:
         book: The server's.
@@ -56,7 +56,6 @@ class ServerJournal(LeasingWriter):
 
     def __init__(self, book: PostgresBook, send: Callable[[], object], *, most_bytes: int) -> None:
         self._fold, self._most = send, most_bytes
-        self._local = threading.local()
         super().__init__(book)
         self._locked(lambda _: None)
 
@@ -119,25 +118,9 @@ class ServerJournal(LeasingWriter):
         return found
 
     def _find_name(self, kind: str, value: str) -> str | None:
-        if not self._may_wait(getattr(self._local, "wait", None)):
+        if not may_wait():
             raise StoreBusyError(_NETWORK)
         return super()._find_name(kind, value)
-
-    @staticmethod
-    def _may_wait(wait: bool | None) -> bool:
-        return asyncio._get_running_loop() is None if wait is None else wait  # noqa: SLF001 - it does not raise
-
-    def encode(self, entry: Entry, *, wait: bool = True) -> bytes:
-        """The record of an entry.
-
-        Raises:
-            StoreBusyError: ``wait=False``, and the server has to be asked for a name.
-        """
-        self._local.wait = wait
-        try:
-            return encode_entry(entry, self.definitions)
-        finally:
-            self._local.wait = None
 
     # -- the tail
 
@@ -203,7 +186,6 @@ class ServerJournal(LeasingWriter):
         hold_id: str | None = None,
         *,
         generation: int | None = None,
-        wait: bool = True,  # noqa: ARG002 - nobody is waited for
     ) -> tuple[Post, ...]:
         """Write an entry's record, free its hold and move the counters.
 
@@ -239,7 +221,6 @@ class ServerJournal(LeasingWriter):
         *,
         hold_id: str | None = None,
         only_if_held: bool = False,
-        wait: bool = True,
     ) -> Settlement:
         """`settle` for any entry: one that may be there already, or whose hold may be gone.
 
@@ -248,17 +229,17 @@ class ServerJournal(LeasingWriter):
         """
         held = hold_id is None or self._holds.get(hold_id, 0) > self._now()
         simple = held and not only_if_held and entry.dedup_key is None
-        if not wait and not simple:
+        if not simple and not may_wait():
             raise StoreBusyError(_NETWORK)
-        record = self.encode(entry, wait=wait)
+        record = encode_entry(entry, self.definitions)
         if not (simple and self._written.first_time(entry.entry_id)):
-            if not wait:
+            if not may_wait():
                 raise StoreBusyError(_NETWORK)
             return self._post_known(entry, record, postings, hold_id, only_if_held=only_if_held)
         self.append(record, _effects(postings, hold_id))
         if hold_id is not None:
             self._holds.pop(hold_id, None)
-        return Settlement(recorded=True, crossings=self._crossed(postings, wait=wait), hold_found=hold_id is not None)
+        return Settlement(recorded=True, crossings=self._crossed(postings), hold_found=hold_id is not None)
 
     def _post_known(
         self, entry: Entry, record: bytes, postings: Sequence[Posting], hold_id: str | None, *, only_if_held: bool
@@ -292,7 +273,7 @@ class ServerJournal(LeasingWriter):
 
     def post_all(self, batch: Sequence[tuple[Entry, Sequence[Posting]]]) -> Sequence[Settlement]:
         """Write many entries at once: all, or none when one cannot be written or the server is away."""
-        encoded = [self.encode(entry) for entry, _ in batch]
+        encoded = [encode_entry(entry, self.definitions) for entry, _ in batch]
         keys = [kept_key(entry.dedup_key) for entry, _ in batch]
         self.send()
         asked = {entry.entry_id for entry, _ in batch if not self._written.is_new(entry.entry_id)}
@@ -315,7 +296,7 @@ class ServerJournal(LeasingWriter):
         last = max((place for place, new in enumerate(fresh) if new), default=0)
         return [Settlement(new, late if place == last else ()) for place, new in enumerate(fresh)]
 
-    def _crossed(self, postings: Sequence[Posting], *, wait: bool) -> tuple[ThresholdCrossing, ...]:
+    def _crossed(self, postings: Sequence[Posting]) -> tuple[ThresholdCrossing, ...]:
         """Crossings to report. The server is asked where a threshold may be behind, by all that this process knows."""
         due = False
         settled, told = self._server.settled, self._server.told
@@ -326,7 +307,7 @@ class ServerJournal(LeasingWriter):
                 continue
             settled[key] = known = known + posting.amount
             due = due or any(one <= known and (key, one) not in told for one in thresholds)
-        if due and wait:
+        if due and may_wait():
             with contextlib.suppress(StoreError):
                 self.send()
         return self.take_crossings()
@@ -352,7 +333,6 @@ class ServerJournal(LeasingWriter):
         created_at: int | None = None,
         owner: str | None = None,
         generation: int | None = None,
-        wait: bool | None = None,
     ) -> None:
         """Hold every claim or none; holding the same again changes nothing.
 
@@ -364,7 +344,6 @@ class ServerJournal(LeasingWriter):
             created_at: Microseconds since the epoch; now, if not given.
             owner: Who holds it; this process, if not given.
             generation: That of what the claims go by; None = any.
-            wait: See the class.
 
         Raises:
             CapReachedError: a claim does not fit; nothing was held.
@@ -385,7 +364,7 @@ class ServerJournal(LeasingWriter):
         full = any(limit is not None and settled.get(slot.key, 0) + amount > limit for slot, limit, amount in claims)
         if not full and is_own(hold_id) and self._spend(hold_id, expires_at, claims, body):
             return
-        if not self._may_wait(wait):
+        if not may_wait():
             raise StoreBusyError(_NETWORK)
         if full or self.definitions.made != self._sent:
             self.send()  # whoever sweeps the hold has to be able to read it
@@ -409,12 +388,12 @@ class ServerJournal(LeasingWriter):
                 tried = True
         self._holds[hold_id] = expires_at
 
-    def release(self, hold_id: str, *, wait: bool | None = None) -> bool:
+    def release(self, hold_id: str) -> bool:
         """Free a hold without an entry; False when there is none."""
         if self._holds.pop(hold_id, 0) > self._now():
             self.append(b"", settle_effects(hold_id, ()))
             return True
-        if not self._may_wait(wait):
+        if not may_wait():
             raise StoreBusyError(_NETWORK)
         self.send()
         return self._release_there(hold_id)
@@ -423,13 +402,13 @@ class ServerJournal(LeasingWriter):
         self._holds.pop(hold_id, None)
         return bool(self._server.fetch("SELECT release(?)", (hold_id,))[0][0])
 
-    def extend(self, hold_id: str, expires_at: int, *, wait: bool | None = None) -> bool:
+    def extend(self, hold_id: str, expires_at: int) -> bool:
         """Move a hold's expiry (microseconds since the epoch); False when there is none."""
         if self._holds.get(hold_id, 0) > self._now():
             self._holds[hold_id] = expires_at
             self.append(b"", extend_effects(hold_id, expires_at))
             return True
-        if not self._may_wait(wait):
+        if not may_wait():
             raise StoreBusyError(_NETWORK)
         self.send()
         return bool(self._server.fetch("SELECT extend(?, ?)", (hold_id, expires_at))[0][0])

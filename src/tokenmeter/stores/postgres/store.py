@@ -38,6 +38,7 @@ from tokenmeter.stores.postgres.schema import PostgresEnd, apply, check, state
 from tokenmeter.stores.postgres.sessions import Address, ServerRows, explain
 from tokenmeter.stores.postgres.spool import Spool
 from tokenmeter.stores.reading import document_of, document_record
+from tokenmeter.stores.record import encode_entry
 from tokenmeter.stores.slots import to_microseconds
 from tokenmeter.stores.store import BookStore, Record
 from tokenmeter.stores.tail import frames, segment_path, segments
@@ -50,8 +51,8 @@ class PostgresStore(BookStore[PostgresBook]):
     """See `tokenmeter.stores.base.Store`.
 
     An entry is acknowledged when it is in the tail of this host, from which a thread sends it within milliseconds, and
-    again and again while the server is away. A hold is made on the server or not at all. With ``wait=False`` a method
-    that has to ask the server raises `StoreBusyError`, so that an event loop never waits for the network.
+    again and again while the server is away. A hold is made on the server or not at all. Where a thread must not
+    wait, a method that has to ask the server raises `StoreBusyError`: an event loop never waits for the network.
 
     Args:
         url: ``postgresql://user@host:5432/db`` with any libpq parameter, and our own: ``schema`` (``tokenmeter``),
@@ -166,10 +167,9 @@ class PostgresStore(BookStore[PostgresBook]):
         *,
         reservation_id: str | None = None,
         only_if_held: bool = False,
-        wait: bool = True,
     ) -> Settlement:
         """Write `entry` to the tail, with what it adds to counters and the hold that it frees; the server follows."""
-        return self.journal.post(entry, postings, hold_id=reservation_id, only_if_held=only_if_held, wait=wait)
+        return self.journal.post(entry, postings, hold_id=reservation_id, only_if_held=only_if_held)
 
     def append(self, batch: Sequence[tuple[Entry, Sequence[Posting]]]) -> Sequence[Settlement]:
         """Write many entries at once: all, or none when one cannot be written or the server is away."""
@@ -196,7 +196,7 @@ class PostgresStore(BookStore[PostgresBook]):
             slot.alert_at = next((threshold for threshold in thresholds if threshold > settled), NEVER)
         return (*crossed, *self.journal.take_crossings())
 
-    def reserve(self, reservation: Reservation, *, wait: bool = True) -> None:
+    def reserve(self, reservation: Reservation) -> None:
         """Hold every claim or none; holding the same reservation again changes nothing."""
         slot = self.journal.slot
         self.journal.reserve(
@@ -206,19 +206,18 @@ class PostgresStore(BookStore[PostgresBook]):
                 (slot(claim.key, claim.window_end), claim.limit, claim.amount)
                 for claim in sorted(reservation.claims, key=lambda claim: claim.key)
             ],
-            self.journal.encode(reservation.call, wait=wait),
+            encode_entry(reservation.call, self.journal.definitions),
             created_at=to_microseconds(reservation.created_at),
             owner=reservation.owner,
-            wait=wait,
         )
 
-    def release(self, reservation_id: str, *, wait: bool = True) -> bool:
+    def release(self, reservation_id: str) -> bool:
         """Free a hold without an entry."""
-        return self.journal.release(reservation_id, wait=wait)
+        return self.journal.release(reservation_id)
 
-    def extend(self, reservation_id: str, expires_at: datetime, *, wait: bool = True) -> bool:
+    def extend(self, reservation_id: str, expires_at: datetime) -> bool:
         """Move a hold's expiry."""
-        return self.journal.extend(reservation_id, to_microseconds(expires_at), wait=wait)
+        return self.journal.extend(reservation_id, to_microseconds(expires_at))
 
     def recount(self, count: Callable[[], Mapping[CounterKey, tuple[int, int | None]]]) -> None:
         """Have counters say what `count` finds in the ledger, to which nothing is added meanwhile."""

@@ -99,7 +99,6 @@ class SQLiteStore(BookStore[SQLiteBook]):
         *,
         reservation_id: str | None = None,
         only_if_held: bool = False,
-        wait: bool = True,
     ) -> Settlement:
         """Write `entry`, move the counters and free the hold; the sums follow with the next fold."""
         posted = self.journal.post(
@@ -109,7 +108,6 @@ class SQLiteStore(BookStore[SQLiteBook]):
             dedup_key=kept_key(entry.dedup_key),
             hold_id=reservation_id,
             only_if_held=only_if_held,
-            wait=wait,
         )
         return Settlement(posted.recorded, self._crossed(entry, postings, posted), posted.hold_found)
 
@@ -175,7 +173,7 @@ class SQLiteStore(BookStore[SQLiteBook]):
             slot.alert_at = next((threshold for threshold in thresholds if threshold > settled), NEVER)
         return tuple(crossed)
 
-    def reserve(self, reservation: Reservation, *, wait: bool = True) -> None:
+    def reserve(self, reservation: Reservation) -> None:
         """Hold every claim or none; holding the same reservation again changes nothing."""
         hold_id = reservation.reservation_id
         if self.journal.knows_hold(hold_id):
@@ -195,10 +193,9 @@ class SQLiteStore(BookStore[SQLiteBook]):
             encode_entry(reservation.call, self.journal.definitions),
             created_at=to_microseconds(reservation.created_at),
             owner=reservation.owner,
-            wait=wait,
         )
 
-    def release(self, reservation_id: str, *, wait: bool = True) -> bool:  # noqa: ARG002 - the protocol's
+    def release(self, reservation_id: str) -> bool:
         """Free a hold without an entry."""
         return self.journal.release(reservation_id)
 
@@ -206,11 +203,9 @@ class SQLiteStore(BookStore[SQLiteBook]):
         self,
         reservation_id: str,
         expires_at: datetime,
-        *,
-        wait: bool = True,
     ) -> bool:
         """Move a hold's expiry."""
-        return self.journal.extend(reservation_id, to_microseconds(expires_at), wait=wait)
+        return self.journal.extend(reservation_id, to_microseconds(expires_at))
 
     def recount(self, count: Callable[[], Mapping[CounterKey, tuple[int, int | None]]]) -> None:
         """Have counters say what `count` finds in the ledger, to which nothing is added meanwhile."""
