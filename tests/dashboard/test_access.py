@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import hashlib
 import http.client
@@ -28,6 +27,7 @@ from tokenmeter.dashboard import server as serving
 from tokenmeter.dashboard.asgi import _Site
 from tokenmeter.errors import ConfigurationError, LedgerError, StoreUnavailableError
 from tokenmeter.reports import Query, read_report
+from tokenmeter.serving import answers
 from tokenmeter.serving.access import EVERYTHING, AccessScope, Token
 from tokenmeter.serving.acting import add_verbs
 from tokenmeter.serving.lens import look_through, pulse_of
@@ -259,8 +259,11 @@ def test_no_route_shows_a_scoped_token_what_is_of_others(shared, filed, hostile)
     assert walked > 60
 
 
-def cursor_of(entry):
-    return base64.urlsafe_b64encode(f"{entry.occurred_at.isoformat()} {entry.entry_id}".encode()).decode().rstrip("=")
+def cursor_past(meter, entry, *, newest_first=True):
+    """As somebody who sees everything gets it, behind a page that ends with `entry`."""
+    known = [one.entry_id for one in meter.store.entries(newest_first=newest_first)]
+    limit = known.index(entry.entry_id) + 1
+    return answers.entry_page(meter, Query.parse(), limit=limit, newest_first=newest_first).next
 
 
 #: Ways to ask for what is of others: by any name of a filter, more than once, left out, encoded, unset, broken.
@@ -272,7 +275,7 @@ WIDENED = (
     *("where=team%3Dads", "where=tag:env!%3Dprod", "where=api_key%3Dstaging", "account=member=BOB", "of=BOB"),
     *("account=member&of=BOB", "account=team&of=ads&period=last-month", "team=ads&route=/x", "by=route", "by=api_key"),
     *("by=member,team,route", "of=route&find=s", "compare=none&hide=ada", "hide=BOB&find=BOB", "sort=-spend&by=team"),
-    *("cursor=THEIRS", "cursor=THEIRS&order=oldest", "cursor=INV-00002", "before=THEIRS", "after=THEIRS", "page=2"),
+    *("cursor=THEIRS", "cursor=OLDER&order=oldest", "cursor=INV-00002", "before=THEIRS", "after=THEIRS", "page=2"),
     *("limit=1000&order=oldest", "since=2000-01-01&until=9000-01-01", "tz=Pacific/Kiritimati", "holds=1&member=BOB"),
 )
 
@@ -281,13 +284,19 @@ def test_no_way_to_ask_shows_a_scoped_token_what_is_of_others(filed, hosted, hos
     """All routes times all ways; a request's own words may come back to who said them, others' figures may not."""
     filed.settings = filed.settings.model_validate({**filed.settings.model_dump(), "dashboard": tokens()})
     served = hosted(dashboard.app(filed, requests_per_minute=1_000_000))
-    theirs = next(one for one in filed.store.entries() if one.attribution.member == "bob")
+    theirs = [one for one in filed.store.entries() if one.attribution.member == "bob"][2]
+    cursors = {"THEIRS": cursor_past(filed, theirs), "OLDER": cursor_past(filed, theirs, newest_first=False)}
+    for way in ("cursor=THEIRS", "cursor=OLDER&order=oldest"):  # it is one, and leads on
+        name = way[7:].partition("&")[0]
+        assert api(served, f"/entries?{way.replace(name, cursors[name])}", ADA)[1]["entries"]
     secret = ["summarise", "staging", "Platform GmbH", hostile, theirs.entry_id, theirs.response_id]
     reads = sorted({place.partition("?")[0] for place, method in places_of(filed) if method == "GET"})
     assert len(reads) * len(WIDENED) > 1_000
     for place in reads:
         for way in WIDENED:
-            asked = f"{place}?{way.replace('BOB', 'bob').replace('THEIRS', cursor_of(theirs))}"
+            asked = f"{place}?{way.replace('BOB', 'bob')}"
+            for name, cursor in cursors.items():
+                asked = asked.replace(name, cursor)
             status, _, body = served.get(asked, **bearer(ADA))
             assert status < 500, (asked, status)
             said = unquote(asked)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import sys
@@ -11,6 +10,8 @@ import pytest
 from mcp import Client, StdioServerParameters
 
 import tokenmeter
+from tokenmeter.reports import Query
+from tokenmeter.serving import answers
 from tokenmeter.serving.access import EVERYTHING, AccessScope
 from tokenmeter.serving.lens import look_through
 from tokenmeter.serving.mcp import make_server
@@ -148,9 +149,10 @@ async def test_every_tool_refuses_what_it_cannot_answer(busy):
 
 
 async def test_no_tool_tells_a_part_what_is_of_others(filed, hostile):
-    theirs = next(one for one in filed.store.entries() if one.attribution.member == "bob")
-    cursor = f"{theirs.occurred_at.isoformat()} {theirs.entry_id}"
-    cursor = base64.urlsafe_b64encode(cursor.encode()).decode().rstrip("=")
+    theirs = [one for one in filed.store.entries() if one.attribution.member == "bob"][2]
+    known = [one.entry_id for one in filed.store.entries()]
+    before = known.index(theirs.entry_id) + 1
+    cursor = answers.entry_page(filed, Query.parse(), limit=before, newest_first=False).next
     ways = [
         *({"where": [said]} for said in ("member=bob", "member!=ada", "member=", "team=ads", "tag:env!=prod")),
         {"where": ["member=ada", "member=bob"]},
@@ -160,7 +162,7 @@ async def test_no_tool_tells_a_part_what_is_of_others(filed, hostile):
         *(("report", {"by": by}) for by in ("member", "team,route", "api_key", "member,tag:env", "response_id")),
         ("report", {"by": "member", "granularity": "day"}),
         *(("entries", way) for way in ways),
-        ("entries", {"cursor": cursor}),
+        ("entries", {"cursor": cursor, "order": "oldest"}),
         ("entries", {"cursor": cursor, "order": "oldest", "limit": 200}),
         *(("remaining", {"account": said}) for said in ([], ["member=bob"], ["team=ads"], ["route=/summarise"])),
         ("price", {"model": "gpt-5-mini"}),

@@ -204,6 +204,23 @@ def test_cursors_name_long_names_too(make_meter, record_in, serve):
     assert len(found) == len(names)
 
 
+def test_a_cursor_of_another_question_is_refused(filed, serve):
+    """Pages of it looked like the end of the list, or left entries out."""
+    served = serve(filed)
+    cursors = {
+        asked: ask(served, f"/{asked}limit=1")[2]["next_cursor"]
+        for asked in ("entries?", "entries?order=oldest&", "entries?where=member=ada&", "balances?", "budgets?")
+    }
+    assert all(cursors.values())
+    for asked in (*cursors, "entries?period=2026&", "entries?tz=Asia/Tokyo&", "balances?budget=everything&"):
+        for origin, cursor in cursors.items():
+            status, _, found = ask(served, f"/{asked}limit=5&cursor={cursor}")
+            if asked == origin:
+                assert status == 200
+            else:
+                assert (status, "another question" in found["detail"]) == (400, True), (asked, origin)
+
+
 def test_what_joins_a_list_meanwhile_moves_nothing_to_another_page(make_meter, record_in, serve):
     """As a member does that makes its first call."""
     meter = make_meter([{"member": "*", "limit_usd": 5, "name": "members"}])

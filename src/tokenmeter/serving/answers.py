@@ -34,6 +34,7 @@ _TAG = "tag:"
 #: Characters of a name that are part of a cursor.
 _SORTED_BY = 40
 _NO_CURSOR = "cursor takes what an earlier answer gave as next_cursor, and nothing else."
+_OTHER_CURSOR = "cursor is the next_cursor of another question; give it with the parameters that it was an answer to."
 #: Columns of an entry that only the single entry shows (long), or nobody sees (what could tell keys apart).
 _LONG = ("raw_usage",)
 _HIDDEN = ("api_key_fingerprint",)
@@ -97,8 +98,10 @@ def entry_page(
         ConfigurationError: a cursor that is none.
     """
     found = read_entries(sight.store, query, newest_first=newest_first)
+    where = sorted((name, sorted(values, key=str)) for name, values in query.where.items())
+    question = _digest("entries", where, query.period.label, query.period.tz, newest_first)
     if cursor is not None:
-        at, entry_id = _parse_entry_cursor(cursor)
+        at, entry_id = _parse_entry_cursor(cursor, question)
         # The last one's instant is read again, since others may share it; `_skip_past` leaves out what was shown.
         moment, edge = timedelta(microseconds=1), query.period
         start, end = (edge.start, min(edge.end, at + moment)) if newest_first else (max(edge.start, at), edge.end)
@@ -108,7 +111,7 @@ def entry_page(
         found = _skip_past(read_entries(sight.store, beyond, newest_first=newest_first), at, entry_id)
     some = list(islice(found, limit + 1))
     last = some[limit - 1] if len(some) > limit else None
-    cursor = None if last is None else _make_cursor(last.occurred_at.isoformat(), last.entry_id)
+    cursor = None if last is None else _make_cursor(question, last.occurred_at.isoformat(), last.entry_id)
     return Page([entry_of(one) for one in some[:limit]], cursor)
 
 
@@ -118,8 +121,8 @@ def _skip_past(entries: Iterator[Entry], at: datetime, entry_id: str) -> Iterato
     return (one for one in rest if one.entry_id != entry_id)
 
 
-def _parse_entry_cursor(text: str) -> tuple[datetime, str]:
-    at, entry_id = _parse_cursor(text, 2)
+def _parse_entry_cursor(text: str, question: str) -> tuple[datetime, str]:
+    at, entry_id = _parse_cursor(text, question, 2)
     try:
         moment = datetime.fromisoformat(at)
     except ValueError:
@@ -129,24 +132,33 @@ def _parse_entry_cursor(text: str) -> tuple[datetime, str]:
     return moment, entry_id
 
 
-def _make_cursor(*parts: str) -> str:
-    return base64.urlsafe_b64encode(json.dumps(parts, ensure_ascii=False).encode()).decode().rstrip("=")
+def _make_cursor(question: str, *parts: str) -> str:
+    return (
+        base64.urlsafe_b64encode(json.dumps([question[:8], *parts], ensure_ascii=False).encode()).decode().rstrip("=")
+    )
 
 
-def _parse_cursor(text: str, count: int) -> tuple[str, ...]:
+def _parse_cursor(text: str, question: str, count: int) -> tuple[str, ...]:
     """The parts of a cursor.
 
+    Args:
+        text: The cursor.
+        question: Digest of what is asked.
+        count: How many parts there are to be.
+
     Raises:
-        ConfigurationError: it is none of so many.
+        ConfigurationError: it is none of so many, or of another question, whose pages would be taken for this one's.
     """
     try:
         found: object = json.loads(base64.b64decode(text + "=" * (-len(text) % 4), b"-_", validate=True))
     except (ValueError, RecursionError):
         found = None
     parts = [one for one in cast("list[object]", found) if isinstance(one, str)] if isinstance(found, list) else []
-    if len(parts) != count or parts != found:
+    if not parts or parts != found:
         raise ConfigurationError(_NO_CURSOR)
-    return tuple(parts)
+    if parts[0] != question[:8] or len(parts) != count + 1:
+        raise ConfigurationError(_OTHER_CURSOR)
+    return tuple(parts[1:])
 
 
 def _cut_page(
@@ -154,6 +166,7 @@ def _cut_page(
     found: Iterable[T],
     show: Callable[[T], Json],
     *,
+    question: str,
     parts: int,
     limit: int,
     cursor: str | None,
@@ -163,10 +176,10 @@ def _cut_page(
     Raises:
         ConfigurationError: a cursor that is none.
     """
-    reached = () if cursor is None else _parse_cursor(cursor, parts)
+    reached = () if cursor is None else _parse_cursor(cursor, question, parts)
     listed = sorted(((place, one) for one in found if (place := key(one)) > reached), key=itemgetter(0))
     some = [one for _, one in listed[:limit]]
-    return Page(list(map(show, some)), _make_cursor(*listed[limit - 1][0]) if len(listed) > limit else None)
+    return Page(list(map(show, some)), _make_cursor(question, *listed[limit - 1][0]) if len(listed) > limit else None)
 
 
 def entry(sight: ReadableMeter, entry_id: str) -> Json | None:
@@ -221,7 +234,8 @@ def balance_page(
         ConfigurationError: a cursor that is none.
     """
     found = (one for one in sight.budgets.remaining(account, sight.store.now()) if budget in {None, one.budget})
-    return _cut_page(_balance_key, found, balance_of, parts=3, limit=limit, cursor=cursor)
+    question = _digest("balances", sorted(account.items()), budget)
+    return _cut_page(_balance_key, found, balance_of, question=question, parts=3, limit=limit, cursor=cursor)
 
 
 def _balance_key(one: Balance) -> tuple[str, ...]:
@@ -268,6 +282,7 @@ def budget_page(sight: ReadableMeter, *, limit: int, cursor: str | None = None) 
         lambda one: (one.name[:_SORTED_BY], _digest(one.name)),
         found,
         Change.to_dict,
+        question=_digest("budgets"),
         parts=2,
         limit=limit,
         cursor=cursor,
