@@ -194,3 +194,28 @@ def test_a_row_of_ones_own_can_hold_for_hours_and_weekdays(conditions, at, expec
 def test_hours_and_weekdays_that_mean_nothing_are_refused(conditions):
     with pytest.raises(ConfigurationError, match=r"hours|weekdays"):
         own(**conditions)
+
+
+@pytest.mark.parametrize(
+    ("provider", "model", "at", "assumed"),
+    [
+        # The list of batches has the prompt and the answer, and nothing of a cache.
+        ("openai", "gpt-4.1-nano", "2026-11-20", True),
+        # Its maker says that batches leave the cache's price as it is.
+        ("google", "gemini-2.5-flash", "2026-11-20", False),
+        # Half of every class, by its maker's rule or by a row.
+        ("anthropic", "claude-sonnet-4-6", "2026-11-20", False),
+        ("openai", "gpt-5-mini", "2026-11-20", False),
+    ],
+)
+def test_a_cached_class_that_the_list_of_a_mode_leaves_out_is_flagged(provider, model, at, assumed):
+    usage = {"prompt_tokens": 1_000, "completion_tokens": 10, "total_tokens": 1_010}
+    body = {
+        "model": model,
+        "object": "chat.completion",
+        "choices": [],
+        "usage": usage | {"prompt_tokens_details": {"cached_tokens": 500}},
+    }
+    found = tokenmeter.price(body, provider=provider, endpoint="chat.completions", processing="batch", at=at)
+    assert found.list_cost is not None
+    assert ("cache_rate_assumed" in found.flags) is assumed

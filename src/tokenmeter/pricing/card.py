@@ -78,11 +78,6 @@ class Quote(NamedTuple):
     row: Price
     rules: tuple[RateRule, ...] = ()
 
-    def assumes_for(self, sku_meter: str) -> bool:
-        """Whether it stands in for the rate of a cached class that nobody publishes."""
-        derived = any(rule.kind == "derived" for rule in self.rules)
-        return sku_meter.startswith("cache_") and not self.row.sku_meter.startswith("cache_") and not derived
-
     def times(self, rule: RateRule) -> Quote:
         """This quote under one more rule."""
         return Quote(EXACT.multiply(self.per_unit, rule.factor), self.row, (*self.rules, rule))
@@ -208,6 +203,24 @@ class RateCard:
                 if best is None or key > best_key:
                     best, best_key = row, key
         return best
+
+    def assumes(self, quote: Quote, sku_meter: str, context: Circumstances) -> bool:
+        """Whether a quote stands in for the rate of a cached class that nobody publishes.
+
+        So does the standard rate where the list of a mode leaves the class out, unless a rule of that mode does so,
+        too: the discount may be that of the other classes, or gone altogether.
+        """
+        if not sku_meter.startswith("cache_"):
+            return False
+        if not quote.row.sku_meter.startswith("cache_"):
+            return all(rule.kind != "derived" for rule in quote.rules)
+        if quote.rules or all(getattr(quote.row.conditions, mode) is not None for mode in context.modes):
+            return False
+        return not any(
+            rule.applies(mode, getattr(context, mode)) and sku_meter not in rule.sku_meters
+            for rule in self._mode_rules
+            for mode in context.modes
+        )
 
     def places(self, quote: Quote, sku_meter: str, context: Circumstances, at: datetime) -> tuple[Factor, ...] | str:
         """Multipliers for where the call was served, or the name of the place that is unknown.

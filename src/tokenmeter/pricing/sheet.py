@@ -185,7 +185,7 @@ class RateSheet:
         }
         identity = "".join((quote.row.identity(self.price_list_hash), *(f"*{rule.factor}" for rule in quote.rules)))
         price_id = with_context(identity, context)
-        flags = {"cache_rate_assumed"} if quote.assumes_for(sku_meter) else set[str]()
+        flags = {"cache_rate_assumed"} if card.assumes(quote, sku_meter, context) else set[str]()
         if card.doubted is not None and card.doubted.at(at):
             flags.add("price_date_assumed")
         if any(place.rule.assumed for place in places):
