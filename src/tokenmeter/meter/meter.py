@@ -200,32 +200,37 @@ class Meter:
         self.required.check(call)
         self._read_prices()
         authorization = Authorization(call, self.store.now(), time.perf_counter_ns())
-        try:
-            held = self._hold(call, authorization.started_at, hold_id=hold_id)
-            if held is not None:
-                authorization.reservation, authorization.runs = held.reservation, held.runs
-                authorization.inject_max_output_tokens = held.inject_max_output_tokens
-                authorization.extend_due_ns = authorization.started_ns + self.extend_every_ns
-        except (BudgetExceededError, StoreBusyError):
-            raise
-        except Exception as error:  # noqa: BLE001 - a fault of ours stops only calls that a cap must see
-            if hold_id is not None and not isinstance(error, StoreError):  # it may have come just after it was made
-                self.free(hold_id)
-            self._without_store(authorization, error)
+        self._hold(authorization, hold_id)
         return authorization
 
-    def _hold(self, call: Call, at: datetime, *, hold_id: str | None) -> Held | None:
-        """`Budgets.hold`, and once more when something of ours fails amid it: that may pass, as want of memory does."""
-        try:
-            return self.budgets.hold(call, at, hold_id=hold_id)
-        except TokenmeterError:
-            raise
-        except Exception as error:
-            if hold_id is None:  # what was held by then, nobody could free
+    def _hold(self, authorization: Authorization, hold_id: str | None) -> None:
+        """Hold what its call may cost; once more when something of ours fails amid it, as want of memory may pass."""
+        call, at = authorization.call, authorization.started_at
+        for again in (True, False):
+            held: Held | None = None
+            try:
+                held = self.budgets.hold(call, at, hold_id=hold_id)
+                self._take(authorization, held)
+                return  # noqa: TRY300 - what fails here, too, frees what was held
+            except (BudgetExceededError, StoreBusyError):
                 raise
-            was_held = self.free(hold_id)
-            self.fault("hold a call's budget", error)
-        return self.budgets.hold(call, at, hold_id=None if was_held else hold_id)
+            except Exception as error:  # noqa: BLE001 - a fault of ours stops only calls that a cap must see
+                ours = not isinstance(error, TokenmeterError)
+                if held is not None:
+                    held.runs.free()
+                was_named = hold_id is not None  # what was held without a name, nobody could free
+                if hold_id is not None and not isinstance(error, StoreError) and self.free(hold_id):
+                    hold_id = None  # it came just after it was made
+                if not (again and ours and was_named):
+                    self._without_store(authorization, error)
+                    return
+                self.fault("hold a call's budget", error)
+
+    def _take(self, authorization: Authorization, held: Held | None) -> None:
+        if held is not None:
+            authorization.reservation, authorization.runs = held.reservation, held.runs
+            authorization.inject_max_output_tokens = held.inject_max_output_tokens
+            authorization.extend_due_ns = authorization.started_ns + self.extend_every_ns
 
     def resume(self, call: Call, started_us: int, started_ns: int, hold: PlannedHold | None = None) -> Authorization:
         """Leave for a call that left by its plan, for the general way to go on with."""
