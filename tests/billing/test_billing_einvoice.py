@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from decimal import Decimal
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -249,6 +250,13 @@ def test_what_the_settings_lack_is_named_before_a_number_is_taken(ready):
         issued(ready, taxes=[], einvoice="ubl")
     with pytest.raises(ConfigurationError, match="not 'edifact'"):
         draft_invoice(ready, team="search", period="2026-11", profile=profile(einvoice="edifact"))
+
+
+def test_without_the_extra_no_number_is_taken(ready, monkeypatch):
+    monkeypatch.setitem(sys.modules, "facturx", None)
+    with pytest.raises(ConfigurationError, match=r"pip install 'tokenmeter-sdk\[einvoice\]'"):
+        issued(ready, einvoice="cii")
+    assert invoices(ready) == []
 
 
 def test_a_currency_of_three_decimals_is_refused_before_a_number_is_taken(ready):

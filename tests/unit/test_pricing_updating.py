@@ -124,6 +124,15 @@ def for_nothing(providers):
         each["prices"], each["price_variants"] = {"input_mtok": 0, "output_mtok": 0}, []
 
 
+def times(factor):
+    def change(providers):
+        for each in next(each for each in providers if each["id"] == "openai")["models"]:
+            if each["id"] == "gpt-5":
+                each["prices"] = {"input_mtok": 7 * factor, "output_mtok": 20 * factor}
+
+    return change
+
+
 BAD = {
     "no JSON": b"<html>not found</html>",
     "no list": b"{}",
@@ -143,6 +152,8 @@ BAD = {
     "tiers without a base": published(spoilt({"tiers": []})),
     "no prices": published(spoilt([])),
     "all for nothing": published(for_nothing),
+    "dollars for a thousand millions": published(times(1000)),
+    "dollars for a token": published(times(1e-6)),
     "a reseller of nobody": published(spoilt_field("azure", "fallback_model_providers", ["nobody"])),
     "a reseller of text": published(spoilt_field("azure", "fallback_model_providers", "openai")),
     "a context window of text": published(spoilt_field("openai", "context_window", "large")),

@@ -69,7 +69,7 @@ def make_einvoice(document: Invoice | CreditNote, form: EInvoiceForm = "factur-x
         raise ConfigurationError("A draft has no number yet; issue it first.")
     if missing := missing_for_einvoice(invoice, form):
         raise ConfigurationError(f"For {form} the [billing] settings lack: {'; '.join(missing)}.")
-    facturx = _facturx()
+    facturx = load_facturx()
     data = _credit_data(document) if isinstance(document, CreditNote) else _invoice_data(document)
     german = form == "xrechnung"
     if german:
@@ -87,7 +87,12 @@ def make_einvoice(document: Invoice | CreditNote, form: EInvoiceForm = "factur-x
     return content
 
 
-def _facturx() -> Any:
+def load_facturx() -> Any:
+    """The library that writes them.
+
+    Raises:
+        ConfigurationError: the extra is missing.
+    """
     try:
         module = import_module("facturx")
     except ImportError as error:

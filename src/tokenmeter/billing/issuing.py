@@ -14,7 +14,7 @@ from datetime import date, timedelta
 from typing import Any
 
 from tokenmeter.billing.drafting import Billable, Coverage
-from tokenmeter.billing.einvoice import missing_for_einvoice
+from tokenmeter.billing.einvoice import load_facturx, missing_for_einvoice
 from tokenmeter.billing.filed import INVOICE, read_filed
 from tokenmeter.billing.invoice import Invoice
 from tokenmeter.billing.period import zone_of_books
@@ -259,7 +259,8 @@ class _Issuing:
         if closed is None or closed.document is None:
             raise LedgerError(
                 f"{label} is still open: entries may yet be added. Close it first with tokenmeter."
-                f"close_period({label!r}, tz={draft.period.tz!r}), then draft the invoice again."
+                f"close_period({label!r}, tz={draft.period.tz!r}), or `tokenmeter period close {label}`, then draft "
+                "the invoice again."
             )
         if draft.ledger["manifest"] != closed.document.hash:
             raise LedgerError(f"{label} was closed after this draft was made; draft the invoice again.")
@@ -286,7 +287,10 @@ class _Issuing:
 
     def _check_profile(self, draft: Invoice) -> None:
         form = self._profile(draft).einvoice
-        if form and (missing := missing_for_einvoice(draft, form)):
+        if not form:
+            return
+        load_facturx()  # without it nothing could be made of the number
+        if missing := missing_for_einvoice(draft, form):
             raise ConfigurationError(f"For {form} the [billing] settings lack: {'; '.join(missing)}.")
 
     def standing_of(self, draft: Invoice) -> Invoice | None:

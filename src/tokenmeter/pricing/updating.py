@@ -24,8 +24,10 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 from tokenmeter.errors import ConfigurationError, PricingError, StoreUnavailableError, reason_of
+from tokenmeter.money import EXACT
 from tokenmeter.paths import expand, user_folder
 from tokenmeter.pricing.edition import Edition, Record, installed, installed_file
+from tokenmeter.pricing.price import Conditions
 from tokenmeter.pricing.price_list import Catalog, PriceList
 from tokenmeter.pricing.pricer import Pricer
 from tokenmeter.pricing.rules import load_overrides
@@ -44,6 +46,11 @@ _MOST_BYTES = 1 << 26
 #: A list with fewer models than this part of the present one's lost something on its way.
 _LEAST_PART = (4, 5)
 _MUST_STAY = ("anthropic", "aws", "google", "openai")
+#: By how much no price of theirs ever changed: it would be that of another unit.
+_TOO_FAR = Decimal(100)
+#: Provider -> (model, meter, conditions) -> US dollars per unit.
+_Prices = dict[str, dict[tuple[str, str, Conditions], Decimal]]
+_ALWAYS = datetime.min.replace(tzinfo=UTC)
 #: US dollars per unit of sale above which a price is a slip: no provider sells a million tokens for so much.
 _MOST_PRICE = 100_000
 
@@ -137,34 +144,51 @@ def check(newer: Edition, than: Edition | None = None) -> None:
         than: The list it would replace; default: the installed one.
 
     Raises:
-        PricingError: a price is no amount, a large provider is missing, or the list shrank; says which.
+        PricingError: a price is no amount or that of another unit, a large provider is missing, or the list shrank;
+            says which.
     """
-    counts = _priced(newer)
-    present = _priced(than or installed())
+    offered, present = _priced(newer), _priced(than or installed())
+    counts, before = _count(offered), _count(present)
     most, whole = _LEAST_PART
-    gone = [name for name in _MUST_STAY if name in present and counts.get(name, 0) * whole < present[name] * most]
+    gone = [name for name in _MUST_STAY if name in before and counts.get(name, 0) * whole < before[name] * most]
     if gone:
         raise PricingError(f"The price list lost {', '.join(gone)} or many of their models; the present one is kept.")
-    if sum(counts.values()) * whole < sum(present.values()) * most:
+    if sum(counts.values()) * whole < sum(before.values()) * most:
         raise PricingError(
             f"The price list has prices for {sum(counts.values())} models, the present one has them for "
-            f"{sum(present.values())}; the present one is kept."
+            f"{sum(before.values())}; the present one is kept."
         )
+    for provider in _MUST_STAY:
+        for sold, price in offered.get(provider, {}).items():
+            was = present.get(provider, {}).get(sold)
+            if was and price and not EXACT.divide(was, _TOO_FAR) < price < EXACT.multiply(was, _TOO_FAR):
+                raise PricingError(
+                    f"The price list has {sold[1]} of {provider}/{sold[0]} at ${price:f} a unit, the present one at "
+                    f"${was:f}: one of them means another unit. The present one is kept; if it is the one that is "
+                    "wrong, give the price in a row of your own ([[prices]]) or upgrade tokenmeter."
+                )
 
 
-def _priced(edition: Edition) -> dict[str, int]:
-    """Provider -> models that cost something; every price is looked at, as a call would."""
-    catalog, counts = Catalog(load_overrides().launches, data=edition), dict[str, int]()
+def _count(priced: _Prices) -> dict[str, int]:
+    """Provider -> models that cost something."""
+    return {provider: len({model for (model, *_), price in rows.items() if price}) for provider, rows in priced.items()}
+
+
+def _priced(edition: Edition) -> _Prices:
+    """The latest price of everything that is sold; every price is looked at, as a call would."""
+    catalog, priced = Catalog(load_overrides().launches, data=edition), _Prices()
     for provider in edition:
         try:
             for record in edition.provider(provider)["models"]:
                 _refuse_impossible(provider, record)
             for listed in catalog.models(provider):
-                counts[provider] = counts.get(provider, 0) + any(row.unit_price for row in listed.rows)
+                latest = priced.setdefault(provider, {})
+                for row in sorted(listed.rows, key=lambda row: row.effective_from or _ALWAYS):
+                    latest[row.model, row.sku_meter, row.conditions] = row.per_unit
             catalog.find(provider, ("no model",))  # which asks whom it resells, too
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise PricingError(f"The price list has a record of {provider} that cannot be read ({error!r}).") from error
-    return counts
+    return priced
 
 
 def _refuse_impossible(provider: str, record: Record) -> None:
