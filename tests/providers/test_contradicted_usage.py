@@ -421,3 +421,22 @@ def test_what_a_transcription_listened_to_is_sound_though_nobody_breaks_it_down(
     assert found.usage["input"] == words
     assert (found.usage["input_audio"], found.usage["output"]) == (114 - words, 101)
     assert "estimated" in found.flags
+
+
+@pytest.mark.parametrize(
+    ("details", "words"),
+    [(None, 0), ({}, 0), ({"text_tokens": 14}, 14), ({"text_tokens": 14, "image_tokens": None}, 14)],
+)
+def test_the_picture_that_is_edited_is_a_picture_though_nobody_breaks_it_down(details, words):
+    usage = {"input_tokens": 214, "input_tokens_details": details, "output_tokens": 272, "total_tokens": 486}
+    body = {"created": 1, "data": [{"b64_json": "aGk="}], "usage": usage}
+    found = read(body, "images.edit", "openai")
+    assert found.usage["input"] == words
+    assert (found.usage["input_image"], found.usage["output_image"]) == (214 - words, 272)
+    assert "estimated" in found.flags
+
+
+def test_what_a_picture_is_made_from_is_words():
+    usage = {"input_tokens": 14, "output_tokens": 272, "total_tokens": 286}
+    found = read({"created": 1, "data": [{"b64_json": "aGk="}], "usage": usage}, "images.generate", "openai")
+    assert (found.usage["input"], found.usage["input_image"]) == (14, 0)

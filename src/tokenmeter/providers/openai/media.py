@@ -17,6 +17,8 @@ from tokenmeter.usage import Consumption, Observation, Quantity, Usage
 _ESTIMATED = frozenset({"estimated"})
 _SMALLEST_VIDEO = 720
 _LONGEST_SIDE = 6  # digits
+#: Endpoints that are given a picture; with an edit come words, too.
+_OF_PICTURES = frozenset({"images.edit", "images.create_variation"})
 _DONE_WITHOUT_RESULT = frozenset({"failed", "cancelled"})
 
 
@@ -27,6 +29,8 @@ def images(body: JSON, context: Context) -> Observation:
     flags: frozenset[str] = frozenset()
     # Output without a breakdown is image tokens (ImageGenCompletedEvent: "tokens in the output image").
     reading = inclusive(wire, output_meter="output_image")
+    if context.endpoint in _OF_PICTURES or body.get("type") == "image_edit.completed":
+        reading = _not_words(reading, wire, "input_image")
     data = body.get("data")
     made = len(data) if is_array(data) else int("b64_json" in body)
     drawn = reading.usage.output_tokens and "output" not in reading.unsaid  # of no tokens: nobody counted it
@@ -91,21 +95,21 @@ def spoken(wire: JSON) -> Reading:
     seconds = amount(wire, "seconds", "prompt_audio_seconds", flags=flags)
     if seconds is not None and wire.get("input_tokens") is None:
         return Reading(Usage({"seconds_audio": seconds} if seconds else {}))
-    reading = _as_sound(inclusive(wire), wire)
+    reading = _not_words(inclusive(wire), wire, "input_audio")
     return replace(reading, flags=reading.flags | flags) if flags else reading
 
 
-def _as_sound(reading: Reading, wire: JSON) -> Reading:
-    """What was listened to is sound, as far as it is not said to be text: with words alone nothing was heard."""
+def _not_words(reading: Reading, wire: JSON, meter: str) -> Reading:
+    """What an input holds is `meter`, as far as nobody says that it is text: words alone would not be asked about."""
     counts = reading.usage.quantities
-    if "input_audio" in counts or "input" not in counts or not wire.get("input_tokens"):
+    if meter in counts or "input" not in counts or not wire.get("input_tokens"):
         return reading
     words = count(section(wire, "input_token_details", "input_tokens_details"), "text_tokens", flags=set()) or 0
-    sound = int(counts["input"]) - words
-    if sound <= 0:
+    rest = int(counts["input"]) - words
+    if rest <= 0:
         return reading
-    split = {**counts, "input": words, "input_audio": sound}
-    usage = Usage({meter: quantity for meter, quantity in split.items() if quantity})
+    split = {**counts, "input": words, meter: rest}
+    usage = Usage({name: quantity for name, quantity in split.items() if quantity})
     return replace(reading, usage=usage, flags=reading.flags | _ESTIMATED)
 
 
