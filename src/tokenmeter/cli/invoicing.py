@@ -264,7 +264,7 @@ def credit(
         frame.tell(note)
 
 
-@command(invoice_app, "paid", examples=["tokenmeter invoice paid INV-00001 50.00 --on 2026-12-03 --note 'wire 118'"])
+@command(invoice_app, "paid", examples=["tokenmeter invoice paid INV-00001 50.00 --on 2026-12-05 --note 'wire 118'"])
 def paid(
     frame: Frame,
     number: Number,

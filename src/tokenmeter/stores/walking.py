@@ -304,9 +304,8 @@ class Walk:
         ahead, entries, documents = run("SELECT seq, entries, documents FROM ledger").fetchone()
         (filed,) = run("SELECT count(*) FROM documents").fetchone()
         if (entries, documents) != (ahead - filed, filed):
-            told = (
-                f"It says {entries:,} entries and {documents:,} documents; there are {ahead - filed:,} and {filed:,}."
-            )
+            said = f"{counted(entries, 'entry', 'entries')} and {counted(documents, 'document', 'documents')}"
+            told = f"It says {said}; there are {ahead - filed:,} and {filed:,}."
             found.append(Fault("edited", "head", told))
         (bills,) = run(
             "SELECT count(*) FROM dedup WHERE seq > ? AND (seq <= ? OR seq > ?)", (self._first, self.to, ahead)
