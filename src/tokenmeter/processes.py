@@ -252,14 +252,23 @@ def may_wait() -> bool:
     """Whether this thread may wait, here and now: not within `run_at_once`."""
     if not HURRY.on:
         return True
-    # The mark alone does not tell: an interrupt may have come before it was taken away.
-    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - is it on the stack?
-    while frame is not None:
-        if frame.f_code is run_at_once.__code__:
-            return False
-        frame = frame.f_back
+    if is_on_stack(run_at_once):
+        return False
     HURRY.on = False
     return True
+
+
+def is_on_stack(function: Callable[..., object]) -> bool:
+    """Whether this thread is within a call of `function`.
+
+    A mark alone does not tell: an interrupt may have come before it was taken away.
+    """
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - who called
+    while frame is not None:
+        if frame.f_code is function.__code__:
+            return True
+        frame = frame.f_back
+    return False
 
 
 VARIABLE = "TOKENMETER_DISABLED"

@@ -7,13 +7,11 @@ locks. Therefore it never waits: what it cannot write at once is put by and writ
 from __future__ import annotations
 
 import atexit
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from threading import get_ident
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakSet
 
@@ -23,7 +21,7 @@ import anyio.to_thread
 from tokenmeter.call import Call, Outcome
 from tokenmeter.errors import StoreBusyError
 from tokenmeter.ledger import new_id
-from tokenmeter.processes import after_fork_in_child, may_wait, run_at_once
+from tokenmeter.processes import after_fork_in_child, is_on_stack, may_wait, run_at_once
 
 if TYPE_CHECKING:
     from tokenmeter.meter import Authorization, Meter
@@ -102,17 +100,11 @@ _this_thread = _SettlingThread()
 
 
 def _is_inside() -> bool:
-    """Whether this thread is writing an outcome right now, and whoever asks came in the middle of it.
-
-    The mark alone does not tell: an interrupt may have come before it was taken away.
-    """
+    """Whether this thread is writing an outcome right now, and whoever asks came in the middle of it."""
     if not _this_thread.inside:
         return False
-    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - is the writer on the stack?
-    while frame is not None:
-        if frame.f_code is _write.__code__:
-            return True
-        frame = frame.f_back
+    if is_on_stack(_write):
+        return True
     _this_thread.inside = False
     return False
 

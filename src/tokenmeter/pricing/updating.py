@@ -46,7 +46,7 @@ _MOST_BYTES = 1 << 26
 #: A list with fewer models than this part of the present one's lost something on its way.
 _LEAST_PART = (4, 5)
 _MUST_STAY = ("anthropic", "aws", "google", "openai")
-#: By how much no price of theirs ever changed: it would be that of another unit.
+#: A price of theirs that differs from the present one by this factor is taken for one of another unit.
 _TOO_FAR = Decimal(100)
 #: Provider -> (model, meter, conditions) -> US dollars per unit.
 _Prices = dict[str, dict[tuple[str, str, Conditions], Decimal]]
