@@ -16,10 +16,11 @@ from tokenmeter.stores import open_store
 from tokenmeter.stores.postgres import admin
 from tokenmeter.stores.postgres.sessions import Address
 
-PASSWORD = "hunter2/Zw&k@"
-IN_A_URL = "hunter2%2FZw%26k%40"
-#: What must not be seen: the password as it is, as it stands in a URL, and its middle.
-TRACES = (PASSWORD, IN_A_URL, "hunter2", "Zw")
+PASSWORD = "hunter2/Zwieback&k@"
+IN_A_URL = "hunter2%2FZwieback%26k%40"
+#: What must not be seen: the password as it is, as it stands in a URL, and its parts, each too long to stand by chance
+#: in a folder's name: a traceback tells where the project lies.
+TRACES = (PASSWORD, IN_A_URL, "hunter2", "Zwieback")
 
 
 @pytest.fixture
@@ -90,7 +91,7 @@ def test_nothing_of_a_password_is_shown(guarded, make_entry, caplog, capsys, mon
     ):
         with pytest.raises(SystemExit):
             main(arguments)
-    wrong = url.replace("hunter2", "Zw-no-hunter2")
+    wrong = url.replace("hunter2", "Zwieback-no-hunter2")
     for attempt in (
         lambda: tokenmeter.make_meter(store=wrong),
         lambda: admin.init(wrong),
