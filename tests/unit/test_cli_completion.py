@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 
@@ -29,7 +30,7 @@ def ledger(tmp_path):
 
 
 def offered(*words):
-    line = " ".join(("tokenmeter", *words))
+    line = shlex.join(("tokenmeter", *words))
     environment = {
         **os.environ,
         "_TOKENMETER_COMPLETE": "complete_bash",

@@ -120,7 +120,7 @@ def test_a_lock_between_processes(tmp_path):
 
 
 def in_one_file(folder, main, *others):
-    """What a program prints that is one file, as zipapp makes it, with the package and `others` in it."""
+    """The lines of a program that is one file, as zipapp makes it, with the package and `others` in it."""
     program = folder / "program.pyz"
     with zipfile.ZipFile(program, "w") as archive:
         for place in (SOURCES / "tokenmeter", *others):
@@ -136,7 +136,7 @@ def in_one_file(folder, main, *others):
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout.split()
+    return done.stdout.splitlines()
 
 
 def test_a_program_in_one_file_prices_and_records(tmp_path):
@@ -151,7 +151,7 @@ body = {"model": "gpt-5-mini", "usage": {"prompt_tokens": 1, "completion_tokens"
 tokenmeter.record(body, provider="openai", endpoint="chat.completions")
 totals = tokenmeter.report().totals
 archive, _, _ = tokenmeter.__file__.partition("/tokenmeter/__init__")
-print(archive, totals.requests, "priced" if totals.cost_known else "unpriced")
+print(archive, totals.requests, "priced" if totals.cost_known else "unpriced", sep="\\n")
 """
 
 
@@ -169,7 +169,7 @@ PRICE_LIST = """
 import genai_prices
 from tokenmeter.pricing import edition
 
-print(edition.installed_file(), edition.installed_digest())
+print(edition.installed_file(), edition.installed_digest(), sep="\\n")
 """
 
 
