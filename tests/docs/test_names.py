@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import tomllib
 from pathlib import Path
@@ -89,3 +90,47 @@ def test_each_line_that_installs_is_written_alike_and_names_extras_that_there_ar
             for quoted, named, from_where in re.findall(r"pip install (['\"]?)tokenmeter-sdk\[([^\]]*)\](.?)", line):
                 assert (quoted, from_where) == ("'", "'") or page.name == "README.md", f"{page.name}: {line}"
                 assert set(named.split(",")) <= {*extras, "NAME"}, f"{page.name}: {line}"
+
+
+#: What of ours needs an extra of the same name, or of this one, beside what is imported.
+_NEEDS = {
+    "to_parquet": "parquet",
+    "to_xlsx": "xlsx",
+    "to_pdf": "pdf",
+    "to_pandas": "pandas",
+    "to_polars": "polars",
+    "plot": "plot",
+}
+_PYTHON = re.compile(r"(<!-- skip: next -->\n)?^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def find_needs(code: str) -> set[str]:
+    """The packages and extras without which `code` does not run, by the names of their modules."""
+    found = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Attribute) and node.attr in _NEEDS:
+            found.add(_NEEDS[node.attr])
+        modules = [one.name for one in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            modules = [f"{node.module}.{one.name}" for one in node.names]
+        # Of ours, a module is named as the extra without which it cannot be imported.
+        found |= {one.removeprefix("tokenmeter.").split(".")[0] for one in modules}
+    return found
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "how-to").glob("*.md")), ids=lambda page: page.stem)
+def test_a_page_names_the_extras_without_which_its_code_does_not_run(page):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = {
+        extra: {re.split(r"[\[<>=]", one)[0].replace("-", "_") for one in needs}
+        for extra, needs in project["optional-dependencies"].items()
+    }
+    text = page.read_text("utf-8")
+    # The client of OpenAI's is in every page's code, and README's first line of installing names it.
+    named = {"openai"} | {
+        one for names in re.findall(r"\[([\w,-]+)\]", text) for one in names.split(",")
+    } & extras.keys()
+    brought = named.union(*(extras[one] for one in named))
+    needs = set().union(*(find_needs(code) for skipped, code in _PYTHON.findall(text) if not skipped))
+    optional = extras.keys() | set().union(*extras.values())
+    assert needs & optional - brought == set()

@@ -79,6 +79,14 @@ def test_a_mistyped_name_is_told_as_a_new_budget(run):
     assert [one["name"] for one in json.loads(run("budgets", "set", "mambers", "limit_usd=9", "--json"))] == ["mambers"]
 
 
+def test_the_name_of_a_budget_that_was_ended_is_told_as_a_new_one(run):
+    run("budgets", "set", "members", "member=*", "limit_usd=5")
+    run("budgets", "retire", "members")
+    told = run("budgets", "set", "members", "limit_usd=9")
+    assert "members is a new budget: nothing is taken from the one that was ended (member=*, limit_usd=5, " in told
+    assert "`tokenmeter budgets retire members` takes it back." in told
+
+
 def test_the_list_shows_what_was_spent_before_there_was_a_budget_and_writes_nothing(run, ledger):
     (ledger / "tokenmeter.toml").write_text('[[budgets]]\nname = "members"\nmember = "*"\nlimit_usd = 5\n')
     shown = run("budgets")

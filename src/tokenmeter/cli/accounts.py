@@ -77,16 +77,21 @@ def set_budget(
         known = {one.name: one.to_dict() for one in meter.budgets.in_force}
         row = known.get(name, {})
         budget = Budget.parse(row | _parse_row(fields, row) | {"name": name}, file="command line")
+        ended = [] if name in known else [one.budget for one in meter.budgets.history(name) if one.budget is not None]
         change = meter.budgets.set(budget, by=by, reason=reason, source=_SOURCE)
     _tell_changes(frame, [change])
     if name not in known and not frame.as_json:
-        out.print(_is_new(name, known), markup=False)
+        out.print(_is_new(name, known, ended), markup=False)
 
 
-def _is_new(name: str, known: Iterable[str]) -> str:
-    """Whoever mistyped a name has another budget beside the one that was meant."""
+def _is_new(name: str, known: Iterable[str], ended: Sequence[Budget]) -> str:
+    """Whoever mistyped a name, or names one that was ended, has another budget than the one that was meant."""
+    take_back = f"`tokenmeter budgets retire {shlex.quote(name)}` takes it back"
+    if ended:
+        was = in_words(ended[-1])
+        return f"{name} is a new budget: nothing is taken from the one that was ended ({was}). {take_back}."
     meant = get_close_matches(name, known, n=1)
-    mend = f"; {meant[0]} is as it was. `tokenmeter budgets retire {shlex.quote(name)}` takes it back" if meant else ""
+    mend = f"; {meant[0]} is as it was. {take_back}" if meant else ""
     return f"{name} is a new budget{mend}."
 
 
