@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 from tokenmeter.errors import ConfigurationError, StoreUnavailableError, reason_of, shown
+
+#: Seconds without a change after which nobody writes to an unfinished file any more.
+_ABANDONED = 3600
 
 
 def expand(named: str | os.PathLike[str]) -> Path:
@@ -58,3 +65,21 @@ def user_folder(kind: Literal["cache", "config", "data", "state"], instead: str)
     if not folder.is_absolute():  # before platformdirs 4.14: ~/.local
         raise StoreUnavailableError(f"This user has no home directory; set HOME, or {instead}.")
     return folder
+
+
+def find_abandoned(beginning: Path) -> Iterator[Path]:
+    """Files whose names begin so, that were to become another one and that nobody has written to for an hour.
+
+    Whoever makes such a file removes it, unless the process is killed.
+    """
+    for path in beginning.parent.glob(f"{glob.escape(beginning.name)}*"):
+        with contextlib.suppress(OSError):  # gone, or in its place, by now
+            if path.stat().st_mtime < time.time() - _ABANDONED:
+                yield path
+
+
+def remove_abandoned(beginning: Path) -> None:
+    """Remove what `find_abandoned` finds, as far as that is allowed."""
+    for path in find_abandoned(beginning):
+        with contextlib.suppress(OSError):
+            path.unlink()

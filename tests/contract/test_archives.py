@@ -516,6 +516,7 @@ def test_a_row_that_is_in_no_file_cannot_be_removed_and_a_wrong_sum_is_found(arc
         ("DELETE FROM dedup WHERE seq = (SELECT min(seq) FROM dedup)", False),
         ("INSERT INTO dedup VALUES ('openai:never', 2)", False),
         ("UPDATE documents SET body = 'x' WHERE kind = 'archive'", True),
+        ("DELETE FROM accounts WHERE id = (SELECT min(account) FROM sums)", True),
     ],
 )
 @pytest.mark.parametrize("store", ["postgres", "sqlite"], indirect=True)
@@ -525,7 +526,7 @@ def test_what_is_kept_of_archived_months_is_compared(archived, store, statement,
     table = statement.replace("INSERT INTO", "UPDATE").replace("DELETE FROM", "UPDATE").split()[1]
     on_file = hasattr(archived, "path")
     off, on = (
-        ("DROP TRIGGER documents_stay_unchanged", "SELECT 1")
+        (f"DROP TRIGGER {'accounts_stay' if table == 'accounts' else 'documents_stay_unchanged'}", "SELECT 1")
         if on_file
         else (f"ALTER TABLE {table} DISABLE TRIGGER ALL", f"ALTER TABLE {table} ENABLE TRIGGER ALL")
     )
@@ -534,6 +535,19 @@ def test_what_is_kept_of_archived_months_is_compared(archived, store, statement,
     kinds = {one.kind for deep in (False, True) for one in archived.verify(deep=deep).faults} - {"trigger"}
     seen = {one.kind for one in archived.verify().faults} - {"trigger"}
     assert (bool(seen), bool(kinds)) == (quick, True)
+
+
+@pytest.mark.parametrize("gone", ["names WHERE kind = 'end_user'", "names WHERE kind = 'tag:run'", "tagsets"])
+@pytest.mark.parametrize("store", ["postgres", "sqlite"], indirect=True)
+def test_what_only_archived_entries_name_is_missed_by_a_deep_verification(store, make_entry, tmp_path, gone):
+    store.append([(make_entry(occurred_at=START, end_user="u", tags={"run": "7"}), ())])
+    store.archives.seal("2026-01", tmp_path / "archive")
+    store.archives.drop()
+    assert store.verify(deep=True).ok
+    store.end().write(lambda rows: rows.execute(f"DELETE FROM {gone}"))  # noqa: S608 - ours
+    (fault,) = store.verify(deep=True).faults
+    assert (fault.kind, fault.where) == ("archive", "2026-01")
+    assert "lacks 1 " + ("set of tags" if gone == "tagsets" else "name") in fault.detail
 
 
 @pytest.mark.parametrize("store", ["sqlite"], indirect=True)

@@ -1,7 +1,9 @@
 """A backup is the whole ledger in one file, made while programs write; restoring it loses nothing that is there."""
 
 import json
+import os
 import resource
+import signal
 import sqlite3
 import stat
 import subprocess
@@ -14,7 +16,7 @@ import pytest
 import tokenmeter
 from tokenmeter.__main__ import main
 from tokenmeter.errors import ConfigurationError, LedgerError, StoreUnavailableError
-from tokenmeter.stores import open_store
+from tokenmeter.stores import backup, open_store
 from tokenmeter.stores.backup import back_up, restore
 from tokenmeter.stores.tail import segment_path, segments
 
@@ -124,6 +126,36 @@ def test_restoring_puts_the_old_ledger_aside_and_takes_in_what_its_tail_still_ha
     assert later.entry_id in told(url)["entries"]
     assert done.replaced is not None
     assert sqlite3.connect(done.replaced).execute("PRAGMA quick_check").fetchone() == ("ok",)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize(
+    ("step", "begins"),
+    [("_put_aside", "books/ledger.db.restored-"), ("_look", "backup.db.partial-")],
+)
+def test_what_a_killed_process_left_half_made_goes_with_the_next(filled, url, tmp_path, monkeypatch, step, begins):
+    meter = filled(url)
+    made = meter.backup(tmp_path / "backup.db")
+
+    def work():
+        if step == "_look":
+            meter.backup(made.path, overwrite=True)
+        else:
+            restore(made.path, url, overwrite=True)
+
+    child = os.fork()
+    if not child:
+        monkeypatch.setattr(backup, step, lambda *given, **named: os.kill(os.getpid(), signal.SIGKILL))
+        work()
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    (left,) = tmp_path.glob(f"{begins}*")
+    work()
+    assert left.exists(), "somebody may still write to it"
+    os.utime(left, (0, 0))
+    warned = [told for told in meter.store.health().warnings if str(left) in told]
+    assert len(warned) == (step == "_put_aside")
+    work()
+    assert not left.exists()
 
 
 def test_another_ledgers_tail_is_put_aside_with_it(filled, open_meter, record, url, tmp_path):

@@ -11,7 +11,8 @@ from pydantic_core import from_json
 
 from tokenmeter.display import counted
 from tokenmeter.errors import StoreUnavailableError, TamperedLedgerError
-from tokenmeter.stores.archive.archives import ArchiveCheck, ParquetArchives
+from tokenmeter.stores.archive.archives import ParquetArchives
+from tokenmeter.stores.archive.checking import ArchiveCheck
 from tokenmeter.stores.base import Fault, Verification
 from tokenmeter.stores.definitions import PERSONAL, Account, name_digest
 from tokenmeter.stores.documents import MERGED
@@ -26,9 +27,6 @@ from tokenmeter.stores.walking import EMPTY, Walk, erasures
 _FIELDS = Account._fields
 _UNDEFINED = "What entries share in this row is gone: every process says it before its first entry."
 _CHANGED = "Somebody changed the ledger other than with tokenmeter: restore a backup (`tokenmeter db restore`)."
-_TRIGGERS = {
-    f"{table}_{what}" for table in ("entries", "documents", "accounts", "rates") for what in ("stay", "stay_unchanged")
-}
 
 
 def audit(
@@ -131,6 +129,7 @@ class _Audit:
         walk, read = self.walk, self._read
         if walk is None:
             return
+        self.faults += read(_accounts_gone)
         if not self._deep:
             self.faults += read(partial(_archived_sums, archives=self._archives))
         day = walk.first_day
@@ -159,7 +158,7 @@ class _Audit:
 
 
 def _gone(connection: Rows, *, engine: Engine) -> list[Fault]:
-    """Tables that are not there, or that another program has put its own in the place of."""
+    """Tables, views and functions that are not there, or that another program has put its own in the place of."""
     there: dict[str, set[str]] = {}
     for table, column in connection.execute(engine.columns):
         there.setdefault(table, set()).add(column)
@@ -171,6 +170,45 @@ def _gone(connection: Rows, *, engine: Engine) -> list[Fault]:
         elif lacking:
             what = "columns are" if len(lacking) > 1 else "column is"
             found.append(Fault("table", f"table {table}", f"Its {what} gone: {', '.join(lacking)}. {_CHANGED}"))
+    told = {fault.where.split()[-1] for fault in found}
+    there_is = _definitions(connection, engine)
+    for kind, name, definition in sorted(engine.declared()):
+        if kind == "trigger" or name in told:
+            continue
+        is_now = there_is.get((kind, name), set())
+        if not is_now:
+            found.append(Fault("table", f"{kind} {name}", f"The {kind} is gone. {_CHANGED}"))
+        elif is_now != {definition}:
+            found.append(Fault("table", f"{kind} {name}", f"Its definition is not tokenmeter's. {_CHANGED}"))
+    return found
+
+
+def _guards(connection: Rows, engine: Engine) -> list[Fault]:
+    """Triggers that are not as they were made, and what somebody else has done when rows come, change or go."""
+    due = {name: definition for kind, name, definition in engine.declared() if kind == "trigger"}
+    there_is = _definitions(connection, engine)
+    found: list[Fault] = []
+    for name, definition in sorted(due.items()):
+        is_now = there_is.pop(("trigger", name), set())
+        if not is_now or "" in is_now:
+            said = "A trigger that keeps records from being changed is gone; somebody removed it."
+        elif is_now != {definition}:
+            said = "A trigger that keeps records from being changed does something else; somebody replaced it."
+        else:
+            continue
+        found.append(Fault("trigger", name, said))
+    strangers = sorted((kind, name) for kind, name in there_is if kind in {"trigger", "rule"})
+    return found + [
+        Fault("trigger", name, f"A {kind} that tokenmeter did not make: it may change what is recorded. Remove it.")
+        for kind, name in strangers
+    ]
+
+
+def _definitions(connection: Rows, engine: Engine) -> dict[tuple[str, str], set[str]]:
+    """What has a definition, by kind and name; several where functions of one name, or partitions, have their own."""
+    found: dict[tuple[str, str], set[str]] = {}
+    for kind, name, definition in engine.made(connection):
+        found.setdefault((kind, name), set()).add(definition)
     return found
 
 
@@ -190,12 +228,7 @@ def _rows_shared(connection: Rows, *, engine: Engine) -> list[Fault]:
     found += _names(connection)
     if not engine.keeps_secret(connection):
         found.append(Fault("secret", "secret", "The secret was replaced: API keys have other fingerprints since."))
-    there = {name for (name,) in run(engine.triggers)}
-    found += [
-        Fault("trigger", name, "A trigger that keeps records from being changed is gone; somebody removed it.")
-        for name in sorted((_TRIGGERS | engine.guards) - there)
-    ]
-    return found
+    return found + _guards(connection, engine)
 
 
 def _names(connection: Rows) -> list[Fault]:
@@ -236,6 +269,15 @@ def _is_definition(connection: Rows, digest: bytes, body: str, columns: dict[str
         if said != column:
             return False
     return True
+
+
+def _accounts_gone(connection: Rows) -> list[Fault]:
+    """Rows that sums still have: of archived entries nothing else in the live ledger says whose they are."""
+    rows = connection.execute(
+        "SELECT DISTINCT account FROM sums WHERE level = ? AND account NOT IN (SELECT id FROM accounts) ORDER BY 1",
+        (Level.MONTH,),
+    )
+    return [Fault("edited", f"accounts {number}", "A row that entries share is gone.") for (number,) in rows]
 
 
 def _archived_sums(connection: Rows, *, archives: ParquetArchives) -> list[Fault]:

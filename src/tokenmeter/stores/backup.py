@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError, LedgerError, StoreUnavailableError
 from tokenmeter.ledger import utcnow
-from tokenmeter.paths import expand, full_path
+from tokenmeter.paths import expand, full_path, remove_abandoned
 from tokenmeter.stores import open_store, store_path
 from tokenmeter.stores.audit import audit
 from tokenmeter.stores.base import Store, Verification
@@ -22,7 +22,7 @@ from tokenmeter.stores.copying import End, Progress, carry
 from tokenmeter.stores.sqlite import SQLiteStore
 from tokenmeter.stores.sqlite.end import LedgerFile, SQLiteEnd, copy_file
 from tokenmeter.stores.tail import owner_of, segment_path, segments
-from tokenmeter.stores.urls import SideLock
+from tokenmeter.stores.urls import SideLock, restoring_path
 
 #: Seconds to wait for a program that has the ledger locked.
 _PATIENCE = 10
@@ -107,6 +107,7 @@ def back_up(
         raise ConfigurationError(f"{path} is the ledger itself; name another file for the backup.")
     if path.exists() and not overwrite:
         raise ConfigurationError(f"{path} exists; name another file, or allow it to be replaced (--overwrite).")
+    remove_abandoned(Path(f"{path}.partial-"))
     partial = Path(f"{path}.partial-{os.getpid()}")
     try:
         _write(store, partial, progress)
@@ -238,7 +239,8 @@ def _restore_file(file: LedgerFile, path: Path, *, overwrite: bool) -> Path | No
         raise ConfigurationError(
             f"There is a ledger at {path}; nothing was changed. Allow it to be put aside with --overwrite."
         )
-    fresh = Path(f"{path}.restored-{os.getpid()}")
+    remove_abandoned(restoring_path(path))
+    fresh = Path(f"{restoring_path(path)}{os.getpid()}")
     copy_file(lambda work: work(file.read(lambda connection: connection)), fresh)
     try:
         identity = file.read(lambda connection: bytes(connection.execute("SELECT identity FROM ledger").fetchone()[0]))

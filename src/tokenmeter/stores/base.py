@@ -153,8 +153,9 @@ class Fault:
         kind: ``edited``, ``missing``, ``cut``, ``rollup`` (a kept sum), ``counter``, ``anchor`` (a document was filed
             on another ledger than the one before it), ``archive`` (an archived month's file is gone or is not the
             one that was sealed), ``head`` (the head that was asked for is not in the chain),
-            ``trigger`` (a guard against changes is gone), ``table`` (a table or column of the ledger is gone, or what
-            could not be checked for it) or ``secret``.
+            ``trigger`` (a guard against changes is gone or was replaced, or somebody has a trigger of his own),
+            ``table`` (a table, column, view or function of the ledger is gone or was replaced, or what could not be
+            checked for it) or ``secret``.
         where: Which record, sum or counter.
         detail: In words.
     """

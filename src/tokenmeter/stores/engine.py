@@ -33,6 +33,21 @@ class Rows(Protocol):
         ...
 
 
+class Made(NamedTuple):
+    """Something that has a definition in SQL, which `tokenmeter.stores.audit` compares with the one it was made by.
+
+    Attributes:
+        kind: ``view``, ``function``, ``trigger`` or, of a table that something else is done to in place of
+            what was asked, ``rule``.
+        name: Its name.
+        definition: Its text, so that two of the same meaning are the same; empty where it is switched off.
+    """
+
+    kind: str
+    name: str
+    definition: str
+
+
 @dataclass(frozen=True, slots=True)
 class Engine:
     """The words of an engine.
@@ -47,8 +62,8 @@ class Engine:
         member: The whole number that an entry's record says under a name, which is to be put in.
         room: The package whose folder ``sql`` declares the tables.
         columns: Tables and their columns as they are.
-        triggers: Names of the triggers that are in force.
-        guards: Names of triggers that only this engine needs.
+        declared: What a ledger of this release has of `Made`.
+        made: What this ledger has of it, in its own schema.
         keeps_secret: Whether the ledger's secret is the one that it was made with.
     """
 
@@ -60,9 +75,9 @@ class Engine:
     member: str
     room: str
     columns: str
-    triggers: str
+    declared: Callable[[], frozenset[Made]]
+    made: Callable[[Any], Iterable[Made]]
     keeps_secret: Callable[[Any], bool]
-    guards: frozenset[str] = frozenset()
 
 
 _DECLARED = re.compile(

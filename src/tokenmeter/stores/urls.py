@@ -142,3 +142,8 @@ class SideLock:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+def restoring_path(path: Path) -> Path:
+    """How the name of a file begins that is to become the ledger at `path` once all of a backup is in it."""
+    return Path(f"{path}.restored-")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from pydantic_core import from_json
 
 from tokenmeter.display import counted
-from tokenmeter.stores.archive.archives import ArchiveCheck
+from tokenmeter.stores.archive.checking import ArchiveCheck
 from tokenmeter.stores.base import Fault
 from tokenmeter.stores.book import ENTRY_COLUMNS
 from tokenmeter.stores.documents import ERASURE
@@ -265,7 +265,8 @@ class Walk:
         where = f"{kind} {key}"
         leaf = hashlib.sha256(body.encode()).digest()
         was, now = self._taken_out.get(seq, (leaf.hex(), leaf.hex()))
-        sound = self._link(seq, kept or leaf, stored) and ((kept or leaf).hex(), leaf.hex()) == (was, now)
+        filed = leaf if kept is None else bytes(kept)
+        sound = self._link(seq, filed, stored) and (filed.hex(), leaf.hex()) == (was, now)
         try:
             record = from_json(body)
             sound = sound and [record["kind"], record["key"], record.get("series"), record.get("number")] == [

@@ -5,18 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 import weakref
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from tokenmeter.errors import ConfigurationError, LedgerError, TamperedLedgerError, TokenmeterError
+from tokenmeter.errors import ConfigurationError, LedgerError, TokenmeterError
 from tokenmeter.ledger import utcnow
+from tokenmeter.stores.archive.checking import ArchiveCheck, check_months
 from tokenmeter.stores.archive.layout import identity_parts, records
 from tokenmeter.stores.archive.manifest import KIND, ArchivedMonth, Proof
 from tokenmeter.stores.archive.places import opened_copy, place_of
 from tokenmeter.stores.archive.sealing import (
-    BillCheck,
     Cut,
     RunChain,
     Sealing,
@@ -28,11 +28,9 @@ from tokenmeter.stores.archive.sealing import (
 )
 from tokenmeter.stores.archive.shelf import Shelf, ids_in
 from tokenmeter.stores.archive.star import open_star
-from tokenmeter.stores.base import Fault
 from tokenmeter.stores.documents import Filing, NewDocument
 from tokenmeter.stores.engine import Readable, Rows
-from tokenmeter.stores.fold import FIRST
-from tokenmeter.stores.slots import HOUR, to_microseconds
+from tokenmeter.stores.slots import to_microseconds
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -68,22 +66,6 @@ class ArchiveBook(Readable, Protocol):
             False where another one is the last that is gone: somebody else drops or brings back. Nothing was done.
         """
         ...
-
-
-class ArchiveCheck(NamedTuple):
-    """Outcome of `Archives.verify`.
-
-    Attributes:
-        entries: How many entries are in files only.
-        faults: What is wrong.
-        heads: Hashes that were asked for and found, with the numbers of their records.
-        last_day: The last UTC day since 1970 of an entry that is in a file only; -1 where there is none.
-    """
-
-    entries: int
-    faults: tuple[Fault, ...]
-    heads: Mapping[str, int]
-    last_day: int
 
 
 class ParquetArchives:
@@ -295,68 +277,8 @@ class ParquetArchives:
     # -- checking
 
     def verify(self, *, deep: bool, heads: Sequence[str | None] = ()) -> ArchiveCheck:
-        """How many entries are in files, and what is wrong with these.
-
-        Args:
-            deep: Whether every record is made again from its columns and followed along the chain; else the file's
-                SHA-256 is compared with the one in the chain.
-            heads: Hashes to look for among those of records that are in files; only the ends of files unless `deep`.
-        """
-        asked = {one for one in heads if one is not None}
-        months = self.listed()
-        archived_to, archived_hash = self._book.read(
-            lambda connection: connection.execute("SELECT archived_to, archived_hash FROM ledger").fetchone()
-        )
-        faults, found = list[Fault](), dict[str, int]()
-        last, head = 0, FIRST.hex()
-        for month in months:
-            if (month.first_seq, month.head_before) != (last + 1, head):
-                faults.append(_fault(month, "The sealed month before it is not the one it was sealed after."))
-            try:
-                found |= self._looked_at(month, asked if deep else None)
-            except ConfigurationError:
-                raise
-            except (TokenmeterError, LookupError, ValueError) as error:
-                faults.append(_fault(month, str(error)))
-            ends = {month.head_before: month.first_seq - 1, month.head_after: month.last_seq}
-            found |= {one: seq for one, seq in ends.items() if one in asked}
-            last, head = month.last_seq, month.head_after
-            if archived_to == last and bytes(archived_hash or b"").hex() != head:
-                faults.append(_fault(month, "The live ledger does not go on where it ends."))
-        if archived_to > last:
-            gone = f"records {last + 1} to {archived_to}"
-            faults.append(Fault("missing", gone, "They were dropped without being sealed."))
-        count = sum(month.entries for month in months if month.dropped)
-        days = [month.last_at // (24 * HOUR) for month in months if month.first_seq <= archived_to]
-        return ArchiveCheck(count, tuple(faults), found, max(days, default=-1))
-
-    def _looked_at(self, month: ArchivedMonth, asked: Collection[str] | None) -> Mapping[str, int]:
-        """Make sure of a month's file; which hashes were found in it.
-
-        Args:
-            month: What the file should be.
-            asked: Hashes to look for along the chain; None = only look at the file's SHA-256.
-        """
-        with opened_copy(month.url, month.sha256, check=True) as path:
-            if asked is None:
-                return {}
-            bills = BillCheck(self._book)
-            found = follow(self._book, month, path, asked, bills.see).found
-            if month.dropped:
-                bills.compare(month)
-                self._compare_ids(path)
-            return found
-
-    def _compare_ids(self, path: Path) -> None:
-        """Make sure that the live ledger knows whose entries a file has: else they are not found in it by their id."""
-        due = ids_in(str(path))
-        kept = self._book.read(lambda rows: rows.execute("SELECT writer, first, last FROM archived_ids").fetchall())
-        if not {(bytes(writer), *ends) for writer, *ends in due} <= {(bytes(writer), *ends) for writer, *ends in kept}:
-            raise TamperedLedgerError(
-                "The live ledger does not say whose entries are in it (table archived_ids): they are not found by id, "
-                "and could be recorded a second time. Bring the month back (`tokenmeter archive restore`) and drop it "
-                "again."
-            )
+        """How many entries are in files, and what is wrong with these; see `check_months`."""
+        return check_months(self._book, self.listed(), deep=deep, heads=heads)
 
     # -- reading; inside a read transaction of the ledger
 
@@ -414,7 +336,3 @@ def _telling(what: str, done: Sequence[ArchivedMonth]) -> Generator[None]:
         if done:
             error.args = (f"{error} {what} before that: {', '.join(one.month for one in done)}.",)
         raise
-
-
-def _fault(month: ArchivedMonth, told: str) -> Fault:
-    return Fault("archive", month.month, told)

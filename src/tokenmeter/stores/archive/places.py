@@ -27,10 +27,12 @@ from tokenmeter.errors import (
     TokenmeterError,
     reason_of,
 )
-from tokenmeter.paths import full_path, user_folder
+from tokenmeter.paths import full_path, remove_abandoned, user_folder
 from tokenmeter.processes import CAN_SHARE, lock_file
 
 _CHUNK = 1 << 20
+#: How names of files begin that are to become a month's.
+_SEALING = ".sealing-"
 #: Times that a copy is fetched again because somebody removed it.
 _ATTEMPTS = 3
 
@@ -145,7 +147,8 @@ def remove_file(url: str) -> None:
 
 def _put_beside(source: Path, target: Path) -> None:
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=".sealing-")
+    remove_abandoned(target.parent / _SEALING)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=_SEALING)
     try:
         with os.fdopen(handle, "wb") as made, source.open("rb") as given:
             shutil.copyfileobj(given, made, _CHUNK)

@@ -11,9 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from pydantic_core import from_json
-
-from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError, StoreUnavailableError, TamperedLedgerError, reason_of
 from tokenmeter.stores.archive.layout import ArchiveRow, FileWriter, groups_in, records, rows_after
 from tokenmeter.stores.archive.manifest import ArchivedMonth, Merkle, Proof
@@ -23,8 +20,6 @@ from tokenmeter.stores.documents import Filing, NewDocument
 from tokenmeter.stores.engine import Readable, Rows
 from tokenmeter.stores.fold import AMOUNTS, FIRST, link
 from tokenmeter.stores.slots import from_microseconds, to_microseconds
-
-_BILLS_AT_ONCE = 2_000
 
 
 class RunChain:
@@ -131,51 +126,6 @@ def follow(
                 outcome.found[digest] = seq
     chain.compare(month)
     return outcome
-
-
-class BillCheck:
-    """The bills of a file's entries, held against those that the live ledger takes for recorded.
-
-    Args:
-        book: The ledger.
-    """
-
-    def __init__(self, book: Readable) -> None:
-        self._book = book
-        self._waiting: list[tuple[str, int]] = []
-        self._recorded = self._lost = 0
-
-    def see(self, seq: int, record: str) -> None:
-        """The next entry."""
-        if '"dedup_key"' in record and (key := from_json(record).get("dedup_key")) is not None:
-            self._waiting.append((key, seq))
-            if len(self._waiting) >= _BILLS_AT_ONCE:
-                self._look_up()
-
-    def _look_up(self) -> None:
-        some, self._waiting = self._waiting, []
-        known = "SELECT 1 FROM dedup WHERE key = ? AND seq = ?"
-        lost = self._book.read(lambda rows: sum(rows.execute(known, one).fetchone() is None for one in some))
-        self._lost += lost
-        self._recorded += len(some) - lost
-
-    def compare(self, month: ArchivedMonth) -> None:
-        """Make sure that the live ledger has all of them, and no other; to be asked for once all came.
-
-        Raises:
-            TamperedLedgerError: it has not.
-        """
-        self._look_up()
-        (kept,) = self._book.read(
-            lambda rows: rows.execute(
-                "SELECT count(*) FROM dedup WHERE seq BETWEEN ? AND ?", (month.first_seq, month.last_seq)
-            ).fetchone()
-        )
-        if self._lost:
-            raise TamperedLedgerError(f"{counted(self._lost, 'bill')} of it could be recorded a second time.")
-        if kept > self._recorded:
-            more = counted(kept - self._recorded, "bill is", "bills are")
-            raise TamperedLedgerError(f"{more} marked as recorded in it, and no entry has them.")
 
 
 def prove(book: Readable, month: ArchivedMonth, path: Path, *, seq: int, record: str) -> Proof:

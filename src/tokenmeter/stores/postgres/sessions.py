@@ -27,6 +27,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo, timeout_from_conni
 from tokenmeter.errors import ConfigurationError, StoreUnavailableError
 from tokenmeter.paths import expand, user_folder
 from tokenmeter.stores.engine import Engine
+from tokenmeter.stores.postgres.declared import declared, made
 from tokenmeter.stores.urls import redacted
 
 T = TypeVar("T")
@@ -302,15 +303,9 @@ ENGINE = Engine(
         "WHERE relnamespace = current_schema()::regnamespace AND relkind IN ('r', 'p', 'v') AND attnum > 0 "
         "AND NOT attisdropped"
     ),
-    triggers=(
-        "SELECT tgname::text FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = tgrelid "
-        "WHERE relnamespace = current_schema()::regnamespace AND tgenabled = 'O' AND NOT tgisinternal "
-        "AND NOT relispartition AND NOT EXISTS ("  # a partition that lacks it
-        "SELECT 1 FROM pg_inherits WHERE inhparent = tgrelid AND NOT EXISTS (SELECT 1 FROM pg_trigger AS own "
-        "WHERE own.tgrelid = inhrelid AND own.tgname = t.tgname AND own.tgenabled = 'O'))"
-    ),
+    declared=declared,
+    made=made,
     keeps_secret=_keeps_secret,
-    guards=frozenset({"entries_stay_whole"}),
 )
 
 

@@ -30,7 +30,7 @@ from tokenmeter.stores.engine import Engine
 from tokenmeter.stores.fold import AMOUNTS, METER_AMOUNTS, identity_column, stretches_of, sum_rows
 from tokenmeter.stores.sketch import joined
 from tokenmeter.stores.sqlite.database import Database, sqlite3
-from tokenmeter.stores.sqlite.schema import check_version, migrate, refuse_stranger
+from tokenmeter.stores.sqlite.schema import check_version, declared, made, migrate, refuse_stranger
 from tokenmeter.stores.tail import owner_of, segment_path, segments
 from tokenmeter.stores.trouble import Trouble
 
@@ -124,7 +124,8 @@ ENGINE = Engine(
         "SELECT m.name, c.name FROM sqlite_master AS m, pragma_table_info(m.name) AS c WHERE m.type = 'table' "
         "AND m.name NOT LIKE 'sqlite@_%' ESCAPE '@' UNION ALL SELECT name, '' FROM sqlite_master WHERE type = 'view'"
     ),
-    triggers="SELECT name FROM sqlite_master WHERE type = 'trigger'",
+    declared=declared,
+    made=made,
     keeps_secret=_keeps_secret,
 )
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from sqlite3 import complete_statement
-from typing import TYPE_CHECKING
+from typing import Any
 
 from tokenmeter.errors import SchemaVersionError, StoreUnavailableError
-
-if TYPE_CHECKING:
-    import sqlite3
+from tokenmeter.stores.engine import Made
+from tokenmeter.stores.sqlite.opened import sqlite3
 
 #: SQLite's ``application_id`` of a ledger: "tmtr".
 _APPLICATION_ID = int.from_bytes(b"tmtr")
@@ -81,6 +82,21 @@ def check_version(connection: sqlite3.Connection, path: Path) -> None:
             f"{path} has schema {version}; this tokenmeter knows {SCHEMA_VERSION}. Upgrade it: "
             "pip install --upgrade tokenmeter-sdk. Nothing was changed."
         )
+
+
+def made(connection: Any) -> list[Made]:
+    """See `tokenmeter.stores.engine.Engine`. Spaces and quotes say nothing: a table that was renamed gets quotes."""
+    rows = connection.execute("SELECT type, name, sql FROM sqlite_master WHERE type IN ('view', 'trigger')")
+    return [Made(kind, name, " ".join(text.replace('"', "").split())) for kind, name, text in rows]
+
+
+@cache
+def declared() -> frozenset[Made]:
+    """See `tokenmeter.stores.engine.Engine`: of a ledger that is made for it."""
+    with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        for number in range(1, SCHEMA_VERSION + 1):
+            _apply(connection, number)
+        return frozenset(made(connection))
 
 
 def check_file(connection: sqlite3.Connection, path: Path) -> None:

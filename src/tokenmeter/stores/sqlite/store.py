@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tokenmeter.display import counted
-from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError
+from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError, TamperedLedgerError
 from tokenmeter.ledger import CounterKey, Entry, Posting, Reservation, ThresholdCrossing, is_own, utcnow
+from tokenmeter.paths import find_abandoned
 from tokenmeter.processes import CAN_SHARE
 from tokenmeter.stores.base import (
     Counter,
@@ -41,6 +42,7 @@ from tokenmeter.stores.sqlite.end import SQLiteEnd
 from tokenmeter.stores.sqlite.schema import SCHEMA_VERSION
 from tokenmeter.stores.store import BookStore, Record
 from tokenmeter.stores.tail import owner_of, segment_path, segments
+from tokenmeter.stores.urls import restoring_path
 
 if TYPE_CHECKING:
     from sqlite3 import Connection
@@ -270,7 +272,7 @@ class SQLiteStore(BookStore[SQLiteBook]):
                 key = CounterKey(budget, scope, start)
                 reserved[key] = reserved.get(key, 0) + amount
         rows = self._walk_counters("budget, scope, window_start, settled")
-        settled_of = ((CounterKey(*row[:3]), int(row[3])) for row in rows)
+        settled_of = ((CounterKey(*row[:3]), _amount(row[3])) for row in rows)
         known = heapq.merge(settled_of, ((key, None) for key in sorted(reserved)), key=lambda one: one[0])
         for key, found in itertools.groupby(known, key=lambda one: one[0]):
             settled = next((amount for _, amount in found if amount is not None), 0)
@@ -348,6 +350,8 @@ class SQLiteStore(BookStore[SQLiteBook]):
             path = segment_path(self.path, number)
             if owner_of(path) not in {self._book.identity, None}:
                 yield f"{path} belongs to another ledger: put that ledger back beside it, or move the file away."
+        for path in find_abandoned(restoring_path(self.path)):
+            yield f"{path} is left of a restore that was broken off: the next one removes it, or remove it yourself."
         if not self._book.database.wal:
             yield "The file is on a network file system: it works, more slowly; for many machines use PostgreSQL."
         elif (3, 7, 0) <= sqlite3.sqlite_version_info < (3, 51, 3):
@@ -475,7 +479,7 @@ def _settled(connection: Connection, key: CounterKey) -> int:
         "SELECT settled FROM counters WHERE budget = ? AND scope = ? AND window_start = ?",
         (key.budget, key.scope, key.window_start),
     ).fetchone()
-    return int(row[0]) if row else 0
+    return _amount(row[0]) if row else 0
 
 
 def _first(connection: Connection, one: ThresholdCrossing, entry_id: str, at: datetime) -> bool:
@@ -524,3 +528,18 @@ def _file(connection: Connection, *, draft: NewDocument) -> Filing:
     run("INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL)", row)
     run("UPDATE ledger SET seq = ?, hash = ?, documents = ?", (seq + 1, digest, position + 1))
     return Filing(document_of(position + 1, record.decode(), digest), recorded=True)
+
+
+def _amount(text: str) -> int:
+    """A counter's amount.
+
+    Raises:
+        TamperedLedgerError: somebody wrote something else in its place.
+    """
+    try:
+        return int(text)
+    except (TypeError, ValueError) as error:
+        raise TamperedLedgerError(
+            f"A budget's counter says {text!r}, which is no amount: somebody wrote to the ledger other than with "
+            "tokenmeter. Restore a backup (`tokenmeter db restore`)."
+        ) from error
