@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -159,7 +159,7 @@ def _find_gone(connection: Rows, *, due: _Named) -> list[str]:
     return [counted(number, *words) for number, *words in told if number]
 
 
-def _digests(rows: Rows) -> set[bytes]:
+def _digests(rows: Iterable[tuple[bytes]]) -> set[bytes]:
     return {bytes(digest) for (digest,) in rows}
 
 
