@@ -1,5 +1,7 @@
 """A definition that changes while calls are made: what was spent counts on, in every window it ever names."""
 
+import asyncio
+import re
 import threading
 from dataclasses import replace
 from decimal import Decimal
@@ -9,7 +11,7 @@ import pytest
 from tokenmeter.attribution import ApiKey, Attribution
 from tokenmeter.budgets import Budget
 from tokenmeter.call import Call, Outcome, RequestFacts
-from tokenmeter.errors import BudgetExceededError, ConfigurationError
+from tokenmeter.errors import BudgetExceededError, ConfigurationError, StoreUnavailableError
 from tokenmeter.meter import Meter
 from tokenmeter.pricing import PriceList, Pricer
 from tokenmeter.usage import Consumption, Observation, Usage
@@ -203,6 +205,60 @@ class TestAskedLimits:
                 thread.join()
         assert sorted(asked) == ["ada", "bob"]
         assert {one.scope["member"]: one.spent for one in meter.remaining()} == {"ada": 200, "bob": 10}
+
+    def test_calls_go_by_what_is_known_while_the_function_does_not_come_back(self, metered, monkeypatch, caplog):
+        monkeypatch.setattr("tokenmeter.budgets.limits._LONGEST_WAIT", 0)
+        hangs, may_answer = threading.Event(), threading.Event()
+
+        def limit(member):
+            if member == "ada":
+                hangs.set()
+                may_answer.wait()
+            return 1000
+
+        for fixed, stopped in ({"limit_usd": 15}, "spent $10"), ({}, "has not answered"):
+            meter = metered(Budget(member="*", limit=limit, refresh=3_600, name=f"plans-{len(fixed)}", **fixed))
+            hangs.clear()
+            hung = threading.Thread(target=spend, args=(meter, 10), kwargs={"member": "ada"})
+            hung.start()
+            try:
+                assert hangs.wait(60)
+                if fixed:
+                    spend(meter, 10, member="ada")  # the fixed limit, in which another 10 do not fit
+                with pytest.raises((BudgetExceededError, StoreUnavailableError), match=re.escape(stopped)):
+                    spend(meter, 10, member="ada")
+                spend(meter, 10, member="bob")
+                assert "has not answered" in caplog.text
+            finally:
+                may_answer.set()
+                hung.join()
+            spend(meter, 10, member="ada")  # what the function said at last
+            may_answer.clear()
+            meter.budgets.retire(f"plans-{len(fixed)}")
+
+    def test_an_async_function_that_never_answers_leaves_what_is_known(self, metered, monkeypatch, caplog):
+        monkeypatch.setattr("tokenmeter.budgets.limits._LONGEST_WAIT", 0)
+
+        async def limit(_member):
+            await asyncio.Event().wait()
+
+        meter = metered(Budget(member="*", limit=limit, limit_usd=5, name="plans"))
+        with pytest.raises(BudgetExceededError):
+            spend(meter, 10, member="ada")
+        assert "its limit function failed" in caplog.text
+
+    def test_an_answer_that_was_calculated_holds_without_what_is_finer_than_a_counter(self, metered):
+        meter = metered(Budget(member="*", limit=lambda _: Decimal(100) / 3, limit_usd=5, name="plans"))
+        spend(meter, 10, member="ada")
+        assert str(meter.remaining(member="ada")[0].limit) == "33.333333333333"
+
+    def test_a_table_that_names_one_who_is_called_function_is_a_table(self, metered):
+        meter = metered(Budget(member="*", limit={"function": "15"}, name="plans"))
+        spend(meter, 10, member="function")
+        again = metered()  # as the ledger has it
+        assert again.budgets.in_force[0].to_dict()["limit"] == {"function": "15"}
+        with pytest.raises(BudgetExceededError):
+            spend(again, 10, member="function")
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from tokenmeter.errors import ConfigurationError
         ({"limit": {"ada": 1}}, "limit", "exactly one"),
         ({"member": "*", "limit": {"ada": -1}}, "limit.ada", "not be negative"),
         ({"member": "*", "limit": {"ada": {"euros": 1}}}, "limit.ada", "not one of usd"),
+        ({"member": "*", "limit": {"ada": 5, "*": 1}}, "limit", "limit_usd beside it"),
         ({"member": "*", "limit": 3}, "limit", "table or a function"),
         ({"member": "*", "limit": lambda who: 1, "refresh": 0}, "refresh", "at least 1"),
         ({"limit_usd": 1, "unknown_price": "guess"}, "unknown_price", "hold or refuse"),

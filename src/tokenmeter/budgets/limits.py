@@ -27,7 +27,8 @@ log = logging.getLogger("tokenmeter")
 _MOST_VALUES = 65_536
 _TELL_EVERY = 60
 _LONG_AGO = -1e9  # seconds by the monotonic clock, not money
-_LONGEST_WAIT = 30  # seconds for a loop of the application's to answer
+_LONGEST_WAIT = 30  # seconds for the application to answer
+_GIVEN_UP = 600  # seconds after which a question that was never answered is asked once more
 
 
 class LimitUnknownError(StoreUnavailableError):
@@ -40,20 +41,36 @@ class _LimitAnswer:
     asked_at: float  # seconds, not money
     problem: str
 
+    @property
+    def says_one(self) -> bool:
+        return any(limit is not None for limit in self.limits.values())
+
+
+class _Question:
+    """Who asks for a limit holds its lock; the others wait for the same answer."""
+
+    def __init__(self) -> None:
+        self.since = time.monotonic()
+        self.lock = threading.RLock()  # a call that the function makes asks again
+
+    @property
+    def age(self) -> float:  # seconds, not money
+        return time.monotonic() - self.since
+
 
 class AskedLimits:
     """Answers of one budget's `Budget.limit`, remembered for `Budget.refresh` seconds.
 
     An answer that is too old is asked for again in the call's own thread, for calls on an event loop beside it; other
-    calls of that member wait for the same answer. While the function fails the last answer holds, then the fixed limit,
-    then the budget's `store_failure`. What an async function awaits (a pool of connections) belongs to the
-    application's loop, and runs there.
+    calls of that member wait for the same answer. While the function fails, or does not come back, the last answer
+    holds, then the fixed limit, then the budget's `store_failure`. What an async function awaits (a pool of
+    connections) belongs to the application's loop, and runs there.
     """
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None  # where an async function was answered last
         self._answers: dict[tuple[str, str], _LimitAnswer] = {}
-        self._asking: dict[tuple[str, str], threading.RLock] = {}
+        self._asking: dict[tuple[str, str], _Question] = {}
         self._process = processes.this_process
         self._forgotten = 0  # how often anything was
         self._told: dict[str, float] = {}  # budget -> when its function's failure was logged last; not money
@@ -101,15 +118,26 @@ class AskedLimits:
         if answer is None:
             if self._process is not processes.this_process:  # a lock that the parent held is never freed here
                 self._process, self._asking = processes.this_process, {}
-            mine = self._asking.setdefault(key, threading.RLock())  # a call that the function makes asks again
-            alone = mine.acquire(timeout=_LONGEST_WAIT)
+            question = self._asking.setdefault(key, _Question())
+            if question.age > _GIVEN_UP:
+                question = self._asking[key] = _Question()
+            if not question.lock.acquire(timeout=max(_LONGEST_WAIT - question.age, 0)):
+                return self._unanswered(key, budget).limits.get(cap.unit)
             try:
                 answer = self._fresh(key, budget) or self._asked(key, budget, function)
             finally:
-                if alone:
-                    mine.release()
-                self._asking.pop(key, None)
+                question.lock.release()
+                if self._asking.get(key) is question:
+                    self._asking.pop(key, None)
         return answer.limits.get(cap.unit)
+
+    def _unanswered(self, key: tuple[str, str], budget: Budget) -> _LimitAnswer:
+        """What holds while the function does not come back: the calls that wait for it would never go on."""
+        known = self._answers.get(key) or _LimitAnswer({}, _LONG_AGO, "was asked and has not answered")
+        self._answers.setdefault(key, known)
+        late = TimeoutError(f"It was asked for {key[1]!r} more than {_LONGEST_WAIT} seconds ago and has not answered.")
+        self._tell(budget, late, has_last=known.says_one)
+        return known
 
     def _fresh(self, key: tuple[str, str], budget: Budget) -> _LimitAnswer | None:
         answer = self._answers.get(key)
@@ -123,11 +151,11 @@ class AskedLimits:
             if inspect.isawaitable(said):
                 said = self._awaited(said)
             limits: dict[Unit, int | None] = {
-                unit: limit_in(said, unit, name=f"limit of {value!r}") for unit in budget.units
+                unit: limit_in(said, unit, name=f"limit of {value!r}", cut=True) for unit in budget.units
             }
             problem = "said none"
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - it is the application's own; what is known holds
-            self._tell(budget, error, has_last=known is not None)
+            self._tell(budget, error, has_last=known is not None and known.says_one)
             limits = dict(known.limits) if known is not None else {}
             problem = f"failed ({type(error).__name__}: {error})"
         if len(self._answers) >= _MOST_VALUES:
@@ -142,10 +170,10 @@ class AskedLimits:
 
         async def answer() -> LimitValue | None:
             self._loop = _running_loop()
-            return await said
+            return await (said if self._loop is None else asyncio.wait_for(said, _LONGEST_WAIT))
 
         async def anew() -> LimitValue | None:
-            return await said
+            return await asyncio.wait_for(said, _LONGEST_WAIT)
 
         if "anyio" in sys.modules and (told := _from_anyio(answer)) is not None:
             return told[0]

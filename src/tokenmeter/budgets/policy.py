@@ -306,10 +306,15 @@ class Budget(Who):
             )
         if isinstance(limit, Mapping):
             table = cast("Mapping[str, Any]", limit)
-            if set(table) == {"function"} and isinstance(table["function"], str):
+            # As the ledger writes a function, "module:name"; what has no colon is the limit of one called "function".
+            if set(table) == {"function"} and ":" in str(table["function"]):
                 return FunctionElsewhere(table["function"])
             for key, value in table.items():
                 _check_text(key, "limit")
+                if key == "*":
+                    raise ConfigurationError(
+                        "limit: '*' is nobody's name; for whoever the table does not name put limit_usd beside it."
+                    )
                 for unit in self.units:
                     limit_in(value, unit, name=f"limit.{key}")
             return MappingProxyType(dict(table))
@@ -347,8 +352,8 @@ def amount_of(unit: Unit, value: int) -> Decimal:
     return dollars if dollars.as_tuple().exponent <= 0 else dollars.quantize(ONE, context=EXACT)  # type: ignore[operator]
 
 
-def parse_limit(value: object, unit: Unit, *, name: str) -> int:
-    """A limit as the integer that counters hold.
+def parse_limit(value: object, unit: Unit, *, name: str, cut: bool = False) -> int:
+    """A limit as the integer that counters hold; with `cut` without what is finer than one.
 
     Raises:
         ConfigurationError: not a number, negative, finer than a picodollar, or too large; begins with `name`.
@@ -360,13 +365,17 @@ def parse_limit(value: object, unit: Unit, *, name: str) -> int:
     most = multiply(step, _LARGEST)
     if number > most:
         raise ConfigurationError(f"{name} must not be greater than {most.normalize(EXACT):,f}.")
-    if EXACT.remainder(number, step):
+    if cut:
+        number = EXACT.subtract(number, EXACT.remainder(number, step))
+    elif EXACT.remainder(number, step):
         raise ConfigurationError(f"{name} must be a multiple of {step:f}, not {number}.")
     return to_picodollars(number) if unit == "usd" else int(number)
 
 
-def limit_in(value: LimitValue | None, unit: Unit, *, name: str) -> int | None:
+def limit_in(value: LimitValue | None, unit: Unit, *, name: str, cut: bool = False) -> int | None:
     """The limit that an entry of a table, or a limit function's answer, says for one unit.
+
+    An answer may have been calculated, a year's by twelve: with `cut` it is one without what is finer than a counter.
 
     Returns:
         A counter's integer; -1 for no cap; None when it says nothing of this unit.
@@ -383,7 +392,7 @@ def limit_in(value: LimitValue | None, unit: Unit, *, name: str) -> int | None:
         return -1 if value == UNLIMITED else None
     if value is None:
         return None
-    return -1 if value == UNLIMITED else parse_limit(value, unit, name=name)
+    return -1 if value == UNLIMITED else parse_limit(value, unit, name=name, cut=cut)
 
 
 def threshold_amounts(budget: Budget, limit: int) -> dict[int, int]:
