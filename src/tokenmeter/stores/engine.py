@@ -33,7 +33,7 @@ class Rows(Protocol):
         ...
 
 
-class Made(NamedTuple):
+class Definition(NamedTuple):
     """Something that has a definition in SQL, which `tokenmeter.stores.audit` compares with the one it was made by.
 
     Attributes:
@@ -62,7 +62,7 @@ class Engine:
         member: The whole number that an entry's record says under a name, which is to be put in.
         room: The package whose folder ``sql`` declares the tables.
         columns: Tables and their columns as they are.
-        declared: What a ledger of this release has of `Made`.
+        declared: What a ledger of this release has of `Definition`s.
         made: What this ledger has of it, in its own schema.
         keeps_secret: Whether the ledger's secret is the one that it was made with.
     """
@@ -75,8 +75,8 @@ class Engine:
     member: str
     room: str
     columns: str
-    declared: Callable[[], frozenset[Made]]
-    made: Callable[[Any], Iterable[Made]]
+    declared: Callable[[], frozenset[Definition]]
+    made: Callable[[Any], Iterable[Definition]]
     keeps_secret: Callable[[Any], bool]
 
 

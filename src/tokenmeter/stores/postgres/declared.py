@@ -12,7 +12,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from tokenmeter.stores.engine import Made
+from tokenmeter.stores.engine import Definition
 
 _STATEMENT = re.compile(
     r"^CREATE (?:OR REPLACE )?(?:"
@@ -54,15 +54,15 @@ SELECT 'rule', rulename::text, definition FROM pg_rules WHERE schemaname = curre
 """
 
 
-def made(rows: Any) -> Iterable[Made]:
+def made(rows: Any) -> Iterable[Definition]:
     """See `tokenmeter.stores.engine.Engine`."""
     for statement in (_FUNCTIONS, _TRIGGERS, _OTHERS):
         for kind, name, text in rows.execute(statement).fetchall():
-            yield Made(kind, name, text if kind == "function" else _normal(text))
+            yield Definition(kind, name, text if kind == "function" else _normal(text))
 
 
 @cache
-def declared() -> frozenset[Made]:
+def declared() -> frozenset[Definition]:
     """See `tokenmeter.stores.engine.Engine`."""
     found: dict[tuple[str, str], str] = {}
     for script in sorted((resources.files("tokenmeter.stores.postgres") / "sql").iterdir(), key=lambda one: one.name):
@@ -77,7 +77,7 @@ def declared() -> frozenset[Made]:
                 found["trigger", one["guard"]] = _normal(f"CREATE {one['trigger']}")
             else:
                 found["view", one["view"]] = _normal(one["query"])
-    return frozenset(Made(kind, name, text) for (kind, name), text in found.items())
+    return frozenset(Definition(kind, name, text) for (kind, name), text in found.items())
 
 
 def _normal(text: str) -> str:

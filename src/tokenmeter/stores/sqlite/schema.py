@@ -13,7 +13,7 @@ from sqlite3 import complete_statement
 from typing import Any
 
 from tokenmeter.errors import SchemaVersionError, StoreUnavailableError
-from tokenmeter.stores.engine import Made
+from tokenmeter.stores.engine import Definition
 from tokenmeter.stores.sqlite.opened import sqlite3
 
 #: SQLite's ``application_id`` of a ledger: "tmtr".
@@ -84,14 +84,14 @@ def check_version(connection: sqlite3.Connection, path: Path) -> None:
         )
 
 
-def made(connection: Any) -> list[Made]:
+def made(connection: Any) -> list[Definition]:
     """See `tokenmeter.stores.engine.Engine`. Spaces and quotes say nothing: a table that was renamed gets quotes."""
     rows = connection.execute("SELECT type, name, sql FROM sqlite_master WHERE type IN ('view', 'trigger')")
-    return [Made(kind, name, " ".join(text.replace('"', "").split())) for kind, name, text in rows]
+    return [Definition(kind, name, " ".join(text.replace('"', "").split())) for kind, name, text in rows]
 
 
 @cache
-def declared() -> frozenset[Made]:
+def declared() -> frozenset[Definition]:
     """See `tokenmeter.stores.engine.Engine`: of a ledger that is made for it."""
     with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
         for number in range(1, SCHEMA_VERSION + 1):
