@@ -7,7 +7,14 @@ from tokenmeter.billing.drafting import Coverage, draft_invoice, draft_invoices
 from tokenmeter.billing.einvoice import make_einvoice, missing_for_einvoice
 from tokenmeter.billing.events import Event
 from tokenmeter.billing.filed import credit_notes, find_invoice, invoices
-from tokenmeter.billing.handover import HandOver, HandOverError, Reading, ReadingRefusedError, hand_over
+from tokenmeter.billing.handover import (
+    HandOver,
+    HandOverError,
+    Reading,
+    ReadingRefusedError,
+    ReadingThereError,
+    hand_over,
+)
 from tokenmeter.billing.invoice import Invoice, InvoiceStatus
 from tokenmeter.billing.issuing import (
     InvoicePreview,
@@ -49,6 +56,7 @@ __all__ = [
     "Posting",
     "Reading",
     "ReadingRefusedError",
+    "ReadingThereError",
     "Statement",
     "StatementLine",
     "StripeMeters",

@@ -28,7 +28,9 @@ from tokenmeter.texts import acting
 
 KIND = "handover"
 _LONGEST_IDENTIFIER = 100
-_SENT, _REFUSED = "sent", "refused"
+_LEDGER_DIGITS = 8
+#: How a reading ended, last in the key of the document that says so; ``there``: its first try found it there already.
+_SENT, _REFUSED, _THERE = "sent", "refused", "there"
 
 
 class HandOverError(TokenmeterError):
@@ -43,6 +45,10 @@ class HandOverError(TokenmeterError):
 
 class ReadingRefusedError(HandOverError):
     """A billing system said no to one reading: it does not have it."""
+
+
+class ReadingThereError(HandOverError):
+    """A billing system has a reading of that identifier already, and did not take another."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,10 +92,11 @@ class Target(Protocol):
         ...
 
     def send(self, reading: Reading) -> None:
-        """Send one; one that is there already is taken as sent.
+        """Send one.
 
         Raises:
             ReadingRefusedError: it was refused.
+            ReadingThereError: one of its identifier is there already.
             HandOverError: whether it was taken is not known.
         """
         ...
@@ -103,8 +110,9 @@ class HandOver:
         sent: Readings that were sent.
         unchanged: How many had been sent before and are still right.
         refused: Identifier -> why the system did not take that reading. The next run sends it anew.
-        uncertain: Readings of an earlier run that was cut off, too long ago for the system to know their identifiers
-            again: they may be there or not, and are not sent until somebody has looked.
+        uncertain: Readings that may be there or not, and are not sent until somebody has looked: of a run that was cut
+            off too long ago for the system to know their identifiers again; and those whose identifier the system
+            had when this ledger first sent them, as after a backup was restored.
         unknown: Accounts that have no customer there, with what they used.
         owed: Account and meter -> how much less it is now than was sent: nothing negative is sent.
         fractions: Account and meter -> quantities that are not whole, and so were left out.
@@ -218,7 +226,7 @@ def _refuse_overlap(store: Store, target: str, period: Period, dimension: str) -
         key, _, ending = document.key.rpartition(" ")
         if ending == _REFUSED:
             standing.pop(key, None)
-        elif ending != _SENT:
+        elif ending not in {_SENT, _THERE}:
             standing[document.key] = None
     for key in standing:
         span, _, reading = key.removeprefix(f"{target} ").partition(" ")
@@ -259,10 +267,11 @@ class _Handover:
         self.outcome = HandOver()
         self._overlap = {} if overlap is None else {"overlap": overlap}
         self._store, self._target, self._at, self._by = store, target, at, by
-        self._label = period.label
+        self._label, self._ledger = period.label, store.identity()[:_LEDGER_DIGITS]
         self._prefix = f"{target.name} {period.start.isoformat()}/{period.end.isoformat()} "
         self._prepared: dict[tuple[str, str], list[_Prepared]] = {}
         self._unclear: dict[str, _Prepared] = {}
+        self._found: set[str] = set()  # keys of what was there before this ledger had sent it
         self._refusals: Counter[tuple[str, str]] = Counter()
         for document in store.documents(DocumentQuery(KIND, self._prefix)):
             self._take(document)
@@ -276,6 +285,8 @@ class _Handover:
         elif ending == _REFUSED:
             if key in self._unclear:
                 self._forget(self._unclear.pop(key))
+        elif ending == _THERE:
+            self._found.add(key)
         else:
             told: dict[str, Any] = body["reading"]
             told["at"] = datetime.fromisoformat(told["at"])
@@ -307,9 +318,10 @@ class _Handover:
     def send_again(self) -> None:
         """What an earlier run wrote down and did not send for sure: the same, under the same identifiers."""
         for made in list(self._unclear.values()):
-            if self._target.remembers is not None and utcnow() - made.at > self._target.remembers:
+            forgotten = self._target.remembers is not None and utcnow() - made.at > self._target.remembers
+            if forgotten or made.key in self._found:
                 self.outcome.uncertain.append(made.reading)
-            elif not self._deliver(made):
+            elif not self._deliver(made, again=True):
                 self._forget(made)
 
     def send(self, account: str, customer: str | None, sku_meter: str, quantity: Decimal) -> None:
@@ -333,7 +345,8 @@ class _Handover:
     def _send_new(self, account: str, customer: str, sku_meter: str, value: int, revision: int) -> None:
         kind, _, name = account.partition("=")
         whose = name if kind == "member" else account  # a team may be called as a member is
-        identifier = f"tm-{self._label}-{whose}-{sku_meter}-r{revision}"
+        # With the ledger in it: a customer's other ledgers hand over to the same system, which would drop theirs.
+        identifier = f"tm-{self._ledger}-{self._label}-{whose}-{sku_meter}-r{revision}"
         # The systems take short identifiers of plain letters; a hash says as well which reading it is.
         if len(identifier) > _LONGEST_IDENTIFIER or not identifier.isascii():
             identifier = f"tm-{hashlib.sha256(identifier.encode()).hexdigest()}"
@@ -355,10 +368,17 @@ class _Handover:
         if self._store.file(NewDocument(kind=KIND, key=key, body=json.dumps(body, ensure_ascii=False))).recorded:
             self._deliver(made)
 
-    def _deliver(self, made: _Prepared) -> bool:
-        """Send it, and write down how it ended; whether it was taken."""
+    def _deliver(self, made: _Prepared, *, again: bool = False) -> bool:
+        """Send it, perhaps again, and write down how it ended; False = it was refused."""
         try:
             self._target.send(made.reading)
+        except ReadingThereError as error:
+            # What an earlier run sent is its own. What nobody of this ledger sent is somebody's else, or of a time
+            # before a backup: its value may be another.
+            if not again:
+                self._end(made, _THERE, str(error))
+                self.outcome.uncertain.append(made.reading)
+                return True
         except ReadingRefusedError as error:
             self.outcome.refused[made.reading.identifier] = str(error)
             self._end(made, _REFUSED, str(error))

@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from importlib import import_module
 from typing import Any
 
-from tokenmeter.billing.handover import HandOverError, Reading, ReadingRefusedError
+from tokenmeter.billing.handover import HandOverError, Reading, ReadingRefusedError, ReadingThereError
 from tokenmeter.errors import ConfigurationError, reason_of
 from tokenmeter.ledger import utcnow
 
@@ -72,8 +72,8 @@ class StripeMeters:
         try:
             self._client.v1.billing.meter_events.create(event)
         except self._stripe.InvalidRequestError as error:
-            if "already exists" in str(error):  # an earlier run's, whose answer was lost
-                return
+            if "already exists" in str(error):
+                raise ReadingThereError(f"Stripe has {reading.identifier} already: {error}") from error
             raise ReadingRefusedError(f"Stripe refused {reading.identifier}: {error}") from error
         except self._stripe.StripeError as error:
             raise HandOverError(f"Stripe did not take {reading.identifier}: {error}") from error
@@ -114,6 +114,7 @@ class _Http:
 
         Raises:
             ReadingRefusedError: it was refused.
+            ReadingThereError: it is there already.
             HandOverError: whether it was taken is not known.
         """
         request = urllib.request.Request(  # noqa: S310 - checked to be http(s)
@@ -152,7 +153,7 @@ class _Http:
             except (OSError, http.client.HTTPException):
                 said = ""
         if self._has_it(error.code, said):
-            return
+            raise ReadingThereError(f"{self.name} has {reading.identifier} already.") from error
         kind = ReadingRefusedError if error.code in _ABOUT_IT else HandOverError
         where = f", sent on to {error.headers['location']}" if error.headers.get("location") else ""
         what = f"{self.name} did not take {reading.identifier} (HTTP {error.code}{where}): {said}"

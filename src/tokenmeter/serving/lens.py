@@ -319,6 +319,10 @@ class Lens:
         """Files of whole months are nobody's part."""
         self._refuse()
 
+    def identity(self) -> NoReturn:
+        """What the ledger is told from others by is for who hands it over."""
+        self._refuse()
+
     def now(self) -> datetime:
         """The ledger's clock."""
         return self._store.now()

@@ -433,6 +433,10 @@ class Store(Protocol):
         """
         ...
 
+    def identity(self) -> str:
+        """What tells the ledger from every other, 32 hex digits. Copies, backups and a ledger that moved have it."""
+        ...
+
     def generation(self, *, ask: bool = False) -> int:
         """A number that changes whenever anybody files a document of kind ``budget``: cheap enough for every call.
 

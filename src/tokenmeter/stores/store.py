@@ -195,6 +195,10 @@ class BookStore(ABC, Generic[B]):
         """Filed documents, in the order of their filing, page by page."""
         return self._reader.documents(which)
 
+    def identity(self) -> str:
+        """What tells the ledger from every other one."""
+        return bytes(self._ask("SELECT identity FROM ledger")[0][0]).hex()
+
     def pulse(self) -> str:
         """A text that differs after every write; behind its last dot is the number of holds."""
         return ".".join(map(str, self._ask("SELECT entries, documents, (SELECT count(*) FROM holds) FROM ledger")[0]))
