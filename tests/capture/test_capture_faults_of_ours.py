@@ -131,11 +131,20 @@ def played(provider, meter, loop, monkeypatch):
 
 def connected(provider, meter, loop, _monkeypatch):
     client = tokenmeter.wrap(google(provider), meter)
+    return connects(client, client, loop)
+
+
+def connected_to_anothers(provider, meter, loop, _monkeypatch):
+    """What this process did not begin needs leave for what is sent over the connection."""
+    return connects(google(provider), tokenmeter.wrap(google(provider), meter), loop)
+
+
+def connects(beginner, client, loop):
     if not hasattr(client.aio.interactions, "connect"):
         pytest.skip("this SDK version has no interactions over sockets")
 
     async def hear():
-        begun = client.interactions.create(model="gemini-3.5-flash", input="Hello", background=True)
+        begun = beginner.interactions.create(model="gemini-3.5-flash", input="Hello", background=True)
         try:
             async with client.aio.interactions.connect(begun.id) as session:
                 await session.complete()
@@ -149,7 +158,7 @@ def connected(provider, meter, loop, _monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:.*experimental")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("way", [took_a_turn, played, connected])
+@pytest.mark.parametrize("way", [took_a_turn, played, connected, connected_to_anothers])
 def test_a_session_is_billed_once_and_holds_nothing_whichever_line_of_its_own_fails(
     way, provider, priced, loop, tmp_path, monkeypatch
 ):
@@ -182,7 +191,7 @@ def test_a_session_is_billed_once_and_holds_nothing_whichever_line_of_its_own_fa
         expected = recorded
         assert not meter.store.expired(meter.store.now() + timedelta(days=1)), f"a hold stays: {place}"
     assert number > 20
-    assert len(reached) < number / 2, "too many faults of ours reach the caller"
+    assert len(reached) < number * 2 / 5, "too many faults of ours reach the caller"
     assert meter.store.verify().ok
     meter.close()
 

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 
 from tokenmeter.capture.genai_requests import open_request_async
-from tokenmeter.capture.genai_sockets import authorize, begin_again, try_twice
+from tokenmeter.capture.genai_sockets import ask, authorize, begin_again, try_twice
 from tokenmeter.capture.sdk import BINDING
 
 if TYPE_CHECKING:
@@ -31,10 +31,14 @@ class MeteredConnections(_InteractionsResource):
 
     def connect(self, *args: Any, **kwargs: Any) -> Any:
         context = super().connect(*args, **kwargs)
-        name = kwargs["id"] if "id" in kwargs else args[0]
-        context.__dict__[BINDING] = _Interaction(self.__dict__[BINDING], name)
-        context.__class__ = _metered_context(context.__class__)
+        try_twice(None, functools.partial(self._watch, context, *args, **kwargs))
         return context
+
+    def _watch(self, context: Any, id: str, **_rest: Any) -> None:  # noqa: A002 - the SDK's name for it
+        """Have what is connected to metered. May be begun anew."""
+        if BINDING not in context.__dict__:
+            kind = _metered_context(context.__class__)
+            context.__dict__[BINDING], context.__class__ = _Interaction(self.__dict__[BINDING], id), kind
 
 
 @functools.cache
@@ -43,21 +47,26 @@ def _metered_context(kind: type[Any]) -> type[Any]:
 
     async def open_(self: Any) -> Any:
         interaction = self.__dict__[BINDING]
-        await interaction.ask()
         try:
+            await ask(interaction.ask)
             session = await kind._open(self)  # noqa: SLF001 - an SDK's own
+            try_twice(None, functools.partial(_watch_session, session, interaction))
+            return session  # noqa: TRY300 - here, so that what fails at this very line holds nothing
         except BaseException:
             try:
                 await interaction.end()
             except Exception as error:  # noqa: BLE001 - the caller gets the SDK's error
                 await begin_again(error, interaction.end)
             raise
-        if BINDING not in session.__dict__:  # it may be opened twice
-            session.__dict__[BINDING] = interaction
-            session.__class__ = _metered_connection(session.__class__)
-        return session
 
     return _subclass(kind, _open=open_)
+
+
+def _watch_session(session: Any, interaction: _Interaction) -> None:
+    """Have `interaction` told of what comes over a connection, which may be opened twice. May be begun anew."""
+    if BINDING not in session.__dict__:
+        kind = _metered_connection(session.__class__)
+        session.__dict__[BINDING], session.__class__ = interaction, kind
 
 
 @functools.cache
@@ -127,12 +136,16 @@ class _Interaction:
 
         path = f"interactions/{self._name}"
         reading = await open_request_async(self._api, "GET", path, None, None, streamed=True)
-        if reading is not None and waiting(reading.meter, self._name) is None:
+        if self._leave is None and reading is not None and waiting(reading.meter, self._name) is None:
             body = {"previous_interaction_id": self._name}
             leave = await open_request_async(self._api, "POST", f"{path}:connect", body, None, streamed=True)
             if leave is not None:
-                await authorize(leave)
-                self._leave = leave
+                try:
+                    self._leave = leave
+                    await authorize(leave)
+                except BaseException:
+                    self._leave = None
+                    raise
         self._reading = reading
 
     async def heard(self, event: Any) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenmeter.capture.genai_requests import open_request_async, put_before
 from tokenmeter.capture.sdk import BINDING, complain
+from tokenmeter.errors import TokenmeterError
 
 if TYPE_CHECKING:
     from tokenmeter.capture.calls import InFlight
@@ -49,49 +50,32 @@ else:
 class MeteredLive(_LiveResource):
     """Before the class of the resource that opens them."""
 
-    @contextlib.asynccontextmanager
-    async def connect(self, *, model: str, config: Any = None, **rest: Any) -> AsyncGenerator[Any]:
-        turns = _Turns(self._api_client, model)
-        try:
-            try:
-                await turns.ask()
-                async with super().connect(model=model, config=config, **rest) as session:
-                    session.__dict__[BINDING] = turns
-                    put_before(session, _MeteredSession)
-                    yield session
-            finally:
-                await _end(turns)
-        finally:  # a fault may come just before the end was begun
-            if not turns.over:
-                await _end(turns)
+    def connect(self, *, model: str, config: Any = None, **rest: Any) -> Any:
+        opening = super().connect(model=model, config=config, **rest)
+        return _opened(opening, _MeteredSession, _Turns, self._api_client, model)
 
 
 class _MeteredSession(_LiveSession):
     """Before the class of a session."""
 
     async def send(self, *args: Any, **kwargs: Any) -> Any:
-        await self.__dict__[BINDING].ask()
+        await ask(self.__dict__[BINDING].ask)
         return await super().send(*args, **kwargs)
 
     async def send_client_content(self, *args: Any, **kwargs: Any) -> Any:
-        await self.__dict__[BINDING].ask()
+        await ask(self.__dict__[BINDING].ask)
         return await super().send_client_content(*args, **kwargs)
 
     async def send_realtime_input(self, *args: Any, **kwargs: Any) -> Any:
-        await self.__dict__[BINDING].ask()
+        await ask(self.__dict__[BINDING].ask)
         return await super().send_realtime_input(*args, **kwargs)
 
     async def send_tool_response(self, *args: Any, **kwargs: Any) -> Any:
-        await self.__dict__[BINDING].ask()
+        await ask(self.__dict__[BINDING].ask)
         return await super().send_tool_response(*args, **kwargs)
 
     async def _receive(self) -> Any:
-        message = await super()._receive()
-        try:
-            await self.__dict__[BINDING].heard(message)
-        except Exception as error:  # noqa: BLE001 - the caller gets his message
-            await begin_again(error, self.__dict__[BINDING].heard, message)
-        return message
+        return await _received(super()._receive, self.__dict__[BINDING])
 
 
 class _Turn:
@@ -131,8 +115,8 @@ class _Turns:
         turn = self._turn
         if turn.asked:
             return
-        turn.asked = True
         try:
+            turn.asked = True
             await self._begin(turn)
             if turn.call is not None:
                 await authorize(turn.call)
@@ -201,6 +185,78 @@ def _take(turn: _Turn, message: Any) -> None:
 # -- what turns and music have in common
 
 
+@contextlib.asynccontextmanager
+async def _opened(
+    opening: contextlib.AbstractAsyncContextManager[Any],
+    hooks: type[Any],
+    kind: type[_Turns | _Music],
+    api: Any,
+    model: str,
+) -> AsyncGenerator[Any]:
+    """The session that `opening` opens, with `hooks` before its class, which tell a `kind` of what goes over it."""
+    heard: _Turns | _Music | None = None
+    try:
+        try:
+            for _ in range(2):  # what fails once may pass, as want of memory does
+                try:
+                    heard = heard or kind(api, model)
+                    await heard.ask()
+                    break
+                except TokenmeterError:
+                    raise
+                except Exception as error:  # noqa: BLE001 - only a budget stops a session
+                    note(None, error)
+            async with opening as session:
+                if heard is not None:
+                    try_twice(None, functools.partial(_watch, session, hooks, heard))
+                yield session
+        finally:
+            await _end(heard)
+    finally:  # a fault may come just before the end was begun
+        if heard is not None and not heard.over:
+            await _end(heard)
+
+
+def _watch(session: Any, hooks: type[Any], heard: _Turns | _Music) -> None:
+    """Have `heard` told of what goes over `session`. May be begun anew."""
+    session.__dict__[BINDING] = heard
+    put_before(session, hooks)
+
+
+async def ask(leave: Callable[[], Awaitable[None]]) -> None:
+    """Ask for leave, and once more when something of ours fails amid it: that may pass.
+
+    Raises:
+        BudgetExceededError: a hard cap does not allow it.
+    """
+    for _ in range(2):
+        try:
+            await leave()
+        except TokenmeterError:
+            raise
+        except Exception as error:  # noqa: BLE001 - only a budget stops what is sent
+            note(None, error)
+        else:
+            return
+
+
+async def _received(receive: Callable[[], Awaitable[Any]], heard: _Turns | _Music) -> Any:
+    """The next message that the SDK gives, once `heard` was told of it."""
+    message: Any = _NONE_YET
+    try:
+        message = await receive()
+        await heard.heard(message)
+    except Exception as error:
+        if message is _NONE_YET:
+            raise
+        await begin_again(error, heard.heard, message)
+    return message
+
+
+#: Stands for a message that there is not; one may be None.
+_NONE_YET = object()
+
+
 async def authorize(call: InFlight) -> None:
     """Ask for leave; whatever comes amid it, nothing stays held for a call that is not made.
 
@@ -254,8 +310,10 @@ async def begin_again(error: Exception, act: Callable[..., Awaitable[None]], *gi
         note(None, again)
 
 
-async def _end(heard: _Turns | _Music) -> None:
+async def _end(heard: _Turns | _Music | None) -> None:
     """Whatever became of a session: what was heard of it is billed, and nothing stays held."""
+    if heard is None:
+        return
     try:
         await heard.end()
     except Exception as error:  # noqa: BLE001 - the session has ended
@@ -276,37 +334,19 @@ def note(call: InFlight | None, error: Exception) -> None:
 class MeteredMusic(_MusicResource):
     """Before the class of the resource that opens sessions of music."""
 
-    @contextlib.asynccontextmanager
-    async def connect(self, *, model: str) -> AsyncGenerator[Any]:
-        music = _Music(self._api_client, model)
-        try:
-            try:
-                await music.ask()
-                async with super().connect(model=model) as session:
-                    session.__dict__[BINDING] = music
-                    put_before(session, _MeteredMusicSession)
-                    yield session
-            finally:
-                await _end(music)
-        finally:  # a fault may come just before the end was begun
-            if not music.over:
-                await _end(music)
+    def connect(self, *, model: str) -> Any:
+        return _opened(super().connect(model=model), _MeteredMusicSession, _Music, self._api_client, model)
 
 
 class _MeteredMusicSession(_MusicSession):
     """Before the class of such a session."""
 
     async def play(self) -> None:
-        await self.__dict__[BINDING].ask()
+        await ask(self.__dict__[BINDING].ask)
         return await super().play()
 
     async def _receive(self) -> Any:
-        message = await super()._receive()
-        try:
-            await self.__dict__[BINDING].heard(message)
-        except Exception as error:  # noqa: BLE001 - the caller gets his message
-            await begin_again(error, self.__dict__[BINDING].heard, message)
-        return message
+        return await _received(super()._receive, self.__dict__[BINDING])
 
 
 class _Music:
@@ -334,8 +374,8 @@ class _Music:
             return
         call = await open_request_async(self._api, "POST", self._path, {}, None, streamed=True)
         if call is not None:
-            self._call = call
             try:
+                self._call = call
                 await authorize(call)
             except BaseException:
                 self._call = None
