@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, ParamSpec, TypeVar,
 from tokenmeter.dimensions import WHO, Who, WhoArguments
 from tokenmeter.errors import ConfigurationError, shown
 from tokenmeter.money import ZERO, add, to_dollars, to_picodollars
-from tokenmeter.processes import run_alone
+from tokenmeter.processes import is_on_event_loop, run_alone
 from tokenmeter.running import SCOPES, decorate, runner_of
 from tokenmeter.texts import check_text
 
@@ -312,7 +312,7 @@ def scopes_of_call() -> tuple[Scope, ...]:
 def _look_for_the_block(block: attribute, ended_at: int) -> None:
     """A call is made outside of every block soon after one has ended that saw none: background work, a slow thread."""
     global _empty  # noqa: PLW0603 - as above
-    if _this_thread.opens_blocks and threading.current_thread() is threading.main_thread() and not _is_in_loop():
+    if _this_thread.opens_blocks and threading.current_thread() is threading.main_thread() and not is_on_event_loop():
         return  # a program's own next line
     _empty = None
     if time.monotonic_ns() - ended_at <= _SOON:
@@ -321,14 +321,6 @@ def _look_for_the_block(block: attribute, ended_at: int) -> None:
             "background task, a thread that goes on), hand its function over as tokenmeter.carry(function)",
             thread=threading.current_thread().name,
         )
-
-
-def _is_in_loop() -> bool:
-    loops = sys.modules.get("asyncio")
-    try:
-        return loops is not None and loops.get_running_loop() is not None
-    except RuntimeError:
-        return False
 
 
 class _ThisThread(threading.local):

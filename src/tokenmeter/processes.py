@@ -258,6 +258,15 @@ def may_wait() -> bool:
     return True
 
 
+def is_on_event_loop() -> bool:
+    """Whether an asyncio loop runs in this thread. Where nobody uses asyncio it is not imported for that."""
+    loops = sys.modules.get("asyncio")
+    try:
+        return loops is not None and loops.get_running_loop() is not None
+    except RuntimeError:
+        return False
+
+
 def is_on_stack(function: Callable[..., object]) -> bool:
     """Whether this thread is within a call of `function`.
 

@@ -207,9 +207,11 @@ class TestSecondName:
         assert again.verify().ok
         again.close()
 
-    def test_a_file_that_is_mounted_alone_is_not_opened(self, path, monkeypatch, tmp_path):
-        mounts = tmp_path / "mountinfo"
-        mounts.write_text(f"27 1 254:0 / / rw - ext4 /dev/vda rw\n42 27 254:0 /l.db {path} rw - ext4 /dev/vda rw\n")
+    @pytest.mark.parametrize("name", ["ledger.db", "our books.db", "a\\040b.db", "tab\t.db"])
+    def test_a_file_that_is_mounted_alone_is_not_opened(self, tmp_path, monkeypatch, name):
+        path, mounts = tmp_path / "books" / name, tmp_path / "mountinfo"
+        said = "".join(f"\\{ord(one):03o}" if one in " \t\\" else one for one in str(path))
+        mounts.write_text(f"27 1 254:0 / / rw - ext4 /dev/vda rw\n42 27 254:0 /l.db {said} rw - ext4 /dev/vda rw\n")
         monkeypatch.setattr(database, "is_mounted_alone", lambda one: is_mounted_alone(one, mounts))
         with pytest.raises(StoreUnavailableError, match="Mount the folder"):
             SQLiteStore(path)

@@ -1,6 +1,7 @@
 """Calls by plans: with a ledger on a server, too, a warm call without caps only writes to the tail."""
 
 import asyncio
+import threading
 from datetime import timedelta
 
 import openai
@@ -9,6 +10,7 @@ import pytest
 import tokenmeter
 from tokenmeter import Budget
 from tokenmeter.ledger import utcnow
+from tokenmeter.stores.postgres import journal
 from tokenmeter.stores.postgres.store import PostgresStore
 from tokenmeter.testing import FakeProvider
 
@@ -103,3 +105,69 @@ def test_an_end_user_nobody_has_met_is_looked_up_off_the_event_loop(provider, me
     assert [entry.attribution.end_user for entry in general] == ["user-0"]  # the others go by its plan
     assert [entry.attribution.end_user for entry in meter.store.entries()] == ["user-0", "user-1"] * 2
     assert meter.faults == 0
+
+
+@pytest.fixture
+def idle(monkeypatch):
+    """Every call comes after a while in which its process made none, and so asked for nothing."""
+    monkeypatch.setattr(journal, "_ASK_GENERATION_EVERY", 0)
+
+
+CLOSED = Budget(model="*", limit_requests=0, name="closed")
+
+
+@pytest.mark.parametrize("capped", [False, True])
+def test_after_a_while_without_calls_the_next_one_obeys_what_others_changed(call, meter, postgres_url, capped, idle):
+    if capped:
+        meter.budgets.set(Budget(model="*", limit_requests=100, name="closed"), by="ada")
+    call()
+    call()
+    elsewhere = tokenmeter.make_meter(store=postgres_url)
+    elsewhere.budgets.set(CLOSED, by="ada")
+    assert [one.limit for one in meter.remaining()] == [0]
+    with pytest.raises(tokenmeter.BudgetExceededError):
+        call()
+    elsewhere.budgets.set(Budget(model="*", limit_requests=3, name="closed"), by="ada")
+    elsewhere.close()
+    call()
+    with pytest.raises(tokenmeter.BudgetExceededError):
+        call()
+
+
+@pytest.mark.parametrize("capped", [False, True])
+def test_on_an_event_loop_a_thread_asks_for_it(provider, meter, postgres_url, capped, idle, monkeypatch):
+    asked_by = []
+    ask = journal.ServerJournal.ask_budgets
+    monkeypatch.setattr(
+        journal.ServerJournal,
+        "ask_budgets",
+        lambda self: asked_by.append(threading.current_thread().name) or ask(self),
+    )
+    if capped:
+        meter.budgets.set(Budget(model="*", limit_requests=100, name="closed"), by="ada")
+
+    async def run():
+        client = tokenmeter.wrap(openai.AsyncOpenAI(api_key="sk-test", base_url=provider.openai_url), meter=meter)
+        async with client:
+            for _ in range(3):
+                await client.chat.completions.create(**HELLO)
+            elsewhere = await asyncio.to_thread(tokenmeter.make_meter, store=postgres_url)
+            await asyncio.to_thread(elsewhere.budgets.set, CLOSED, by="ada")
+            await asyncio.to_thread(elsewhere.close)
+            asked_by.clear()
+            with pytest.raises(tokenmeter.BudgetExceededError):
+                await client.chat.completions.create(**HELLO)
+
+    asyncio.run(run())
+    assert asked_by
+    assert threading.main_thread().name not in asked_by
+
+
+def test_a_server_that_says_nothing_of_budgets_keeps_no_call(call, meter, idle, monkeypatch):
+    call()
+    never = threading.Event()
+    monkeypatch.setattr(journal, "_ANSWER_SECONDS", 0)
+    monkeypatch.setattr(journal.ServerJournal, "ask_budgets", lambda _: never.wait(60))
+    call()
+    never.set()
+    assert len(list(meter.store.entries())) == 2

@@ -39,6 +39,8 @@ _NETWORK_TYPES = {
     *("fuse.s3fs", "fuse.gcsfuse", "fuse.rclone", "fuse.juicefs", "fuse.davfs2"),
 }
 _MOUNTS = Path("/proc/self/mountinfo")
+#: How a blank, a tab, a line's end and a backslash stand in a path there.
+_ESCAPED = re.compile(r"\\([0-7]{3})")
 
 
 def make_private_file(path: Path) -> None:
@@ -78,7 +80,7 @@ def _mount_of(path: Path, mounts: Path) -> tuple[str, str]:
     best, kind = "", ""
     for row in rows:
         before, _, after = row.partition(" - ")
-        point = before.split()[4].replace("\\040", " ")
+        point = _ESCAPED.sub(lambda found: chr(int(found[1], 8)), before.split()[4])
         if len(point) >= len(best) and (path.is_relative_to(point)):
             best, kind = point, after.split()[0]
     return best, kind

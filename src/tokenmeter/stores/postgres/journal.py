@@ -12,7 +12,7 @@ from typing import Any
 
 from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError
 from tokenmeter.ledger import Entry, Posting, ThresholdCrossing, is_own
-from tokenmeter.processes import may_wait
+from tokenmeter.processes import is_on_event_loop, may_wait
 from tokenmeter.stores.base import CapReachedError, Settlement
 from tokenmeter.stores.effects import (
     HoldGoneError,
@@ -32,7 +32,13 @@ from tokenmeter.stores.record import encode_entry, kept_key
 from tokenmeter.stores.tail import frame
 
 _NETWORK = "The PostgreSQL server has to be asked; call again from a thread."
+#: How often a process that makes calls asks for changed budgets, in seconds. What was said twice as long ago is not
+#: gone by any more: a process that was idle asks before its next call.
 _ASK_GENERATION_EVERY = 1.0
+#: Most seconds that a call waits for that answer; then it goes by the one before.
+_ANSWER_SECONDS = 0.25
+#: A generation that no plan is of.
+_NOBODYS = -1
 #: Most seconds to wait until other hosts have given back what would make a claim fit.
 _RECALL_SECONDS = 4.0
 
@@ -85,25 +91,47 @@ class ServerJournal(LeasingWriter):
 
     @property
     def generation(self) -> int:
-        """Changes when a plan may be out of date. Asks nobody: a change by another host is known after a second."""
-        self._look_sometimes()
+        """Changes when a plan may be out of date; no plan's where the server has to be asked first, from a thread.
+
+        A change by another host is known after a second.
+        """
+        if self._must_ask(waits=may_wait() and not is_on_event_loop()):
+            return _NOBODYS
+        return self._known_generation
+
+    @property
+    def _known_generation(self) -> int:
         return super().generation + (self._budgets or 0)
 
     def budgets(self) -> int:
-        """How many budgets and changes of budgets are filed, as this process last heard.
+        """How many budgets and changes of budgets are filed, as the server said a moment ago.
 
-        Only the first question waits for the server; later ones are asked by a thread, so that no call does.
+        Only the first question waits for the server, and one after a while without any; else a thread asks.
+
+        Raises:
+            StoreBusyError: the server has to be asked, and this thread must not wait.
         """
         known = self._budgets
         if known is None:
             return self.ask_budgets()
-        self._look_sometimes()
-        return known
+        if self._must_ask(waits=may_wait()):
+            raise StoreBusyError(_NETWORK)
+        return self._budgets or known
 
-    def _look_sometimes(self) -> None:
-        if self._budgets is not None and time.monotonic() >= self._budgets_due:
-            self._budgets_due = time.monotonic() + _ASK_GENERATION_EVERY
-            threading.Thread(target=self._ask_quietly, name="tokenmeter-generation", daemon=True).start()
+    def _must_ask(self, *, waits: bool) -> bool:
+        """Have the server asked when it is time to; whether the last answer is too old, and none was waited for."""
+        now = time.monotonic()
+        if self._budgets is None or now < self._budgets_due:
+            return False
+        old = now >= self._budgets_due + _ASK_GENERATION_EVERY and not self._server.trouble
+        if old and not waits:
+            return True
+        self._budgets_due = now + _ASK_GENERATION_EVERY
+        asking = threading.Thread(target=self._ask_quietly, name="tokenmeter-generation", daemon=True)
+        asking.start()
+        if old:
+            asking.join(_ANSWER_SECONDS)
+        return False
 
     def _ask_quietly(self) -> None:
         with contextlib.suppress(Exception):  # the server is away: what is known holds on
@@ -141,8 +169,8 @@ class ServerJournal(LeasingWriter):
             return effects
         return b'{"heard":%d,%b' % (heard, effects[1:]) if effects else b'{"heard":%d}' % heard
 
-    def _check(self, generation: int | None) -> None:
-        if generation is not None and generation != self.generation:
+    def _check(self, generation: int | None, *, before_call: bool = False) -> None:
+        if generation is not None and generation != (self.generation if before_call else self._known_generation):
             raise OutdatedError
 
     def _write_framed(self, framed: bytes) -> None:
@@ -353,7 +381,7 @@ class ServerJournal(LeasingWriter):
         """
         if hold_id in self._holds:
             return
-        self._check(generation)
+        self._check(generation, before_call=True)
         now = self._now() if created_at is None else created_at
         body = hold_record(quoted(hold_id), now, expires_at, quoted(owner or self._owner), call)
         if not claims:
