@@ -393,6 +393,36 @@ class TestLimits:
             assert is_stopped(meter, a_call(member))
         assert {one.limit for one in meter.remaining()} == {15}
 
+    def test_a_table_limits_all_that_it_speaks_of_for_those_of_whom_it_does(self, metered):
+        table = {"ada": {"usd": 50, "requests": 2}, "bob": 15, "eve": {"requests": 3}, "cy": {"requests": None}}
+        meter = metered(Budget(member="*", limit=table, name="m"))
+        for member, calls in {"ada": 2, "eve": 3, "cy": 0, "dan": 0}.items():
+            for _ in range(calls):
+                spend(meter, a_call(member), 1)
+            assert is_stopped(meter, a_call(member)), member
+        for _ in range(3):
+            spend(meter, a_call("bob"), 1)
+        assert not is_stopped(meter, a_call("bob"))
+        spend(meter, a_call("bob"), 10)
+        assert is_stopped(meter, a_call("bob"))
+        left = {(one.scope["member"], one.unit): one.limit for one in meter.remaining()}
+        assert left["ada", "requests"] == 2
+        assert left["eve", "usd"] == left["bob", "requests"] == Decimal("Infinity")
+
+    @pytest.mark.parametrize("answer", [{"usd": 500, "requests": 2}, {"tokens": 5}], ids=str)
+    def test_a_function_that_limits_what_its_budget_does_not_is_an_error(self, metered, caplog, answer):
+        meter = metered(Budget(member="*", limit=lambda _: answer, limit_usd=15, name="plans"))
+        spend(meter, a_call(), 10)
+        assert is_stopped(meter, a_call())  # the fixed limit holds
+        assert "which this budget does not limit; give it limit_" in caplog.text
+
+    def test_a_function_may_limit_all_that_its_budget_does(self, metered):
+        answer = {"usd": 500, "requests": 2}
+        meter = metered(Budget(member="*", limit=lambda _: answer, limit_usd=1, limit_requests=9, name="plans"))
+        spend(meter, a_call(), 10)
+        spend(meter, a_call(), 10)
+        assert is_stopped(meter, a_call())
+
     def test_a_definition_that_could_not_be_read_again_is_not_filed(self, metered):
         class Fickle:
             """An amount whose text is another one each time."""

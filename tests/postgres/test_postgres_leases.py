@@ -288,6 +288,8 @@ class TestOrderOfLocks:
             time.sleep(0.3)
         for thread in threads:
             thread.join()
+        with psycopg.connect(store.address.conninfo, autocommit=True) as connection:
+            connection.execute(f"DROP FUNCTION {store.address.schema}.linger() CASCADE")  # which `verify` would name
         return failed
 
     def test_a_rebuild_waits_for_leases_that_go_back(self, ledger):

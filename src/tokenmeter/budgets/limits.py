@@ -19,7 +19,7 @@ from typing import Any, cast
 from tokenmeter import processes
 from tokenmeter.budgets.grants import NO_CAP
 from tokenmeter.budgets.matching import Cap, scope_text
-from tokenmeter.budgets.policy import Budget, LimitFunction, LimitValue, Unit, limit_in, limit_table
+from tokenmeter.budgets.policy import Budget, LimitFunction, LimitValue, Unit, limit_in, limit_table, units_said
 from tokenmeter.errors import ConfigurationError, StoreUnavailableError
 
 log = logging.getLogger("tokenmeter")
@@ -93,14 +93,16 @@ class AskedLimits:
         if budget.limit is None or name is None:
             return NO_CAP if cap.limit is None else cap.limit
         value = scope[name]
+        own = None if table is None else table.get(value)
         if table is not None:
-            found = limit_in(table.get(value), cap.unit, name=f"limit.{value}")
+            found = limit_in(own, cap.unit, name=f"limit.{value}")
         else:
             found = self._ask(cap, cast("LimitFunction", budget.limit), value)
         if found is None:
             found = cap.limit
         if found is None and table is not None:
-            return 0  # a table without a fixed limit beside it names everybody who may call
+            # A table without a fixed limit beside it names everybody who may call, with what is limited for them.
+            return NO_CAP if units_said(own) else 0
         if found is None:
             return self._unknown(cap, scope)
         return NO_CAP if found < 0 else found
@@ -150,13 +152,11 @@ class AskedLimits:
             said = function(value)
             if inspect.isawaitable(said):
                 said = self._awaited(said)
-            limits: dict[Unit, int | None] = {
-                unit: limit_in(said, unit, name=f"limit of {value!r}", cut=True) for unit in budget.units
-            }
+            limits: Mapping[Unit, int | None] = _limits_in(said, budget, value)
             problem = "said none"
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - it is the application's own; what is known holds
             self._tell(budget, error, has_last=known is not None and known.says_one)
-            limits = dict(known.limits) if known is not None else {}
+            limits = known.limits if known is not None else {}
             problem = f"failed ({type(error).__name__}: {error})"
         if len(self._answers) >= _MOST_VALUES:
             self._answers.clear()
@@ -210,6 +210,17 @@ class AskedLimits:
             "The call was not sent. Give the budget a fixed limit that holds meanwhile, or set store_failure='open' to "
             "let such calls pass."
         )
+
+
+def _limits_in(said: LimitValue | None, budget: Budget, value: str) -> Mapping[Unit, int | None]:
+    """What a limit function says for each unit of its budget."""
+    if foreign := units_said(said) - set(budget.units):
+        unit = min(foreign)
+        raise ConfigurationError(
+            f"limit of {value!r}: it says {unit}, which this budget does not limit; give it limit_{unit}= as well, for "
+            "whom the function says nothing of it"
+        )
+    return {unit: limit_in(said, unit, name=f"limit of {value!r}", cut=True) for unit in budget.units}
 
 
 def _lets_through(budget: Budget) -> bool:

@@ -89,7 +89,8 @@ class Budget(Who):
             ``{"ada": "50", "bob": 0}``, or a function ``ada -> limit``, async or not, that asks your own database. A
             value is a number of US dollars, ``"unlimited"``, or a number per unit: ``{"usd": "5", "requests": 100}``.
             Whom the table or the function does not know (None) gets the fixed limits beside it, and these hold while
-            the function fails and no earlier answer of it is known.
+            the function fails and no earlier answer of it is known. A table without fixed limits names everybody who
+            may call. What a function limits beside dollars has a fixed limit, too.
         refresh: Seconds for which an answer of the function is used before it is asked again.
         period: ``hour``, ``day``, ``week``, ``month``, ``quarter``, ``year``, ``total`` or ``rolling-<n>s|m|h|d``
             (a rate limit: never more than the limit in any stretch of that length).
@@ -216,8 +217,9 @@ class Budget(Who):
 
     @property
     def units(self) -> tuple[Unit, ...]:
-        """What it limits; dollars, where only `limit` says how much."""
-        return tuple(self.limits) or ("usd",)
+        """What it limits: what has a fixed limit, and what its table speaks of; dollars, where only a function does."""
+        said = set(self.limits).union(*map(units_said, (limit_table(self) or {}).values()))
+        return tuple(unit for unit in _LIMITS.values() if unit in said) or ("usd",)
 
     @property
     def asks(self) -> bool:
@@ -393,6 +395,13 @@ def limit_in(value: LimitValue | None, unit: Unit, *, name: str, cut: bool = Fal
     if value is None:
         return None
     return -1 if value == UNLIMITED else parse_limit(value, unit, name=name, cut=cut)
+
+
+def units_said(value: LimitValue | None) -> set[Unit]:
+    """What an entry of a table, or a limit function's answer, speaks of: a number alone is one of dollars."""
+    if isinstance(value, Mapping):
+        return {unit for unit, limit in cast("Mapping[Unit, object]", value).items() if limit is not None}
+    return set() if value is None or value == UNLIMITED else {"usd"}
 
 
 def threshold_amounts(budget: Budget, limit: int) -> dict[int, int]:
