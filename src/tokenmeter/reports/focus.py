@@ -8,6 +8,7 @@ Source of the columns' names, types and rules: the FOCUS specification, versions
 
 from __future__ import annotations
 
+from datetime import UTC, date, datetime, time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from tokenmeter.reports.focus_rows import (
     FocusSums,
     FocusTerms,
     InvoiceLine,
+    Issued,
     cost_rows,
     read_issued,
     service_of,
@@ -229,7 +231,7 @@ def _services(books: FocusSums, version: str) -> list[Field[CostRow]]:
         ("ProviderName", "PublisherName") if version == "1.2" else ("ServiceProviderName", "HostProviderName")
     )
     return [
-        Field(provider, "text", books.issuer),
+        Field(provider, "text", books.provider),
         Field(host, "text", lambda row: service_of(row.key.sku.provider)[0]),
         Field("ServiceCategory", "text", lambda _: "AI and Machine Learning"),
         Field("ServiceName", "text", lambda row: service_of(row.key.sku.provider)[1]),
@@ -267,36 +269,49 @@ def _dimension(name: str) -> Field[CostRow]:
 
 
 def invoice_detail_fields(books: FocusSums) -> list[Field[InvoiceLine]]:
-    """Columns of Invoice Detail: what an invoice over these entries would say. Nothing is issued: status ``Open``."""
+    """Columns of Invoice Detail: what the issued invoice of these entries says, or, ``Open``, one would say."""
     now = utcnow()
+
+    def of_invoice(pick: Callable[[Issued], Any], otherwise: Any) -> Callable[[CostRow], Any]:
+        def value(row: CostRow) -> Any:
+            invoice = books.invoice(row)
+            return otherwise if invoice is None else pick(invoice)
+
+        return value
 
     def grain(row: CostRow) -> dict[str, str]:
         own = {"ServiceName": service_of(row.key.sku.provider)[1]}
         return own if row.sub_account is None else {**own, "SubAccountId": row.sub_account}
 
+    terms = books.terms.payment_terms
     columns: list[tuple[str, Any, Callable[[CostRow], Any]]] = [
         ("BillingAccountId", "text", books.account),
         ("BillingCurrency", "text", lambda _: "USD"),
         ("BillingPeriodEnd", "second", lambda row: row.key.billing_end),
         ("BillingPeriodStart", "second", lambda row: row.key.billing_start),
         ("ChargeCategory", "text", lambda row: row.category),
-        ("InvoiceDetailCreated", "second", lambda _: now),
+        ("InvoiceDetailCreated", "second", of_invoice(lambda one: one.filed_at, now)),
         ("InvoiceDetailDescription", "text", lambda row: f"{row.category}: {', '.join(grain(row).values())}"),
         ("InvoiceDetailGrain", "json", grain),
         ("InvoiceDetailId", "text", books.detail_id),
-        ("InvoiceDetailLastUpdated", "second", lambda _: now),
+        ("InvoiceDetailLastUpdated", "second", of_invoice(lambda one: one.filed_at, now)),
         ("InvoiceId", "text", books.invoice_id),
-        ("InvoiceIssueDate", "second", lambda _: None),
-        ("InvoiceIssueStatus", "text", lambda _: "Open"),
+        ("InvoiceIssueDate", "second", of_invoice(lambda one: _at_midnight(one.issued_on), None)),
+        ("InvoiceIssueStatus", "text", of_invoice(lambda _: "Issued", "Open")),
         ("InvoiceIssuerName", "text", books.issuer),
-        ("PaymentDueDate", "second", lambda _: None),
-        ("PaymentTerms", "text", lambda _: books.terms.payment_terms),
+        ("PaymentDueDate", "second", of_invoice(lambda one: _at_midnight(one.due_on), None)),
+        ("PaymentTerms", "text", of_invoice(lambda one: one.payment_terms or terms, terms)),
         ("ReferenceInvoiceId", "text", books.invoice_id),
     ]
     return [
         Field("BilledCost", "money", lambda line: line.billed_cost, summed=True),
         *(Field(name, kind, _of_row(pick)) for name, kind, pick in columns),
     ]
+
+
+def _at_midnight(day: date) -> datetime:
+    """A day of an invoice, which FOCUS wants as an instant: the same day in UTC, so that it reads as on the invoice."""
+    return datetime.combine(day, time(), UTC)
 
 
 def _of_row(pick: Callable[[CostRow], Any]) -> Callable[[InvoiceLine], Any]:

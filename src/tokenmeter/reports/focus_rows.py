@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import date, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -218,12 +218,29 @@ def _sku(entry: Entry, charge: Charge) -> Sku:
 
 @dataclass(frozen=True, slots=True)
 class Issued:
-    """An invoice that stands: its number, stretch of time, and account."""
+    """An invoice that stands.
+
+    Attributes:
+        number: ``INV-00001``.
+        start: Begin of the period it bills, aware UTC.
+        end: Its end.
+        scope: Whose usage.
+        seller: Who issued it.
+        issued_on: Its day, as it stands on it.
+        due_on: Day by which it is to be paid.
+        payment_terms: The same in words, if it says so.
+        filed_at: When it was filed, aware UTC.
+    """
 
     number: str
     start: datetime
     end: datetime
     scope: Mapping[str, str]
+    seller: str
+    issued_on: date
+    due_on: date
+    payment_terms: str | None
+    filed_at: datetime
 
     def bills(self, row: CostRow) -> bool:
         """Whether a row is on it; what came after a closing is billed with the month it came in."""
@@ -246,7 +263,20 @@ def read_issued(store: Store) -> list[Issued]:
         if number not in void:
             body: dict[str, Any] = json.loads(document.body)
             start, end = (datetime.fromisoformat(body["period"][name]) for name in ("start", "end"))
-            found.append(Issued(number, start, end, body["scope"]))
+            issued_on, due_on = (date.fromisoformat(body[name]) for name in ("issued_on", "due_on"))
+            found.append(
+                Issued(
+                    number,
+                    start,
+                    end,
+                    body["scope"],
+                    body["seller"]["name"],
+                    issued_on,
+                    due_on,
+                    body["payment_terms"],
+                    document.recorded_at,
+                )
+            )
     return found
 
 
@@ -262,9 +292,10 @@ class FocusTerms:
 
     Attributes:
         issuer: ``InvoiceIssuerName`` and service provider: who bills for the usage, such as a platform that resells
-            it; None = each provider bills its own. The provider of the model is the host provider either way.
+            it; None = each provider bills its own, but for what is on an invoice, which its seller issued. The provider
+            of the model is the host provider either way.
         account: ``BillingAccountId`` of usage that names no organization.
-        payment_terms: ``PaymentTerms`` of the Invoice Detail dataset.
+        payment_terms: ``PaymentTerms`` of the Invoice Detail dataset where no invoice says its own.
     """
 
     issuer: str | None = None
@@ -302,6 +333,7 @@ class FocusSums:
     lines: dict[str, InvoiceLine] = field(default_factory=dict[str, InvoiceLine])
     periods: dict[BillingMonth, None] = field(default_factory=dict[BillingMonth, None])
     unpriced: int = 0
+    _looked: tuple[CostRow, Issued | None] | None = None
 
     def watch(self, rows: Iterable[CostRow]) -> Iterator[CostRow]:
         """Pass `rows` on and book each."""
@@ -316,16 +348,27 @@ class FocusSums:
         """FOCUS ``BillingAccountId``."""
         return row.key.owner.who.organization or self.terms.account
 
-    def issuer(self, row: CostRow) -> str:
-        """FOCUS ``InvoiceIssuerName`` and ``ServiceProviderName``."""
+    def provider(self, row: CostRow) -> str:
+        """FOCUS ``ServiceProviderName``."""
         return self.terms.issuer or service_of(row.key.sku.provider)[0]
+
+    def issuer(self, row: CostRow) -> str:
+        """FOCUS ``InvoiceIssuerName``."""
+        invoice = None if self.terms.issuer else self.invoice(row)
+        return self.provider(row) if invoice is None else invoice.seller
+
+    def invoice(self, row: CostRow) -> Issued | None:
+        """The invoice the row is on; the first of several."""
+        # Asked for by several columns of one row after the other.
+        if self._looked is None or self._looked[0] is not row:
+            self._looked = row, next((one for one in self.issued if one.bills(row)), None)
+        return self._looked[1]
 
     def invoice_id(self, row: CostRow) -> str:
         """FOCUS ``InvoiceId``: the number of the invoice the row is on, else of the open one it will be on."""
-        for invoice in self.issued:
-            if invoice.bills(row):
-                return invoice.number
-        return f"open:{row.key.billing_start:%Y%m%dT%H%MZ}:{self.issuer(row)}:{self.account(row)}"
+        if (invoice := self.invoice(row)) is not None:
+            return invoice.number
+        return f"open:{row.key.billing_start:%Y%m%dT%H%MZ}:{self.provider(row)}:{self.account(row)}"
 
     def detail_id(self, row: CostRow) -> str:
         """FOCUS ``InvoiceDetailId`` of the line the row is summed in."""

@@ -250,10 +250,16 @@ def test_no_dataset_is_written_when_one_of_them_exists(month: Store, tmp_path: P
     assert [path.name for path in folder.iterdir()] == ["billing_period.csv"]
 
 
-def test_the_output_passes_the_focus_toolkits_lint(month: Store, tmp_path: Path) -> None:
+def test_the_output_passes_the_focus_toolkits_lint(
+    month: Store, make_entry: Callable[..., Entry], tmp_path: Path
+) -> None:
     """Runs where ``focus-data-toolkit`` is installed; CI installs it."""
     validator = pytest.importorskip("focus_data_toolkit.model.validator")
     bundle = pytest.importorskip("focus_data_toolkit.validate.bundle")
+    for name in ("one", "other"):
+        month.settle(make_entry("2026-10-02T10:00", input=1_000_000, who={"team": name}))
+    close_period(month, "2026-10")
+    assert issue_invoice(month, draft_invoice(month, period="2026-10", team="one")).number
     build(month).to_focus(tmp_path)
     names = ("Cost and Usage", "Invoice Detail", "Billing Period")
     data = {name: read(tmp_path / f"{name.lower().replace(' ', '_')}.csv") for name in names}
