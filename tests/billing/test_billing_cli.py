@@ -1,6 +1,7 @@
 """``tokenmeter period``, ``invoice`` and ``reconcile`` from the command line."""
 
 import json
+from contextlib import closing
 
 import pytest
 
@@ -46,6 +47,28 @@ def test_from_the_closing_to_the_credit_note(run, tmp_path):
     assert "CN-00001" in run("invoice", "credit", "INV-00001", "1.00", "--reason", "outage")[1]
     assert "paid" in run("invoice", "paid", "INV-00001", "--note", "wire")[1]
     assert json.loads(run("period", "status", "--json")[1])["closed"][0]["closed_by"] == "kim"
+
+
+def test_the_terminal_shows_an_invoice_with_what_is_on_its_page(run, tmp_path, make_call):
+    with closing(open_store(tmp_path / "usage.db")) as store:
+        store.settle(make_call(None, at="2026-10-11T10:00", member="bob", team="search", model="mystery"))
+        store.settle(make_call("3", at="2026-10-11T10:00", team="ads", quantity=2_000_000))
+    run("period", "close", "2026-10")
+    allowed = ("--allow-unpriced", "--allow-overlap", "asked for a copy", "--on", "2026-11-02", "--actor", "kim")
+    code, told = run("invoice", "issue", "team=search", "--period", "2026-10", "--lines-by", "member", *allowed)
+    lines = [line.strip() for line in told.splitlines()]
+    assert code == 0
+    assert lines[1:5] == ["Date: 2026-11-02", "Due: 2026-12-02", "Period: 2026-10 (UTC)", "Team: search"]
+    assert "Member ada; 1,000 x 12345.6 / 1M = 12.3456 USD" in lines
+    assert "Member bob; 1,000" in lines
+    assert any(line.startswith("2  mystery input tokens") and line.endswith("unpriced") for line in lines)
+    assert "1 charge has no known price and is not billed here." in lines
+    assert "Some of this usage is on another invoice as well: asked for a copy" in lines
+    assert "Issued by kim." in lines
+    assert run("invoice", "show", "INV-00001")[1] == told
+    paid = run("invoice", "paid", "INV-00001", "20", "--actor", "lee")[1]
+    assert [line.split()[-1] for line in paid.splitlines() if "paid too much" in line] == ["5.30"]
+    assert "2,000,000 x 1.5 / 1M = 3 USD" in run("invoice", "issue", "team=ads", "--period", "2026-10")[1]
 
 
 @pytest.mark.parametrize(

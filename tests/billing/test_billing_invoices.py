@@ -488,6 +488,18 @@ def test_unpriced_usage_stops_an_issue_unless_it_is_allowed(store, book, decembe
     assert issue_invoice(store, bill, allow_unpriced=True).unpriced == 1
 
 
+def test_an_invoice_over_nothing_needs_force_also_where_unpriced_usage_is_allowed(store, book, december):
+    book(None, member="ada", model="mystery")
+    close_period(store, "2026-11", now=december)
+    bill = draft_invoice(store, member="ada", period="2026-11")
+    with pytest.raises(LedgerError, match="no known price"):
+        issue_invoice(store, bill, force=True)
+    with pytest.raises(LedgerError, match=r"owes 0\.00 USD for 2026-11; force=True \(--force\)"):
+        issue_invoice(store, bill, allow_unpriced=True)
+    assert invoices(store) == []
+    assert issue_invoice(store, bill, allow_unpriced=True, force=True).total == 0
+
+
 def test_a_line_gives_back_at_most_itself(ready):
     bill = issue_invoice(ready, draft(ready))
     credit_invoice(ready, bill, [(2, "2.00")], "part")

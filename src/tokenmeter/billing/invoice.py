@@ -122,6 +122,13 @@ class Invoice(Printable):
         """What is still to be paid; negative: what the buyer has paid too much. 0 once it is void or given up."""
         return ZERO if self.status in {"void", "uncollectible"} else self._left
 
+    @property
+    def left(self) -> tuple[str, Decimal]:
+        """`balance` for people: ``left to pay``, or ``paid too much``, and how much."""
+        if self.balance < 0 <= self.total:
+            return "paid too much", self.balance.copy_abs()
+        return "left to pay", self.balance
+
     def as_of(self, day: date) -> Invoice | None:
         """The invoice as it stood on a day, by the days that what happened counts for; None before its issue."""
         if self.issued_on is not None and self.issued_on > day:

@@ -272,17 +272,18 @@ class _Issuing:
                 f"{draft.account} has no usage in {label}; is it spelled as in `tokenmeter report --by "
                 f"{next(iter(draft.scope))}`? force=True (--force) issues an invoice over nothing."
             )
-        if not draft.total and not draft.unpriced and not self._force:
-            raise LedgerError(
-                f"{draft.account} owes {money_text(draft.total, draft.currency)} for {label}; force=True (--force) "
-                "issues it all the same."
-            )
         if draft.unpriced and not self._allow_unpriced:
             of = f"of {draft.account} in {label}"
             raise LedgerError(
                 f"{counted(draft.unpriced, f'charge {of} has', f'charges {of} have')} no known price, so the invoice "
                 "would be too low. Give the price ([[prices]]) and run tokenmeter.reprice(): the difference is billed "
                 "in the next period. Or issue without them: allow_unpriced=True (--allow-unpriced)."
+            )
+        # Last: what a price would put right is said first, and to bill without it is no wish for an empty invoice.
+        if draft.lines and not draft.total and not self._force:
+            raise LedgerError(
+                f"{draft.account} owes {money_text(draft.total, draft.currency)} for {label}; force=True (--force) "
+                "issues it all the same."
             )
 
     def _check_profile(self, draft: Invoice) -> None:

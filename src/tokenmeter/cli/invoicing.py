@@ -373,15 +373,23 @@ def _show_invoice(frame: Frame, invoice: Invoice) -> None:
         return
     out.print(str(invoice), markup=False)
     sheet = invoice.to_sheet()
-    named = (line.description for line in invoice.lines), (name for name, _ in sheet.sums), ("left to pay",)
+    for name, value in sheet.facts:
+        out.print(f"       {name}: {value}", markup=False)
+    named = (line.description for line in invoice.lines), (name for name, _ in sheet.sums), invoice.left[:1]
     wide = max(map(len, chain.from_iterable(named)))
     for line, row in zip(invoice.lines, sheet.rows, strict=True):
-        out.print(f"{line.position:>5}  {line.description:<{wide}} {line.amount:>14,f}", markup=False)
-        if row.note:
-            out.print(f"         {row.note}", markup=False)
+        out.print(f"{line.position:>5}  {line.description:<{wide}} {row.cells[-1]:>14}", markup=False)
+        # A page has columns for these; below each other they would be too wide for a terminal.
+        *whose, quantity, price = zip(sheet.columns[2:-1], row.cells[2:-1], strict=True)
+        how = row.note or line.arithmetic or " x ".join(cell for _, cell in (quantity, price) if cell)
+        if told := [*(f"{name} {cell}" for name, cell in whose), how] if how else []:
+            out.print(f"         {'; '.join(told)}", markup=False)
     for name, amount in sheet.sums:
         out.print(f"       {name:<{wide}} {amount:>14}", markup=False)
     if invoice.events:
-        out.print(f"       {'left to pay':<{wide}} {invoice.balance:>14,f}", markup=False)
+        name, left = invoice.left
+        out.print(f"       {name:<{wide}} {left:>14,f}", markup=False)
     for event in invoice.events:
         out.print(f"       {event.on} {event.text}, by {event.by}", markup=False)
+    for said in (*sheet.remarks, *sheet.small):
+        out.print(f"       {said}", markup=False)
