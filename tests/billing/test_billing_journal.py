@@ -387,3 +387,61 @@ def test_what_was_written_off_and_then_voided_leaves_nothing(store, book, decemb
             sums[posting.role] = add(sums.get(posting.role, Decimal(0)), posting.amount)
     assert set(sums.values()) == {0}
     assert draw_statement(store, member="ada", period="2026-11", basis="invoices").closing == 0
+
+
+def test_costs_and_income_are_split_by_any_dimension_that_is_known_and_add_up(store, book, december):
+    book("1.004", team="search", project="shop")
+    book("2.004", team="search", project="shop 2")
+    book("3.004", team="search")
+    book("0.001", team="search", project="small")
+    close_period(store, "2026-11", now=december)
+    drafted = draft_invoice(store, team="search", period="2026-11", lines_by="project")
+    issue_invoice(store, drafted)
+    accounts = {"income": "Income:{project}", "expense": {"project=shop": "Expenses:Shop", "default": "Expenses:Rest"}}
+    entries = journal_entries(store, period="2026-11", accounts=accounts)
+    income = {one.account: -one.amount for one in entries[0].postings if one.role == "income"}
+    assert income == {"Income:Shop": Decimal("1.00"), "Income:Shop-2": Decimal("2.00"), "Income:X": Decimal("3.00")}
+    accrued, taken_back = [one for one in entries if one.kind == "provider_cost"]
+    assert {one.account: one.amount for one in accrued.postings} == {
+        "Expenses:Shop": Decimal("1.00"),
+        "Expenses:Rest": Decimal("5.01"),
+        "Liabilities:Accrued:Openai": Decimal("-6.01"),
+    }
+    assert total(one.amount for one in taken_back.postings) == 0
+
+
+def test_a_pattern_that_names_what_an_invoice_does_not_tell_says_how_it_would(booked):
+    with pytest.raises(ConfigurationError, match=r"team=search is not broken down by project: .*--lines-by project"):
+        journal_entries(booked, period="2026-11", accounts={"income": "Income:{project}"})
+    chosen = {"income": {"project=shop": "Income:Shop", "default": "Income:Rest"}}
+    assert journal_entries(booked, period="2026-11", accounts=chosen)
+
+
+def test_xero_takes_accounts_by_what_lines_are_broken_down_by(store, book, december):
+    book("1", team="search", project="shop")
+    close_period(store, "2026-11", now=december)
+    issue_invoice(store, draft_invoice(store, team="search", period="2026-11", lines_by="project"))
+    accounts = {"income": {"project=shop": "201", "default": "200"}}
+    (row,) = csv.DictReader(
+        io.StringIO(export_journal(store, period="2026-11", form="xero", accounts=accounts).decode())
+    )
+    assert row["*AccountCode"] == "201"
+
+
+@pytest.mark.parametrize("form", ["xero", "quickbooks"])
+@pytest.mark.parametrize(("dates", "written"), [("us", "11/27/2026"), ("iso", "2026-11-27"), ("uk", "27/11/2026")])
+def test_days_are_written_as_the_organisations_region_has_them(booked, form, dates, written):
+    text = export_journal(booked, period="2026-11", form=form, options={"dates": dates}).decode()
+    (day,) = {row.get("*InvoiceDate") or row["*Invoice date"] for row in csv.DictReader(io.StringIO(text))}
+    assert day == written
+    with pytest.raises(ConfigurationError, match="dates is uk"):
+        export_journal(booked, period="2026-11", form=form, options={"dates": "german"})
+
+
+def test_datev_names_each_account_that_is_missing(booked):
+    given = {name: number for name, number in NUMBERS.items() if name not in {"bad_debts", "bank"}}
+    with pytest.raises(ConfigurationError) as refused:
+        export_journal(booked, period="2026-11", form="datev", accounts=given, options={"currency": "USD"})
+    told = str(refused.value)
+    assert "'Assets:Bank' for bank, 'Expenses:BadDebts' for bad_debts" in told
+    assert told.endswith("(--account bank=1200 --account bad_debts=2400).")

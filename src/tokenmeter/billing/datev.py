@@ -59,6 +59,7 @@ def write_datev(entries: Sequence[JournalEntry], period: Period, options: dict[s
             f"each currency (options={{'currency': {strange[0]!r}}}, --option currency={strange[0]})."
         )
     booked = [one for one in booked if one.postings[0].currency == currency]
+    _check_accounts(booked, digits)
     instead = options.pop("replace", None)
     made = f"{utcnow():%Y%m%d%H%M%S}000"
     # EXTF 700, category 21: the Buchungsstapel in version 13 of its format.
@@ -67,7 +68,7 @@ def write_datev(entries: Sequence[JournalEntry], period: Period, options: dict[s
         f"{start:%Y%m%d}", str(digits), f"{first:%Y%m%d}", f"{last:%Y%m%d}", f'"{_flatten(name)}"', '""', "1", "0", "0",
         f'"{currency}"', "", '""', "", "", '""', "", "", '""', '""',
     ]  # fmt: skip
-    rows = [row for entry in booked for row in _make_rows(entry, digits)]
+    rows = [row for entry in booked for row in _make_rows(entry)]
     text = "\r\n".join([";".join(fields), ";".join(_HEAD), *rows, ""])
     return _encode(text, None if instead is None else str(instead))
 
@@ -115,7 +116,33 @@ def _is_known(letter: str) -> bool:
     return True
 
 
-def _make_rows(entry: JournalEntry, digits: int) -> Iterator[str]:
+#: A usual number for each role, for who is told that one is missing.
+_USUAL = {"receivable": "10000", "income": "8400", "rounding": "8400", "bank": "1200", "bad_debts": "2400"}
+
+
+def _check_accounts(entries: Sequence[JournalEntry], digits: int) -> None:
+    """Refuse accounts that are no numbers; taxes are on those of the income.
+
+    Raises:
+        ConfigurationError: some are; says of which roles.
+    """
+    wrong = {
+        one.role: one.account
+        for entry in entries
+        for one in entry.postings
+        if one.role != "tax" and not (one.account.isdigit() and digits <= len(one.account) <= 9)  # noqa: PLR2004 - DATEV's own limit
+    }
+    if wrong:
+        told = ", ".join(f"{account!r} for {role}" for role, account in wrong.items())
+        wanted = {role: _USUAL[role].ljust(digits, "0") for role in wrong}
+        options = " ".join(f"--account {role}={number}" for role, number in wanted.items())
+        raise ConfigurationError(
+            f"DATEV's accounts are numbers of {digits} to 9 digits, not {told}: give such as "
+            f"accounts={wanted} ({options})."
+        )
+
+
+def _make_rows(entry: JournalEntry) -> Iterator[str]:
     """One row for each posting against the first: the customer's, the bank's or the expense account.
 
     Tax is not posted by itself: the income accounts carry their rate, so their amounts are gross.
@@ -131,12 +158,6 @@ def _make_rows(entry: JournalEntry, digits: int) -> Iterator[str]:
         share = left if at == len(taxed) - 1 else round_money(part, one.currency)
         left = EXACT.subtract(left, share)
         gross = EXACT.add(one.amount, share)
-        for account in (main.account, one.account):
-            if not account.isdigit() or not digits <= len(account) <= 9:  # noqa: PLR2004 - DATEV's own limit
-                raise ConfigurationError(
-                    f"DATEV's accounts are numbers of {digits} to 9 digits, not {account!r}: give accounts="
-                    "{'receivable': '10000', 'income': '8400', 'rounding': '8400', 'bank': '1200'}."
-                )
         row = [""] * len(_HEAD)
         row[0] = f"{round_money(gross.copy_abs(), one.currency):f}".replace(".", ",")
         row[1] = "S" if gross < 0 else "H"  # of the customer's account, which stands against it

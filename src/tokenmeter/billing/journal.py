@@ -1,7 +1,8 @@
 """Invoices, credit notes, payments and the provider's cost in double entry.
 
-Accounts are settings: one name, a pattern with ``{buyer}``, ``{team}``, ``{provider}``, or a table by ``team=search``,
-``provider=openai``, ``default``. What finance systems import is written by `tokenmeter.billing.journal_forms`.
+Accounts are settings: one name, a pattern with ``{buyer}``, ``{team}``, ``{project}``, ``{provider}``, or a table by
+``team=search``, ``provider=openai``, ``default``. What finance systems import is written by
+`tokenmeter.billing.journal_forms`.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from tokenmeter.billing.filed import credit_notes, invoices
 from tokenmeter.billing.invoice import Invoice
 from tokenmeter.billing.lines import LineItem
 from tokenmeter.billing.period import closed_periods, days_of, find_closed, zone_of_books
+from tokenmeter.billing.rated import RateKey
+from tokenmeter.dimensions import ACCOUNTS as DIMENSIONS
 from tokenmeter.errors import ConfigurationError
-from tokenmeter.money import EXACT, USD, ZERO, round_money
+from tokenmeter.money import EXACT, USD, ZERO, round_money, total
 from tokenmeter.periods import Period, parse_period
 from tokenmeter.stores.base import Store
 
@@ -127,7 +130,7 @@ def _book_invoice(invoice: Invoice, chart: AccountChart) -> JournalEntry:
     money, totals = invoice.currency, invoice.totals
     income: dict[str, Decimal] = {}
     for line in invoice.lines:
-        account = chart.account("income", {**facts, **_facts_of_line(line)})
+        account = chart.account("income", {**facts, **facts_of_line(line)})
         income[account] = EXACT.add(income.get(account, ZERO), line.amount)
     postings = [chart.post("receivable", facts, totals.total, money)]
     postings += [
@@ -155,11 +158,11 @@ def _book_credit_note(note: CreditNote, chart: AccountChart) -> JournalEntry:
     money = note.invoice.currency
     by_position = {line.position: line for line in note.invoice.lines}
     # A credit of no line in particular still has every name that a pattern may ask for.
-    nowhere = dict.fromkeys((name for line in note.invoice.lines for name in _facts_of_line(line)), "")
+    nowhere = dict.fromkeys((name for line in note.invoice.lines for name in facts_of_line(line)), "")
     income: dict[str, Decimal] = {}
     for credit in note.lines:
         line = by_position.get(credit.line or 0)
-        told = {**nowhere, **facts} if line is None else {**facts, **_facts_of_line(line)}
+        told = {**nowhere, **facts} if line is None else {**facts, **facts_of_line(line)}
         account = chart.account("income", told)
         income[account] = EXACT.add(income.get(account, ZERO), credit.amount)
     postings = [chart.post("receivable", facts, note.total.copy_negate(), money)]
@@ -216,15 +219,22 @@ def _book_provider_costs(store: Store, period: Period, chart: AccountChart) -> I
     closed = find_closed(store, period)
     if closed is None:
         return
-    sums: dict[str, Decimal] = {}
+    sums: dict[str, dict[str, Decimal]] = defaultdict(dict)
     for row in closed.rows:
-        sums[row.rate.provider] = EXACT.add(sums.get(row.rate.provider, ZERO), row.contracted_cost)
+        account = chart.account("expense", _facts_of_cost(row.rate))
+        spent = sums[row.rate.provider]
+        spent[account] = EXACT.add(spent.get(account, ZERO), row.contracted_cost)
     _, last = days_of(period)
-    for provider, exact in sorted(sums.items()):
+    for provider, spent in sorted(sums.items()):
+        exact = total(spent.values())
         amount = round_money(exact, USD)
         if not amount:
             continue
         facts = {"provider": provider, "buyer": provider}
+        shares = {account: round_money(one, USD) for account, one in sorted(spent.items())}
+        # The largest takes what rounding left, so that they come to what is owed.
+        largest = max(shares, key=lambda account: shares[account].copy_abs())
+        shares[largest] = EXACT.add(shares[largest], EXACT.subtract(amount, total(shares.values())))
         accrued = JournalEntry(
             on=last,
             kind="provider_cost",
@@ -233,7 +243,7 @@ def _book_provider_costs(store: Store, period: Period, chart: AccountChart) -> I
             payee=provider,
             text=f"Usage of {provider} in {period.label}, accrued ({exact:f} USD exactly)",
             postings=(
-                chart.post("expense", facts, amount, USD),
+                *(Posting("expense", account, share, USD) for account, share in shares.items() if share),
                 chart.post("accrued", facts, amount.copy_negate(), USD),
             ),
         )
@@ -247,9 +257,16 @@ def facts_of(invoice: Invoice) -> dict[str, str]:
     return {"buyer": invoice.buyer.name, "account": invoice.account, "currency": invoice.currency, **invoice.scope}
 
 
-def _facts_of_line(line: LineItem) -> dict[str, str]:
+def facts_of_line(line: LineItem) -> dict[str, str]:
+    """What its line adds to them: what the lines are broken down by, provider and model."""
     group = {name: value or "" for name, value in line.group.items()}
     return {**group, "provider": line.provider, "model": line.model or ""}
+
+
+def _facts_of_cost(rate: RateKey) -> dict[str, str]:
+    """What may choose an account of a provider's cost: who used it, provider and model."""
+    who = {name: rate.about(name) or "" for name in DIMENSIONS}
+    return {**who, "provider": rate.provider, "buyer": rate.provider, "model": rate.model or ""}
 
 
 class AccountChart:
@@ -273,9 +290,10 @@ class AccountChart:
         chart = cls(accounts)
         for closed in closed_periods(store):
             for row in closed.rows:
-                chart._part("provider", row.rate.provider)
+                for name, value in _facts_of_cost(row.rate).items():
+                    chart._part(name, value)
         for invoice in filed:
-            for facts in (facts_of(invoice), *map(_facts_of_line, invoice.lines)):
+            for facts in (facts_of(invoice), *map(facts_of_line, invoice.lines)):
                 for name, value in facts.items():
                     chart._part(name, value)
         return chart
@@ -303,6 +321,12 @@ class AccountChart:
         try:
             return named.format_map({name: self._part(name, value) for name, value in facts.items()})
         except (KeyError, ValueError, IndexError) as error:
+            if (missing := str(error).strip("'")) in DIMENSIONS:
+                raise ConfigurationError(
+                    f"accounts.{role} is {named!r}, and {facts.get('account') or 'a document'} is not broken down by "
+                    f"{missing}: issue its invoices by {missing}, or with lines_by={missing!r} (--lines-by {missing}); "
+                    f"or give a table with a default: accounts={{{role!r}: {{'{missing}=...': ..., 'default': ...}}}}."
+                ) from None
             raise ConfigurationError(
                 f"accounts.{role} is {named!r}, which names something unknown ({error}); known: {', '.join(facts)}."
             ) from None

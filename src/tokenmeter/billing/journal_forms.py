@@ -22,6 +22,7 @@ from tokenmeter.billing.journal import (
     Accounts,
     JournalEntry,
     facts_of,
+    facts_of_line,
     is_beancount_account,
     journal_entries,
 )
@@ -53,10 +54,11 @@ def export_journal(
         form: ``beancount``, ``hledger``; ``xero`` and ``quickbooks``: CSV of invoices and credit notes; ``datev``: an
             EXTF Buchungsstapel, without the providers' costs.
         accounts: See `journal_entries`; for ``xero`` the income's account codes, for ``datev`` numbers of
-            ``receivable``, ``income`` (an account that carries its tax rate), ``rounding`` and ``bank``.
+            ``receivable``, ``income`` (an account that carries its tax rate), ``rounding``, ``bank`` and ``bad_debts``.
         tz: Zone in which the period is cut; default: that of the last closing, else UTC.
-        options: ``xero``: ``tax_type`` (default: the tax's label); ``quickbooks``: ``item``, ``tax_code``,
-            ``currency``; ``datev``: ``consultant``, ``client``, ``year_start`` (a date, default January 1),
+        options: ``xero``: ``tax_type`` (default: the tax's label), ``dates``; ``quickbooks``: ``item``, ``tax_code``,
+            ``currency``, ``dates`` (``uk``: day, month, year; ``us``: month, day, year; ``iso``);
+            ``datev``: ``consultant``, ``client``, ``year_start`` (a date, default January 1),
             ``account_digits`` (4), ``currency`` (``EUR``), ``name``, ``replace`` (what stands for letters that
             Windows-1252 lacks). One that names a currency gets the documents in that one. ``beancount``: ``open``
             (default True): whether the file opens its accounts; they are opened once in all files of one book.
@@ -101,6 +103,16 @@ def _truth(value: object) -> bool:
     if found is None:
         raise ConfigurationError(f"open is yes or no, not {value!r}.")
     return found
+
+
+#: How days are written, by what the organisation's region is.
+_DATES = {"uk": "%d/%m/%Y", "us": "%m/%d/%Y", "iso": "%Y-%m-%d"}
+
+
+def _parse_dates(value: object) -> str:
+    if (form := _DATES.get(str(value).lower())) is None:
+        raise ConfigurationError(f"dates is uk (31/12/2026), us (12/31/2026) or iso (2026-12-31), not {value!r}.")
+    return form
 
 
 #: hledger and ledger end a name at two blanks, and take a bracket around it for a posting that need not balance.
@@ -183,7 +195,7 @@ def _amounts(document: Invoice | CreditNote) -> Iterator[tuple[str, Decimal, Map
     for line in document.lines:
         quantity = f": {line.quantity.normalize(EXACT):,f} {line.unit.lower()}" if line.quantity else ""
         factors = f", {line.factors_text}" if line.multipliers else ""
-        yield f"{line.description}{quantity}{factors}", line.amount, {**facts, "provider": line.provider}
+        yield f"{line.description}{quantity}{factors}", line.amount, {**facts, **facts_of_line(line)}
     if document.totals.rounding:
         yield "Rounding", document.totals.rounding, facts
 
@@ -191,7 +203,7 @@ def _amounts(document: Invoice | CreditNote) -> Iterator[tuple[str, Decimal, Map
 def _xero(documents: Sequence[Invoice | CreditNote], chart: AccountChart, options: dict[str, Any]) -> str:
     if len(documents) > _XERO_INVOICES:
         raise ConfigurationError(f"Xero takes {_XERO_INVOICES} invoices a file; this period has {len(documents)}.")
-    tax_type = options.pop("tax_type", None)
+    tax_type, dates = options.pop("tax_type", None), _parse_dates(options.pop("dates", "uk"))
 
     def rows() -> Iterator[dict[str, str]]:
         for document in documents:
@@ -206,8 +218,8 @@ def _xero(documents: Sequence[Invoice | CreditNote], chart: AccountChart, option
                 "POCountry": buyer.country or "",
                 "*InvoiceNumber": str(document.number),
                 "Reference": str(invoice.number) if isinstance(document, CreditNote) else buyer.purchase_order or "",
-                "*InvoiceDate": f"{document.issued_on:%d/%m/%Y}",
-                "*DueDate": f"{document.issued_on if isinstance(document, CreditNote) else document.due_on:%d/%m/%Y}",
+                "*InvoiceDate": f"{document.issued_on:{dates}}",
+                "*DueDate": f"{document.issued_on if isinstance(document, CreditNote) else document.due_on:{dates}}",
                 "*TaxType": str(tax_type or (taxes[0].label if taxes else "Tax Exempt")),
                 "Currency": invoice.currency,
             }
@@ -227,6 +239,7 @@ def _xero(documents: Sequence[Invoice | CreditNote], chart: AccountChart, option
 def _quickbooks(documents: Sequence[Invoice | CreditNote], chart: AccountChart, options: dict[str, Any]) -> str:
     del chart  # QuickBooks takes the account from the item
     item, tax_code = str(options.pop("item", "AI usage")), str(options.pop("tax_code", ""))
+    dates = _parse_dates(options.pop("dates", "uk"))
     rows: list[dict[str, str]] = []
     for document in _in_one_currency(documents, options.pop("currency", None)):
         if len(str(document.number)) > _QUICKBOOKS_NUMBER:
@@ -240,9 +253,9 @@ def _quickbooks(documents: Sequence[Invoice | CreditNote], chart: AccountChart, 
             {
                 "*Invoice number": str(document.number),
                 "*Customer": invoice.buyer.name,
-                "*Invoice date": f"{document.issued_on:%d/%m/%Y}",
-                "*Due date": f"{due:%d/%m/%Y}",
-                "Service Date": f"{last:%d/%m/%Y}",
+                "*Invoice date": f"{document.issued_on:{dates}}",
+                "*Due date": f"{due:{dates}}",
+                "Service Date": f"{last:{dates}}",
                 "Item(Product/Service)": item,
                 "Item Description": text,
                 "Item Quantity": "1",
