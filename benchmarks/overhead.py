@@ -36,6 +36,9 @@ import tokenmeter.openai
 CHUNKS = 200
 #: The events of a stream, by number, after which a part of it ends: the first, and the last but what says the end.
 PART_ENDS = (0, CHUNKS - 1)
+#: A new ledger's files are each looked at until they have lain still for three seconds: what a call costs from then on
+#: is what a program pays.
+SETTLED_SECONDS = 4
 QUESTION = "Summarise the following paragraph in one sentence. " * 8
 CHAT = {"model": "gpt-5-mini", "messages": [{"role": "user", "content": QUESTION}]}
 MESSAGE = {"model": "claude-sonnet-5", "max_tokens": 256, "messages": [{"role": "user", "content": QUESTION}]}
@@ -196,8 +199,11 @@ def compare(plain: Call, ours: Call, *, calls: int) -> list[tuple[float, float]]
             mark()
         return [after - before for before, after in itertools.pairwise(marks)]
 
-    for _ in range(max(calls // 10, 3)):
+    until = time.monotonic() + SETTLED_SECONDS
+    for turn in itertools.count():
         once(plain), once(ours)
+        if turn >= calls // 10 and time.monotonic() > until:
+            break
     gc.collect()
     gc.freeze()
     took: dict[Call, list[list[int]]] = {plain: [], ours: []}

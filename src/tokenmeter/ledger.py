@@ -56,7 +56,7 @@ def new_id() -> str:
 
     32 hex digits. Ids of one process ascend; those of several say nothing about time.
     """
-    return f"{_writer}{next(_counter):012x}"
+    return _writer + next(_counter).to_bytes(6).hex()
 
 
 def is_own(identity: str) -> bool:

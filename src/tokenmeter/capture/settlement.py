@@ -67,7 +67,7 @@ class Settling:
         Raises:
             StoreBusyError: the store is busy and this thread must not wait; nothing was written.
         """
-        if self.done or self._begun_in not in {None, get_ident()}:
+        if self.done or (self._begun_in is not None and self._begun_in != get_ident()):
             return
         try:
             for _ in range(2):  # what fails once may pass, as want of memory does

@@ -12,8 +12,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from itertools import chain
-from operator import mul
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from tokenmeter.attribution import Attribution, Scope
@@ -99,15 +97,30 @@ class _AnswerKind:
         if lines is None:
             return None
         values = tuple(quantities.values())
-        if not lines.listed:
-            cost = lines.three_prices(values)
-            return None if max(cost[2:5]) > _MOST else cost
-        costs = tuple(map(mul, values, lines.listed))
-        listed, tokens, output = sum(costs), sum(map(mul, values, lines.tokens)), sum(map(mul, values, lines.output))
-        if listed > _MOST:
+        listed = contracted = billed = tokens = output = 0
+        charges = ""
+        for quantity, (begin, list_price, contracted_price, billed_price, is_token, is_output) in zip(
+            values, lines.lines, strict=True
+        ):
+            first = second = third = quantity * list_price
+            charges = f'{charges}{begin}{quantity},"list":{first}'
+            if contracted_price != list_price:
+                second = third = quantity * contracted_price
+                if second != first:
+                    charges = f'{charges},"contracted":{second}'
+            if billed_price != contracted_price:
+                third = quantity * billed_price
+                if third != second:
+                    charges = f'{charges},"billed":{third}'
+            charges += "}"
+            listed, contracted, billed = listed + first, contracted + second, billed + third
+            if is_token:
+                tokens += quantity
+                if is_output:
+                    output += quantity
+        if listed > _MOST or contracted > _MOST or billed > _MOST:
             return None
-        charges = lines.charges % tuple(chain.from_iterable(zip(values, costs, strict=True)))
-        return lines.used % values, charges, listed, listed, listed, tokens, output
+        return lines.used % values, charges[1:], listed, contracted, billed, tokens, output
 
     def _lines_of(self, meters: tuple[str, ...]) -> _LinesOf | None:
         rates = [self.rates.get(meter) for meter in meters]
@@ -124,38 +137,15 @@ class _LinesOf:
     """The lines of answers that have the same meters.
 
     Attributes:
-        rates: The rates, one a line.
-        listed: Where nothing is discounted or multiplied, which is the usual: their prices, and the rest made of them.
-        output: By which quantities are multiplied to leave those of the answer; so `tokens` of all that are tokens.
-        used: What a record says of quantities, a place for each; so `charges`, a quantity and its cost for each.
+        lines: Of each, how its record begins, its three prices, whether its units are tokens, and of the answer.
+        used: What a record says of quantities, a place for each.
     """
 
-    __slots__ = ("charges", "listed", "output", "rates", "tokens", "used")
+    __slots__ = ("lines", "used")
 
     def __init__(self, rates: Sequence[_PlanBound]) -> None:
-        self.rates = rates
-        self.output = tuple(rate.is_output for rate in rates)
-        self.tokens = tuple(rate.is_token for rate in rates)
         self.used = ",".join(f'"{rate.meter}":%d' for rate in rates)
-        self.charges = ",".join(f'{{"rate":"{rate.digest}","quantity":%d,"list":%d}}' for rate in rates)
-        uniform = all(rate.listed == rate.contracted == rate.billed for rate in rates)
-        self.listed = tuple(rate.listed for rate in rates) if uniform else ()
-
-    def three_prices(self, values: tuple[int, ...]) -> _Cost:
-        """What quantities cost where a discount or a multiplier is about some of them."""
-        listed = contracted = billed = 0
-        charges = ""
-        for quantity, rate in zip(values, self.rates, strict=True):
-            first, second, third = quantity * rate.listed, quantity * rate.contracted, quantity * rate.billed
-            charges = f'{charges},{{"rate":"{rate.digest}","quantity":{quantity},"list":{first}'
-            if second != first:
-                charges = f'{charges},"contracted":{second}'
-            if third != second:
-                charges = f'{charges},"billed":{third}'
-            charges += "}"
-            listed, contracted, billed = listed + first, contracted + second, billed + third
-        tokens, output = sum(map(mul, values, self.tokens)), sum(map(mul, values, self.output))
-        return self.used % values, charges[1:], listed, contracted, billed, tokens, output
+        self.lines = tuple((f',{{"rate":"{rate.digest}","quantity":', *rate[2:]) for rate in rates)
 
 
 #: What a record says of quantities, and of charges; list, contracted and billed picodollars; all tokens, and those of
