@@ -262,6 +262,20 @@ def test_values_are_left_out_by_ticking_and_by_the_form(served, browse, hostile)
     expect(page.locator(".values tbody tr")).to_have_count(1)
 
 
+@pytest.mark.parametrize("width", [390, 1440])
+def test_where_nothing_matches_words_say_so_in_sight_and_the_chart_comes_with_the_next_question(served, browse, width):
+    page = browse(f"{served.url}/explore?by=model&member=nobody", width=width)
+    told = page.get_by_text("No entry matches. Choose a longer period or remove a filter.")
+    assert told.count() == 2
+    for words in told.all():
+        box = words.bounding_box()
+        assert box["x"] + box["width"] <= width
+    assert page.locator(".chart").count() == 0
+    page.get_by_role("link", name="Remove the filter member nobody").click()
+    drawn(page)
+    page.locator(".chart").hover()
+
+
 def test_a_filter_suggests_the_values_there_are(served, browse, hostile):
     page = browse(f"{served.url}/explore")
     page.get_by_text("Dates and filters").click()
