@@ -142,6 +142,9 @@ def test_another_method_is_refused_as_that_and_named(served, method):
         ("/invoices", "GET, HEAD, POST"),
         ("/budgets", "GET, HEAD"),
         ("/budgets/members/end", "POST"),
+        ("/invoices/INV-00001", "GET, HEAD"),
+        ("/invoices/INV-00001/payments", "POST"),
+        ("/invoices/A/1/credit-notes", "POST"),
         ("/me", "GET, HEAD"),
     ],
 )

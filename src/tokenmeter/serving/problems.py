@@ -74,11 +74,16 @@ def _failed(request: Request, error: Exception) -> Response:
 
 
 def _allowed(request: Request) -> str:
-    """The methods of every route that has this path: the router names those of the first alone."""
-    found: set[str] = set()
+    """The methods of every route that has this path: the router names those of the first alone.
+
+    A number may have a slash in it, so that ``/invoices/{number}`` has the paths below it as well. These are of the
+    route that says more of them.
+    """
+    of: dict[int, set[str]] = {}
     for route in request.app.routes:
         if isinstance(route, Route) and route.methods and route.matches(request.scope)[0] is not Match.NONE:
-            found |= route.methods
+            of.setdefault(route.path_format.count("/"), set()).update(route.methods)
+    found = of[max(of)]
     if "GET" in found:
         found.add("HEAD")  # asked for as a GET
     return ", ".join(sorted(found))
