@@ -1,5 +1,6 @@
 """A ledger file answers questions in SQL, in plain names, exactly, and cannot be changed that way."""
 
+import asyncio
 import json
 import sqlite3
 import subprocess
@@ -70,11 +71,58 @@ def test_what_waits_in_the_tail_is_there(meter, record):
 
 
 @pytest.mark.parametrize(
-    "change", ["DELETE FROM main.names", "UPDATE main.ledger SET seq = 0", "DROP TABLE main.entries"]
+    "change",
+    [
+        "DELETE FROM main.names",
+        "UPDATE main.ledger SET seq = 0",
+        "DROP TABLE main.entries",
+        "CREATE TEMP TABLE mine (a)",
+        "ATTACH 'evil.db' AS evil",
+        "VACUUM INTO 'evil.db'",
+        "PRAGMA query_only = OFF",
+        "PRAGMA writable_schema = 1",
+        "UPDATE sqlite_master SET sql = ''",
+    ],
 )
-def test_nothing_can_be_changed(database, change):
-    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+def test_nothing_can_be_changed_or_made(database, change, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(sqlite3.DatabaseError, match=r"not authorized|authorization denied|may not be modified"):
         database.execute(change)
+    assert not (tmp_path / "evil.db").exists()
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["SELECT * FROM secret", "SELECT value FROM main.secret", "SELECT (SELECT hex(value) FROM secret) FROM entries"],
+)
+def test_the_ledgers_secret_cannot_be_read(database, query):
+    with pytest.raises(sqlite3.DatabaseError, match="prohibited"):
+        database.execute(query)
+
+
+def test_sqlite_utils_knows_the_views_and_their_rows(database):
+    assert database.view_names() == [one.name for one in database.views] == ["entries", "charges", "accounts", "sums"]
+    assert database.table_names() == []
+    for view in database.views:
+        assert view.exists()
+        assert len(list(view.rows)) == view.count > 0
+        assert [column.name for column in view.columns] == list(next(view.rows))
+
+
+def test_datasette_serves_a_copy(meter, tmp_path):
+    datasette = pytest.importorskip("datasette.app", reason="needs datasette")
+    copy = meter.database(copy_to=tmp_path / "copy.db")
+    copy.close()
+
+    async def ask():
+        pages = datasette.Datasette([str(tmp_path / "copy.db")])
+        page = await pages.client.get("/copy/entries")
+        rows = await pages.client.get("/copy/entries.json?_shape=array&member=ada@example.com")
+        return page.status_code, rows.json()
+
+    status, rows = asyncio.run(ask())
+    assert (status, len(rows)) == (200, 6)
+    assert {row["member"] for row in rows} == {"ada@example.com"}
 
 
 def test_the_tools_of_sqlite_utils_read_a_backup(meter, tmp_path):

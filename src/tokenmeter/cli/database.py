@@ -279,7 +279,9 @@ def sql(
             heads = [str(column[0]) for column in cursor.description or ()]
             rows: list[tuple[Any, ...]] = cursor.fetchall()
         except sqlite3.Error as error:
-            raise ConfigurationError(f"The query cannot be run: {error}.") from error
+            raise ConfigurationError(
+                f"The query cannot be run: {error}. It reads the views {', '.join(database.view_names())}."
+            ) from error
         finally:
             database.close()
     if frame.as_json:

@@ -116,11 +116,62 @@ def open_database(store: Store, copy_to: str | os.PathLike[str] | None = None) -
     ledger = f"file:{quote(str(store.path))}?mode=ro"
     if copy_to is not None:
         return Database(_copied(ledger, Path(copy_to)))
-    connection = sqlite3.connect(ledger, uri=True, check_same_thread=False, isolation_level=None)
+    connection = _connect(ledger)
     for name, select in _views(connection, "main").items():
         connection.execute(f"CREATE TEMP VIEW {name} AS {select}")
     connection.execute("PRAGMA query_only = ON")
-    return Database(connection)
+
+    class Readable(Database):
+        """Tells of the views, which stand beside the ledger's own tables and hide those of the same name."""
+
+        def table_names(self, fts4: bool = False, fts5: bool = False) -> list[str]:  # noqa: ARG002 - theirs
+            return []
+
+        def view_names(self) -> list[str]:
+            return list(_VIEWS)
+
+    readable = Readable(connection)
+    connection.set_authorizer(_allow)  # which would refuse what the library sets about its connection, too
+    return readable
+
+
+def _connect(url: str) -> Connection:
+    return sqlite3.connect(url, uri=True, check_same_thread=False, isolation_level=None)
+
+
+def _allow(action: int, subject: str | None, detail: str | None, _: str | None, __: str | None) -> int:
+    """Whether a part of a query may run: what reads, other than the secret with which keys' fingerprints are made.
+
+    Args:
+        action: What it does, one of ``sqlite3.SQLITE_...``.
+        subject: The table, or the pragma.
+        detail: The column, or the pragma's argument.
+        _: Which database the table is of.
+        __: Through which view it is read.
+    """
+    if action == sqlite3.SQLITE_READ:
+        return sqlite3.SQLITE_DENY if subject == "secret" and detail else sqlite3.SQLITE_OK
+    if action == sqlite3.SQLITE_PRAGMA:
+        return sqlite3.SQLITE_OK if subject in _DESCRIBING else sqlite3.SQLITE_DENY
+    if action == sqlite3.SQLITE_UPDATE:  # SQLite's own, as it makes json_each; on a person's it refuses that itself
+        return sqlite3.SQLITE_OK if subject == "sqlite_master" else sqlite3.SQLITE_DENY
+    return sqlite3.SQLITE_OK if action in _READING else sqlite3.SQLITE_DENY
+
+
+_READING = {
+    *(sqlite3.SQLITE_SELECT, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE),
+    *(sqlite3.SQLITE_TRANSACTION, sqlite3.SQLITE_SAVEPOINT),
+}
+#: Pragmas that only tell what there is.
+_DESCRIBING = {
+    "table_info",
+    "table_xinfo",
+    "table_list",
+    "database_list",
+    "index_list",
+    "index_info",
+    "foreign_key_list",
+}
 
 
 def _views(connection: Connection, ledger: str) -> dict[str, str]:
@@ -139,7 +190,7 @@ def _copied(ledger: str, target: Path) -> Connection:
         raise ConfigurationError(f"{target} exists; name a new file, or remove it.") from None
     except OSError as error:
         raise ConfigurationError(f"{target} cannot be written: {reason_of(error)}.") from error
-    connection = sqlite3.connect(f"file:{quote(str(target))}", uri=True, check_same_thread=False, isolation_level=None)
+    connection = _connect(f"file:{quote(str(target))}")
     try:
         connection.execute("ATTACH ? AS ledger", (ledger,))
         connection.execute("BEGIN")
