@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tokenmeter import anthropic as anthropic
+    from tokenmeter import billing as billing
+    from tokenmeter import dashboard as dashboard
+    from tokenmeter import google as google
+    from tokenmeter import openai as openai
+    from tokenmeter import prices as prices
+    from tokenmeter import reconciliation as reconciliation
+    from tokenmeter import testing as testing
+    from tokenmeter import web as web
     from tokenmeter.adopt import wrap
     from tokenmeter.anthropic import Anthropic, AsyncAnthropic
     from tokenmeter.api import Meter
@@ -207,17 +217,45 @@ _MODULES = frozenset(
     {"anthropic", "billing", "dashboard", "google", "openai", "prices", "reconciliation", "testing", "web"}
 )
 
+#: Names that need an SDK -> the SDK: where it is missing they are not offered.
+_OF_SDKS = {
+    name: module
+    for module, names in {
+        "anthropic": ("Anthropic", "AsyncAnthropic", "anthropic"),
+        "google.genai": ("google",),
+        "openai": ("AsyncOpenAI", "OpenAI", "openai"),
+    }.items()
+    for name in names
+}
 
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return import_module(f"{__name__}.{name}")
-    if name == "__version__":
-        value = globals()[name] = _read_version()
+
+if not TYPE_CHECKING:  # a type checker that knew of it would take every misspelled name for something
+
+    def __getattr__(name: str) -> Any:
+        if name in _MODULES:
+            return import_module(f"{__name__}.{name}")
+        if name == "__version__":
+            value = globals()[name] = _read_version()
+            return value
+        if name not in _HOME:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module(_HOME[name]), name)
         return value
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_HOME[name]), name)
-    return value
+
+
+def __dir__() -> list[str]:
+    """What is loaded; to a person at a prompt, who is offered names to complete, what is public."""
+    if not hasattr(sys, "ps1"):
+        return sorted(globals())
+    offered = {*__all__, *_MODULES, *(name for name in globals() if name.startswith("__"))}
+    return sorted(offered - {name for name, module in _OF_SDKS.items() if not _is_installed(module)})
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return import_module("importlib.util").find_spec(module) is not None
+    except ModuleNotFoundError:  # the package that it would be in
+        return False
 
 
 def _read_version() -> str:

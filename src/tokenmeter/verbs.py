@@ -98,10 +98,12 @@ _METER_OF: dict[str, Callable[[], Any]] = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name.startswith("_") or not callable(method := getattr(Meter, name, None)):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    verb: Any = _on_default(method, _METER_OF.get(name, default_meter))
-    verb.__name__ = verb.__qualname__ = name  # `invoice` is made from a function that is called otherwise
-    globals()[name] = verb
-    return verb
+if not TYPE_CHECKING:  # as in `tokenmeter` itself
+
+    def __getattr__(name: str) -> Any:
+        if name.startswith("_") or not callable(method := getattr(Meter, name, None)):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        verb: Any = _on_default(method, _METER_OF.get(name, default_meter))
+        verb.__name__ = verb.__qualname__ = name  # `invoice` is made from a function that is called otherwise
+        globals()[name] = verb
+        return verb

@@ -85,3 +85,11 @@ def price() -> None:
     rating = tokenmeter.price({}, provider="openai", endpoint="responses")
     assert_type(rating.charges, tuple[tokenmeter.Charge, ...])
     assert_type(rating.billed_cost, Decimal | None)
+
+
+def misspelled() -> None:
+    """A misspelled name is an error here, too, and what the package has is not."""
+    tokenmeter.reprot()  # type: ignore[attr-defined] # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+    assert_type(tokenmeter.__version__, str)
+    tokenmeter.web.AttributionMiddleware  # noqa: B018
+    tokenmeter.testing.FakeProvidr  # type: ignore[attr-defined] # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType] # noqa: B018

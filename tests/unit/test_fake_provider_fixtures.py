@@ -44,4 +44,4 @@ def test_every_public_name_can_be_loaded():
         assert getattr(tokenmeter.testing, name)
         assert name in dir(tokenmeter.testing)
     with pytest.raises(AttributeError, match="nonsense"):
-        _ = tokenmeter.testing.nonsense
+        _ = tokenmeter.testing.nonsense  # type: ignore[attr-defined]

@@ -88,3 +88,23 @@ def test_a_client_can_be_specified():
     client.with_options(timeout=3)
     with pytest.raises(AttributeError):
         _ = client.nonsense
+
+
+AT_A_PROMPT = """
+import json
+import sys
+sys.ps1 = ">>> "
+sys.modules["anthropic"] = None
+import tokenmeter
+offered, before = set(dir(tokenmeter)), set(sys.modules)
+print(json.dumps(sorted(name for name in offered if name.startswith(("re", "OpenAI", "Anthropic", "call", "adopt")))))
+assert set(sys.modules) <= before | {"google"}, "listing a module imported something"
+"""
+
+
+def test_at_a_prompt_the_public_names_are_offered_and_no_others():
+    """Those of an SDK where it is installed; listing imports no SDK and nothing of ours."""
+    done = subprocess.run([sys.executable, "-c", AT_A_PROMPT], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    verbs = {name for name in tokenmeter.__all__ if name.startswith("re")}
+    assert json.loads(done.stdout) == sorted({"OpenAI", "reconciliation"} | verbs)

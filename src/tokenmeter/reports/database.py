@@ -121,7 +121,7 @@ def open_database(store: Store, copy_to: str | os.PathLike[str] | None = None) -
         connection.execute(f"CREATE TEMP VIEW {name} AS {select}")
     connection.execute("PRAGMA query_only = ON")
 
-    class Readable(Database):
+    class LedgerDatabase(Database):
         """Tells of the views, which stand beside the ledger's own tables and hide those of the same name."""
 
         def table_names(self, fts4: bool = False, fts5: bool = False) -> list[str]:  # noqa: ARG002 - theirs
@@ -130,7 +130,7 @@ def open_database(store: Store, copy_to: str | os.PathLike[str] | None = None) -
         def view_names(self) -> list[str]:
             return list(_VIEWS)
 
-    readable = Readable(connection)
+    readable = LedgerDatabase(connection)
     connection.set_authorizer(_allow)  # which would refuse what the library sets about its connection, too
     return readable
 
