@@ -40,12 +40,12 @@ def find_file(explicit: str | Path | None = None) -> Path | None:
     A directory that cannot be looked into (a server that gave up its user's rights) has no file.
 
     Raises:
-        ConfigurationError: a file was named and is not there.
+        ConfigurationError: a file was named and is not there, or a folder stands in its place.
     """
     named = explicit or os.environ.get("TOKENMETER_CONFIG")
     if named:
         try:
-            path = expand(named)
+            path = _no_folder(expand(named))
             if path.is_file():
                 return path
         except (OSError, TypeError) as error:
@@ -57,12 +57,22 @@ def find_file(explicit: str | Path | None = None) -> Path | None:
         )
     for find in (Path.cwd, lambda: user_folder("config", "name the file in TOKENMETER_CONFIG")):
         try:
-            path = find() / FILE_NAME
+            path = _no_folder(find() / FILE_NAME)
             if path.is_file():
                 return path
         except (OSError, StoreUnavailableError):
             continue
     return None
+
+
+def _no_folder(path: Path) -> Path:
+    """`path`, unless it is a folder: container tools make one where a file that is to be mounted is not there."""
+    if path.is_dir():
+        raise ConfigurationError(
+            f"The configuration file {path} is a folder. Where a container mounts it, the file was not there when the "
+            "container began; else remove the folder, or name another file in TOKENMETER_CONFIG."
+        )
+    return path
 
 
 def load_settings(**given: Unpack[SettingsArguments]) -> Settings:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from tokenmeter.api import Meter, Priced
 from tokenmeter.budgets import AlertTarget, Budget
@@ -17,7 +17,7 @@ from tokenmeter.budgets.policy import check_consistent
 from tokenmeter.carrying import RequestFields
 from tokenmeter.config import load_settings
 from tokenmeter.errors import ConfigurationError, PricingError
-from tokenmeter.late import LateModule
+from tokenmeter.late import LateModule, LateObject
 from tokenmeter.ledger import Entry
 from tokenmeter.money import ONE
 from tokenmeter.paths import expand
@@ -48,8 +48,8 @@ log = logging.getLogger("tokenmeter")
 
 _lock = threading.RLock()
 _default: Meter | None = None
-#: What `configure` was given so far; it goes with the meter that came of it.
-_given: tuple[Meter, SettingsArguments] | None = None
+#: What `configure` was given so far; it goes with the meter that came of it, or, while switched off, that will.
+_given: tuple[Meter | None, SettingsArguments] | None = None
 _pricer: Pricer | None = None
 
 
@@ -218,7 +218,8 @@ def configure(**given: Unpack[SettingsArguments]) -> Meter:
             See `tokenmeter.settings.SettingsArguments`. None takes an earlier one back.
 
     Returns:
-        The new default meter.
+        The new default meter. While ``TOKENMETER_DISABLED`` is set, what stands for it: the settings are checked, and
+        the ledger is opened when something of the meter is asked for.
 
     Raises:
         ConfigurationError: an unknown name, a bad value or URL, a missing extra; the message says what to do. Then
@@ -232,6 +233,11 @@ def configure(**given: Unpack[SettingsArguments]) -> Meter:
         if _given is not None and _given[0] is _default:
             given = {**_given[1], **given}
         settings = load_settings(**given)
+        if is_disabled():
+            _make_budgets(settings)
+            _make_profile(settings)
+            _default, _given, _pricer = None, (None, given), None
+            return cast("Meter", LateObject(default_meter))
         same = before is not None and before.settings is not None and before.settings.store == settings.store
         meter = _assemble(settings, store=before.store if before is not None and same else None)
         _default, _given, _pricer = meter, (meter, given), None
@@ -241,21 +247,25 @@ def configure(**given: Unpack[SettingsArguments]) -> Meter:
             redacted(meter.store.url),
             redacted(before.store.url),
         )
-    # Switched off, not even the ledger is opened.
-    if not is_disabled():
-        meter.budgets.declare()
+    meter.budgets.declare()
     return meter
+
+
+def _load_settings() -> Settings:
+    """What `configure` was given while tokenmeter was switched off; else what the environment and the file say."""
+    return load_settings(**_given[1]) if _given is not None and _given[0] is None else load_settings()
 
 
 def default_meter() -> Meter:
     """The default meter, built from the settings at its first use."""
-    global _default  # noqa: PLW0603 - see configure
+    global _default, _given  # noqa: PLW0603 - see configure
     meter = _default
     # Asked for with every call: the lock is for the first alone.
     if meter is None:
         with _lock:
             if _default is None:
-                _default = _assemble(load_settings())
+                _default = _assemble(_load_settings())
+                _given = None if _given is None else (_default, _given[1])
             meter = _default
     return meter
 
@@ -284,7 +294,7 @@ def default_prices() -> Priced:
         return _default
     with _lock:
         if _pricer is None:
-            _pricer = make_pricer(load_settings())
+            _pricer = make_pricer(_load_settings())
         return _Prices(_pricer)
 
 

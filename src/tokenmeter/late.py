@@ -19,6 +19,16 @@ class LateModule:
         return getattr(import_module(self._name), name)
 
 
+class LateObject:
+    """Stands for what `find` finds, until something of it is asked for."""
+
+    def __init__(self, find: Callable[[], object]) -> None:
+        self._find = find
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._find(), name)
+
+
 def late_method(find: Callable[[], T]) -> T:
     """A method that `find` makes when it is first asked for; from then on the class has it as if it stood there."""
     return cast("T", _LateMethod(find))

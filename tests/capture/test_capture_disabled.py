@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import openai
 import pytest
 
@@ -60,3 +62,28 @@ def test_a_copy_made_meanwhile_is_metered_afterwards(provider, meter, monkeypatc
     monkeypatch.setenv("TOKENMETER_DISABLED", "0")
     copied.chat.completions.create(**ASK)
     assert len(list(meter.store.entries())) == 1
+
+
+def test_settings_are_checked_and_no_ledger_is_opened(tmp_path, provider):
+    with pytest.raises(tokenmeter.ConfigurationError, match="limit_usd"):
+        tokenmeter.configure(store=f"sqlite:///{tmp_path}/off.db", budgets=[{"member": "*", "limit_usd": "much"}])
+    tokenmeter.configure(store=f"sqlite:///{tmp_path}/off.db", budgets=[tokenmeter.Budget(limit_requests=0)])
+    client = tokenmeter.wrap(openai.OpenAI(base_url=provider.openai_url, api_key="sk-test"))
+    client.chat.completions.create(**ASK)
+    tokenmeter.configure(multiplier="1.5")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_switched_on_again_what_was_configured_holds(tmp_path, provider, monkeypatch):
+    meter = tokenmeter.configure(
+        store=f"sqlite:///{tmp_path / 'books' / 'on.db'}", budgets=[tokenmeter.Budget(limit_requests=1)]
+    )
+    client = tokenmeter.wrap(openai.OpenAI(base_url=provider.openai_url, api_key="sk-test"))
+    client.chat.completions.create(**ASK)
+    monkeypatch.setenv("TOKENMETER_DISABLED", "0")
+    client.chat.completions.create(**ASK)
+    with pytest.raises(tokenmeter.BudgetExceededError):
+        client.chat.completions.create(**ASK)
+    assert len(list(meter.store.entries())) == len(list(tokenmeter.entries())) == 1
+    tokenmeter.reset()
+    shutil.rmtree(tmp_path / "books")

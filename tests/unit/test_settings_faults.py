@@ -135,6 +135,16 @@ def test_a_home_that_may_not_be_read_has_no_settings(tmp_path, monkeypatch):
     assert load_settings(store="memory:").source is None
 
 
+def test_a_folder_in_the_place_of_the_file_is_refused(tmp_path, monkeypatch):
+    """As a container makes one where what it is to mount is not there: every cap would be gone without a word."""
+    (tmp_path / "tokenmeter.toml").mkdir()
+    monkeypatch.delenv("TOKENMETER_CONFIG", raising=False)
+    for named in ({"config": tmp_path / "tokenmeter.toml"}, {}):
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(ConfigurationError, match="is a folder"):
+            load_settings(**named)
+
+
 def test_a_folder_that_refuses_to_be_looked_into_has_no_settings(tmp_path, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))
