@@ -110,18 +110,24 @@ def _event(body: dict[str, Any]) -> bytes:
     return name + b"data: " + json.dumps(body).encode() + b"\n\n"
 
 
-def _chunk(delta: dict[str, Any], **fields: Any) -> bytes:
-    choices = [{"index": 0, "delta": delta, "finish_reason": fields.pop("finish_reason", None)}]
-    return _event({**COMPLETION, "object": "chat.completion.chunk", "choices": choices, "usage": None, **fields})
+def _chunk(delta: dict[str, Any], *, finish_reason: str | None = None) -> dict[str, Any]:
+    choices = [{"index": 0, "delta": delta, "finish_reason": finish_reason}]
+    return {**COMPLETION_KIND, "object": "chat.completion.chunk", "choices": choices}
+
+
+#: The chunks of a chat's stream, as whoever did not ask for usage gets them.
+COMPLETION_KIND = {name: value for name, value in COMPLETION.items() if name != "usage"}
+WORDS = (*(_chunk({"content": "word "}) for _ in range(CHUNKS)), _chunk({}, finish_reason="stop"))
+DONE = b"data: [DONE]\n\n"
 
 
 #: By the end of the path: one event for each piece of text, and what comes after the last one.
 STREAMS = {
-    "completions": (
-        *(_chunk({"content": "word "}) for _ in range(CHUNKS)),
-        _chunk({}, finish_reason="stop"),
-        _chunk({}, choices=[], usage=COMPLETION["usage"]),
-        b"data: [DONE]\n\n",
+    "completions": (*map(_event, WORDS), DONE),
+    "completions, with usage": (
+        *(_event({**chunk, "usage": None}) for chunk in WORDS),
+        _event({**WORDS[0], "choices": [], "usage": COMPLETION["usage"]}),
+        DONE,
     ),
     "messages": (
         _event({"type": "message_start", "message": {**ANTHROPIC_MESSAGE, "content": [], "stop_reason": None}}),
@@ -161,6 +167,8 @@ def _transport(httpx: Any) -> Any:
 
     def answer(request: Any) -> Any:
         kind = request.url.path.rpartition("/")[2]
+        if b'"include_usage":true' in request.content:
+            kind += ", with usage"
         if b'"stream":true' in request.content or b'"stream": true' in request.content:
             return httpx.Response(
                 200, headers={**HEADERS, "content-type": "text/event-stream"}, stream=Pieces(STREAMS[kind])
