@@ -249,6 +249,44 @@ def test_whatever_a_bucket_answers_is_an_error_of_ours_and_loses_nothing(ledger,
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_a_bucket_that_says_nothing_is_asked_as_often_as_its_package_asks(ledger, bucket, monkeypatch, tmp_path):
+    """Not as often times as often: each time is a quarter of a minute of waiting."""
+    import s3fs
+
+    asked = []
+
+    class Silent(BaseHTTPRequestHandler):
+        def setup(self):
+            asked.append(self.client_address)
+            self.connection = self.request
+            self.connection.settimeout(20)
+            while self.connection.recv(65_536):  # until who asks hangs up
+                pass
+
+        def handle(self):
+            pass
+
+        finish = handle
+
+    store = ledger("silent")
+    store.archives.seal("2026-02", "s3://books/usage")
+    store.archives.drop()
+    shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+    s3fs.S3FileSystem.clear_instance_cache()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Silent) as server:
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setattr(s3fs.S3FileSystem, "read_timeout", 0.1)
+        with pytest.raises(StoreUnavailableError, match="mend the access"):
+            answers(store)
+        server.shutdown()
+        serving.join()
+    assert len(asked) == s3fs.S3FileSystem.retries
+    store.close()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_who_mends_the_credentials_need_not_start_anew(ledger, frail, monkeypatch):
     store = ledger("keys")
 
