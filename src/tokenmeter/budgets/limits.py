@@ -46,7 +46,7 @@ class _LimitAnswer:
         return any(limit is not None for limit in self.limits.values())
 
 
-class _Question:
+class _Inquiry:
     """Who asks for a limit holds its lock; the others wait for the same answer."""
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ class AskedLimits:
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None  # where an async function was answered last
         self._answers: dict[tuple[str, str], _LimitAnswer] = {}
-        self._asking: dict[tuple[str, str], _Question] = {}
+        self._asking: dict[tuple[str, str], _Inquiry] = {}
         self._process = processes.this_process
         self._forgotten = 0  # how often anything was
         self._told: dict[str, float] = {}  # budget -> when its function's failure was logged last; not money
@@ -120,9 +120,9 @@ class AskedLimits:
         if answer is None:
             if self._process is not processes.this_process:  # a lock that the parent held is never freed here
                 self._process, self._asking = processes.this_process, {}
-            question = self._asking.setdefault(key, _Question())
+            question = self._asking.setdefault(key, _Inquiry())
             if question.age > _GIVEN_UP:
-                question = self._asking[key] = _Question()
+                question = self._asking[key] = _Inquiry()
             if not question.lock.acquire(timeout=max(_LONGEST_WAIT - question.age, 0)):
                 return self._unanswered(key, budget).limits.get(cap.unit)
             try:
