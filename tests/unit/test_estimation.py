@@ -171,6 +171,19 @@ class TestTiers:
         assert self.rate(ceilings) == Decimal("0.00000125")
         assert self.rate(ceilings, service_tier="flex") == Decimal("0.000000625")
 
+    def test_flex_is_held_at_its_own_rate_where_it_is_served_so_or_refused(self):
+        """$1 a million tokens of sound for Gemini 2.5 Flash, its dearest; nobody says that Anthropic keeps one."""
+        for provider, model, flex, standard in (
+            ("google", "gemini-2.5-flash", "0.0000005", "0.000001"),
+            ("anthropic", "claude-haiku-4-5", "0.000002", "0.000002"),  # what is written to a cache for an hour
+        ):
+            call = {"model": model, "provider": provider}
+            rates = [
+                Ceilings().of(a_call(**call, service_tier=tier), NOW, Pricer(PriceList.load())).input
+                for tier in ("flex", None)
+            ]
+            assert rates == [Decimal(flex), Decimal(standard)]
+
     def test_flex_that_an_answer_shows_to_be_served_as_standard_is_held_so_from_then_on(self):
         ceilings = Ceilings()
         ceilings.learn(an_entry(request_model="gpt-5", service_tier="default"), "flex")

@@ -84,6 +84,7 @@ _HOSTS = (
         service="Vertex AI",
         otel="gcp.vertex_ai",
         hidden_output=True,
+        keeps_flex=True,  # else a 503 or 429: ai.google.dev/gemini-api/docs/flex-inference, "no server-side fallback"
     ),
     Host(
         "openrouter",
