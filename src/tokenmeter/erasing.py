@@ -31,7 +31,7 @@ from tokenmeter.stores.copying import End
 from tokenmeter.stores.documents import ERASURE, MERGED, MOVED, Filing, NewDocument
 from tokenmeter.stores.encoding import compact_json, storable_text
 from tokenmeter.stores.slots import from_microseconds
-from tokenmeter.texts import check_reason
+from tokenmeter.texts import check_reason, suggest
 
 #: Years after the one of its filing for which a document is taken to be kept by law; the longest that is usual in
 #: Europe for invoices.
@@ -144,16 +144,8 @@ def erase(store: Store, dimension: str, value: str, *, reason: str, by: str, pse
         LedgerError: nothing that may be erased has that name, or calls of theirs are under way.
         StoreUnavailableError: the ledger cannot be written.
     """
-    kind = _kind_of(dimension)
-    value = storable_text(value)
-    for name, text in (("reason", reason), ("by", by)):
-        check_reason(text, name)
-        if not text.strip():
-            raise ConfigurationError(f"{name}= is empty: the record of an erasure says who decided it, and why.")
-    if value and value in reason:
-        raise ConfigurationError("The reason names whom it erases, and stays in the chain: say it without the name.")
-    if pseudonym is not None and (not pseudonym.strip() or storable_text(pseudonym) == value):
-        raise ConfigurationError("The pseudonym is empty, or the name itself.")
+    check_erasure(dimension, value, reason=reason, by=by, pseudonym=pseudonym)
+    kind, value = _kind_of(dimension), storable_text(value)
     if not isinstance(store, Erasable):
         raise ConfigurationError(f"Nothing can be erased from a ledger at {store.url}.")
     end = store.end()
@@ -174,9 +166,29 @@ def erase(store: Store, dimension: str, value: str, *, reason: str, by: str, pse
     )
 
 
+def check_erasure(dimension: str, value: str, *, reason: str, by: str, pseudonym: str | None = None) -> None:
+    """Refuse what nobody needs to be asked about.
+
+    Raises:
+        ConfigurationError: as `erase` says.
+    """
+    _kind_of(dimension)
+    value = storable_text(value)
+    for name, text in (("reason", reason), ("by", by)):
+        check_reason(text, name)
+        if not text.strip():
+            raise ConfigurationError(f"{name}= is empty: the record of an erasure says who decided it, and why.")
+    if value and value in reason:
+        raise ConfigurationError("The reason names whom it erases, and stays in the chain: say it without the name.")
+    if pseudonym is not None and (not pseudonym.strip() or storable_text(pseudonym) == value):
+        raise ConfigurationError("The pseudonym is empty, or the name itself.")
+
+
 def _kind_of(dimension: str) -> str:
     if dimension not in _KINDS and not (dimension.startswith("tag:") and dimension != "tag:"):
-        raise ConfigurationError(f"{dimension!r} cannot be erased; use {', '.join(_KINDS)} or tag:NAME.")
+        raise ConfigurationError(
+            f"{dimension!r} cannot be erased; use {', '.join(_KINDS)} or tag:NAME.{suggest(dimension, _KINDS)}"
+        )
     return "api_key_alias" if dimension == "api_key" else dimension
 
 

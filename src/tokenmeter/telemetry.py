@@ -21,6 +21,7 @@ from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Entry
 from tokenmeter.money import EXACT, ZERO
 from tokenmeter.providers.hosts import host_of
+from tokenmeter.texts import suggest
 from tokenmeter.usage import Usage
 
 log = logging.getLogger("tokenmeter")
@@ -85,7 +86,7 @@ def parse_labels(names: Iterable[str]) -> tuple[str, ...]:
         if name not in _LABELS and not (tag and tag.isidentifier() and tag.isascii()):
             raise ConfigurationError(
                 f"metrics_labels: {name!r} is no label; allowed are {', '.join(_LABELS)} and tag:NAME, whose NAME is "
-                "made of letters, digits and underscores."
+                f"made of letters, digits and underscores.{suggest(name, _LABELS)}"
             )
     return found
 

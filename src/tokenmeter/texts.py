@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import getpass
 import unicodedata
+from collections.abc import Iterable
 
 from tokenmeter.errors import ConfigurationError, shown
 
@@ -21,6 +23,12 @@ def check_text(value: object, name: str) -> None:
     # Lone surrogates cannot be stored as UTF-8, control characters break tables and exports.
     if not value.isprintable() and any(unicodedata.category(character) in {"Cc", "Cs"} for character in value):
         raise ConfigurationError(f"{name} must not contain control characters: {shown(value)}.")
+
+
+def suggest(name: object, known: Iterable[str]) -> str:
+    """`` Did you mean 'member'?``, to end a message that refuses `name`; empty where none of `known` is near."""
+    near = difflib.get_close_matches(str(name)[:MAX_TEXT].lower(), known, n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def acting(by: str | None) -> str:

@@ -12,6 +12,7 @@ from tokenmeter.dimensions import ACCOUNTS, EntryKind
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Charge, Entry
 from tokenmeter.money import EXACT, ZERO
+from tokenmeter.texts import suggest
 
 #: What a price was chosen by, as its identity spells it: ``openai/gpt-5/input[processing=batch]@2026-10-12``.
 _CONDITIONS = re.compile(r"\[([^\]]*)\]")
@@ -48,7 +49,7 @@ def check_dimensions(names: str | Iterable[str], *, what: str) -> tuple[str, ...
     split = tuple(name.strip() for name in names.split(",") if name.strip()) if isinstance(names, str) else tuple(names)
     for name in split:
         if name not in ACCOUNTS:
-            raise ConfigurationError(f"{what} takes {', '.join(ACCOUNTS)}, not {name!r}.")
+            raise ConfigurationError(f"{what} takes {', '.join(ACCOUNTS)}, not {name!r}.{suggest(name, ACCOUNTS)}")
     return split
 
 

@@ -20,9 +20,10 @@ from tokenmeter.budgets.policy import IN_FLIGHT, Budget, Unit
 from tokenmeter.budgets.windows import ROLLING_STEPS, Span
 from tokenmeter.call import Call
 from tokenmeter.dimensions import SCOPE_FIELDS
-from tokenmeter.errors import AttributionRequiredError, ConfigurationError
+from tokenmeter.errors import AttributionRequiredError, ConfigurationError, shown
 from tokenmeter.ledger import CounterKey, Entry
 from tokenmeter.stores.slots import to_microseconds
+from tokenmeter.texts import suggest
 
 #: Counters, each with its window's end in microseconds since the epoch (None = never).
 Keys = tuple[tuple[CounterKey, int | None], ...]
@@ -373,12 +374,15 @@ class Required:
     """
 
     def __init__(self, names: Iterable[str] = (), *, refuse: bool = True) -> None:
-        self.names: Sequence[str] = tuple(names)
+        self.names: Sequence[str] = tuple(dict.fromkeys(names))
         self._refuse = refuse
         self._told: set[tuple[str, str]] = set()
         for name in self.names:
             if name not in SCOPE_FIELDS and not (name.startswith("tag:") and len(name) > len("tag:")):
-                raise ConfigurationError(f"require: {name!r} is not one of {', '.join(SCOPE_FIELDS)} or tag:NAME.")
+                raise ConfigurationError(
+                    f"require: {shown(name)} is not one of {', '.join(SCOPE_FIELDS)} or tag:NAME."
+                    + suggest(name, SCOPE_FIELDS)
+                )
 
     def check(self, call: Call) -> None:
         """Look at a call that is about to leave.

@@ -22,6 +22,7 @@ from tokenmeter.money import divide, multiply
 from tokenmeter.pricing import Pricer
 from tokenmeter.stores.base import Counter, EntryFilter, Store
 from tokenmeter.stores.slots import from_microseconds, to_microseconds
+from tokenmeter.texts import suggest
 
 #: The limit of a counter, with what was granted: of a cap, scope values and the counter's key.
 LimitOf = Callable[[Cap, Mapping[str, str], CounterKey], int]
@@ -139,6 +140,7 @@ def check_scope(wanted: Mapping[str, object]) -> None:
         if name not in SCOPE_FIELDS and not (name.startswith("tag:") and len(name) > len("tag:")):
             raise ConfigurationError(
                 f"No budget is scoped by {shown(name)}; use {', '.join(SCOPE_FIELDS)} or tag:NAME."
+                + suggest(name, SCOPE_FIELDS)
             )
         if not isinstance(value, str) or not value:
             raise ConfigurationError(f"{name} must be a text that is not empty, not {shown(value)}.")

@@ -13,6 +13,7 @@ from tokenmeter.config import FILE_NAME, find_file
 from tokenmeter.default import make_meter
 from tokenmeter.paths import user_folder
 from tokenmeter.reports.writers import write_whole
+from tokenmeter.serving.access import Token
 from tokenmeter.settings import Settings
 from tokenmeter.stores.urls import redacted
 
@@ -149,6 +150,7 @@ def check(frame: Frame) -> None:
     meter = make_meter(settings.model_copy(update={"store": "memory:"}))
     budgets = [budget.name for budget in meter.budgets.declared]
     meter.close()
+    Token.of(settings)  # what a dashboard would refuse
     found = {
         "file": settings.source or (str(find_file()) if find_file() else None),
         "store": settings.store and redacted(settings.store),

@@ -203,6 +203,7 @@ def erase(
     """
     with frame.ledger() as store:
         if not yes:
+            erasing.check_erasure(dimension, value, reason=reason, by=by, pseudonym=pseudonym)
             _ask_to_erase(dimension, value)
         done = erasing.erase(store, dimension, value, reason=reason, by=by, pseudonym=pseudonym)
     if frame.as_json:

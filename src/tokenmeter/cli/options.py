@@ -17,6 +17,7 @@ from tokenmeter.ledger import utcnow
 from tokenmeter.periods import CALENDAR_UNITS, zone
 from tokenmeter.reports import Query
 from tokenmeter.reports.query import parse_conditions
+from tokenmeter.texts import suggest
 
 _PERIODS = (
     "today",
@@ -201,7 +202,8 @@ def parse_account(parts: Sequence[str]) -> dict[str, str]:
     """
     account = dict(part.split("=", 1) for part in parts if "=" in part)
     if len(account) < len(set(parts)) or not set(account) <= set(ACCOUNTS) or not all(account.values()):
-        raise ConfigurationError(f"Name the account as FIELD=VALUE with {', '.join(ACCOUNTS)}.")
+        meant = next(filter(None, (suggest(name, ACCOUNTS) for name in account if name not in ACCOUNTS)), "")
+        raise ConfigurationError(f"Name the account as FIELD=VALUE with {', '.join(ACCOUNTS)}.{meant}")
     return account
 
 

@@ -24,6 +24,7 @@ from tokenmeter.pricing.price import (
     canonical_condition,
 )
 from tokenmeter.providers.hosts import canonical_provider
+from tokenmeter.texts import suggest
 
 _CONDITIONS = ("service_tier", "processing", "speed", "geo", "region", "endpoint")
 _PRICE_FIELDS = {
@@ -196,7 +197,8 @@ class _PriceTable:
     def _known_only(self, known: set[str]) -> None:
         for name in self.raw:
             if name not in known:
-                raise self._wrong(name, f"is unknown; the fields are {', '.join(sorted(known))}")
+                wrong = self._wrong(name, f"is unknown; the fields are {', '.join(sorted(known))}")
+                raise ConfigurationError(f"{wrong}{suggest(name, known)}")
 
     def _text(self, name: str, *, required: bool = False) -> str | None:
         value = self.raw.get(name)

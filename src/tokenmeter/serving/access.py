@@ -21,6 +21,7 @@ from tokenmeter.dimensions import SCOPE_FIELDS
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import utcnow
 from tokenmeter.settings import Settings
+from tokenmeter.texts import suggest
 
 Right = Literal["read", "budgets", "invoices", "prices"]
 #: What a token can be given: to read; to set, raise and end budgets; to close periods, issue and credit invoices and
@@ -89,7 +90,9 @@ def _check_dimension(name: object) -> str:
     tag = isinstance(name, str) and name.startswith(_TAG) and len(name) > len(_TAG) and not name.endswith("!")
     if isinstance(name, str) and (name in SCOPE_FIELDS or tag):
         return name
-    raise ConfigurationError(f"only= goes by {', '.join(SCOPE_FIELDS)} or tag:NAME, not by {name!r}.")
+    raise ConfigurationError(
+        f"only= goes by {', '.join(SCOPE_FIELDS)} or tag:NAME, not by {name!r}.{suggest(name, SCOPE_FIELDS)}"
+    )
 
 
 def _check_values(name: str, accepted: object) -> tuple[str, ...]:

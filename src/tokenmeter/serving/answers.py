@@ -26,6 +26,7 @@ from tokenmeter.reports.fields import entry_fields, json_value
 from tokenmeter.reports.query import parse_conditions
 from tokenmeter.reports.report import read_report
 from tokenmeter.serving.lens import ReadableMeter, pulse_of
+from tokenmeter.texts import suggest
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -69,7 +70,10 @@ def pairs(texts: Iterable[str], name: str, known: Sequence[str] = SCOPE_FIELDS) 
     for field, values in parse_conditions(texts, name).items():
         tag = known is SCOPE_FIELDS and field.startswith(_TAG)
         if (field not in known and not tag) or len(values) > 1 or not values[0]:
-            raise ConfigurationError(f"{name} takes FIELD=VALUE, each once, with {', '.join(known)}; not {field!r}.")
+            meant = "" if field in known else suggest(field, known)
+            raise ConfigurationError(
+                f"{name} takes FIELD=VALUE, each once, with {', '.join(known)}; not {field!r}.{meant}"
+            )
         found[field] = values[0]
     return found
 

@@ -11,13 +11,15 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
 from tokenmeter.__main__ import main
 from tokenmeter.attribution import Attribution
 from tokenmeter.cli import frame
+from tokenmeter.default import make_meter
+from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Entry, new_id, utcnow
 from tokenmeter.pricing import PriceList, Pricer
 from tokenmeter.providers import observe
@@ -371,6 +373,40 @@ def test_config_check_reads_the_settings_as_a_program_would(run: Callable[..., O
     bad = run("config", "check")
     assert bad.code == 2
     assert "did you mean 'store'" in bad.err
+    token = f'[dashboard.tokens.ada]\nhash = "sha256:{"0" * 64}"\nonly = {{ membr = ["ada"] }}\n'
+    (place / "tokenmeter.toml").write_text(token)
+    assert "dashboard.tokens.ada: only= goes by" in run("config", "check").err
+
+
+@pytest.mark.usefixtures("ledger")
+@pytest.mark.parametrize(
+    "command",
+    [
+        "report --by membr", "report --where membr=ada", "entries --where membr=ada", "remaining membr=ada",
+        "budgets set new membr=ada limit_usd=5", "raise members 5 membr=ada --reason x", "statement membr=ada",
+        "invoice draft --by membr", "erase membr ada --reason x --by kim",
+        "dashboard token create eve --only membr=eve",
+    ],
+)  # fmt: skip
+def test_a_misspelt_dimension_is_told_with_the_one_that_is_meant(command: str, run: Callable[..., Outcome]) -> None:
+    outcome = run(*shlex.split(command))
+    assert outcome.code == 2
+    assert "id you mean 'member'?" in outcome.err
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"require": ["membr"]},
+        {"metrics": "prometheus", "metrics_labels": ["membr"]},
+        {"budgets": [{"membr": "ada", "limit_usd": 5}]},
+        {"multipliers": [{"membr": "ada", "multiplier": "2"}]},
+    ],
+    ids=lambda given: next(iter(given)),
+)
+def test_a_misspelt_dimension_of_the_settings_is_told_with_the_one_that_is_meant(given: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match="id you mean 'member'"):
+        make_meter(store="memory:", **given)
 
 
 def test_import_records_each_response_once(run: Callable[..., Outcome], place: Path) -> None:
