@@ -6,6 +6,7 @@ from tokenmeter.__main__ import main
 from tokenmeter.api import Meter
 from tokenmeter.erasing import erase
 from tokenmeter.pricing import PriceList, Pricer
+from tokenmeter.stores.book import ENTRY_COLUMNS
 from tokenmeter.stores.documents import NewDocument
 
 #: All but those without which a ledger cannot be opened, or told from another one.
@@ -194,6 +195,20 @@ def test_a_counter_that_says_no_amount_is_told(filled):
     change(filled, "INSERT INTO counters VALUES ('cap', '', 0, NULL, 'x')")
     meter = Meter(store=filled, pricer=Pricer(PriceList.load([])))
     assert "says 'x', which is no amount" in meter.verify().faults[-1].detail
+
+
+@pytest.mark.parametrize(
+    ("number", "where"), [("(SELECT max(seq) FROM documents)", "record 9"), ("0", "entries"), ("-3", "entries")]
+)
+def test_an_entry_that_somebody_added_where_it_is_not_looked_for_is_named(rich, number, where):
+    """Under the number of a document, as in two partitions, or before the chain; triggers keep nobody from adding."""
+    another = "zeroblob(16)" if on_file(rich) else "'00000000000000000000000000000000'"
+    rest = ", ".join(ENTRY_COLUMNS[2:])
+    change(
+        rich,
+        f"INSERT INTO entries (seq, entry_id, {rest}) SELECT {number}, {another}, {rest} FROM entries LIMIT 1",  # noqa: S608 - ours
+    )
+    assert ("edited", where) in {(fault.kind, fault.where) for fault in rich.verify().faults}
 
 
 def go_past_the_triggers(store, statement):

@@ -138,6 +138,10 @@ class Walk:
         """Go to where the live chain begins; of what lies before it, documents are here."""
         run = connection.execute
         self.after, before = run("SELECT archived_to, archived_hash FROM ledger").fetchone()
+        (left,) = run("SELECT count(*) FROM entries WHERE seq <= (SELECT archived_to FROM ledger)").fetchone()
+        if left:
+            told = f"{counted(left, 'entry', 'entries')} stand where the chain begins or what is archived was."
+            self.faults.append(Fault("edited", "entries", told))
         for erasure in erasures(connection):
             self._taken_out |= {seq: (was, now) for seq, was, now in erasure.documents}
         if not self.after:
@@ -184,13 +188,17 @@ class Walk:
             self._begun, self._first = True, self.after
             self.to, self.head = run("SELECT seq, hash FROM ledger").fetchone()
         last = min(self.to, self.after + _PAGE)
-        rows: dict[int, Any] = {
-            seq: ("entry", columns)
-            for seq, *columns in run(f"SELECT {_NAMES} FROM entries WHERE seq > ? AND seq <= ?", (self.after, last))  # noqa: S608 - names of our own
-        }
+        rows: dict[int, Any] = {}
+        twice: list[int] = []  # by the tables' own keys, a number may be in both, and in several partitions
+        for seq, *columns in run(f"SELECT {_NAMES} FROM entries WHERE seq > ? AND seq <= ?", (self.after, last)):  # noqa: S608 - names of our own
+            twice += [seq] if seq in rows else []
+            rows[seq] = ("entry", columns)
         documents = f"SELECT {_DOCUMENT} FROM documents WHERE seq > ? AND seq <= ?"  # noqa: S608 - names of our own
         for seq, *columns in run(documents, (self.after, last)):
+            twice += [seq] if seq in rows else []
             rows[seq] = ("document", columns)
+        for seq in twice:
+            self.faults.append(Fault("edited", f"record {seq}", "There is a second record of this number."))
         gap: int | None = None
         for seq in range(self.after + 1, last + 1):
             if seq not in rows:
