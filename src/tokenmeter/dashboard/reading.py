@@ -194,7 +194,7 @@ class Packer:
             self._thread.join()
         self._begun = None
 
-    def _run(self, store: BookStore[Any]) -> None:
+    def _run(self, store: BookStore[Any, Any]) -> None:
         try:
             if self._is_quiet():
                 store.pack(self._is_ready)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol, TypeVar
@@ -103,7 +104,7 @@ class Posted:
     reached: tuple[Post, ...] = ()
 
 
-class Shared:
+class Shared(ABC):
     """What the records of a ledger have in common, as one process knows it: definitions, and a slot for each counter.
 
     Args:
@@ -120,6 +121,52 @@ class Shared:
     def __init__(self, find: Callable[[str, str], str | None], define: Callable[[Sequence[bytes]], None]) -> None:
         self.definitions = Definitions(find, define)
         self._slots: dict[CounterKey, Slot] = {}
+
+    # -- what a kind of journal does
+
+    @property
+    @abstractmethod
+    def generation(self) -> int:
+        """Changes when a plan may be out of date."""
+
+    @abstractmethod
+    def reserve(
+        self,
+        hold_id: str,
+        expires_at: int,
+        claims: Sequence[SlotClaim],
+        call: bytes,
+        *,
+        created_at: int | None = None,
+        owner: str | None = None,
+        generation: int | None = None,
+    ) -> None:
+        """Hold every claim or none.
+
+        Args:
+            hold_id: Its identity.
+            expires_at: Microseconds since the epoch.
+            claims: In key order; none for a call that is only to be known of, should its process die.
+            call: Record of the entry that the hold becomes when it expires.
+            created_at: Microseconds since the epoch; now, if not given.
+            owner: Who holds it; this process, if not given.
+            generation: That of what the claims go by; None = any.
+
+        Raises:
+            CapReachedError: a claim does not fit; nothing was held.
+            OutdatedError: the ledger's generation is another; nothing was held.
+            StoreUnavailableError: it cannot be known whether it fits.
+        """
+
+    @abstractmethod
+    def release(self, hold_id: str) -> bool:
+        """Free a hold without an entry; False when there is none."""
+
+    @abstractmethod
+    def extend(self, hold_id: str, expires_at: int) -> bool:
+        """Move a hold's expiry (microseconds since the epoch); False when there is none."""
+
+    # -- what all have
 
     def slot(self, key: CounterKey, window_end: int | None = None) -> Slot:
         """The counter of `key`. One object per counter, so that its `alert_at` is the process's."""

@@ -19,19 +19,21 @@ from tokenmeter.stores.audit import audit
 from tokenmeter.stores.base import Aggregate, Crossing, EntryFilter, Latencies, SumsDifference, Verification
 from tokenmeter.stores.book import FoldingBook
 from tokenmeter.stores.documents import Document, DocumentQuery
+from tokenmeter.stores.effects import Shared
 from tokenmeter.stores.engine import check_boundaries
 from tokenmeter.stores.grouping import Grouping
 from tokenmeter.stores.packed import PackedKind
 from tokenmeter.stores.packing import is_packed_at_once
 from tokenmeter.stores.reading import EntryReader
 from tokenmeter.stores.rebuilding import rebuild
-from tokenmeter.stores.record import decode_hold
+from tokenmeter.stores.record import decode_hold, encode_entry
 from tokenmeter.stores.slots import Stretch, from_microseconds, to_microseconds
 from tokenmeter.stores.summing import Summing
 from tokenmeter.stores.tail import unfolded
 from tokenmeter.stores.timing import Timing
 
 B = TypeVar("B", bound=FoldingBook)
+J = TypeVar("J", bound=Shared)
 T = TypeVar("T")
 
 #: Rows to a page.
@@ -40,7 +42,7 @@ _PAGE = 500
 Record = tuple[bytes, bytes]
 
 
-class BookStore(ABC, Generic[B]):
+class BookStore(ABC, Generic[B, J]):
     """See `tokenmeter.stores.base.Store`.
 
     Args:
@@ -48,7 +50,10 @@ class BookStore(ABC, Generic[B]):
 
     Attributes:
         archives: Months that are in files.
+        journal: What calls write to; see `tokenmeter.stores.journal.Journal`.
     """
+
+    journal: J
 
     def __init__(self, book: B) -> None:
         self._book = book
@@ -80,6 +85,31 @@ class BookStore(ABC, Generic[B]):
     @abstractmethod
     def _note_places(self, reached: Mapping[int, int]) -> None:
         """Say so."""
+
+    # -- holds
+
+    def reserve(self, reservation: Reservation) -> None:
+        """Hold every claim or none; holding the same reservation again changes nothing."""
+        journal = self.journal
+        journal.reserve(
+            reservation.reservation_id,
+            to_microseconds(reservation.expires_at),
+            [
+                (journal.slot(claim.key, claim.window_end), claim.limit, claim.amount)
+                for claim in sorted(reservation.claims, key=lambda claim: claim.key)
+            ],
+            encode_entry(reservation.call, journal.definitions),
+            created_at=to_microseconds(reservation.created_at),
+            owner=reservation.owner,
+        )
+
+    def release(self, reservation_id: str) -> bool:
+        """Free a hold without an entry."""
+        return self.journal.release(reservation_id)
+
+    def extend(self, reservation_id: str, expires_at: datetime) -> bool:
+        """Move a hold's expiry."""
+        return self.journal.extend(reservation_id, to_microseconds(expires_at))
 
     # -- reading
 

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic_core import from_json
 
 from tokenmeter.money import EXACT, to_dollars
-from tokenmeter.stores.archive.archives import ParquetArchives
 from tokenmeter.stores.base import Aggregate
 from tokenmeter.stores.encoding import compact_json
-from tokenmeter.stores.engine import Engine, Rows, conditions
+from tokenmeter.stores.engine import conditions
 from tokenmeter.stores.fold import MICRO, NANO, TYPED, AccountFacts, measured, split_lines
 from tokenmeter.stores.grouping import Cell, Group, Grouping, Pieces, in_order
 from tokenmeter.stores.packed import WIDTHS, Packed, PackedKind, PackedReader
@@ -113,26 +112,15 @@ class Summing(Grouping[Aggregate]):
     one of them is asked for; and entries, where no sum is kept (end users, tags, ends that lie on no slot).
     """
 
-    def __init__(
-        self,
-        connection: Rows,
-        engine: Engine,
-        by: Sequence[str],
-        where: Mapping[str, frozenset[str | None]],
-        *,
-        archives: ParquetArchives,
-    ) -> None:
-        super().__init__(connection, engine, by, where, archives=archives)
-        self._meters = where.get("sku_meter")
-        self._split = "sku_meter" in by
+    def run(self, instants: Sequence[int]) -> list[Aggregate]:
+        """See `Grouping`."""
+        self._meters = self._where.get("sku_meter")
+        self._split = "sku_meter" in self._by
         self._mixed = self._meters is not None and not self._split and len(self._meters) > 1
         self._by_meter = self._split or self._meters is not None
         self._totals: dict[tuple[int, Group], _Total] = {}
         self._accounts: dict[int | bytes, AccountFacts] = {}
         self._rates: dict[str, str] = {}
-
-    def run(self, instants: Sequence[int]) -> list[Aggregate]:
-        """See `Grouping`."""
         kept, loose = self._cut(instants, fine=self._fine or self._mixed, hours=not self._by_meter)
         for bucket, term in loose:
             self._add_entries(bucket, term)

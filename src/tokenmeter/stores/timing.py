@@ -7,9 +7,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokenmeter.errors import ConfigurationError
-from tokenmeter.stores.archive.archives import ParquetArchives
 from tokenmeter.stores.encoding import compact_json
-from tokenmeter.stores.engine import Engine, Rows, conditions
+from tokenmeter.stores.engine import conditions
 from tokenmeter.stores.grouping import Group, Grouping, in_order
 from tokenmeter.stores.packed import WIDTHS, Packed, PackedKind, PackedReader
 from tokenmeter.stores.packing import Place, read_packed, worth_packing
@@ -105,21 +104,10 @@ class Timing(Grouping[Latencies]):
         ConfigurationError: an unknown dimension, or ``sku_meter``, which a whole call does not have.
     """
 
-    def __init__(
-        self,
-        connection: Rows,
-        engine: Engine,
-        by: Sequence[str],
-        where: Mapping[str, frozenset[str | None]],
-        *,
-        archives: ParquetArchives,
-    ) -> None:
-        super().__init__(connection, engine, by, where, archives=archives)
-        if "sku_meter" in {*by, *where}:
-            raise ConfigurationError("A call takes its time as a whole: latencies cannot be told apart by sku_meter.")
-
     def run(self, instants: Sequence[int]) -> list[Latencies]:
         """See `Grouping`."""
+        if "sku_meter" in {*self._by, *self._where}:
+            raise ConfigurationError("A call takes its time as a whole: latencies cannot be told apart by sku_meter.")
         self._found: dict[tuple[int, Group], Latencies] = {}
         kept, loose = self._cut(instants, fine=self._fine, hours=False)
         for bucket, term in loose:

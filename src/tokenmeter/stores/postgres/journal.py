@@ -362,21 +362,9 @@ class ServerJournal(LeasingWriter):
         owner: str | None = None,
         generation: int | None = None,
     ) -> None:
-        """Hold every claim or none; holding the same again changes nothing.
-
-        Args:
-            hold_id: Its identity.
-            expires_at: Microseconds since the epoch.
-            claims: In key order; none for a call that is only to be known of, should its process die: one append.
-            call: Record of the entry that the hold becomes when it expires.
-            created_at: Microseconds since the epoch; now, if not given.
-            owner: Who holds it; this process, if not given.
-            generation: That of what the claims go by; None = any.
+        """As of `Shared`; holding the same again changes nothing, and a hold without claims is one append.
 
         Raises:
-            CapReachedError: a claim does not fit; nothing was held.
-            OutdatedError: the ledger's generation is another; nothing was held.
-            StoreUnavailableError: it cannot be known whether it fits.
             StoreBusyError: the server would have to be asked.
         """
         if hold_id in self._holds:

@@ -17,7 +17,7 @@ import psycopg
 from psycopg import Connection
 
 from tokenmeter.errors import ConfigurationError, StoreBusyError, StoreError, StoreUnavailableError
-from tokenmeter.ledger import CounterKey, Entry, Posting, Reservation, ThresholdCrossing, utcnow
+from tokenmeter.ledger import CounterKey, Entry, Posting, ThresholdCrossing, utcnow
 from tokenmeter.processes import after_fork_in_child
 from tokenmeter.stores.base import (
     Counter,
@@ -38,7 +38,6 @@ from tokenmeter.stores.postgres.schema import PostgresEnd, apply, check, state
 from tokenmeter.stores.postgres.sessions import Address, ServerRows, explain
 from tokenmeter.stores.postgres.spool import Spool
 from tokenmeter.stores.reading import document_of, document_record
-from tokenmeter.stores.record import encode_entry
 from tokenmeter.stores.slots import to_microseconds
 from tokenmeter.stores.store import BookStore, Record
 from tokenmeter.stores.tail import frames, segment_path, segments
@@ -47,7 +46,7 @@ log = logging.getLogger("tokenmeter")
 T = TypeVar("T")
 
 
-class PostgresStore(BookStore[PostgresBook]):
+class PostgresStore(BookStore[PostgresBook, ServerJournal]):
     """See `tokenmeter.stores.base.Store`.
 
     An entry is acknowledged when it is in the tail of this host, from which a thread sends it within milliseconds, and
@@ -195,29 +194,6 @@ class PostgresStore(BookStore[PostgresBook]):
             settled = self._book.settled.get(slot.key, 0)
             slot.alert_at = next((threshold for threshold in thresholds if threshold > settled), NEVER)
         return (*crossed, *self.journal.take_crossings())
-
-    def reserve(self, reservation: Reservation) -> None:
-        """Hold every claim or none; holding the same reservation again changes nothing."""
-        slot = self.journal.slot
-        self.journal.reserve(
-            reservation.reservation_id,
-            to_microseconds(reservation.expires_at),
-            [
-                (slot(claim.key, claim.window_end), claim.limit, claim.amount)
-                for claim in sorted(reservation.claims, key=lambda claim: claim.key)
-            ],
-            encode_entry(reservation.call, self.journal.definitions),
-            created_at=to_microseconds(reservation.created_at),
-            owner=reservation.owner,
-        )
-
-    def release(self, reservation_id: str) -> bool:
-        """Free a hold without an entry."""
-        return self.journal.release(reservation_id)
-
-    def extend(self, reservation_id: str, expires_at: datetime) -> bool:
-        """Move a hold's expiry."""
-        return self.journal.extend(reservation_id, to_microseconds(expires_at))
 
     def recount(self, count: Callable[[], Mapping[CounterKey, tuple[int, int | None]]]) -> None:
         """Have counters say what `count` finds in the ledger, to which nothing is added meanwhile."""

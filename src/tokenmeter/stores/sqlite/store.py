@@ -55,15 +55,12 @@ _MOST_TOLD = 50_000
 T = TypeVar("T")
 
 
-class SQLiteStore(BookStore[SQLiteBook]):
+class SQLiteStore(BookStore[SQLiteBook, Journal | DirectJournal]):
     """See `tokenmeter.stores.base.Store`. Nothing here waits longer than `patience`, so ``wait`` makes no difference.
 
     Args:
         path: The file; made if it is missing, in a directory that only its owner can read.
         patience: Seconds to wait for another program that has the file locked.
-
-    Attributes:
-        journal: What calls write to; see `tokenmeter.stores.journal.Journal`.
 
     Raises:
         StoreUnavailableError: the file cannot be used.
@@ -76,7 +73,6 @@ class SQLiteStore(BookStore[SQLiteBook]):
         super().__init__(SQLiteBook(path, patience=patience))
         self.path = self._book.path
         self.url = f"sqlite:///{self.path}"
-        self.journal: Journal | DirectJournal
         if self._book.database.wal and CAN_SHARE:
             self.journal = Journal(self.path, self._book)
             self._book.recount = self.journal.disturb
@@ -184,30 +180,7 @@ class SQLiteStore(BookStore[SQLiteBook]):
             self._fold()
             if self._book.hold(hold_id) is not None:
                 return
-        slot = self.journal.slot
-        self.journal.reserve(
-            hold_id,
-            to_microseconds(reservation.expires_at),
-            [
-                (slot(claim.key, claim.window_end), claim.limit, claim.amount)
-                for claim in sorted(reservation.claims, key=lambda claim: claim.key)
-            ],
-            encode_entry(reservation.call, self.journal.definitions),
-            created_at=to_microseconds(reservation.created_at),
-            owner=reservation.owner,
-        )
-
-    def release(self, reservation_id: str) -> bool:
-        """Free a hold without an entry."""
-        return self.journal.release(reservation_id)
-
-    def extend(
-        self,
-        reservation_id: str,
-        expires_at: datetime,
-    ) -> bool:
-        """Move a hold's expiry."""
-        return self.journal.extend(reservation_id, to_microseconds(expires_at))
+        super().reserve(reservation)
 
     def recount(self, count: Callable[[], Mapping[CounterKey, tuple[int, int | None]]]) -> None:
         """Have counters say what `count` finds in the ledger, to which nothing is added meanwhile."""
