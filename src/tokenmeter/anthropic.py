@@ -18,6 +18,8 @@ from tokenmeter.errors import ConfigurationError
 try:
     import anthropic as _sdk
 except ImportError as missing:
+    if missing.name != "anthropic":  # it is there, and something that it needs is not
+        raise
     raise ConfigurationError(
         "tokenmeter.anthropic needs the Anthropic SDK. Install it: pip install 'tokenmeter-sdk[anthropic]'"
     ) from missing

@@ -22,6 +22,8 @@ try:
     from google.genai import client as _client
     from google.genai import errors as _errors
 except ImportError as missing:
+    if missing.name not in {"google", "google.genai"}:  # it is there, and something that it needs is not
+        raise
     raise ConfigurationError(
         "tokenmeter.google needs Google's Gen AI SDK. Install it: pip install 'tokenmeter-sdk[google]'"
     ) from missing

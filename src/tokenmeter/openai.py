@@ -23,6 +23,8 @@ from tokenmeter.errors import ConfigurationError
 try:
     import openai as _sdk
 except ImportError as missing:
+    if missing.name != "openai":  # it is there, and something that it needs is not
+        raise
     raise ConfigurationError(
         "tokenmeter.openai needs the OpenAI SDK. Install it: pip install 'tokenmeter-sdk[openai]'"
     ) from missing

@@ -108,3 +108,14 @@ def test_at_a_prompt_the_public_names_are_offered_and_no_others():
     assert (done.returncode, done.stderr) == (0, "")
     verbs = {name for name in tokenmeter.__all__ if name.startswith("re")}
     assert json.loads(done.stdout) == sorted({"OpenAI", "reconciliation"} | verbs)
+
+
+@pytest.mark.parametrize(("ours", "package"), [("openai", "openai"), ("anthropic", "anthropic"), ("google", "google")])
+def test_an_sdk_that_is_there_and_broken_says_so_itself(tmp_path, ours, package):
+    folder = tmp_path / package / "genai" if ours == "google" else tmp_path / package
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text("import not_there_at_all\n")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import tokenmeter.{ours}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "ModuleNotFoundError: No module named 'not_there_at_all'" in done.stderr
+    assert "needs" not in done.stderr.splitlines()[-1]
