@@ -17,7 +17,9 @@ from tokenmeter.attribution import hash_key
 from tokenmeter.errors import ConfigurationError, StoreUnavailableError, reason_of, shown
 from tokenmeter.paths import expand, user_folder
 from tokenmeter.settings import (
+    ADDRESS,
     ENV,
+    IN_ENVIRONMENT,
     SHA256,
     AlertSettings,
     DashboardSettings,
@@ -105,15 +107,21 @@ def load_settings(**given: Unpack[SettingsArguments]) -> Settings:
             values[name] = _lay_over(name, value, values.get(name))
         else:
             values[name] = value
+    settings = _validate(values, source)
+    settings._tokens_of_file = source is not None and "dashboard" not in arguments  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    return settings
+
+
+def _validate(values: dict[str, Any], source: str | None) -> Settings:
     try:
-        settings = Settings.model_validate(values)
+        return Settings.model_validate(values)
     except ValidationError as error:
         # Without its cause: pydantic's own text quotes every value, a password in a store's URL among them.
         raise ConfigurationError(_explain(error, source)) from None
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{source or 'configuration'}: {error}") from None
     except RecursionError:
         raise ConfigurationError(f"{source or 'configuration'}: it is nested too deeply; flatten it.") from None
-    settings._tokens_of_file = source is not None and "dashboard" not in arguments  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-    return settings
 
 
 def _tell_apart(*given: dict[str, Any]) -> None:
@@ -212,7 +220,19 @@ _MEANT = {
     **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "must be a table"),
     "list_type": "must be a list",
     "invalid_key": "has a key that is no text",
+    **dict.fromkeys(("too_short", "string_too_short"), "must not be empty"),
+    "missing": "is missing",
 }
+#: The same, by the pattern that was not matched.
+_MEANT_BY = {
+    ADDRESS: "must begin with https:// or http://, or be env:NAME, a variable that holds the address",
+    IN_ENVIRONMENT: "must be env:NAME, the variable that holds it",
+    SHA256.pattern: "must be sha256:..., as `tokenmeter dashboard token create` prints it",
+}
+
+
+#: Most characters of a key that an error repeats.
+_LONGEST_NAME = 120
 
 
 def _explain(error: ValidationError, source: str | None) -> str:
@@ -225,13 +245,13 @@ def _explain(error: ValidationError, source: str | None) -> str:
             if isinstance(part, int):
                 path += f"[{part}]"
             elif not _KIND.fullmatch(part):
-                path += f".{part}" if path else part
+                path += ("." if path else "") + (part if len(part) <= _LONGEST_NAME else f"{part[:_LONGEST_NAME]}...")
                 table = _INNER.get((table, part), table)
         if problem["type"] == "extra_forbidden":
             problems.append(f"unknown key {path!r}: {_suggest(str(problem['loc'][-1]), table)}")
         else:
             said = problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-            said = _MEANT.get(problem["type"], said)
+            said = _MEANT_BY.get(problem.get("ctx", {}).get("pattern", ""), _MEANT.get(problem["type"], said))
             refused.setdefault(path, {})[said] = problem["input"]
     for path, kinds in refused.items():
         (first, given), *others = kinds.items()
@@ -242,4 +262,6 @@ def _explain(error: ValidationError, source: str | None) -> str:
 
 def _quote_refused(path: str, value: object) -> str:
     """The value that was refused; nothing of a store's URL, or of what stands where a token's hash should."""
+    if value in ("", [], {}):
+        return ""
     return "" if path == "store" or path.endswith(".hash") else f" (got {shown(value)})"

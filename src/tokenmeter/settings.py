@@ -19,6 +19,8 @@ from tokenmeter.money import ONE, ZERO, parse_decimal
 from tokenmeter.periods import parse_instant
 from tokenmeter.pricing.parse import table_lines
 
+#: Where an alert goes, and a secret that is never written down.
+ADDRESS, IN_ENVIRONMENT = r"^(https?://|env:)", "^env:"
 #: How a value names the environment variable that holds it, and a secret its SHA-256.
 ENV = re.compile(r"env:(?P<name>[A-Za-z_][A-Za-z0-9_]*)$")
 SHA256 = re.compile(r"sha256:(?P<hex>[0-9a-f]{64})$")
@@ -67,7 +69,7 @@ def _parse_instant(value: object) -> object:
 
 
 #: An http(s) URL, or the variable that holds it.
-Address = Annotated[str, BeforeValidator(_check_text), Field(pattern=r"^(https?://|env:)")]
+Address = Annotated[str, BeforeValidator(_check_text), Field(pattern=ADDRESS)]
 
 
 class EmailSettings(BaseModel):
@@ -81,7 +83,7 @@ class EmailSettings(BaseModel):
     port: int | None = Field(default=None, ge=1, le=65_535)
     security: Literal["starttls", "tls", "none"] = "starttls"
     user: Text | None = None
-    password: Text | None = Field(default=None, pattern="^env:")
+    password: Text | None = Field(default=None, pattern=IN_ENVIRONMENT)
 
 
 class AlertSettings(BaseModel):

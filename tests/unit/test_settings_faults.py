@@ -246,3 +246,42 @@ def test_what_cannot_be_shown_is_refused_in_few_words(place, value):
     with pytest.raises(ConfigurationError) as refused:
         GIVEN[place](value)
     assert len(str(refused.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"store": ""}, "store must not be empty"),
+        ({"alerts": [{"slack": "hooks"}]}, "alerts[0].slack must begin with https:// or http://, or be env:NAME"),
+        ({"alerts": [{"email": {"to": ["a@b"]}}]}, "alerts[0].email.from is missing"),
+        ({"dashboard": {"tokens": {"a": {"hash": "x"}}}}, "dashboard.tokens.a.hash must be sha256:"),
+    ],
+    ids=str,
+)
+def test_a_wrong_value_is_told_in_words_and_not_in_a_validators(given, said):
+    with pytest.raises(ConfigurationError) as refused:
+        load_settings(**given)
+    assert said in str(refused.value)
+
+
+def test_what_is_wrong_in_a_file_names_the_file(tmp_path):
+    path = tmp_path / "tokenmeter.toml"
+    path.write_text('multiplier = "1e999999"\n')
+    with pytest.raises(ConfigurationError, match="multiplier must lie between") as refused:
+        load_settings(config=path)
+    assert str(path) in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *({"budgets": [{"limit_usd": 1, key: "x" * 100_000}]} for key in ("period", "hard", "limit", "refresh", "tz")),
+        {"dashboard": {"x" * 100_000: 1}},
+        {"models": {"a": {"x" * 100_000: 1}}},
+    ],
+    ids=lambda given: next(iter(given)),
+)
+def test_an_error_repeats_no_more_than_a_line_of_what_it_refuses(given):
+    with pytest.raises(ConfigurationError) as refused:
+        tokenmeter.make_meter(store="memory:", **given)
+    assert len(str(refused.value)) < 1000

@@ -149,10 +149,10 @@ class Budget(Who):
         window = self.window
         for key, choices in _CHOICES.items():
             if getattr(self, key) not in choices:
-                raise ConfigurationError(f"{key} must be {' or '.join(choices)}, not {getattr(self, key)!r}.")
+                raise ConfigurationError(f"{key} must be {' or '.join(choices)}, not {shown(getattr(self, key))}.")
         for key in ("hard", "inject_max_tokens"):
             if not isinstance(getattr(self, key), bool):
-                raise ConfigurationError(f"{key} must be true or false, not {getattr(self, key)!r}.")
+                raise ConfigurationError(f"{key} must be true or false, not {shown(getattr(self, key))}.")
         set_field(self, "tags", _checked_tags(self.tags))
         for key in SCOPE_FIELDS:
             _check_text(getattr(self, key), key)
@@ -297,7 +297,9 @@ class Budget(Who):
             amount = parse_limit(getattr(self, key), _LIMITS[key], name=key)
             object.__setattr__(self, key, amount_of(_LIMITS[key], amount) if key == "limit_usd" else amount)
         if isinstance(self.refresh, bool) or not isinstance(self.refresh, int) or self.refresh < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ConfigurationError(f"refresh must be a whole number of seconds, at least 1, not {self.refresh!r}.")
+            raise ConfigurationError(
+                f"refresh must be a whole number of seconds, at least 1, not {shown(self.refresh)}."
+            )
         if self.limit is not None:
             object.__setattr__(self, "limit", self._checked_limit(self.limit))
 
@@ -322,7 +324,7 @@ class Budget(Who):
             return MappingProxyType(dict(table))
         if callable(limit):
             return cast("LimitFunction", limit)
-        raise ConfigurationError(f"limit must be a table or a function, not {limit!r}.")
+        raise ConfigurationError(f"limit must be a table or a function, not {shown(limit)}.")
 
     def _derived_name(self) -> str:
         scope = ",".join(f"{key}={value}" for key, value in self.scope.items()) or "all"
@@ -388,7 +390,7 @@ def limit_in(value: LimitValue | None, unit: Unit, *, name: str, cut: bool = Fal
     if isinstance(value, Mapping):
         table = value
         if unknown := set(table) - set(_LIMITS.values()):
-            raise ConfigurationError(f"{name}: {min(unknown)!r} is not one of {', '.join(_LIMITS.values())}.")
+            raise ConfigurationError(f"{name}: {shown(min(unknown))} is not one of {', '.join(_LIMITS.values())}.")
         value = table.get(unit)
     elif unit != "usd":
         return -1 if value == UNLIMITED else None
@@ -425,7 +427,9 @@ def _weekday(value: object) -> object:
     days = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
     if isinstance(value, str):
         if value.lower() not in days:
-            raise ConfigurationError(f"week_start must be 0 (Monday) to 6 (Sunday) or a day's name, not {value!r}.")
+            raise ConfigurationError(
+                f"week_start must be 0 (Monday) to 6 (Sunday) or a day's name, not {shown(value)}."
+            )
         return days.index(value.lower())
     return value
 
@@ -459,7 +463,7 @@ def _checked_thresholds(value: object, *, rolling: bool) -> tuple[int, ...]:
     percents = cast("Sequence[object]", value)
     for percent in percents:
         if not isinstance(percent, int) or isinstance(percent, bool) or not 1 <= percent <= 1000:  # noqa: PLR2004
-            raise ConfigurationError(f"thresholds must be whole percents from 1 to 1000, not {percent!r}.")
+            raise ConfigurationError(f"thresholds must be whole percents from 1 to 1000, not {shown(percent)}.")
     return tuple(sorted(set(cast("Sequence[int]", percents))))
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from typing import cast
 
-from tokenmeter.errors import ConfigurationError
+from tokenmeter.errors import ConfigurationError, shown
 from tokenmeter.periods import CALENDAR_UNITS, CalendarUnit, floor, parse_instant, zone
 from tokenmeter.stores.slots import from_microseconds, to_microseconds
 
@@ -47,17 +47,17 @@ class Window:
         if self.period not in (*CALENDAR_UNITS, "total") and not _ROLLING.fullmatch(str(self.period)):
             raise ConfigurationError(
                 f"period must be one of {', '.join(CALENDAR_UNITS)}, total or rolling-<n>s|m|h|d "
-                f"(rolling-60s, rolling-24h), not {self.period!r}."
+                f"(rolling-60s, rolling-24h), not {shown(self.period)}."
             )
         _check_day(self.week_start, "week_start", 0, 6, "0 (Monday) to 6 (Sunday)")
         _check_day(self.anchor, "anchor", 1, 31, "1 to 31, a day of the month")
         if self.week_start and self.period != "week":
-            raise ConfigurationError(f"week_start only goes with period='week', not {self.period!r}.")
+            raise ConfigurationError(f"week_start only goes with period='week', not {shown(self.period)}.")
         if self.anchor != 1 and self.period not in _MONTHS:
-            raise ConfigurationError(f"anchor only goes with a month, quarter or year, not {self.period!r}.")
+            raise ConfigurationError(f"anchor only goes with a month, quarter or year, not {shown(self.period)}.")
         _check_day(self.reset_hour, "reset_hour", 0, 23, "0 to 23, an hour of the day")
         if self.reset_hour and self.period not in CALENDAR_UNITS[1:]:
-            raise ConfigurationError(f"reset_hour only goes with a day or a longer window, not {self.period!r}.")
+            raise ConfigurationError(f"reset_hour only goes with a day or a longer window, not {shown(self.period)}.")
 
     @property
     def length_us(self) -> int | None:
@@ -140,4 +140,4 @@ class Window:
 
 def _check_day(value: object, name: str, low: int, high: int, meaning: str) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise ConfigurationError(f"{name} must be {meaning}, not {value!r}.")
+        raise ConfigurationError(f"{name} must be {meaning}, not {shown(value)}.")
