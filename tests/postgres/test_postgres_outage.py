@@ -192,7 +192,7 @@ class TestSpool:
 
         def fill():
             nonlocal kept
-            while kept < 2000:
+            while kept < 20_000:  # it takes the sender a moment to find the server gone
                 store.settle(make_entry(raw_usage="x" * 3000))
                 kept += 1
 
