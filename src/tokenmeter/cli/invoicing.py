@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from textwrap import fill
 from typing import Annotated, Any
 
 import typer
@@ -40,6 +41,8 @@ from tokenmeter.stores.base import Store
 invoice_app = typer.Typer(help="Draft, issue, list, print, credit and settle invoices.", no_args_is_help=True)
 
 STDOUT = Path("-")
+#: What a line with a description and an amount takes at least.
+_LEAST_WIDTH = 60
 Number = Annotated[str, typer.Argument(help="Invoice number, such as INV-00001.")]
 Account = Annotated[
     list[str] | None,
@@ -374,7 +377,7 @@ def _show_invoice(frame: Frame, invoice: Invoice) -> None:
     out.print(str(invoice), markup=False)
     sheet = invoice.to_sheet()
     for name, value in sheet.facts:
-        out.print(f"       {name}: {value}", markup=False)
+        _say(f"{name}: {value}")
     named = (line.description for line in invoice.lines), (name for name, _ in sheet.sums), invoice.left[:1]
     wide = max(map(len, chain.from_iterable(named)))
     for line, row in zip(invoice.lines, sheet.rows, strict=True):
@@ -383,13 +386,21 @@ def _show_invoice(frame: Frame, invoice: Invoice) -> None:
         *whose, quantity, price = zip(sheet.columns[2:-1], row.cells[2:-1], strict=True)
         how = row.note or line.arithmetic or " x ".join(cell for _, cell in (quantity, price) if cell)
         if told := [*(f"{name} {cell}" for name, cell in whose), how] if how else []:
-            out.print(f"         {'; '.join(told)}", markup=False)
+            _say("; ".join(told), indent=9)
     for name, amount in sheet.sums:
         out.print(f"       {name:<{wide}} {amount:>14}", markup=False)
     if invoice.events:
         name, left = invoice.left
         out.print(f"       {name:<{wide}} {left:>14,f}", markup=False)
     for event in invoice.events:
-        out.print(f"       {event.on} {event.text}, by {event.by}", markup=False)
+        _say(f"{event.on} {event.text}, by {event.by}")
     for said in (*sheet.remarks, *sheet.small):
-        out.print(f"       {said}", markup=False)
+        _say(said)
+
+
+def _say(text: str, indent: int = 7) -> None:
+    """A line below an invoice's, folded where the terminal is narrow."""
+    begin = " " * indent
+    width = max(_LEAST_WIDTH, out.width)
+    folded = fill(text, width, initial_indent=begin, subsequent_indent=begin, break_on_hyphens=False)
+    out.print(folded, markup=False)
