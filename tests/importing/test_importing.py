@@ -101,6 +101,8 @@ def test_claude_code_counts_the_line_with_the_highest_output_once_over_all_files
     }
     assert {entry.attribution.project for entry in meter.store.entries()} == {"shop"}
     assert "console" in str(outcome)
+    assert outcome.lines == outcome.recorded + outcome.not_calls + outcome.merged == 3 + 2 + 6
+    assert "6 lines that repeat one of them" in str(outcome)
 
 
 def test_claude_code_without_request_ids_synthetic_models_and_tools(meter, write):
@@ -342,7 +344,7 @@ def test_openrouter_generations_are_calls_and_its_days_are_not(meter, write):
     assert "reconcile" in outcome.left_out[0].reason
 
 
-MAP = {"id": "req.id", "time": "req.ts", "model": "llm.name", "input": "llm.in", "cache_read": "llm.cached",
+MAP = {"id": "req.id", "time": "req.ts", "model": "llm.name", "input": "llm.in", "cache_read": "llm.cached?",
        "output": "llm.out", "member": "who"}  # fmt: skip
 
 
@@ -395,9 +397,48 @@ def test_the_same_id_with_other_figures_is_a_conflict_and_named(meter, write):
     ],
 )
 def test_a_row_that_cannot_be_right_is_named_and_left_out(meter, write, row, reason):
-    outcome = import_usage(meter, write("a.jsonl", [row]), fields=MAP)
-    assert (outcome.recorded, len(outcome.left_out)) == (0, 1)
+    good = own("good", **{"in": 1, "out": 1})
+    outcome = import_usage(meter, write("a.jsonl", [row, good]), fields=MAP)
+    assert (outcome.recorded, len(outcome.left_out)) == (1, 1)
     assert reason in outcome.left_out[0].reason
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"output": "llm.oot"}, "no row has what output=llm.oot names; the first one has req.id, req.ts, llm.name"),
+        ({"model": "llm.nmae", "input": "in"}, "what model=llm.nmae, input=in names"),
+        ({"member": "who.name"}, "member=who.name"),
+        ({"id": "req.idd"}, "id=req.idd"),
+    ],
+)
+def test_a_path_that_no_row_has_is_refused_before_anything_is_recorded(meter, write, tmp_path, changed, said):
+    for name in ("a", "b"):
+        write(f"logs/{name}.jsonl", [own(f"{name}{at}", **{"in": 5, "out": 1}) for at in range(3)])
+    with pytest.raises(ConfigurationError) as refused:
+        import_usage(meter, tmp_path / "logs", fields=MAP | changed)
+    assert said in str(refused.value)
+    assert list(meter.store.entries()) == []
+    assert import_usage(meter, tmp_path / "logs", fields=MAP).recorded == 6
+
+
+def test_a_heading_that_a_table_lacks_is_refused(meter, write):
+    table = write("a.csv", "id,t,m,in,out,c,who\nr,2026-10-13T10:00:00Z,gpt-5,1000,7,1.50,ana\n")
+    with pytest.raises(ConfigurationError, match=r"output=ouput names; the first one has id, t, m, in, out, c, who"):
+        import_usage(meter, table, fields=COLUMNS | {"output": "ouput"})
+
+
+def test_a_path_that_may_be_missing_is_marked_and_others_that_some_rows_lack_are_told(meter, write):
+    rows = [own("r1", **{"in": 5, "out": 1}), own("r2", **{"in": 5})]
+    outcome = import_usage(meter, write("a.jsonl", rows), fields=MAP)  # cache_read=llm.cached?
+    assert (outcome.recorded, outcome.notes) == (2, ["llm.out: 1 line has none; read as nothing."])
+
+
+def test_the_second_of_two_paths_is_looked_for_before_the_first_is_recorded(meter, write, tmp_path):
+    first = write("a.jsonl", [own("r1", **{"in": 5, "out": 1})])
+    with pytest.raises(ConfigurationError, match="No such file"):
+        import_usage(meter, [first, tmp_path / "typo.jsonl"], fields=MAP)
+    assert list(meter.store.entries()) == []
 
 
 @pytest.mark.parametrize(

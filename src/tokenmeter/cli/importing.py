@@ -57,7 +57,8 @@ def import_(
     ],
     *,
     map_: Annotated[
-        list[str] | None, typer.Option("--map", help="NAME=PATH,...: what is where in rows of your own.")
+        list[str] | None,
+        typer.Option("--map", help="NAME=PATH,...: what is where in rows of your own; PATH? where some lack it."),
     ] = None,
     provider: Annotated[str | None, typer.Option(help="Provider id, where the rows do not show it.")] = None,
     endpoint: Annotated[str | None, typer.Option(help="SDK method path, such as chat.completions.")] = None,
@@ -211,7 +212,9 @@ _MEGABYTE = 1 << 20
 
 def _tell_outcome(frame: Frame, outcome: ImportOutcome) -> None:
     frame.tell(outcome)
-    if outcome.last_at is not None and not frame.as_json:
+    if outcome.first_at is not None and outcome.last_at is not None and not frame.as_json:
         month = f"{outcome.last_at:%Y-%m}"
-        period = "this-month" if month == f"{utcnow():%Y-%m}" else month
-        out.print(f"See it with: tokenmeter report --by model --period {period}", markup=False)
+        span = "--period this-month" if month == f"{utcnow():%Y-%m}" else f"--period {month}"
+        if month != f"{outcome.first_at:%Y-%m}":
+            span = f"--since {outcome.first_at:%Y-%m-%d} --granularity month"
+        out.print(f"See it with: tokenmeter report --by model {span}", markup=False)

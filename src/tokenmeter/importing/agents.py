@@ -60,14 +60,14 @@ class ClaudeCode:
         self._best: dict[str, _SeenMessage] = {}
         self._told: dict[tuple[str, str | None], str] = {}
 
-    def read(self, row: Row, where: str) -> bool:
-        """Take a line; False when it is no call."""
+    def read(self, row: Row, where: str) -> int:
+        """Take a line; how many calls it tells."""
         message = mapping_of(row.get("message"))
         if row.get("type") != "assistant" or message.get("model") == "<synthetic>" or row.get("isApiErrorMessage"):
-            return False
+            return 0
         usage = object_in(message, "usage")
         if not usage:
-            return False
+            return 0
         name = message.get("id")
         if not name:
             raise ConfigurationError("the message has no id, so that it could be counted twice")
@@ -77,7 +77,7 @@ class ClaudeCode:
         before = self._best.get(str(name))
         if before is None or (not seen.sidechain, seen.output) > (not before.sidechain, before.output):
             self._best[str(name)] = seen
-        return True
+        return 1
 
     def calls(self) -> Iterator[Told]:
         """Each message once."""
@@ -153,8 +153,8 @@ class Codex:
         self._given = given
         self._files: dict[str, _CodexSession] = {}
 
-    def read(self, row: Row, where: str) -> bool:
-        """Take a line; False when it is no call."""
+    def read(self, row: Row, where: str) -> int:
+        """Take a line; how many calls it tells."""
         session = self._files.setdefault(where.rpartition(":")[0], _CodexSession())
         payload = mapping_of(row.get("payload"))
         kind = row.get("type")
@@ -177,8 +177,8 @@ class Codex:
                     where,
                 )
             )
-            return True
-        return False
+            return 1
+        return 0
 
     def calls(self) -> Iterator[Told]:
         """Each call once, over sessions, their forks, and archived copies."""
@@ -259,25 +259,25 @@ class Gemini:
         self._last: dict[str, ImportedCall] = {}
         self._session: dict[str, str] = {}
 
-    def read(self, row: Row, where: str) -> bool:
-        """Take a line or a whole chat; False when it holds no call."""
+    def read(self, row: Row, where: str) -> int:
+        """Take a line or a whole chat; how many calls it tells."""
         file = where.rpartition(":")[0]
         if row.get("sessionId"):
             self._session[file] = str(row["sessionId"])
         messages = row.get("messages")
         if isinstance(messages, list):
             found = [self.read(mapping_of(one), f"{where}.{at}") for at, one in enumerate(messages, 1)]  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-            return any(found)
+            return sum(found)
         if row.get("type") != "gemini":
-            return False
+            return 0
         tokens = object_in(row, "tokens")
         if not tokens:
-            return False
+            return 0
         if not row.get("id"):
             raise ConfigurationError("the message has no id, so that it could be counted twice")
         key = f"{self._session.get(file, '')}:{row['id']}"
         self._last[key] = self._call(row, tokens, key, where)
-        return True
+        return 1
 
     def calls(self) -> Iterator[Told]:
         """Each message once."""
@@ -316,13 +316,13 @@ class Aider:
         self._equal: Counter[tuple[str, str]] = Counter()
         self._found: list[ImportedCall] = []
 
-    def read(self, row: Row, where: str) -> bool:
-        """Take a line; False when it is no call."""
+    def read(self, row: Row, where: str) -> int:
+        """Take a line; how many calls it tells."""
         if row.get("event") != "message_send":
-            return False
+            return 0
         told = object_in(row, "properties")
         if not told:
-            return False
+            return 0
         content = json.dumps(row, sort_keys=True)
         file = where.rpartition(":")[0]
         self._equal[file, content] += 1
@@ -346,7 +346,7 @@ class Aider:
                 cost_in_source=None if told.get("cost") is None else decimal_of(told["cost"], "cost"),
             )
         )
-        return True
+        return 1
 
     def calls(self) -> Iterator[Told]:
         """Each line."""

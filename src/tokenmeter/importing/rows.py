@@ -5,7 +5,8 @@ Each reader takes one row and gives its call, or None for a row that is no call 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -163,6 +164,56 @@ def check_fields(fields: Mapping[str, str]) -> None:
         raise ConfigurationError("--map: name at least one count, such as input=... or output=....")
 
 
+_OPTIONAL = "?"
+_MOST_NAMED = 20
+
+
+def check_paths(fields: Mapping[str, str], rows: Iterable[Row]) -> None:
+    """Refuse a map that names what no row has: read as nothing, it would be recorded for good.
+
+    Args:
+        fields: The map; a path that ends in ``?`` may be missing.
+        rows: The rows of all files; no more of them are taken than it needs.
+
+    Raises:
+        ConfigurationError: none has it; says what the first one has.
+    """
+    wanted = {name: path for name, path in fields.items() if not path.endswith(_OPTIONAL)}
+    first: Row | None = None
+    for row in rows:
+        first = row if first is None else first
+        wanted = {name: path for name, path in wanted.items() if not _leads_to(row, path)}
+        if not wanted:
+            return
+    if first is not None:
+        told = ", ".join(f"{name}={path}" for name, path in wanted.items())
+        has = list(_paths_of(first))
+        more = ", ..." if has[_MOST_NAMED:] else ""
+        name, path = next(iter(wanted.items()))
+        raise ConfigurationError(
+            f"--map: no row has what {told} names; the first one has {', '.join(has[:_MOST_NAMED])}{more}. Nothing was "
+            f"recorded. Where a row may be without, end the path in a question mark: {name}={path}{_OPTIONAL}."
+        )
+
+
+def _leads_to(row: Row, path: str) -> bool:
+    if path in row:
+        return True
+    *steps, last = path.split(".")
+    value: object = row
+    for step in steps:
+        value = cast("Row", value).get(step) if isinstance(value, dict) else _picked(value, step)
+    return last in value if isinstance(value, dict) else _picked(value, last) is not None
+
+
+def _paths_of(row: Row, before: str = "") -> Iterator[str]:
+    for name, value in row.items():
+        if isinstance(value, dict) and value:
+            yield from _paths_of(cast("Row", value), f"{before}{name}.")
+        else:
+            yield f"{before}{name}"
+
+
 class MappedRows:
     """Rows of a shape of one's own, read by a map of fields.
 
@@ -173,7 +224,11 @@ class MappedRows:
     def __init__(self, given: Given) -> None:
         names = given.fields
         self._given = given
-        self._places = [(name, path, path.split(".")) for name, path in names.items()]
+        #: Path -> of how many rows it led nowhere; not counted where it may.
+        self.lacking: Counter[str] = Counter()
+        self._needed = {path for path in names.values() if not path.endswith(_OPTIONAL)}
+        paths = {name: path.removesuffix(_OPTIONAL) for name, path in names.items()}
+        self._places = [(name, path, path.split(".")) for name, path in paths.items()]
         self._meters = [name for name in ALL_METERS if name in names]
         self._who = [name for name in WHO if name in names]
         self._tags = {name: name.removeprefix("tag:") for name in names if name.startswith("tag:")}
@@ -224,6 +279,8 @@ class MappedRows:
             if isinstance(value, list | dict):
                 raise ConfigurationError(f"{path!r} is no single value: name what lies in it, such as {path}.0")
             found[name] = value
+            if value is None and path in self._needed:
+                self.lacking[path] += 1
         for name in ("id", "time"):
             if found[name] in {None, ""}:
                 raise ConfigurationError(f"there is no {self._given.fields[name]!r} (the {name})")

@@ -17,7 +17,7 @@ from tokenmeter.errors import ConfigurationError, TokenmeterError
 from tokenmeter.importing import agents, gateways
 from tokenmeter.importing.call import Given, ImportedCall
 from tokenmeter.importing.entries import EntryMaker, KnownCalls
-from tokenmeter.importing.rows import MappedRows, check_fields, response
+from tokenmeter.importing.rows import MappedRows, check_fields, check_paths, response
 from tokenmeter.importing.sources import (
     AGENTS,
     SOURCES,
@@ -49,7 +49,7 @@ _ROWS: Mapping[Source, Callable[[Mapping[str, Any], str, Given], ImportedCall | 
 class _WholeReader(Protocol):
     """A reader that takes all files of its kind before it gives a call."""
 
-    def read(self, row: Mapping[str, Any], where: str) -> bool: ...
+    def read(self, row: Mapping[str, Any], where: str) -> int: ...
 
     def calls(self) -> Iterator[agents.Told]: ...
 
@@ -82,6 +82,7 @@ class ImportOutcome:
         recorded: Calls that are in the ledger now and were not before.
         repeated: Calls that were there already, with the same figures.
         completed: Calls that were there as far as their answer had come, and stand whole now.
+        merged: Rows that tell a call again which another row tells: blocks of one message, copies of a session.
         not_calls: Rows that are no billed call: prompts, spans, failures, hits of a gateway's own cache.
         conflicts: Calls that are there with other figures, and were left as they are.
         left_out: Rows that could not be read: broken, without an id or an instant, of an unknown shape.
@@ -97,6 +98,7 @@ class ImportOutcome:
     recorded: int = 0
     repeated: int = 0
     completed: int = 0
+    merged: int = 0
     not_calls: int = 0
     conflicts: list[RowProblem] = field(default_factory=list[RowProblem])
     left_out: list[RowProblem] = field(default_factory=list[RowProblem])
@@ -116,6 +118,11 @@ class ImportOutcome:
             f"{counted(self.recorded, 'call')} recorded",
             f"{self.repeated:,} already there",
             counted(self.not_calls, "line that is no billed call", "lines that are no billed call"),
+            *(
+                [counted(self.merged, "line that repeats one of them", "lines that repeat one of them")]
+                if self.merged
+                else []
+            ),
             *([f"{self.completed:,} completed"] if self.completed else []),
             counted(len(self.conflicts), "conflict"),
             f"{len(self.left_out):,} left out",
@@ -135,7 +142,7 @@ class ImportOutcome:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values."""
-        counts = ("files", "lines", "recorded", "repeated", "completed", "not_calls")
+        counts = ("files", "lines", "recorded", "repeated", "completed", "merged", "not_calls")
         return {
             **{name: getattr(self, name) for name in counts},
             "conflicts": [one._asdict() for one in self.conflicts],
@@ -176,8 +183,8 @@ def import_usage(
         source: What it is, where the rows do not tell: ``claude-code``, ``codex``, ``gemini``, ``opencode``, ``aider``,
             ``litellm``, ``langfuse``, ``helicone``, ``openrouter``, ``portkey``, ``responses``.
         fields: What is where in rows of your own: ``{"id": "req.id", "time": "req.ts", "model": "llm.name", "input":
-            "llm.in", "cache_read": "llm.cached", "output": "llm.out", "member": "who"}``; names as of
-            `tokenmeter.importing.FIELDS`.
+            "llm.in", "cache_read": "llm.cached?", "output": "llm.out", "member": "who"}``; names as of
+            `tokenmeter.importing.FIELDS`. A path that no row has is refused, unless it ends in a question mark.
         provider: Provider id, where the rows do not tell.
         endpoint: SDK method path, the same.
         model: Model, the same.
@@ -189,7 +196,7 @@ def import_usage(
         progress: Called with a file and the bytes of it that were read.
 
     Raises:
-        ConfigurationError: no such file, source or field.
+        ConfigurationError: no such file, source or field, or a path of `fields` that no row has; nothing was recorded.
         StoreUnavailableError: the rest could not be recorded.
     """
     given = Given(
@@ -212,7 +219,11 @@ def import_usage(
     if source is not None and named is None:
         raise ConfigurationError(f"Unknown source {source!r}; use one of {', '.join(SOURCES)}.")
     run = _Import(meter, given, named, progress)
-    for path in _files(paths, named):
+    chosen = list(_files(paths, named))  # all of them are looked for before the first is recorded
+    if fields is not None:
+        rows = (line.row for path in chosen for line in lines_of(path, decimal))
+        check_paths(fields, (row for row in rows if row is not None))
+    for path in chosen:
         run.read(path)
     return run.finish()
 
@@ -243,6 +254,7 @@ class _Import:
         self._known = KnownCalls(meter.store)
         self._mapped = MappedRows(given) if given.fields else None
         self._whole = {name: make(given) for name, make in _WHOLE.items()}
+        self._told: Counter[str] = Counter()  # source -> calls as its rows tell them, some more than once
 
     def read(self, path: Path) -> None:
         """Take one file: its calls are recorded, but for those of agents, which may be copied over files."""
@@ -253,12 +265,16 @@ class _Import:
         """Record what is spread over files."""
         for name, reader in self._whole.items():
             self._record(self._counted(reader.calls(), name))
+            self.outcome.merged += self._told[name]
+        for path, rows in self._mapped.lacking.items() if self._mapped else ():
+            self.outcome.notes.append(f"{path}: {counted(rows, 'line has', 'lines have')} none; read as nothing.")
         if any(self.outcome.sources[name] for name in ("claude-code", "codex", "gemini", "opencode")):
             self.outcome.notes.append(_AN_ESTIMATE)
         return self.outcome
 
     def _counted(self, calls: Iterable[agents.Told], name: str) -> Iterator[ImportedCall]:
         for call in calls:
+            self._told[name] -= 1
             if isinstance(call, ImportedCall):
                 self.outcome.sources[name] += 1
                 yield call
@@ -292,8 +308,9 @@ class _Import:
         if self._mapped is not None:
             call = self._mapped.read(row, line.where)
         elif source is not None and source in self._whole:
-            if not self._whole[source].read(row, line.where):
-                self.outcome.not_calls += 1
+            told = self._whole[source].read(row, line.where)
+            self._told[source] += told
+            self.outcome.not_calls += not told
             return None
         else:
             call = _ROWS[source or "responses"](row, line.where, self._given)

@@ -428,6 +428,25 @@ def test_a_batch_line_is_priced_as_a_batch(run: Callable[..., Outcome], place: P
     assert float(live["list_cost"]) == 2 * float(batch["list_cost"])
 
 
+@pytest.mark.parametrize(
+    ("days", "span"),
+    [
+        (("2026-10-02", "2026-10-09"), "--period 2026-10"),
+        (("2025-09-02", "2026-10-09"), "--since 2025-09-02 --granularity month"),
+    ],
+)
+def test_after_an_import_a_report_is_named_that_shows_all_of_it(
+    run: Callable[..., Outcome], place: Path, days: tuple[str, str], span: str
+) -> None:
+    rows = [{"id": day, "t": f"{day}T10:00:00Z", "i": 10} for day in days]
+    (place / "own.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    told = run("import", "own.jsonl", "--map", "id=id,time=t,input=i", "--model", "gpt-5").out
+    assert f"See it with: tokenmeter report --by model {span}\n" in told
+    named = told.rpartition("See it with: tokenmeter ")[2].split()
+    shown = json.loads(run(*named, "--json").out)["rows"]
+    assert sum(row["requests"] for row in shown if row["group"]["model"] == "gpt-5") == 2
+
+
 def test_import_names_the_lines_it_left_out(run: Callable[..., Outcome], place: Path) -> None:
     (place / "out.jsonl").write_text('not json\n[1]\n{"what": "ever"}\n' + json.dumps(LINES[3]) + "\n")
     outcome = run("import", "out.jsonl")
