@@ -185,7 +185,7 @@ class TokenSettings(BaseModel):
 
     Attributes:
         hash: ``sha256:HEX`` of the token.
-        only: What it shows: dimension -> value or values; empty = everything.
+        only: What it shows: dimension -> value or values; None (left out) = everything. An empty one is refused.
         can: What it may do: ``read``; ``budgets`` (set, raise), ``invoices`` (issue, credit), ``prices`` (reprice).
         expires: First instant at which it is no longer good.
     """
@@ -193,7 +193,7 @@ class TokenSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     hash: str = Field(pattern=SHA256.pattern, repr=False)
-    only: dict[Text, Text | list[Text]] = Field(default_factory=dict)
+    only: dict[Text, Text | list[Text]] | None = None
     can: list[Literal["read", "budgets", "invoices", "prices"]] = Field(default=["read"], min_length=1)
     expires: Annotated[datetime | None, BeforeValidator(_parse_instant)] = None
 

@@ -28,7 +28,7 @@ from tokenmeter.dashboard.asgi import _Site
 from tokenmeter.errors import ConfigurationError, LedgerError, StoreUnavailableError
 from tokenmeter.reports import Query, read_report
 from tokenmeter.serving import answers
-from tokenmeter.serving.access import EVERYTHING, AccessScope, Token
+from tokenmeter.serving.access import EVERYTHING, AccessScope, Token, make_token
 from tokenmeter.serving.acting import add_verbs
 from tokenmeter.serving.lens import look_through, pulse_of
 from tokenmeter.serving.probes import entries_of
@@ -403,6 +403,32 @@ def test_an_application_decides_what_each_of_its_users_sees(busy, hosted):
     assert [row["group"]["member"] for row in report["rows"]] == ["bob"]
 
 
+NOTHING = [{}, {"nonsense": "x"}, {"member": None}, {"member": []}, {"member": ""}, 5, ""]
+
+
+@pytest.mark.parametrize("only", NOTHING)
+def test_a_part_that_names_nothing_is_refused_where_it_is_given(busy, only):
+    with pytest.raises(ConfigurationError, match="only="):
+        dashboard.app(busy, only=only)
+
+
+@pytest.mark.parametrize("answer", NOTHING)
+def test_a_function_whose_answer_names_nothing_shows_nothing_and_the_log_says_so(busy, hosted, caplog, answer):
+    served = hosted(dashboard.app(busy, only=lambda _: answer))
+    for path in ("/", "/api/v1/report?by=member"):
+        status, _, body = served.get(path)
+        assert (status, "nothing here that you may see" in body) == (403, True)
+    assert f"the function given as only= answered {answer!r}" in caplog.text
+
+
+@pytest.mark.parametrize("only", [{}, {"nonsense": "x"}, {"member": []}, {"member": ""}])
+def test_a_token_whose_part_names_nothing_is_refused(only):
+    made = load_settings(config={"dashboard": tokens(lead={"hash": hash_of("x"), "only": only})})
+    with pytest.raises(ConfigurationError, match=r"dashboard\.tokens\.lead: only=") as refused:
+        Token.of(made)
+    assert ("leave it out" in str(refused.value)) == (only == {})
+
+
 def test_a_token_that_acts_sees_everything():
     row = {"hash": hash_of("x"), "only": {"team": "a"}, "can": ["budgets"]}
     made = load_settings(config={"dashboard": tokens(lead=row)})
@@ -427,15 +453,35 @@ def test_an_expired_token_is_none(busy, serve):
 # -- clients that mean no good
 
 
-def test_who_sends_wrong_tokens_has_to_wait(shared):
+def test_who_sends_wrong_tokens_has_to_wait_and_a_token_that_a_person_chose_too(busy, serve):
+    chosen = "sixteen-letters-or-more"
+    settings = {**busy.settings.model_dump(), "dashboard": tokens(kim={"hash": hash_of(chosen)})}
+    busy.settings = busy.settings.model_validate(settings)
+    shared = serve(busy)
+    assert shared.get("/api/v1/me", **bearer(chosen))[0] == 200
     answers = [shared.get("/api/v1/me", **bearer(f"guess-{number}")) for number in range(12)]
     assert [status for status, _, _ in answers] == [401] * 10 + [429] * 2
     assert int(answers[-1][1]["retry-after"]) >= 1
-    assert shared.get("/api/v1/me", **bearer(OPS))[0] == 429  # not even looked at
+    assert shared.get("/api/v1/me", **bearer(chosen))[0] == 429  # not even looked at
     form = {"content_type": "application/x-www-form-urlencoded"}
-    status, headers, body = shared.get("/login", method="POST", body=f"token={OPS}", **form)
+    status, headers, body = shared.get("/login", method="POST", body=f"token={chosen}", **form)
     assert (status, "Too many wrong tokens" in body) == (429, True)
     assert "retry-after" in headers
+
+
+def test_wrong_tokens_do_not_lock_out_a_program_of_the_same_address(busy, serve):
+    token, digest = make_token()
+    busy.settings = busy.settings.model_validate(
+        {**busy.settings.model_dump(), "dashboard": tokens(made={"hash": digest})}
+    )
+    served = serve(busy)
+    for number in range(12):
+        served.get("/api/v1/me", **bearer(f"guess-{number}"))
+    for path in ("/api/v1/me", "/metrics"):
+        assert served.get(path, **bearer(token))[0] == 200
+    assert served.get("/api/v1/me", **bearer(f"{token[:-1]}~"))[0] == 429
+    form = {"content_type": "application/x-www-form-urlencoded"}
+    assert served.get("/login", method="POST", body=f"token={token}", **form)[0] == 303
 
 
 def test_a_viewer_who_is_in_does_not_wait_for_others(shared):

@@ -142,6 +142,18 @@ def test_a_wrong_token_leaves_the_file_as_it_was(run, tmp_path, wrong):
     assert (tmp_path / "tokenmeter.toml").read_text() == before
 
 
+def test_a_token_that_acts_reads_too(run, tmp_path, serve):
+    made = json.loads(run("create", "ops", "--can", "budgets", "--json").stdout)
+    meter = make_meter(store="memory:", config=tmp_path / "tokenmeter.toml")
+    try:
+        served = serve(meter)
+        assert served.get("/api/v1/report", authorization=f"Bearer {made['token']}")[0] == 200
+        told = json.loads(served.get("/api/v1/me", authorization=f"Bearer {made['token']}")[2])
+        assert told["can"] == ["budgets", "read"]
+    finally:
+        meter.close()
+
+
 def test_the_token_opens_its_part(run, tmp_path, serve):
     made = json.loads(run("create", "ada", "--only", "member=ada", "--json").stdout)
     meter = make_meter(store="memory:", config=tmp_path / "tokenmeter.toml")

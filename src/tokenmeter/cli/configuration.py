@@ -147,6 +147,7 @@ def init(
 def check(frame: Frame) -> None:
     """Read the settings as a program would and say what they are; exit code 2 when they are wrong."""
     settings = frame.settings
+    Token.of(settings)  # who serves a dashboard reads them
     meter = make_meter(settings.model_copy(update={"store": "memory:"}))
     budgets = [budget.name for budget in meter.budgets.declared]
     meter.close()

@@ -110,7 +110,10 @@ def create(
     *,
     name: Annotated[str, typer.Argument(help="Whose it is; what acts with it is recorded under this name.")],
     only: OnlyOption = None,
-    can: Annotated[list[str] | None, typer.Option(help=f"{', '.join(RIGHTS)}; repeat it.", show_default="read")] = None,
+    can: Annotated[
+        list[str] | None,
+        typer.Option(help=f"{', '.join(RIGHTS)}; repeat it. What acts may read, too.", show_default="read"),
+    ] = None,
     expires: Annotated[str | None, typer.Option(help="First instant at which it is no longer good.")] = None,
 ) -> None:
     """Make a token and write its hash into the settings file. The token itself is shown once and kept nowhere."""
@@ -121,7 +124,7 @@ def create(
     row: dict[str, Any] = {"hash": digest}
     if only:
         row["only"] = parse_conditions(only, "--only")
-    row |= {"can": can or ["read"]} | ({"expires": expires} if expires else {})
+    row |= {"can": list(dict.fromkeys(["read", *(can or ())]))} | ({"expires": expires} if expires else {})
     table = f"\n[dashboard.tokens.{_quote_key(name)}]\n" + "".join(
         f"{key} = {_format_value(row[key])}\n" for key in row
     )

@@ -84,14 +84,17 @@ def app(
             them itself.
         only: What is seen, such as ``{"member": "ada"}``: on the pages, in exports, in the API. Or a function of the
             request (Starlette's) that returns that for whoever asks, ``"everything"``, or None for nothing at all; it
-            may be a coroutine function. The tokens of the settings then count for nothing.
+            may be a coroutine function. Where it returns something else nothing is seen, and the log says so. The
+            tokens of the settings then count for nothing.
         requests_per_minute: How often one viewer may ask; a sixth of that at once.
 
     Raises:
-        ConfigurationError: an unknown zone or dimension, or a token too short to be safe.
+        ConfigurationError: an unknown zone or dimension, an `only` that names nothing, or a token too short to be safe.
     """
     if tz is not None:
         zone(tz)
+    if only is not None and not callable(only):
+        LedgerScope.of(only)  # said here, not to the first who looks
     if requests_per_minute < 1:
         raise ConfigurationError(f"requests_per_minute= is at least 1, not {requests_per_minute!r}.")
     chosen = meter or default_meter()
@@ -288,8 +291,9 @@ def _login(door: Door) -> Callable[[Request], Awaitable[Response]]:
             if request.headers.get("sec-fetch-site") in {"cross-site", "same-site"}:
                 raise HTTPException(403, "Log in on this page; a page of others cannot do it for you.")
             form = parse_qs((await request.body())[:_LONGEST_FORM].decode(errors="replace"))
-            seconds = door.wait(request)
-            token = None if seconds else door.open(request, form.get("token", [""])[0].strip())
+            said = form.get("token", [""])[0].strip()
+            seconds = door.wait(request, said)
+            token = None if seconds else door.open(request, said)
             if token is not None:
                 return door.welcome(request, base_of(request), token)
             wrong = not seconds

@@ -38,6 +38,7 @@ PAGE_PROOF, STILL = "tokenmeter.page_proof", "tokenmeter.still"
 log = logging.getLogger("tokenmeter")
 
 _PREFIX = "tokenmeter_"
+_MADE_LETTERS = 43  # 32 bytes in base64
 _TAG = "tag:"
 
 
@@ -150,11 +151,12 @@ class Token:
         found: list[Token] = []
         for name, row in settings.dashboard.tokens.items():
             try:
-                scope = AccessScope.of(row.only) if row.only else EVERYTHING
+                scope = EVERYTHING if row.only is None else AccessScope.of(row.only)
             except ConfigurationError as error:
-                raise ConfigurationError(f"dashboard.tokens.{name}: {error}") from None
+                left_out = "" if row.only else " To show everything, leave it out."
+                raise ConfigurationError(f"dashboard.tokens.{name}: {error}{left_out}") from None
             can = frozenset[Right](row.can)
-            if row.only and can - {"read"}:
+            if row.only is not None and can - {"read"}:
                 raise ConfigurationError(
                     f"dashboard.tokens.{name}: what may {' and '.join(sorted(can - {'read'}))} has to see everything; "
                     "leave out only=, or let it read only."
@@ -220,6 +222,11 @@ def make_token() -> tuple[str, str]:
     """A new token (256 random bits), and the hash of it that settings keep."""
     token = _PREFIX + secrets.token_urlsafe(32)
     return token, f"sha256:{hashlib.sha256(token.encode()).hexdigest()}"
+
+
+def is_made(token: str) -> bool:
+    """Whether a token may be one of `make_token`, which nobody guesses."""
+    return token.startswith(_PREFIX) and len(token) >= len(_PREFIX) + _MADE_LETTERS
 
 
 class Limiter:

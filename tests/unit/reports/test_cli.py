@@ -369,6 +369,8 @@ def test_config_check_reads_the_settings_as_a_program_would(run: Callable[..., O
     good = run("config", "check", "--json")
     assert good.code == 0
     assert json.loads(good.out)["budgets"] == ["members", "calls"]
+    (place / "tokenmeter.toml").write_text(f'[dashboard.tokens.x]\nhash = "sha256:{"0" * 64}"\nonly = {{}}\n')
+    assert "dashboard.tokens.x: only=" in run("config", "check").err
     (place / "tokenmeter.toml").write_text('stoer = "memory:"\n')
     bad = run("config", "check")
     assert bad.code == 2
