@@ -1,5 +1,6 @@
 """Statements of account: opening + charges + credits = closing."""
 
+import csv
 import io
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -158,3 +159,11 @@ def test_a_statement_without_a_profile_names_the_seller_of_the_last_invoice_or_n
     for basis in ("usage", "invoices"):
         drawn = draw_statement(store, member="ada", period="2026-11", basis=basis)
         assert drawn.to_sheet().seller == ("Platform GmbH",)
+
+
+def test_a_statement_as_csv_cannot_be_taken_for_whole_where_a_price_is_missing(store, make_call):
+    store.settle(make_call("1", at="2026-11-02T10:00", member="ada"))
+    store.settle(make_call(None, at="2026-11-03T10:00", member="ada", model="mystery"))
+    told = list(csv.DictReader(io.StringIO(draw_statement(store, member="ada", period="2026-11").to_csv())))
+    assert [row["unpriced"] for row in told] == [*("" for _ in told[1:]), "1"]
+    assert told[-1]["description"] == "Closing balance"

@@ -247,7 +247,7 @@ def test_the_outcome_reads_and_serialises(record, ledger):
     text, told = str(outcome), outcome.to_dict()
     assert "Coverage 100.00 %" in text
     assert "at another price" in text
-    assert "1 adjustments over 4.11" in text
+    assert "1 adjustment over 4.11" in text
     assert told["by_cause"] == {"price": "4.110000000000"}
     assert told["difference"] == "4.110000000000"
     assert outcome.to_json().startswith("{")

@@ -238,3 +238,12 @@ def test_the_platform_multiplier_of_the_most_specific_scope_applies_and_is_shown
 def test_bad_discounts_and_multipliers_are_errors_too(parse, row, reason):
     with pytest.raises(ConfigurationError, match=r"f: \[\[\w+\]\] row 1, " + reason):
         parse([row], file="f")
+
+
+@pytest.mark.parametrize(
+    ("parse", "row"), [(parse_discounts, {"factor": "0.8"}), (parse_multipliers, {"multiplier": "1.1"})]
+)
+def test_a_field_that_would_be_thrown_away_is_refused(parse, row):
+    assert parse([row], file="terms.toml")
+    with pytest.raises(ConfigurationError, match="field 'name': is unknown"):
+        parse([{**row, "name": "Enterprise agreement"}], file="terms.toml")

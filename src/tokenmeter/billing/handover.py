@@ -338,7 +338,8 @@ class _Handover:
         elif more < 0:
             self.outcome.owed[name] = -more
         elif not more:
-            self.outcome.unchanged += bool(earlier)
+            # What this run has sent again, or may be there or not, is told as that.
+            self.outcome.unchanged += any(one.key not in self._unclear for one in earlier)
         else:
             self._send_new(account, customer, sku_meter, more, len(earlier) + self._refusals[account, sku_meter] + 1)
 

@@ -26,7 +26,7 @@ from tokenmeter.stores.base import EntryFilter, Store
 Basis = Literal["usage", "invoices"]
 
 
-_COLUMNS = ("account", "date", "description", "charges", "credits", "balance", "currency")
+_COLUMNS = ("account", "date", "description", "charges", "credits", "balance", "currency", "unpriced")
 #: Kind of entry -> what its line is called, in the order of lines.
 _KINDS = {"usage": "Usage", "correction": "Corrections", "adjustment": "Adjustments"}
 
@@ -133,7 +133,7 @@ class Statement(Printable):
                 "balance": line.balance,
             }
             yield {**known, **told, "charges": line.charges or None, "credits": line.credits or None}
-        yield {**known, "description": "Closing balance", "balance": self.closing}
+        yield {**known, "description": "Closing balance", "balance": self.closing, "unpriced": self.unpriced or None}
 
     def to_sheet(self) -> PrintedSheet:
         """What its page shows."""

@@ -45,6 +45,12 @@ from tokenmeter.reconciliation import (
 from tokenmeter.reconciliation import reconcile as run_reconciliation
 from tokenmeter.tables import DecimalMark
 
+#: Of `AgedBalance.to_dict`, for people.
+_AGING_HEADS = (
+    *("buyer", "account", "currency", "not due", "1-30 days", "31-60 days", "61-90 days", "older"),
+    *("paid too much", "total"),
+)
+
 
 @command(invoice_app, "aging", examples=["tokenmeter invoice aging", "tokenmeter invoice aging --on 2026-12-31"])
 def aging(frame: Frame, *, on: Day = None) -> None:
@@ -57,8 +63,7 @@ def aging(frame: Frame, *, on: Day = None) -> None:
         out.print("Nobody owes anything.")
     else:
         rows = [list(one.to_dict().values()) for one in found]
-        heads = list(found[0].to_dict())
-        show_table(heads, rows, figures=tuple(heads[3:]), whole=("account",))
+        show_table(_AGING_HEADS, rows, figures=_AGING_HEADS[3:], whole=("account",))
 
 
 @command(

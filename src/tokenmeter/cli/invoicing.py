@@ -35,6 +35,7 @@ from tokenmeter.cli.frame import Exit, Frame, command, emit, out, show_table
 from tokenmeter.cli.options import BillPeriod, BooksTzOption, complete_account, parse_pairs
 from tokenmeter.dimensions import ACCOUNTS
 from tokenmeter.errors import ConfigurationError
+from tokenmeter.money import round_money
 from tokenmeter.reports.writers import is_stream, write_whole
 from tokenmeter.stores.base import Store
 
@@ -362,7 +363,7 @@ def _show_invoices(found: list[tuple[Invoice, bool]]) -> None:
             one.buyer.name,
             one.period.label,
             f"{one.total:,f} {one.currency}",
-            *(f"{amount:,f}" for amount in (one.credited, one.paid, one.balance)),
+            *(f"{round_money(amount, one.currency):,f}" for amount in (one.credited, one.paid, one.balance)),
             ("refused" if refused else one.status) + (f", {one.unpriced} unpriced" if one.unpriced else ""),
         )
         for one, refused in found

@@ -137,7 +137,7 @@ class _PriceTable:
         )
 
     def discount(self) -> Discount:
-        self._known_only({"factor", "provider", "model", "sku_meter", "effective_from", "effective_to", "name"})
+        self._known_only({"factor", "provider", "model", "sku_meter", "effective_from", "effective_to"})
         since, until = self._dates()
         provider = self._text("provider")
         model = self._text("model")
@@ -151,7 +151,7 @@ class _PriceTable:
         )
 
     def multiplier(self) -> Multiplier:
-        self._known_only({"multiplier", "factor", "effective_from", "effective_to", "name", *MULTIPLIER_SCOPES})
+        self._known_only({"multiplier", "factor", "effective_from", "effective_to", *MULTIPLIER_SCOPES})
         since, until = self._dates()
         scope = {name: self._text(name) for name in MULTIPLIER_SCOPES}
         if scope["provider"]:

@@ -13,6 +13,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from tokenmeter.attribution import NOBODY, Attribution
+from tokenmeter.display import counted
 from tokenmeter.ledger import Charge, Entry
 from tokenmeter.money import EXACT, ONE, ZERO, magnitude, quantize, total
 from tokenmeter.periods import Period
@@ -300,8 +301,8 @@ def _text(outcome: Reconciliation) -> Iterator[str]:
     if outcome.proposals:
         proposed = total(one.amount for one in outcome.proposals)
         yield (
-            f"{len(outcome.proposals)} adjustments over {proposed:,f} USD are proposed; `--post` or post_proposals() "
-            "appends them."
+            f"{counted(len(outcome.proposals), 'adjustment')} over {proposed:,f} USD proposed; `--post` or "
+            "post_proposals() appends what is proposed."
         )
         if outcome.difference is not None:
             rest = quantize(EXACT.subtract(outcome.difference, proposed))

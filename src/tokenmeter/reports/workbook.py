@@ -1,7 +1,7 @@
 """A table as an Excel workbook: dates are dates, ids text, money numbers with a row of sums below.
 
 A cell's number has 15 digits or so. So the columns at the far right, named ``... exact``, have each amount and price in
-full, and the last row sums what is money by a formula that follows a filter.
+full, and the last row sums money, counts and quantities by formulas that follow a filter.
 """
 
 from __future__ import annotations
@@ -69,8 +69,11 @@ class _Worksheet:
         self._bold = workbook.add_format({"bold": True, "top": 1})
         self._heads = workbook.add_format({"bold": True, "bottom": 1})
         self._formats = {kind: workbook.add_format({"num_format": form}) for kind, form in _FORMATS.items()}
-        self._sums = workbook.add_format({"bold": True, "top": 1, "num_format": _FORMATS["money"]})
-        self._totals = {at: ZERO for at, one in enumerate(fields) if one.kind == "money"}
+        kinds: tuple[Kind, ...] = ("money", "integer", "quantity")
+        self._sums = {
+            kind: workbook.add_format({"bold": True, "top": 1, "num_format": _FORMATS[kind]}) for kind in kinds
+        }
+        self._totals = {at: ZERO for at, one in enumerate(fields) if one.kind == "money" or one.summed}
         self._put: Mapping[Kind, Callable[[int, int, Any], None]] = {
             "text": self._text,
             "json": lambda row, at, value: self._text(row, at, json_value(value, "json")),
@@ -107,25 +110,25 @@ class _Worksheet:
         for at, (one, value) in enumerate(zip(self._fields, values, strict=True)):
             if value is not None and value != "":
                 self._put[one.kind](row, at, value)
+                if at in self._totals:
+                    self._totals[at] = add(self._totals[at], Decimal(value))
         for column, at in enumerate(self._exact, len(self._fields)):
             if values[at] is not None:
                 self._sheet.write_string(row, column, json_value(values[at], self._fields[at].kind))
-                if at in self._totals:
-                    self._totals[at] = add(self._totals[at], Decimal(values[at]))
 
     def _write_sums(self, last: int, exact: int) -> None:
         for at in range(exact):
             if at in self._totals:
                 letter = _letters(at)
-                formula = f"=SUBTOTAL({_SUM_SHOWN},{letter}2:{letter}{last + 1})"
-                self._sheet.write_formula(
-                    last + 1, at, formula, self._sums, float(self._totals[at])
-                )  # not money: a cell
+                formula, told = f"=SUBTOTAL({_SUM_SHOWN},{letter}2:{letter}{last + 1})", self._totals[at]
+                kind: Kind = "money" if self._fields[at].kind == "money" else "quantity"
+                form = self._sums["integer" if kind == "quantity" and told == int(told) else kind]
+                self._sheet.write_formula(last + 1, at, formula, form, float(told))  # not money: a cell
             else:
                 self._sheet.write_string(last + 1, at, "" if at else "Total", self._bold)
         for place, at in enumerate(self._exact):
-            told = json_value(self._totals.get(at), "money") or ""
-            self._sheet.write_string(last + 1, exact + place, told, self._bold)
+            shown = json_value(self._totals.get(at), "money") or ""
+            self._sheet.write_string(last + 1, exact + place, shown, self._bold)
 
     def _text(self, row: int, at: int, value: Any) -> None:
         self._sheet.write_string(row, at, str(value)[:_LONGEST_TEXT])

@@ -360,3 +360,12 @@ def test_a_plot_of_what_does_not_add_up_names_what_does(month: Store, value: str
     for report in (build(month, by="member"), build(month, period="2020")):
         with pytest.raises(ConfigurationError, match="billed_cost"):
             report.plot(value)
+
+
+def test_a_workbooks_last_row_sums_what_the_manifest_has_totals_of(month: Store, tmp_path: Path) -> None:
+    manifest = build(month, by="member,model", period="2026-11").to_xlsx(tmp_path / "r.xlsx")
+    heads, *rows = openpyxl.load_workbook(tmp_path / "r.xlsx", data_only=True).active.iter_rows(values_only=True)
+    last = dict(zip(heads, rows[-1], strict=True))
+    assert {"requests", "input", "output", "billed_cost"} <= set(manifest.control_totals)
+    for name, told in manifest.control_totals.items():
+        assert last[name] == pytest.approx(float(told)), name
