@@ -164,6 +164,21 @@ def test_reconciling_with_a_file_tells_by_its_exit_code(run, tmp_path):
     assert run("reconcile", "openai", "-p", "2026-10", "-f", "s.csv", *columns)[0] == 0
 
 
+def test_what_a_reconciliation_posts_goes_on_an_account_with_the_platforms_multiplier(run, tmp_path):
+    (tmp_path / "s.csv").write_text("d,m,c\n2026-10-10,gpt-5,13.3456\n")
+    asked = ("reconcile", "openai", "-p", "2026-10", "-f", "s.csv", "--column", "day=d", "--column", "model=m")
+    asked += ("--column", "cost=c")
+    whose = ("--on-account", "team=search", "--multiplier", "1.25")
+    code, told = run(*asked, *whose)
+    assert (code, "give --post" in told) == (2, True)
+    assert run(*asked, "--post", "--on-account", "colour=red")[0] == 2
+    assert "1 adjustment was appended." in run(*asked, "--post", *whose)[1]
+    (row,) = json.loads(run("report", "--by", "team", "--period", "2026-10", "--json")[1])["rows"]
+    assert (row["group"]["team"], row["contracted_cost"], row["billed_cost"]) == (
+        *("search", "13.345600000000", "13.595600000000"),
+    )
+
+
 def test_reconciling_without_an_admin_key_says_which_is_missing(run):
     code, text = run("reconcile", "openai")
     assert (code, "OPENAI_ADMIN_KEY" in text) == (2, True)

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tokenmeter.attribution import Attribution
 from tokenmeter.billing import (
     BillingProfile,
     HandOverError,
@@ -29,10 +30,11 @@ from tokenmeter.billing.rated import check_dimensions
 from tokenmeter.cli.frame import Exit, Frame, app, command, emit, out, progress_out, show_table
 from tokenmeter.cli.invoicing import STDOUT, Actor, Day, books_zone, invoice_app, write_document, write_file
 from tokenmeter.cli.options import BillPeriod, BooksTzOption, parse_account, parse_lists, parse_pairs
+from tokenmeter.dimensions import WHO
 from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.meter import Meter
-from tokenmeter.money import EXACT
+from tokenmeter.money import EXACT, parse_decimal
 from tokenmeter.periods import parse_day, parse_period
 from tokenmeter.reconciliation import (
     Reconciliation,
@@ -316,6 +318,7 @@ class BooksOptions:
     examples=[
         "tokenmeter reconcile openai --period last-month",
         "tokenmeter reconcile anthropic --period 2026-11 --file costs.csv",
+        "tokenmeter reconcile openai --period 2026-11 --post --on-account team=search --multiplier 1.25",
     ],
 )
 def reconcile(
@@ -325,6 +328,15 @@ def reconcile(
     period: BillPeriod = "last-month",
     books: BooksOptions,
     post: Annotated[bool, typer.Option("--post", help="Append the proposed adjustments.")] = False,
+    on_account: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--on-account", help="With --post: on whose account, FIELD=VALUE; repeat it.", show_default="nobody's"
+        ),
+    ] = None,
+    multiplier: Annotated[
+        str, typer.Option("--multiplier", help="With --post: platform multiplier on the provider's amounts.")
+    ] = "1",
     keep: Annotated[
         bool, typer.Option("--keep/--no-keep", help="File the outcome in the ledger, for auditors and the dashboard.")
     ] = True,
@@ -333,15 +345,21 @@ def reconcile(
 
     The admin key is read from OPENAI_ADMIN_KEY or ANTHROPIC_ADMIN_KEY.
     """
+    if (on_account or multiplier != "1") and not post:
+        raise ConfigurationError("--on-account and --multiplier are of what is appended: give --post.")
+    account: dict[str, Any] = {**parse_pairs(on_account or [], option="--on-account")}
+    if unknown := [name for name in account if name not in WHO]:
+        raise ConfigurationError(f"--on-account goes by {', '.join(WHO)}, not by {unknown[0]!r}.")
+    whose, factor = Attribution(**account), parse_decimal(multiplier, name="--multiplier")
     with frame.meter() as meter:
         outcome = books.compare(meter, provider, period)
-        posted = post_proposals(meter, outcome) if post else []
+        posted = post_proposals(meter, outcome, attribution=whose, multiplier=factor) if post else []
         if frame.as_json:
             emit({**outcome.to_dict(), "posted": [entry.entry_id for entry in posted]})
         else:
             out.print(str(outcome), markup=False)
             if post:
-                out.print(f"{len(posted)} adjustments were appended.")
+                out.print(f"{counted(len(posted), 'adjustment was', 'adjustments were')} appended.")
         if keep:  # told first: an outcome that cannot be filed is not lost
             file_reconciliation(meter.store, outcome)
     if not outcome.ok:

@@ -275,7 +275,7 @@ def _text(outcome: Reconciliation) -> Iterator[str]:
     yield f"{outcome.provider}, {outcome.period.label} (UTC): the ledger against {outcome.source}"
     coverage = "unknown" if outcome.coverage is None else f"{outcome.coverage} %"
     split = ", ".join(("day", *outcome.grain))
-    yield f"Coverage {coverage}. {outcome.compared} buckets compared, by {split}."
+    yield f"Coverage {coverage}. {counted(outcome.compared, 'bucket')} compared, by {split}."
     for name, side in (("ledger", outcome.ours), ("provider", outcome.theirs)):
         tokens = "-" if side.tokens is None else f"{side.tokens:,}"
         cost = "-" if side.cost is None else f"${quantize(side.cost):,f}"
