@@ -35,7 +35,6 @@ FLOATS = {
     "reports/query": "likeness of names",
     "serving/access": "seconds",
     "serving/probes": "metrics of Prometheus are binary; seconds",
-    "reports/workbook": "shown by a cell until it is computed anew; the exact text stands beside it",
     "stores/journal": "seconds",
     "stores/postgres": "seconds",
     "stores/sqlite/database": "seconds",
