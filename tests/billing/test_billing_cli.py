@@ -164,6 +164,13 @@ def test_reconciling_with_a_file_tells_by_its_exit_code(run, tmp_path):
     assert run("reconcile", "openai", "-p", "2026-10", "-f", "s.csv", *columns)[0] == 0
 
 
+def test_a_statement_of_a_name_that_the_ledger_does_not_have_says_so(run):
+    code, told = run("statement", "team=serach", "--period", "2026-10")
+    assert (code, "Nothing of team=serach stands in 2026-10 or before it" in told) == (0, True)
+    for known in ("2026-10", "2026-11"):  # in the second month there is only what was carried over
+        assert "Nothing of" not in run("statement", "team=search", "--period", known)[1]
+
+
 def test_what_a_reconciliation_posts_goes_on_an_account_with_the_platforms_multiplier(run, tmp_path):
     (tmp_path / "s.csv").write_text("d,m,c\n2026-10-10,gpt-5,13.3456\n")
     asked = ("reconcile", "openai", "-p", "2026-10", "-f", "s.csv", "--column", "day=d", "--column", "model=m")

@@ -102,6 +102,13 @@ def statement(
             profile=profile,
             **scope,
         )
+    if not (drawn.lines or drawn.opening or drawn.unpriced):
+        name, value = next(iter(scope.items()))
+        progress_out.print(
+            f"Nothing of {name}={value} stands in {drawn.period.label} or before it; is it spelled as in `tokenmeter "
+            f"report --by {name}`?",
+            markup=False,
+        )
     if to is not None:
         write_document(drawn, to)
     elif frame.as_json:
