@@ -23,10 +23,10 @@ from pydantic_core import from_json, to_json
 
 from tokenmeter.budgets.matching import parse_scope, scope_text
 from tokenmeter.dimensions import WHO
-from tokenmeter.errors import ConfigurationError, LedgerError
+from tokenmeter.errors import ConfigurationError, LedgerError, StoreUnavailableError
 from tokenmeter.ledger import utcnow
 from tokenmeter.stores.archive.manifest import KIND as ARCHIVE
-from tokenmeter.stores.base import Store
+from tokenmeter.stores.base import EntryFilter, Store
 from tokenmeter.stores.copying import End
 from tokenmeter.stores.documents import ERASURE, MERGED, MOVED, Filing, NewDocument
 from tokenmeter.stores.encoding import compact_json, storable_text
@@ -102,12 +102,13 @@ class Erasure:
         kind: ``member``, ``end_user``, ``api_key`` or ``tag:NAME``.
         pseudonym: What stands in its place now.
         names: How many digests stood for the text.
-        entries: How many entries were the person's.
+        entries: How many entries were the person's, those of archived months too.
         record: Hash of the record of the erasure in the chain (hex).
         changed: How many documents have the pseudonym in place of the name now.
         documents: Those that name the person still.
         left: What this host cannot remove now, and why, in words; empty when nothing of the text is left here.
         elsewhere: Copies that the ledger does not hold, to be handled by you.
+        uncounted: Whether archived months are not in `entries`, since their files could not be read.
     """
 
     kind: str
@@ -119,6 +120,7 @@ class Erasure:
     documents: tuple[KeptDocument, ...]
     left: tuple[str, ...]
     elsewhere: tuple[str, ...] = _ELSEWHERE
+    uncounted: bool = False
 
 
 def erase(store: Store, dimension: str, value: str, *, reason: str, by: str, pseudonym: str | None = None) -> Erasure:
@@ -152,17 +154,19 @@ def erase(store: Store, dimension: str, value: str, *, reason: str, by: str, pse
     end.fold()
     tables = [table for table, columns in end.read(end.tables).items() if "scope" in columns]
     work = _Erasing(kind, value, pseudonym, reason=reason, by=by, tables=tables)
+    everywhere = _count_everywhere(store, kind, value)  # before the name is gone from files, too
     filing = store.file_with(work.run)
     left = store.shred()
     return Erasure(
         dimension,
         work.pseudonym,
         len(work.digests),
-        work.entries,
+        everywhere or work.entries,
         filing.document.hash,
         len(work.changed),
         tuple(work.kept),
         left,
+        uncounted=everywhere is None,
     )
 
 
@@ -182,6 +186,21 @@ def check_erasure(dimension: str, value: str, *, reason: str, by: str, pseudonym
         raise ConfigurationError("The reason names whom it erases, and stays in the chain: say it without the name.")
     if pseudonym is not None and (not pseudonym.strip() or storable_text(pseudonym) == value):
         raise ConfigurationError("The pseudonym is empty, or the name itself.")
+
+
+def _count_everywhere(store: Store, kind: str, value: str) -> int | None:
+    """Entries of a person in the ledger and in files; 0 where the ledger itself counts them all, None = not known.
+
+    Sums, which stay in the ledger, go by accounts; end users and tags are in entries alone.
+    """
+    if kind != "end_user" and not kind.startswith("tag:"):
+        return 0
+    if not any(month.dropped for month in store.archives.listed()):
+        return 0
+    try:
+        return sum(1 for _ in store.entries(EntryFilter(where={kind: frozenset({value})})))
+    except (ConfigurationError, StoreUnavailableError):
+        return None
 
 
 def _kind_of(dimension: str) -> str:

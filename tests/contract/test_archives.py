@@ -550,6 +550,29 @@ def test_what_only_archived_entries_name_is_missed_by_a_deep_verification(store,
     assert "lacks 1 " + ("set of tags" if gone == "tagsets" else "name") in fault.detail
 
 
+@pytest.mark.parametrize(("kind", "value"), [("end_user", "u"), ("tag:run", "7"), ("member", "m")])
+@pytest.mark.parametrize("store", ["sqlite"], indirect=True)
+def test_an_erasure_counts_what_is_in_files(store, make_entry, tmp_path, kind, value):
+    who = {"end_user": "u", "member": "m", "tags": {"run": "7"}}
+    store.append([(make_entry(occurred_at=START + timedelta(days=day), **who), ()) for day in range(3)])
+    store.archives.seal("2026-01", tmp_path / "archive")
+    store.archives.drop()
+    store.append([(make_entry(occurred_at=START + timedelta(days=40), **who), ())])
+    done = erase(store, kind, value, reason="asked to", by="kim")
+    assert (done.entries, done.uncounted) == (4, False)
+
+
+@pytest.mark.parametrize("store", ["sqlite"], indirect=True)
+def test_an_erasure_is_done_and_says_so_where_files_cannot_be_counted(store, make_entry, tmp_path):
+    store.append([(make_entry(occurred_at=START, end_user="u"), ())])
+    store.archives.seal("2026-01", tmp_path / "archive")
+    store.archives.drop()
+    for path in files(tmp_path):
+        path.unlink()
+    done = erase(store, "end_user", "u", reason="asked to", by="kim")
+    assert (done.names, done.entries, done.uncounted) == (1, 0, True)
+
+
 @pytest.mark.parametrize("store", ["sqlite"], indirect=True)
 def test_a_name_that_is_erased_is_erased_for_files_too_and_nothing_else_changes(archived, months, tmp_path):
     content = [path.read_bytes() for path in files(tmp_path)]

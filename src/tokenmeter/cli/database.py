@@ -226,6 +226,8 @@ def _ask_to_erase(dimension: str, value: str) -> None:
 
 def _tell_erasure(done: erasing.Erasure) -> None:
     out.print(f"Erased. {counted(done.entries, 'entry now shows', 'entries now show')} {done.pseudonym}.", markup=False)
+    if done.uncounted:
+        out.print("Those of archived months show it, too; they are not counted, since their files cannot be read now.")
     if done.changed:
         out.print(f"{counted(done.changed, 'document has', 'documents have')} it in place of the name.")
     out.print(f"Record of it in the chain: {done.record}")
