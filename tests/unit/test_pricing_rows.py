@@ -247,3 +247,24 @@ def test_a_field_that_would_be_thrown_away_is_refused(parse, row):
     assert parse([row], file="terms.toml")
     with pytest.raises(ConfigurationError, match="field 'name': is unknown"):
         parse([{**row, "name": "Enterprise agreement"}], file="terms.toml")
+
+
+def test_a_row_for_every_model_prices_the_tokens_of_models_that_no_list_has():
+    """As those of a machine of one's own; what a row names goes before it, and other providers' stay unknown."""
+    rows = [
+        {**ROW, "provider": "ollama", "model": model, "sku_meter": meter, "unit_price": price, "per": 1}
+        for model, price in (("*", "2"), ("llama3:8b", "3"))
+        for meter in ("input", "output")
+    ]
+    pricer = Pricer(PriceList.load(parse_prices(rows, file="f")))
+    costs = {model: cost(pricer, one_million(model=model), provider="ollama") for model in ("llama3:8b", "Qwen-Next")}
+    assert (costs["llama3:8b"].list_cost, costs["Qwen-Next"].list_cost) == (3_000_000, 2_000_000)
+    assert costs["Qwen-Next"].flags == frozenset()
+    assert cost(pricer, one_million(model="gpt-77"), provider="openai").flags == {"unknown_model"}
+    tools = parse_prices([{**ROW, "provider": "ollama", "model": "*", "sku_meter": "web_searches"}], file="f")
+    assert PriceList.load(tools).find("ollama", "qwen") is None
+
+
+def test_a_pattern_in_the_place_of_a_model_is_refused():
+    with pytest.raises(ConfigurationError, match="patterns are not read"):
+        parse_prices([{**ROW, "model": "llama3*"}], file="f")

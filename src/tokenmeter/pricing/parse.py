@@ -13,6 +13,7 @@ from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import ZERO, parse_decimal
 from tokenmeter.periods import parse_instant, zone
 from tokenmeter.pricing.price import (
+    EVERY_MODEL,
     TOKEN_CLASSES,
     WEEKDAYS,
     Conditions,
@@ -124,7 +125,7 @@ class _PriceTable:
         since, until = self._dates()
         return Price(
             provider=canonical_provider(self._text("provider", required=True) or ""),
-            model=(self._text("model", required=True) or "").lower(),
+            model=self._model(),
             sku_meter=meter,
             unit_price=self._number("unit_price"),
             per=per,
@@ -135,6 +136,14 @@ class _PriceTable:
             verified_on=self._day("verified_on"),
             origin=origin,
         )
+
+    def _model(self) -> str:
+        model = (self._text("model", required=True) or "").lower()
+        if "*" in model and model != EVERY_MODEL:
+            raise self._wrong(
+                "model", "must be one model's name, or '*' for every model of the provider; patterns are not read"
+            )
+        return model
 
     def discount(self) -> Discount:
         self._known_only({"factor", "provider", "model", "sku_meter", "effective_from", "effective_to"})

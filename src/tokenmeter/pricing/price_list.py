@@ -15,7 +15,7 @@ from tokenmeter.pricing import edition
 from tokenmeter.pricing.card import RateCard
 from tokenmeter.pricing.edition import Launch, price_rows
 from tokenmeter.pricing.names import forms, listed_names, undated
-from tokenmeter.pricing.price import EVERY_MODEL, Price
+from tokenmeter.pricing.price import EVERY_MODEL, TOKEN_CLASSES, Price
 from tokenmeter.pricing.rules import Overrides, load_overrides
 from tokenmeter.providers.hosts import canonical_provider
 
@@ -186,11 +186,13 @@ class PriceList:
         if listed is not None:
             keys += [(provider, listed.model.lower()), (listed.provider, listed.model.lower())]
         rows = [row for key in dict.fromkeys(keys) for row in self._rows_of(*key)]
-        if not rows and listed is None:
+        if not rows and listed is None and not self._prices_tokens_of_every_model(provider):
             return None
         sellers = dict.fromkeys((provider, listed.provider if listed else provider))
         rows += [row for seller in sellers for row in self._rows_of(seller, EVERY_MODEL)]
         model = listed.model if listed else rows[0].model
+        if model == EVERY_MODEL:
+            model = name
         card = RateCard(
             provider,
             model,
@@ -201,6 +203,10 @@ class PriceList:
         )
         limit = self._overrides.max_output_tokens(model.lower()) if self._overrides else None
         return ListedModel(provider, model, name, card, listed.context_window if listed else None, limit)
+
+    def _prices_tokens_of_every_model(self, provider: str) -> bool:
+        """Whether the user says what tokens cost at `provider`, whatever its models are called."""
+        return any(row.sku_meter in TOKEN_CLASSES for row in self._layered.get((provider, EVERY_MODEL), ()))
 
 
 def _parsed(row: Price | Mapping[str, Any], number: int) -> tuple[Price, ...]:
