@@ -62,12 +62,13 @@ def test_the_terminal_shows_an_invoice_with_what_is_on_its_page(run, tmp_path, m
     assert "Member ada; 1,000 x 12345.6 / 1M = 12.3456 USD" in lines
     assert "Member bob; 1,000" in lines
     assert any(line.startswith("2  mystery input tokens") and line.endswith("unpriced") for line in lines)
-    assert "1 charge has no known price and is not billed here." in lines
-    assert "Some of this usage is on another invoice as well: asked for a copy" in lines
+    text = " ".join(told.split())  # however wide the terminal is
+    assert "1 charge has no known price and is not billed here. Some of this usage is on another invoice" in text
+    assert "as well: asked for a copy" in text
     assert "Issued by kim." in lines
     assert run("invoice", "show", "INV-00001")[1] == told
-    owed = run("invoice", "aging")[1].splitlines()
-    assert ("not due" in owed[0], "1-30 days" in owed[0], "days_30" in owed[0]) == (True, True, False)
+    owed = run("invoice", "aging")[1]
+    assert ("1-30" in owed, "days_30" in owed, "not_due" in owed) == (True, False, False)
     paid = run("invoice", "paid", "INV-00001", "20", "--actor", "lee")[1]
     assert [line.split()[-1] for line in paid.splitlines() if "paid too much" in line] == ["5.30"]
     assert "2,000,000 x 1.5 / 1M = 3 USD" in run("invoice", "issue", "team=ads", "--period", "2026-10")[1]
