@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from tokenmeter.dimensions import DIMENSIONS
 from tokenmeter.display import counted, facts_html
 from tokenmeter.ledger import Claim, CounterKey, Entry, Posting, Reservation, ThresholdCrossing
-from tokenmeter.stores.archive.manifest import ArchivedMonth, Proof
 from tokenmeter.stores.documents import Document, DocumentQuery, Filing, NewDocument
 from tokenmeter.stores.sketch import Latencies
 from tokenmeter.usage import Quantity
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
+
+    from tokenmeter.stores.archive.manifest import ArchivedMonth, Proof
 
 __all__ = [
     "DIMENSIONS",

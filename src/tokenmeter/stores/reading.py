@@ -8,14 +8,12 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from functools import partial
 from operator import itemgetter
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic_core import from_json, to_json
 
 from tokenmeter.errors import ConfigurationError, TamperedLedgerError
 from tokenmeter.ledger import Entry, new_id, utcnow
-from tokenmeter.stores.archive.archives import ParquetArchives
-from tokenmeter.stores.archive.manifest import ArchivedMonth
 from tokenmeter.stores.base import EntryFilter
 from tokenmeter.stores.definitions import Account, Rate
 from tokenmeter.stores.documents import Document, DocumentQuery, NewDocument
@@ -23,6 +21,10 @@ from tokenmeter.stores.encoding import FORMAT
 from tokenmeter.stores.engine import ArchiveFilter, Readable, Rows, check_dimensions, conditions, filter_of, matches
 from tokenmeter.stores.record import decode_entry
 from tokenmeter.stores.slots import from_microseconds, to_microseconds
+
+if TYPE_CHECKING:
+    from tokenmeter.stores.archive.archives import ParquetArchives
+    from tokenmeter.stores.archive.manifest import ArchivedMonth
 
 K = TypeVar("K")
 V = TypeVar("V")

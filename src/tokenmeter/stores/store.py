@@ -9,28 +9,35 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Generic, TypeVar
+from functools import cache
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from pydantic_core import from_json
 
+from tokenmeter.late import LateModule, LateObject
 from tokenmeter.ledger import CounterKey, Entry, Reservation
-from tokenmeter.stores.archive.archives import ParquetArchives
-from tokenmeter.stores.audit import audit
 from tokenmeter.stores.base import Aggregate, Crossing, EntryFilter, Latencies, SumsDifference, Verification
 from tokenmeter.stores.book import FoldingBook
 from tokenmeter.stores.documents import Document, DocumentQuery
 from tokenmeter.stores.effects import Shared
 from tokenmeter.stores.engine import check_boundaries
-from tokenmeter.stores.grouping import Grouping
-from tokenmeter.stores.packed import PackedKind
-from tokenmeter.stores.packing import is_packed_at_once
 from tokenmeter.stores.reading import EntryReader
-from tokenmeter.stores.rebuilding import rebuild
 from tokenmeter.stores.record import decode_hold, encode_entry
 from tokenmeter.stores.slots import Stretch, from_microseconds, to_microseconds
-from tokenmeter.stores.summing import Summing
 from tokenmeter.stores.tail import unfolded
-from tokenmeter.stores.timing import Timing
+
+if TYPE_CHECKING:
+    from tokenmeter.stores import audit, packing, rebuilding, summing, timing
+    from tokenmeter.stores.archive import archives
+    from tokenmeter.stores.grouping import Grouping
+    from tokenmeter.stores.packed import PackedKind
+else:  # no call needs these
+    archives = LateModule("tokenmeter.stores.archive.archives")
+    audit = LateModule("tokenmeter.stores.audit")
+    packing = LateModule("tokenmeter.stores.packing")
+    rebuilding = LateModule("tokenmeter.stores.rebuilding")
+    summing = LateModule("tokenmeter.stores.summing")
+    timing = LateModule("tokenmeter.stores.timing")
 
 B = TypeVar("B", bound=FoldingBook)
 J = TypeVar("J", bound=Shared)
@@ -57,7 +64,8 @@ class BookStore(ABC, Generic[B, J]):
 
     def __init__(self, book: B) -> None:
         self._book = book
-        self.archives = book.archives = ParquetArchives(book, self.file, self._fold)
+        made = cache(lambda: archives.ParquetArchives(book, self.file, self._fold))
+        self.archives = book.archives = cast("archives.ParquetArchives", LateObject(made))
         self._reader = EntryReader(book, self.archives)
 
     # -- what an engine does
@@ -180,13 +188,13 @@ class BookStore(ABC, Generic[B, J]):
         self, boundaries: Sequence[datetime], by: Sequence[str], which: EntryFilter | None = None
     ) -> Sequence[Aggregate]:
         """Sums per time bucket and group: from the kept sums where they can answer, else from entries."""
-        return self._add_up(Summing, boundaries, by, which)
+        return self._add_up(summing.Summing, boundaries, by, which)
 
     def latencies(
         self, boundaries: Sequence[datetime], by: Sequence[str] = (), which: EntryFilter | None = None
     ) -> Sequence[Latencies]:
         """How long calls took: from the kept sketches where they can answer, else from entries."""
-        return self._add_up(Timing, boundaries, by, which)
+        return self._add_up(timing.Timing, boundaries, by, which)
 
     def _add_up(
         self,
@@ -205,7 +213,7 @@ class BookStore(ABC, Generic[B, J]):
 
         found, unpacked = self._book.read(work)
         for kind, stretches in unpacked.items():
-            if stretches and is_packed_at_once(kind):
+            if stretches and packing.is_packed_at_once(kind):
                 self._book.pack(stretches, {kind})
         return found
 
@@ -245,14 +253,16 @@ class BookStore(ABC, Generic[B, J]):
     ) -> Verification:
         """Walk the chain of all records, compare every column with its record, and re-derive the sums."""
         self._look()
-        return audit(self._book, self.archives, head=head, since=since, deep=deep, progress=progress)
+        return audit.audit(self._book, self.archives, head=head, since=since, deep=deep, progress=progress)
 
     def rebuild(
         self, *, dry_run: bool = False, deep: bool = False, progress: Callable[[int, int], object] | None = None
     ) -> Sequence[SumsDifference]:
         """Make every kept sum anew that is not what its entries come to."""
         self._look()
-        return rebuild(self._book.read, None if dry_run else self._change, self.archives, deep=deep, progress=progress)
+        return rebuilding.rebuild(
+            self._book.read, None if dry_run else self._change, self.archives, deep=deep, progress=progress
+        )
 
     # -- moving
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tokenmeter.display import counted
 from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError, TamperedLedgerError
+from tokenmeter.late import LateModule
 from tokenmeter.ledger import CounterKey, Entry, Posting, Reservation, ThresholdCrossing, is_own, utcnow
 from tokenmeter.paths import find_abandoned
 from tokenmeter.processes import CAN_SHARE
@@ -30,7 +31,6 @@ from tokenmeter.stores.direct import DirectJournal, Transaction
 from tokenmeter.stores.documents import Filing, NewDocument
 from tokenmeter.stores.effects import Posted
 from tokenmeter.stores.fold import advance
-from tokenmeter.stores.grouping import Grouping
 from tokenmeter.stores.journal import Journal
 from tokenmeter.stores.live import NEVER, Slot
 from tokenmeter.stores.reading import document_of, document_record
@@ -38,7 +38,6 @@ from tokenmeter.stores.record import encode_entry, kept_key
 from tokenmeter.stores.slots import to_microseconds
 from tokenmeter.stores.sqlite.book import SQLiteBook, refuse_moved
 from tokenmeter.stores.sqlite.database import PATIENCE, sqlite3
-from tokenmeter.stores.sqlite.end import SQLiteEnd
 from tokenmeter.stores.sqlite.schema import SCHEMA_VERSION
 from tokenmeter.stores.store import BookStore, Record
 from tokenmeter.stores.tail import owner_of, segment_path, segments
@@ -46,6 +45,11 @@ from tokenmeter.stores.urls import restoring_path
 
 if TYPE_CHECKING:
     from sqlite3 import Connection
+
+    from tokenmeter.stores.grouping import Grouping
+    from tokenmeter.stores.sqlite import end as copied_end
+else:  # no call needs it
+    copied_end = LateModule("tokenmeter.stores.sqlite.end")
 
 #: What becomes of an entry that no budget is about.
 _RECORDED, _REPEATED = Settlement(recorded=True), Settlement(recorded=False)
@@ -363,9 +367,9 @@ class SQLiteStore(BookStore[SQLiteBook, Journal | DirectJournal]):
 
     # -- moving
 
-    def end(self) -> SQLiteEnd:
+    def end(self) -> copied_end.SQLiteEnd:
         """The file as one end of a copy."""
-        return SQLiteEnd(self._book.database, self._book.fold)
+        return copied_end.SQLiteEnd(self._book.database, self._book.fold)
 
     def _change(self, work: Callable[[Connection], T]) -> T:
         return self._book.database.write(work)
