@@ -349,3 +349,21 @@ async def test_a_limit_on_calls_lets_a_batch_go_and_holds_nothing(name, clients,
     await _begin(name, client, do)
     assert [(one.spent, one.reserved) for one in meter.remaining()] == [(0, 0)]
     meter.close()
+
+
+@pytest.mark.parametrize("name", OPENAI)
+@pytest.mark.parametrize("usage", [None, {}, {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}])
+async def test_what_a_batch_does_not_say_its_file_does(name, usage, clients, books, provider, do):
+    client = clients.make(name)
+    batch = await _openai_batch(client, do)
+    file = await _output_file(clients, do, batch)
+    ended = {**batch.to_dict(), "status": "completed", "output_file_id": file, "usage": usage}
+    provider.answer(body={**ended, "request_counts": {"total": 3, "completed": 3, "failed": 0}})
+    await do(client.batches.retrieve(batch.id))
+    assert books.one().cost_source == "unpriced"
+    for _ in range(2):
+        await do(client.files.content(file))
+    lines = [entry for entry in books.all() if entry.kind == "usage" and entry.cost_source == "computed"]
+    assert len(lines) == 3
+    assert books.quantities() == dict(provider.total.quantities)
+    _check_batch_price(lines, books.meter)

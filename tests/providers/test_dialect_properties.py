@@ -10,6 +10,7 @@ from tokenmeter.dimensions import CACHE_READ_METERS, CACHE_WRITE_METERS
 from tokenmeter.providers import dialect_for, observe
 
 size = st.integers(0, 2_000_000)
+prompts = st.integers(1, 2_000_000)  # nothing is answered to no prompt
 
 
 def split(draw, total, parts):
@@ -20,7 +21,7 @@ def split(draw, total, parts):
 
 @st.composite
 def chat_usage(draw):
-    prompt, answer = draw(size), draw(size)
+    prompt, answer = draw(prompts), draw(size)
     fresh, cached, written, audio, image = split(draw, prompt, 5)
     words, spoken, reasoning = split(draw, answer, 3)
     return {
@@ -44,7 +45,7 @@ def chat_usage(draw):
 
 @st.composite
 def response_usage(draw):
-    prompt, answer = draw(size), draw(size)
+    prompt, answer = draw(prompts), draw(size)
     _, cached, written = split(draw, prompt, 3)
     half_hour, half_day, _ = split(draw, written, 3)
     details = {"cached_tokens": cached, "cache_write_tokens": written}
@@ -61,7 +62,7 @@ def response_usage(draw):
 
 @st.composite
 def realtime_usage(draw):
-    prompt, answer = draw(size), draw(size)
+    prompt, answer = draw(prompts), draw(size)
     words, audio, image = split(draw, prompt, 3)
     hits = {name: draw(st.integers(0, most)) for name, most in (("text", words), ("audio", audio), ("image", image))}
     details = {

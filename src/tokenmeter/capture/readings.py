@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 from tokenmeter.call import Call, Outcome
-from tokenmeter.capture.estimates import ActualBill, growth
+from tokenmeter.capture.estimates import ActualBill, estimate_among, growth, replace_estimate
 from tokenmeter.capture.settlement import Settling
 from tokenmeter.errors import StoreBusyError
 from tokenmeter.ledger import Entry
@@ -250,7 +250,7 @@ class FirstLine(Settling):
 
     Attributes:
         written: Whether the ledger has been asked.
-        billed_whole: Whether the total was recorded before, so that no line is.
+        billed_whole: Whether the total was recorded before, so that no line is. One that was unknown is taken back.
     """
 
     __slots__ = ("billed_whole", "written")
@@ -273,8 +273,12 @@ class FirstLine(Settling):
             return
         call = self.authorization.call
         key = f"{call.provider}:{seen.bill_id}"
-        recorded = (entry for entry in _entries_of(self.meter, call, operation=call.operation))
-        self.billed_whole = any(entry.dedup_key == key and entry.endpoint != call.endpoint for entry in recorded)
+        found = _entries_of(self.meter, call, operation=call.operation)
+        whole = [entry for entry in found if entry.dedup_key == key and entry.endpoint != call.endpoint]
+        doubtful = estimate_among(whole, seen)  # of a batch that did not say what it used its lines do
+        self.billed_whole = bool(whole) and doubtful is None
+        if doubtful is not None:
+            replace_estimate(self.meter, replace(self.authorization), self.outcome, doubtful, dated=False)
 
 
 class FileLine(Settling):

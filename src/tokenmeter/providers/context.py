@@ -80,8 +80,7 @@ class Context:
             unsaid |= {"output"}
         request = self.request
         known = estimable and bool(request.input_bytes or request.image_count)
-        nothing = answered and not reading.usage.input_tokens and (known or not reading.usage.output_tokens)
-        if "input" in sides and nothing:
+        if "input" in sides and answered and not reading.usage.input_tokens:
             unsaid |= {"input"}
         if not unsaid:
             return reading

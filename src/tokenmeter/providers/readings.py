@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tokenmeter.money import add
 from tokenmeter.providers.wire import JSON
@@ -64,6 +64,22 @@ def said_by(
     if "malformed_count" in flags:
         flags.add("estimated")
     return Reading(usage, prompt, frozenset(flags) if flags else NO_FLAGS)
+
+
+def worked(reading: Reading, *, answered: bool) -> Reading:
+    """`reading` of work that nobody measured beside it: its sides of 0 that cannot be are not said.
+
+    Args:
+        reading: What the usage object says.
+        answered: Whether a model has answered, for which it takes a prompt and an answer; else neither may have come.
+    """
+    used = reading.usage
+    unsaid = reading.unsaid
+    if not used.input_tokens and (answered or used.output_tokens):
+        unsaid |= {"input"}
+    if not used.output_tokens and answered:
+        unsaid |= {"output"}
+    return reading if unsaid == reading.unsaid else replace(reading, unsaid=unsaid)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from typing import Any
 from tokenmeter.dimensions import TOKEN_METERS
 from tokenmeter.providers.anthropic.usage import exclusive
 from tokenmeter.providers.context import Context, billed_tier, joined, observation, pending, supplied_cost, unknown
-from tokenmeter.providers.readings import BOTH_SIDES, NO_FLAGS, Reading
+from tokenmeter.providers.readings import BOTH_SIDES, NO_FLAGS, Reading, worked
 from tokenmeter.providers.registry import read_usage, usage_of
 from tokenmeter.providers.wire import JSON, amount, entries, is_array, is_object, members, section, text, utf8_length
 from tokenmeter.usage import Consumption, Observation, Usage
@@ -278,6 +278,8 @@ def session(body: JSON, context: Context) -> Observation:
     said = exclusive(wire)
     # A part that is not stated has not come up as yet; one that is no number has, and so have names nobody knows.
     flags = {"usage_unknown"} if "malformed_count" in said.flags or _only_unknown(said, wire) else set[str]()
+    if worked(said, answered=False).unsaid > said.unsaid:
+        flags.add("usage_unknown")  # nothing is answered to no prompt
     reading = replace(said, prompt_tokens=None, unsaid=NO_FLAGS)
     if active := amount(wire, "active_seconds", flags=flags):
         reading = replace(reading, usage=reading.usage + Usage({"runtime_seconds": active}))
@@ -325,10 +327,11 @@ def dream(body: JSON, context: Context) -> Observation:
     if context.final_only and text(body, "status") in {"pending", "running"}:
         return pending(body)
     wire = section(body, "usage") if "usage" in body else body
-    reading = _unsplit(replace(exclusive(wire), prompt_tokens=None), wire)
+    done = text(body, "status") == "completed"
+    reading = worked(_unsplit(replace(exclusive(wire), prompt_tokens=None), wire), answered=done)
     config = section(body, "model")
     model = text(config, "id") or text(body, "model")
-    if reading.unsaid and text(body, "status") != "completed":
+    if reading.unsaid and not (done or reading.usage):
         reading = replace(reading, unsaid=NO_FLAGS)  # it ended before it used anything
     if reading.unsaid:
         known = model or context.request.model
@@ -342,7 +345,7 @@ def dream(body: JSON, context: Context) -> Observation:
 def span(body: JSON, context: Context) -> Observation:
     """One model request inside a session, or one evaluation of its outcome."""
     wire = section(body, "model_usage", "usage")
-    reading = _unsplit(exclusive(wire), wire)
+    reading = worked(_unsplit(exclusive(wire), wire), answered=False)
     if reading.unsaid:
         seen = unknown(body, wire or None, model=context.request.model, flags=reading.flags, deduplicate=True)
         return replace(seen, reading="step", at=_instant(body))

@@ -123,6 +123,10 @@ def _any(body: JSON, context: Context) -> Observation:
     """A body of an endpoint nobody described: whatever familiar usage is in it counts."""
     if "choices" in body:
         return completion(body, context)
+    if any(item.keys() & _PICTURES for item in members(body, "data")):
+        return media.images(body, context)
+    if any("flagged" in item for item in members(body, "results")):  # a moderation
+        return Observation(response_model=text(body, "model"), response_id=text(body, "id"), billable=False)
     wire = usage_of(body)
     said = read_usage(wire) or NOTHING_SAID
     if "rerank" in context.endpoint:
@@ -130,10 +134,11 @@ def _any(body: JSON, context: Context) -> Observation:
         if not said.usage:
             said = replace(said, unsaid=INPUT_SIDE)  # documents of no tokens are some that nobody counted
     answer = [body[name] for name in _ANSWERS if body.get(name)]
+    sides = INPUT_SIDE if said.usage.output_tokens else _NO_SIDES
     reading = context.complete(
         said,
         received=lambda: measure(answer).size if answer else 0,
-        sides=BOTH_SIDES if answer or not said.usage else _NO_SIDES,
+        sides=BOTH_SIDES if answer or not said.usage else sides,
         estimable=False,
     )
     if reading is None or not wire:
@@ -175,6 +180,8 @@ def _wrapped_response(body: JSON, context: Context) -> Observation:
 
 #: Where hosts put what a model wrote, in whatever format.
 _ANSWERS = ("candidates", "content", "message", "output", "outputs", "text")
+#: Of what an answer holds, that by which it is pictures.
+_PICTURES = frozenset({"b64_json", "revised_prompt"})
 _NO_SIDES: frozenset[str] = frozenset()
 #: Endpoints whose bodies are events, most of which bill nothing.
 _SOCKETS = frozenset({"realtime", "beta.realtime", "live", "responses.connect", "beta.responses.connect"})

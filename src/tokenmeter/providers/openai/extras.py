@@ -173,14 +173,16 @@ def connected(usage: JSON, flags: set[str]) -> Reading:
 
     Source: ``mistralai.models.ConversationUsageInfo``.
     """
-    said = inclusive({key: value for key, value in usage.items() if key not in {"connector_tokens", "total_tokens"}})
-    doubts = set(said.flags) | flags
+    doubts = set(flags)
     brought = count(usage, "connector_tokens", flags=doubts) or 0
-    prompt, answer = said.usage.input_tokens + brought, said.usage.output_tokens
-    stated = count(usage, "total_tokens", flags=doubts)
-    if stated is not None and not said.unsaid and stated != prompt + answer:
-        doubts.add("total_mismatch")
+    own = {key: value for key, value in usage.items() if key != "connector_tokens"}
+    if brought and (total := count(usage, "total_tokens", flags=set())):
+        own["total_tokens"] = total - brought  # below zero it is no count, which leaves the parts as they are
+    said = inclusive(own)
+    doubts |= said.flags
     calls = part(usage, "connectors", flags=doubts)
+    if "malformed_count" in doubts:
+        doubts.add("estimated")
     tools = _billed_tools({name: count(calls, name, flags=doubts) or 0 for name in calls}, doubts)
     whole = said.usage + Usage({"input": brought, **tools} if brought else tools)
     return replace(said, usage=whole, prompt_tokens=None, flags=frozenset(doubts))

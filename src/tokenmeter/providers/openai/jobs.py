@@ -8,7 +8,7 @@ from typing import Any
 
 from tokenmeter.providers.context import Context, joined, observation, pending, unknown
 from tokenmeter.providers.openai.usage import inclusive
-from tokenmeter.providers.readings import Reading
+from tokenmeter.providers.readings import Reading, worked
 from tokenmeter.providers.registry import read_usage, usage_of
 from tokenmeter.providers.wire import JSON, count, is_object, members, section, text
 from tokenmeter.usage import Observation, Usage
@@ -36,6 +36,8 @@ _ANSWERED = frozenset({"completed", "incomplete"})
 _HTTP_ERROR = 400
 
 
+#: Endpoints whose answers are no tokens, or not of text alone.
+_ANSWERS_IN_TOKENS = ("/chat/completions", "/completions", "/responses")
 #: Words for work that has been done.
 _DONE = frozenset({"completed", "succeeded", "success"})
 
@@ -50,7 +52,11 @@ def batch(body: JSON, context: Context) -> Observation:
     if context.final_only and _status(body) in _UNDER_WAY:
         return pending(body)
     wire = usage_of(body)
-    reading = _sum_of(wire)
+    what = text(body, "endpoint") or ""
+    if what.endswith("/moderations"):
+        return Observation(response_model=text(body, "model"), response_id=text(body, "id"), billable=False)
+    meter = "output_image" if "/images/" in what else "output"
+    reading = _sum_of(wire, answered=what.endswith(_ANSWERS_IN_TOKENS), output_meter=meter)
     if reading.unsaid or not reading.usage:
         done = count(section(body, "request_counts"), "completed", flags=set())
         if done == 0 or (done is None and _status(body) not in _DONE):
@@ -112,8 +118,8 @@ def run(body: JSON, context: Context) -> Observation:
     wire = usage_of(body)
     if context.final_only and (_status(body) in _UNDER_WAY or not wire):
         return pending(body)
-    reading = _sum_of(wire)
-    if reading.unsaid or (not reading.usage and _status(body) in _ANSWERED):
+    reading = _sum_of(wire, answered=_status(body) in _ANSWERED)
+    if reading.unsaid:
         return unknown(body, wire or None, model=context.request.model, flags=reading.flags, deduplicate=True)
     return observation(
         reading, context.consumption(reading, model=text(body, "model"), wire=wire), body, wire, deduplicate=True
@@ -125,7 +131,7 @@ def agent(body: JSON, context: Context) -> Observation:
     wire = usage_of(body)
     if not wire or (context.final_only and _status(body) in _UNDER_WAY):
         return pending(body)
-    reading = _sum_of(wire)
+    reading = _sum_of(wire, answered=_status(body) in _ANSWERED)
     config = section(body, "agent")
     model = text(config, "model") or text(section(config, "model"), "id")
     if reading.unsaid:
@@ -139,7 +145,7 @@ def eval_run(body: JSON, context: Context) -> Observation:
         return pending(body)
     parts: list[Observation] = []
     for wire in members(body, "per_model_usage"):
-        reading = _sum_of(wire)
+        reading = _sum_of(wire, answered=wire.get("invocation_count") != 0)
         model = text(wire, "model_name") or text(wire, "run_model_name")
         if reading.unsaid:
             return unknown(body, body["per_model_usage"], flags=reading.flags, deduplicate=True)
@@ -154,13 +160,15 @@ def grader(body: JSON, context: Context) -> Observation:
         return Observation(billable=False)
     parts: list[Observation] = []
     for model, wire in judges.items():
-        if not is_object(wire) or (reading := read_usage(wire)) is None or reading.unsaid:
+        if not is_object(wire) or (said := read_usage(wire)) is None:
             return unknown({"model": model}, dict(judges))
-        reading = replace(reading, prompt_tokens=None)
+        reading = worked(replace(said, prompt_tokens=None), answered=True)
+        if reading.unsaid:
+            return unknown({"model": model}, dict(judges), flags=reading.flags)
         parts.append(observation(reading, context.consumption(reading, model=model), {"model": model}, wire))
     return joined(parts)
 
 
-def _sum_of(wire: JSON) -> Reading:
-    """A usage object that sums up several prompts."""
-    return replace(inclusive(wire), prompt_tokens=None)
+def _sum_of(wire: JSON, *, answered: bool, output_meter: str = "output") -> Reading:
+    """A usage object that sums up several prompts; what was `answered` had a prompt and an answer."""
+    return worked(replace(inclusive(wire, output_meter=output_meter), prompt_tokens=None), answered=answered)

@@ -9,9 +9,20 @@ from tokenmeter.providers.context import Context, observation, pending, unknown
 from tokenmeter.providers.hosts import host_of
 from tokenmeter.providers.openai.usage import inclusive
 from tokenmeter.providers.prompts import speech_tokens, tokens_of
-from tokenmeter.providers.readings import INPUT_SIDE, NO_FLAGS, Reading
+from tokenmeter.providers.readings import INPUT_SIDE, NO_FLAGS, Reading, worked
 from tokenmeter.providers.registry import usage_of
-from tokenmeter.providers.wire import JSON, amount, count, is_array, is_object, members, section, text, written_bytes
+from tokenmeter.providers.wire import (
+    JSON,
+    amount,
+    count,
+    is_array,
+    is_object,
+    members,
+    part,
+    section,
+    text,
+    written_bytes,
+)
 from tokenmeter.usage import Consumption, Observation, Quantity, Usage
 
 _ESTIMATED = frozenset({"estimated"})
@@ -26,34 +37,39 @@ def images(body: JSON, context: Context) -> Observation:
     """Images made or edited: tokens by modality, or (older models) a number of images. The model is the request's."""
     wire = usage_of(body)
     groups: list[Consumption] = []
-    flags: frozenset[str] = frozenset()
+    flags: set[str] = set()
     # Output without a breakdown is image tokens (ImageGenCompletedEvent: "tokens in the output image").
     reading = inclusive(wire, output_meter="output_image")
     if context.endpoint in _OF_PICTURES or body.get("type") == "image_edit.completed":
-        reading = _not_words(reading, wire, "input_image")
+        reading = not_words(reading, wire, "input_image")
     data = body.get("data")
     made = len(data) if is_array(data) else int("b64_json" in body)
     drawn = reading.usage.output_tokens and "output" not in reading.unsaid  # of no tokens: nobody counted it
     if drawn and (whole := context.complete(reading, received=lambda: made, sides=INPUT_SIDE)) is not None:
-        reading, flags = whole, whole.flags
+        reading, flags = whole, set(whole.flags)
         groups.append(context.consumption(reading, model=text(body, "model"), wire=wire, role="image_generation"))
     elif is_array(data):
         reading = Reading(Usage({"images": made} if made else {}), flags=reading.flags)
-        flags = reading.flags
+        flags = set(reading.flags)
         groups.append(context.consumption(reading, model=text(body, "model"), role="image_generation"))
-    groups.extend(svg(body, context))
+    groups.extend(svg(body, context, flags))
     if not groups:
         return unknown(body, body.get("usage"), model=context.request.model, flags=reading.flags)
     raw = {key: body[key] for key in ("usage", "svg_usage") if body.get(key)} or (dict(wire) if wire else None)
-    return Observation(consumptions=tuple(groups), response_model=text(body, "model"), flags=flags, raw_usage=raw)
+    model = text(body, "model")
+    return Observation(consumptions=tuple(groups), response_model=model, flags=frozenset(flags), raw_usage=raw)
 
 
-def svg(body: JSON, context: Context) -> tuple[Consumption, ...]:
-    """The author of an SVG is a model of its own, counted beside the image."""
-    wire = section(body, "svg_usage")
-    if not wire:
+def svg(body: JSON, context: Context, flags: set[str]) -> tuple[Consumption, ...]:
+    """The author of an SVG is a model of its own, counted beside the image; doubts are added to `flags`."""
+    if not body.get("svg_usage"):
         return ()
-    return (context.consumption(inclusive(wire), model=text(wire, "model"), role="svg"),)
+    wire = part(body, "svg_usage", flags=flags)
+    reading = worked(inclusive(wire), answered=True)
+    flags |= reading.flags
+    if reading.unsaid:
+        flags.add("usage_unknown")
+    return (context.consumption(reading, model=text(wire, "model"), role="svg"),)
 
 
 def transcription(body: Any, context: Context) -> Observation:
@@ -95,11 +111,11 @@ def spoken(wire: JSON) -> Reading:
     seconds = amount(wire, "seconds", "prompt_audio_seconds", flags=flags)
     if seconds is not None and wire.get("input_tokens") is None:
         return Reading(Usage({"seconds_audio": seconds} if seconds else {}))
-    reading = _not_words(inclusive(wire), wire, "input_audio")
+    reading = not_words(inclusive(wire), wire, "input_audio")
     return replace(reading, flags=reading.flags | flags) if flags else reading
 
 
-def _not_words(reading: Reading, wire: JSON, meter: str) -> Reading:
+def not_words(reading: Reading, wire: JSON, meter: str) -> Reading:
     """What an input holds is `meter`, as far as nobody says that it is text: words alone would not be asked about."""
     counts = reading.usage.quantities
     if meter in counts or "input" not in counts or not wire.get("input_tokens"):

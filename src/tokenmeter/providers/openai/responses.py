@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from tokenmeter.providers.context import Context, observation, pending, unknown
 from tokenmeter.providers.hosts import host_of
 from tokenmeter.providers.openai.extras import bills_tools_by_call, extra_meters, states_tools, write_meter
-from tokenmeter.providers.openai.media import svg
+from tokenmeter.providers.openai.media import not_words, svg
 from tokenmeter.providers.openai.usage import inclusive
-from tokenmeter.providers.readings import NO_FLAGS, Reading
+from tokenmeter.providers.readings import NO_FLAGS, Reading, worked
 from tokenmeter.providers.registry import usage_of
 from tokenmeter.providers.wire import JSON, count, error_in, members, section, text, written_bytes
 from tokenmeter.usage import Consumption, Observation, Quantity, Usage
@@ -72,7 +72,7 @@ def _billed(body: JSON, context: Context) -> Observation:
         reading = replace(reading, usage=reading.usage + Usage(meters), prompt_tokens=None)
     main = context.consumption(reading, model=model, wire=wire, tier=tier, flags=flags)
     pictures = _image_tool(body, items, context, flags)
-    authors = [group for item in items if "svg_usage" in item for group in svg(item, context)]
+    authors = [group for item in items if item.get("svg_usage") for group in svg(item, context, flags)]
     raw = {"usage": wire, "tool_usage": body["tool_usage"]} if body.get("tool_usage") else wire or None
     containers = () if stated or by_call else _containers(body, items, context, model or context.request.model)
     return Observation(
@@ -236,15 +236,18 @@ def _instant(seconds: int) -> datetime | None:
 
 def _image_tool(body: JSON, items: list[JSON], context: Context, flags: set[str]) -> list[Consumption]:
     wire = section(section(body, "tool_usage"), "image_gen")
-    made = any(
-        item.get("type") == "image_generation_call" and item.get("status") == "completed" and "svg_usage" not in item
-        for item in items
-    )
-    reading: Reading = inclusive(wire, output_meter="output_image")
+    drawn = [item for item in items if item.get("type") == "image_generation_call" and not item.get("svg_usage")]
+    made = any(item.get("status") == "completed" for item in drawn)
+    reading = worked(inclusive(wire, output_meter="output_image"), answered=made)
+    if reading.unsaid and (made or reading.usage):
+        flags |= {"tool_usage_unknown", "usage_unknown"}
     if not reading.usage:
-        if made:
-            flags |= {"tool_usage_unknown", "usage_unknown"}
         return []
+    asked = {text(item, "action") for item in drawn}
+    if "edit" in asked:
+        reading = not_words(reading, wire, "input_image")
+    elif asked != {"generate"} and reading.usage["input"] and "input_tokens_details" not in wire:
+        flags.add("estimated")  # by words alone, though there may have been a picture
     flags |= reading.flags
     named = (text(tool, "model") for tool in members(body, "tools") if tool.get("type") == "image_generation")
     model = next((name for name in named if name), None) or context.request.tool_models.get("image_generation")
