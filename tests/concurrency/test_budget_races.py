@@ -12,8 +12,10 @@ from collections import Counter
 from dataclasses import replace
 from datetime import timedelta
 
+import openai
 import pytest
 
+import tokenmeter
 from tokenmeter.attribution import Attribution
 from tokenmeter.budgets import Budget
 from tokenmeter.call import Call, Outcome, RequestFacts
@@ -23,6 +25,7 @@ from tokenmeter.meter import Meter
 from tokenmeter.pricing import PriceList, Pricer
 from tokenmeter.processes import run_at_once
 from tokenmeter.stores import open_store
+from tokenmeter.testing import FakeProvider
 from tokenmeter.usage import Consumption, Observation, Usage
 
 SHARED = pytest.mark.parametrize("store_url", ["sqlite", "postgres"], indirect=True)
@@ -157,6 +160,32 @@ def test_a_stream_whose_process_died_is_found_by_the_next(store_url):
     assert set(entry.flags) >= {"estimated", "expired_hold"}
     assert meter.settle(mine, ANSWERED).reservation_id == mine.reservation.reservation_id
     assert meter.sweep(utcnow() + timedelta(days=1)) == 0
+    meter.close()
+
+
+@pytest.mark.parametrize("way", ["general", "planned"])
+def test_a_stream_whose_process_died_is_found_by_one_that_only_makes_plain_calls(tmp_path, way):
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    meter = tokenmeter.make_meter(store=url, config={})
+    with (
+        FakeProvider() as provider,
+        openai.OpenAI(base_url=provider.openai_url, api_key="sk-1", max_retries=0) as client,
+    ):
+        tokenmeter.wrap(client, meter=meter)
+
+        def call():
+            client.chat.completions.create(model="gpt-5-mini", messages=[{"role": "user", "content": "Hi"}])
+
+        for _ in range(3 if way == "planned" else 0):  # until calls like it have a plan
+            call()
+        died = subprocess.run([sys.executable, __file__, "dies", url], check=False)
+        assert died.returncode == -signal.SIGKILL
+        meter.budgets._holds.sweep_due = 0  # a minute has passed
+        call()
+    until = time.monotonic() + 60
+    while not (found := [entry for entry in meter.entries() if entry.status == "aborted"]) and time.monotonic() < until:
+        threading.Event().wait(0.01)
+    assert [(entry.attribution.member, "expired_hold" in entry.flags) for entry in found] == [("ada", True)]
     meter.close()
 
 

@@ -287,3 +287,13 @@ def test_a_name_that_is_anothers_counter_is_refused_wherever_it_is_said(metered,
     meter.budgets.retire(name)  # its counters stay
     with pytest.raises(ConfigurationError, match="another name"):
         meter.budgets.set(odd)
+
+
+def test_a_definition_may_be_a_row_as_settings_have_it_and_nothing_else(metered):
+    meter = metered()
+    change = meter.budgets.set({"limit_usd": 3, "name": "x"})
+    assert change.budget == Budget(limit_usd=3, name="x")
+    for wrong in (None, "x", 3, ["x"], {"limit_euro": 3}, {"limit_usd": "much"}):
+        with pytest.raises(ConfigurationError):
+            meter.budgets.set(wrong)
+    assert [balance.limit for balance in meter.remaining()] == [3]

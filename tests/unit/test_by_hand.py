@@ -496,6 +496,11 @@ class TestErrorBodies:
         assert "usage_unknown" not in entry.flags
         assert meter.report().totals.unpriced == 0
 
+    @pytest.mark.parametrize("kind", [[{}], {"of": "x"}, 7])
+    @pytest.mark.parametrize("name", ["object", "type"])
+    def test_are_not_looked_for_in_what_is_no_text(self, meter, name, kind):
+        assert meter.record({**CHAT, name: kind}, **HERE).billed_cost == meter.price(CHAT, **HERE).billed_cost
+
     def test_beside_usage_are_charged_all_the_same(self, meter):
         broken = {**CHAT, "error": {"code": 502, "message": "upstream"}}
         entry = meter.record(broken, **HERE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -145,10 +146,10 @@ class Budgets(Registry):
         """
         state, runs = self._in_force_for(call), runs_of(call.scopes)
         self.telling.catch_up_sometimes()
+        self._holds.sweep_sometimes()  # also where no cap is: streams of others may be under way
         if not (state.hard or runs):
             return self._open_call(Demand(call, at), hold_id)
         tell_who_passes(state, call, self._told)
-        self._holds.sweep_sometimes()
         swept, attempt = False, 1
         while True:
             plan = self._plan(state, call, at, runs, inject=attempt > 1)
@@ -180,7 +181,6 @@ class Budgets(Registry):
         """Note down that a stream is under way which no cap is about: should this process die, it is found."""
         if not (plan.call.facts.streamed and self.keeps_open_calls):
             return None
-        self._holds.sweep_sometimes()
         reservation = self._reservation(plan, (), hold_id or new_id())
         try:
             self._store.reserve(reservation)
@@ -273,6 +273,8 @@ class Budgets(Registry):
             cost: Picodollars.
             latency_us: Microseconds that it took.
         """
+        if time.monotonic() >= self._holds.sweep_due:  # no cap need be about this call: others' streams have holds, too
+            self.sweep_sometimes()
         if self._state.any_hard:
             route, model = call.attribution.route, call.request_model
             self._learned.learn_amounts(route, model, output=output, cost=cost, latency_us=latency_us)

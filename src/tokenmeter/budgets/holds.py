@@ -150,7 +150,7 @@ class Holds:
         self._fault = fault
         self._postings = postings
         self._announce = announce
-        self._sweep_due = time.monotonic() + _FIRST_SWEEP
+        self.sweep_due = time.monotonic() + _FIRST_SWEEP
         self._owners_due = time.monotonic()
 
     def extend(self, reservation_id: str) -> None:
@@ -231,8 +231,8 @@ class Holds:
     def sweep_sometimes(self) -> None:
         """Look for expired holds in a thread, once a minute."""
         now = time.monotonic()
-        if now >= self._sweep_due:
-            self._sweep_due = now + _SWEEP_EVERY
+        if now >= self.sweep_due:
+            self.sweep_due = now + _SWEEP_EVERY
             _in_background("sweep", lambda: self._quietly("sweep expired holds", self.sweep, self._store.now()))
 
     def _quietly(self, what: str, work: Callable[..., object], *arguments: object) -> None:

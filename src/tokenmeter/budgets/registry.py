@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 from tokenmeter.attribution import ApiKey
 from tokenmeter.budgets.definitions import (
@@ -34,7 +35,7 @@ from tokenmeter.budgets.holds import Fault
 from tokenmeter.budgets.matching import Cap
 from tokenmeter.budgets.policy import Budget, Unit, check_consistent, parse_limit, refuse_shared_counters
 from tokenmeter.budgets.status import aliases_in_use, by_fingerprint
-from tokenmeter.errors import ConfigurationError, StoreBusyError
+from tokenmeter.errors import ConfigurationError, StoreBusyError, shown
 from tokenmeter.ledger import new_id
 from tokenmeter.money import magnitude, parse_decimal
 from tokenmeter.periods import parse_instant
@@ -297,13 +298,15 @@ class Registry:
 
     # -- changing them
 
-    def set(self, budget: Budget, *, by: str | None = None, reason: str = "", source: str = "run time") -> Change:
+    def set(
+        self, budget: Budget | Mapping[str, Any], *, by: str | None = None, reason: str = "", source: str = "run time"
+    ) -> Change:
         """Define a budget, or change the one of this name; every process obeys it with its next call.
 
         What was spent stays counted: another limit keeps the counters, another scope counts anew from the ledger.
 
         Args:
-            budget: The definition.
+            budget: The definition, or its fields as a ``[[budgets]]`` row has them.
             by: Who decided it; default: the account this program runs under.
             reason: Why.
             source: Where it was said.
@@ -312,9 +315,14 @@ class Registry:
             The definition in force.
 
         Raises:
-            ConfigurationError: its name is what a counter of another budget is called; `by` or `reason` is no text.
+            ConfigurationError: it is no definition; its name is what a counter of another budget is called; `by` or
+                `reason` is no text.
             StoreUnavailableError: it could not be recorded.
         """
+        if isinstance(budget, Mapping):
+            budget = Budget.parse(budget)
+        elif not isinstance(budget, Budget):  # pyright: ignore[reportUnnecessaryIsInstance] - without a checker
+            raise ConfigurationError(f"A budget must be a Budget or a mapping of its fields, not {shown(budget)}.")
         refuse_shared_counters([budget], [*self.declared, *self._read_policy().ever()])
         return self._change(budget.name, budget, by=by, reason=reason, source=source)
 

@@ -67,7 +67,7 @@ def set_budget(
     *,
     name: NameArgument,
     fields: Annotated[
-        list[str], typer.Argument(metavar="FIELD=VALUE ...", help="As in a [[budgets]] row; tag:NAME=VALUE for tags.")
+        list[str], typer.Argument(metavar="FIELD=VALUE ...", help=r"As in a [\[budgets]] row; tag:NAME=VALUE for tags.")
     ],
     by: ByOption = None,
     reason: ReasonOption = "",
@@ -106,7 +106,7 @@ def retire(frame: Frame, *, name: NameArgument, by: ByOption = None, reason: Rea
 def apply(
     frame: Frame,
     *,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A tokenmeter.toml with [[budgets]].")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help=r"A tokenmeter.toml with [\[budgets]].")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would change, and change nothing.")] = False,
     by: ByOption = None,
     reason: ReasonOption = "applied",

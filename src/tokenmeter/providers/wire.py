@@ -299,7 +299,7 @@ def error_in(body: Any) -> BodyError | None:
     if inner and type(status) is int:  # an answer with its HTTP status
         return (error_in(inner) or BodyError(str(status), answered=False)) if status >= _HTTP_ERROR else error_in(inner)
     said = body.get("error") or body.get("errors")
-    marked = bool(said) or "error" in {body.get("type"), body.get("object")}
+    marked = bool(said) or "error" in (body.get("type"), body.get("object"))  # a tuple: either may be what has no hash
     if not marked and not (body.keys() <= _OF_ERRORS and any(isinstance(body.get(name), str) for name in _TELLING)):
         return None
     told = said[0] if is_array(said) and said else said

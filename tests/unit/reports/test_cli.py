@@ -741,3 +741,8 @@ def test_record_says_what_is_no_answer(run: Callable[..., Outcome], place: Path,
     assert "JSON" in ended.err
     missing = run("record", "nowhere.json", "--provider", "openai", "--endpoint", "chat.completions")
     assert (missing.code, "nowhere.json" in missing.err) == (2, True)
+
+
+@pytest.mark.parametrize("command", ["set", "apply"])
+def test_help_shows_brackets_that_are_meant(run: Callable[..., Outcome], command: str) -> None:
+    assert "[[budgets]]" in run("budgets", command, "--help").out
