@@ -11,7 +11,7 @@ from tokenmeter.dimensions import CACHE_READ_METERS
 from tokenmeter.money import add, total
 from tokenmeter.testing.context import Context, ToolCall
 from tokenmeter.testing.truth import Bill
-from tokenmeter.testing.wire import JSON, part
+from tokenmeter.testing.wire import JSON, count, part
 from tokenmeter.usage import Consumption, Quantity, Usage
 
 _LIMITS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
@@ -385,62 +385,62 @@ def _creation(usage: Usage) -> JSON:
 
 
 def _usage(meters: Mapping[str, Quantity], reasoning: int) -> Usage:
-    return Usage({meter: quantity for meter, quantity in meters.items() if quantity}, reasoning)
+    return Usage({meter: quantity for meter, quantity in meters.items() if quantity > 0}, reasoning)
 
 
 def read_chat(wire: Mapping[str, Any]) -> Usage:
     """Meters of a scripted ``CompletionUsage``."""
     prompt, completion = part(wire, "prompt_tokens_details"), part(wire, "completion_tokens_details")
     inside = {
-        "cache_read": prompt.get("cached_tokens") or 0,
-        "cache_write_30m": prompt.get("cache_write_tokens") or 0,
-        "input_audio": prompt.get("audio_tokens") or 0,
-        "input_image": prompt.get("image_tokens") or 0,
+        "cache_read": count(prompt, "cached_tokens"),
+        "cache_write_30m": count(prompt, "cache_write_tokens"),
+        "input_audio": count(prompt, "audio_tokens"),
+        "input_image": count(prompt, "image_tokens"),
     }
-    spoken = completion.get("audio_tokens") or 0
+    spoken = count(completion, "audio_tokens")
     return _usage(
         {
             **inside,
-            "input": (wire.get("prompt_tokens") or 0) - sum(inside.values()),
-            "output": (wire.get("completion_tokens") or 0) - spoken,
+            "input": count(wire, "prompt_tokens") - sum(inside.values()),
+            "output": count(wire, "completion_tokens") - spoken,
             "output_audio": spoken,
         },
-        completion.get("reasoning_tokens") or 0,
+        count(completion, "reasoning_tokens"),
     )
 
 
 def read_responses(wire: Mapping[str, Any]) -> Usage:
     """Meters of a scripted ``ResponseUsage``."""
     details = part(wire, "input_tokens_details")
-    cached, written = details.get("cached_tokens") or 0, details.get("cache_write_tokens") or 0
-    half_day = part(details, "cache_write_tokens_details").get("ttl_12h_tokens") or 0
+    cached, written = count(details, "cached_tokens"), count(details, "cache_write_tokens")
+    half_day = count(part(details, "cache_write_tokens_details"), "ttl_12h_tokens")
     return _usage(
         {
-            "input": (wire.get("input_tokens") or 0) - cached - written,
+            "input": count(wire, "input_tokens") - cached - written,
             "cache_read": cached,
             "cache_write_30m": written - half_day,
             "cache_write_12h": half_day,
-            "output": wire.get("output_tokens") or 0,
+            "output": count(wire, "output_tokens"),
         },
-        part(wire, "output_tokens_details").get("reasoning_tokens") or 0,
+        count(part(wire, "output_tokens_details"), "reasoning_tokens"),
     )
 
 
 def read_messages(wire: Mapping[str, Any]) -> Usage:
     """Meters of a scripted Anthropic ``Usage``; cache writes without a TTL are the 5-minute ones."""
-    written = wire.get("cache_creation_input_tokens") or 0
+    written = count(wire, "cache_creation_input_tokens")
     creation = part(wire, "cache_creation")
-    hour = creation.get("ephemeral_1h_input_tokens") or 0
+    hour = count(creation, "ephemeral_1h_input_tokens")
     return _usage(
         {
-            "input": wire.get("input_tokens") or 0,
-            "cache_read": wire.get("cache_read_input_tokens") or 0,
-            "cache_write_5m": max(written - hour, creation.get("ephemeral_5m_input_tokens") or 0),
+            "input": count(wire, "input_tokens"),
+            "cache_read": count(wire, "cache_read_input_tokens"),
+            "cache_write_5m": max(written - hour, count(creation, "ephemeral_5m_input_tokens")),
             "cache_write_1h": hour,
-            "output": wire.get("output_tokens") or 0,
-            "web_searches": part(wire, "server_tool_use").get("web_search_requests") or 0,
+            "output": count(wire, "output_tokens"),
+            "web_searches": count(part(wire, "server_tool_use"), "web_search_requests"),
         },
-        part(wire, "output_tokens_details").get("thinking_tokens") or 0,
+        count(part(wire, "output_tokens_details"), "thinking_tokens"),
     )
 
 
@@ -448,8 +448,8 @@ def read_realtime(wire: Mapping[str, Any]) -> Usage:
     """Meters of a scripted usage of ``response.done``."""
     inside, out = part(wire, "input_token_details"), part(wire, "output_token_details")
     cached = part(inside, "cached_tokens_details")
-    meters = {meter: cached.get(name, 0) for name, meter in _REALTIME_CACHED.items()}
+    meters = {meter: count(cached, name) for name, meter in _REALTIME_CACHED.items()}
     for name, meter in _REALTIME_FRESH.items():
-        meters[meter] = inside.get(name, 0) - cached.get(name, 0)
-    meters |= {"output": out.get("text_tokens", 0), "output_audio": out.get("audio_tokens", 0)}
+        meters[meter] = count(inside, name) - count(cached, name)
+    meters |= {"output": count(out, "text_tokens"), "output_audio": count(out, "audio_tokens")}
     return _usage(meters, 0)

@@ -21,7 +21,7 @@ from tokenmeter.testing.composition import (
 from tokenmeter.testing.context import Context, Served, ToolCall, merged
 from tokenmeter.testing.openai_chat import SSE
 from tokenmeter.testing.truth import Bill
-from tokenmeter.testing.wire import JSON, Event, Reply, json_reply, part, sse
+from tokenmeter.testing.wire import JSON, Event, Reply, count, json_reply, part, sse
 from tokenmeter.usage import Consumption, Usage
 
 _FINISH = {"stop": "STOP", "length": "MAX_TOKENS", "tool_calls": "STOP"}
@@ -67,12 +67,12 @@ def _details(usage: Usage, *names: Mapping[str, str], whole: int) -> list[JSON]:
 
 def read_google(wire: Mapping[str, Any]) -> Usage:
     """Meters of a scripted ``usageMetadata``."""
-    cached = wire.get("cachedContentTokenCount") or 0
-    thoughts = wire.get("thoughtsTokenCount") or 0
-    spoken = wire.get("candidatesTokenCount") or wire.get("responseTokenCount") or 0
-    tools = wire.get("toolUsePromptTokenCount") or 0
+    cached = count(wire, "cachedContentTokenCount")
+    thoughts = count(wire, "thoughtsTokenCount")
+    spoken = count(wire, "candidatesTokenCount") or count(wire, "responseTokenCount")
+    tools = count(wire, "toolUsePromptTokenCount")
     meters: dict[str, Any] = {"cache_read": cached, "output": spoken + thoughts}
-    meters["input"] = (wire.get("promptTokenCount") or 0) - cached + tools
+    meters["input"] = count(wire, "promptTokenCount") - cached + tools
     for name, table, rest in (
         ("promptTokensDetails", _MODALITIES, "input"),
         ("candidatesTokensDetails", _ANSWERED, "output"),
@@ -80,9 +80,9 @@ def read_google(wire: Mapping[str, Any]) -> Usage:
         named = {modality: meter for meter, modality in table.items()}
         for entry in cast("list[JSON]", wire.get(name) or []):
             if (meter := named.get(entry.get("modality", ""))) is not None:
-                meters[meter] = entry["tokenCount"]
-                meters[rest] -= entry["tokenCount"]
-    return Usage({meter: quantity for meter, quantity in meters.items() if quantity}, thoughts)
+                meters[meter] = count(entry, "tokenCount")
+                meters[rest] -= count(entry, "tokenCount")
+    return Usage({meter: quantity for meter, quantity in meters.items() if quantity > 0}, thoughts)
 
 
 # -- what an answer consists of

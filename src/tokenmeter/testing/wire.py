@@ -36,6 +36,12 @@ def part(body: Mapping[str, Any], name: str) -> JSON:
     return cast("JSON", found) if isinstance(found, dict) else {}
 
 
+def count(body: Mapping[str, Any], name: str) -> int:
+    """The whole number under `name`; 0 when there is none. A test may script what is no number: it is sent as it is."""
+    found = body.get(name)
+    return found if type(found) is int else 0
+
+
 @dataclass(frozen=True)
 class Request:
     """One HTTP request as it was received, for comparing what two clients put on the wire.
