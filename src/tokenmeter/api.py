@@ -225,7 +225,7 @@ class Meter(CallMeter):
         region: str | None = None,
         service_tier: str | None = None,
         price_list: PriceList | None = None,
-        attribution: Attribution = NOBODY,
+        attribution: Attribution | Mapping[str, Any] = NOBODY,
     ) -> Rating:
         """Rate a response the way a live call is rated, without recording it. No ledger is opened or written.
 
@@ -262,7 +262,9 @@ class Meter(CallMeter):
         ).with_shared()
         pricer = self.pricer if price_list is None else Pricer(price_list, self.pricer.terms)
         moment = utcnow() if at is None else parse_instant(at)
-        rating = pricer.rate(observation, provider=provider, endpoint=endpoint, at=moment, attribution=attribution)
+        rating = pricer.rate(
+            observation, provider=provider, endpoint=endpoint, at=moment, attribution=Attribution.of(attribution)
+        )
         return replace(rating, flags=observation.flags | rating.flags) if observation.flags else rating
 
     estimate = late_method(lambda: estimating.estimate)

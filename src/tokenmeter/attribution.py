@@ -109,6 +109,27 @@ class Attribution(Who):
     def __hash__(self) -> int:
         return hash((tuple(getattr(self, name) for name in WHO), tuple(self.tags.items())))
 
+    @classmethod
+    def of(cls, given: Attribution | Mapping[str, Any] | None) -> Attribution:
+        """`given` itself, or a mapping of an attribution's fields as one; None names nobody.
+
+        Raises:
+            ConfigurationError: it is neither, or has fields that no attribution has.
+        """
+        if given is None:
+            return NOBODY
+        if isinstance(given, Attribution):
+            return given
+        if not isinstance(given, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance] - without a checker
+            raise ConfigurationError(
+                f"attribution must be an Attribution or a mapping of its fields, not {shown(given)}."
+            )
+        if unknown := [name for name in given if name not in {*WHO, "tags"}]:
+            raise ConfigurationError(
+                f"attribution: {shown(unknown[0])} is no field of it; there are {', '.join(WHO)} and tags."
+            )
+        return cls(**given)
+
     def over(self, outer: Attribution) -> Attribution:
         """This attribution with its gaps filled from `outer`; tags are merged, this one's win."""
         if outer is NOBODY:

@@ -45,7 +45,7 @@ def record(
     region: str | None = None,
     service_tier: str | None = None,
     api_key: str | None = None,
-    attribution: Attribution | None = None,
+    attribution: Attribution | Mapping[str, Any] | None = None,
 ) -> Entry | None:
     """Write down a call that no metered client made: priced, attributed and counted by budgets like any other.
 
@@ -107,7 +107,7 @@ def hold(
     max_output_tokens: int | None = None,
     region: str | None = None,
     api_key: str | None = None,
-    attribution: Attribution | None = None,
+    attribution: Attribution | Mapping[str, Any] | None = None,
 ) -> Hold:
     """Hold what a call by hand may cost in every budget that concerns it; then make the call and record it.
 
@@ -258,7 +258,7 @@ def _call(
     facts: RequestFacts,
     *,
     api_key: str | None,
-    attribution: Attribution | None,
+    attribution: Attribution | Mapping[str, Any] | None,
 ) -> Call:
     for name, value in (("provider", provider), ("endpoint", endpoint)):
         if not isinstance(cast("object", value), str) or not value:
@@ -274,7 +274,7 @@ def _call(
         endpoint=found.path,
         operation=found.operation,
         facts=facts,
-        attribution=around if attribution is None else attribution.over(around),
+        attribution=Attribution.of(attribution).over(around),
         scopes=scopes_of_call(),
         api_key=meter.identify(api_key),
         span=None if meter.spans is None else meter.spans.current(),

@@ -86,7 +86,9 @@ class CarryingExecutor(Executor):
         self._executor.shutdown(wait, cancel_futures=cancel_futures)
 
 
-def to_headers(headers: Mapping[str, str] | None = None, *, attribution: Attribution | None = None) -> dict[str, str]:
+def to_headers(
+    headers: Mapping[str, str] | None = None, *, attribution: Attribution | Mapping[str, Any] | None = None
+) -> dict[str, str]:
     """The present attribution as HTTP or message headers (W3C baggage), for `from_headers` at the other end.
 
     Args:
@@ -112,12 +114,12 @@ def to_headers(headers: Mapping[str, str] | None = None, *, attribution: Attribu
     return {**found, name: baggage} if baggage else found
 
 
-def to_baggage(others: str = "", *, attribution: Attribution | None = None) -> str:
+def to_baggage(others: str = "", *, attribution: Attribution | Mapping[str, Any] | None = None) -> str:
     """The attribution as the value of that header, of any length, after the members of `others` that are not ours."""
     members = [member for member in _members(others) if not member.startswith(_OURS)]
     for scope in current_scopes():
         scope.begun = True  # its calls are made elsewhere
-    sent = current_attribution() if attribution is None else attribution
+    sent = current_attribution() if attribution is None else Attribution.of(attribution)
     named = {dimension: getattr(sent, dimension) for dimension in WHO}
     tags = {f"{_TAG}{quote(tag, safe='')}": value for tag, value in sent.tags.items()}
     members += [f"{_OURS}{key}={quote(value, safe='')}" for key, value in {**named, **tags}.items() if value]

@@ -179,7 +179,7 @@ def estimate(
     processing: str | None = None,
     region: str | None = None,
     at: datetime | date | str | None = None,
-    attribution: Attribution | None = None,
+    attribution: Attribution | Mapping[str, Any] | None = None,
     request: Mapping[str, Any] | None = None,
     **body: Any,
 ) -> Estimate:
@@ -353,7 +353,9 @@ def provider_of(model: str) -> str:
     return next((name for name in FORMATS if model.startswith(dialect(name).models)), FORMATS[0])
 
 
-def _call(provider: str, endpoint: str, body: Mapping[str, Any], attribution: Attribution | None) -> Call:
+def _call(
+    provider: str, endpoint: str, body: Mapping[str, Any], attribution: Attribution | Mapping[str, Any] | None
+) -> Call:
     room = dialect_for(provider, endpoint)
     found = room.named(endpoint)
     around = current_attribution()
@@ -362,7 +364,7 @@ def _call(provider: str, endpoint: str, body: Mapping[str, Any], attribution: At
         endpoint=found.path,
         operation=found.operation,
         facts=room.request_facts(found, room.as_sent(body)),
-        attribution=around if attribution is None else attribution.over(around),
+        attribution=Attribution.of(attribution).over(around),
     )
 
 

@@ -242,7 +242,7 @@ class TestTargets:
         assert attachment["contentType"] == "application/vnd.microsoft.card.adaptive"
         title, facts = attachment["content"]["body"]
         assert title["color"] == "Attention"
-        assert {"title": "limit", "value": "50 usd"} in facts["facts"]
+        assert {"title": "limit", "value": "$50"} in facts["facts"]
 
     def test_pagerduty_gets_an_event_that_joins_its_own_incident(self, receiver):
         PagerDuty("R0UT1NG", url=receiver.url)(replace(ALERT, threshold=100))
@@ -269,7 +269,7 @@ class TestTargets:
         assert (sender, recipients) == ("meter@example.com", ["ada@example.com", "bob@example.com"])
         read = email.message_from_string(message, policy=email.policy.default)
         assert read["Subject"] == "[tokenmeter] Budget 'members' passed 80 %"
-        assert "limit: 50 usd" in read.get_content()
+        assert "limit: $50" in read.get_content()
         assert ALERT.alert_id in read["Message-ID"]
         assert read["Date"].datetime == ALERT.at
 
@@ -371,7 +371,7 @@ class TestQueue:
     def test_every_alert_is_logged_even_without_targets(self, caplog):
         AlertQueue().submit(ALERT)
         assert "Budget 'members' (member=ada) passed 80 %" in caplog.text
-        assert "40.000000000001 of 50 usd" in caplog.text
+        assert "$40.000000000001 of $50" in caplog.text
 
     def test_a_target_that_raises_does_not_stop_the_others(self, caplog):
         seen = []

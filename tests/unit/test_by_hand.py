@@ -544,3 +544,24 @@ class TestRunningTotals:
         with meter.hold(**self.HERE, model="claude-sonnet-5", input_tokens=1000, max_output_tokens=10) as held:
             assert held.record(self.session(1000)) is None
             assert meter.remaining()[0].reserved == 0
+
+
+class TestOnWhoseAccount:
+    """A mapping of its fields is an attribution wherever one is given, and what is none is told by its name."""
+
+    def test_a_mapping_is_taken(self, meter):
+        ada = {"member": "ada", "tags": {"env": "prod"}}
+        entry = meter.record(CHAT, **HERE, attribution=ada)
+        assert (entry.attribution.member, entry.attribution.tags["env"]) == ("ada", "prod")
+        with meter.hold(model="gpt-5-mini", max_output_tokens=10, **HERE, attribution=ada) as held:
+            assert held.record({**CHAT, "id": "another"}).attribution.member == "ada"
+        assert meter.price(CHAT, **HERE, attribution=ada).billed_cost == entry.billed_cost
+        assert tokenmeter.to_headers(attribution=ada) == {"baggage": "tokenmeter.member=ada,tokenmeter.tag.env=prod"}
+
+    @pytest.mark.parametrize("given", [{"membr": "ada"}, "ada", 5, ["ada"]], ids=str)
+    def test_what_is_none_is_a_wrong_setting(self, meter, given):
+        with pytest.raises(tokenmeter.ConfigurationError, match="attribution"):
+            meter.record(CHAT, **HERE, attribution=given)
+        with pytest.raises(tokenmeter.ConfigurationError, match="attribution"):
+            meter.price(CHAT, **HERE, attribution=given)
+        assert not list(meter.store.entries())

@@ -16,7 +16,7 @@ from decimal import Decimal
 from typing import Any, Literal, Protocol
 
 from tokenmeter.budgets.status import Balance
-from tokenmeter.display import counted
+from tokenmeter.display import counted, dollars, unit_amount
 from tokenmeter.errors import ConfigurationError, whose
 from tokenmeter.money import EXACT, ZERO, parse_decimal
 from tokenmeter.stores.base import EntryFilter, Store
@@ -80,8 +80,8 @@ class Alert:
         return {
             "budget": self.budget,
             "scope": whose(self.scope, self.key_name),
-            "spent": f"{self.spent:f} {self.unit}",
-            "limit": f"{self.limit:f} {self.unit}",
+            "spent": _in_full(self.spent, self.unit),
+            "limit": _in_full(self.limit, self.unit),
             "resets": resets,
             "stops calls": "yes" if self.hard else "no",
         }
@@ -116,8 +116,12 @@ class Alert:
         until = "" if self.window_end is None else f" of the window that ends {self.window_end:%Y-%m-%d %H:%M} UTC"
         return (
             f"Budget {self.budget!r} ({whose(self.scope, self.key_name)}) passed {self.threshold} %{until}: "
-            f"{self.spent:f} of {self.limit:f} {self.unit}"
+            f"{_in_full(self.spent, self.unit)} of {_in_full(self.limit, self.unit)}"
         )
+
+
+def _in_full(value: Decimal, unit: str) -> str:
+    return dollars(value) if unit == "usd" and value.is_finite() else unit_amount(value, unit)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,7 +246,8 @@ class BurnRate:
                     kind="burn_rate",
                     subject=f"{one.budget} ({scope}) {one.unit} {one.window_start:%Y-%m-%dT%H:%M}",
                     text=f"Budget {one.budget!r} ({scope}) is full on {full:%Y-%m-%d %H:%M} UTC at this rate, before "
-                    f"it resets on {one.resets_at:%Y-%m-%d}: {one.spent:f} of {one.limit:f} {one.unit} are spent.",
+                    f"it resets on {one.resets_at:%Y-%m-%d}: {_in_full(one.spent, one.unit)} of "
+                    f"{_in_full(one.limit, one.unit)} are spent.",
                     figures={
                         "spent": f"{one.spent:f} {one.unit}",
                         "limit": f"{one.limit:f} {one.unit}",

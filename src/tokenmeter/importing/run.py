@@ -168,7 +168,7 @@ def import_usage(
     tz: str | None = None,
     processing: str | None = None,
     decimal: DecimalMark | None = None,
-    attribution: Attribution = NOBODY,
+    attribution: Attribution | Mapping[str, Any] = NOBODY,
     progress: Callable[[str, int], object] | None = None,
 ) -> ImportOutcome:
     """Record usage that other programs wrote down, priced like live calls, each call once by its id.
@@ -207,7 +207,7 @@ def import_usage(
         tz=tz,
         processing=processing,
         decimal=decimal,
-        attribution=attribution,
+        attribution=Attribution.of(attribution),
         fields=fields or {},
         cost_unit=meter.pricer.terms.cost_unit,
     )

@@ -167,7 +167,7 @@ def post_proposals(
     outcome: Reconciliation,
     *,
     causes: Collection[Cause] = POSTABLE,
-    attribution: Attribution = NOBODY,
+    attribution: Attribution | Mapping[str, Any] = NOBODY,
     multiplier: Decimal | int | str = 1,
 ) -> list[Entry]:
     """Append an outcome's proposals to the ledger as adjustments; the same proposal posts once.
@@ -182,9 +182,9 @@ def post_proposals(
     Returns:
         The entries that were appended.
     """
-    factor = parse_decimal(multiplier, name="multiplier")
+    factor, account = parse_decimal(multiplier, name="multiplier"), Attribution.of(attribution)
     entries = [
-        proposal.entry(outcome.provider, attribution=attribution, multiplier=factor)
+        proposal.entry(outcome.provider, attribution=account, multiplier=factor)
         for proposal in outcome.proposals
         if proposal.discrepancy.cause in causes
     ]
