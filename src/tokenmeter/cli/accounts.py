@@ -163,7 +163,10 @@ def history(
 @command(
     budgets_app,
     "grant",
-    examples=["tokenmeter budgets grant credit 25 organization=acme --reason 'invoice 7'"],
+    examples=[
+        "tokenmeter budgets grant credit 25 organization=acme --reason 'invoice 7'",
+        "tokenmeter budgets grant --reason 'taken back' -- credit -5 organization=acme",
+    ],
 )
 def grant(
     frame: Frame,
