@@ -14,6 +14,7 @@ from tokenmeter.dashboard.outlook import Forecast, Limit, budget_lines, forecast
 from tokenmeter.dashboard.questions import MEASURES, Measure, Question
 from tokenmeter.dashboard.reading import MOST_SUMMED, Place, ReportReader, per_value
 from tokenmeter.dashboard.view import View
+from tokenmeter.errors import ConfigurationError, StoreUnavailableError
 from tokenmeter.money import ZERO, multiply, ratio, subtract
 from tokenmeter.periods import CalendarUnit, Period
 from tokenmeter.reports import Report, Row
@@ -72,6 +73,7 @@ class Finding:
         before: Sums of the stretch before, per bucket; empty where there is none to compare with.
         before_totals: These together.
         before_period: That stretch.
+        before_missing: Why there are no sums of it, where they could not be read.
         limits: Lines of budgets.
         forecast: What the running period may come to; None where nothing can be said.
     """
@@ -90,6 +92,7 @@ class Finding:
     before: Sequence[Row] = ()
     before_totals: Row | None = None
     before_period: Period | None = None
+    before_missing: str = ""
     limits: Sequence[Limit] = ()
     forecast: Forecast | None = field(default=None)
 
@@ -134,7 +137,14 @@ def explore(read: ReportReader, view: View, question: Question, *, balances: Ite
     if measure.timed:
         by_bucket = [replace(row, latency=times.by_bucket.get(at)) for at, row in enumerate(by_bucket)]
     before_period = None if measure.timed and by == "sku_meter" else view.previous()  # a meter takes no time
-    before, before_totals = _before(read, query, before_period, timed=measure.timed)
+    before: Sequence[Row] = ()
+    before_totals, before_missing = None, ""
+    try:
+        before, before_totals = _before(read, query, before_period, timed=measure.timed)
+    except ConfigurationError as error:  # an extra
+        before_missing = str(error)
+    except StoreUnavailableError:  # whoever sees a part only is not told where the ledger lies
+        before_missing = "It begins or ends amid an hour of an archived month, whose file cannot be read now."
     listed = [row for row in ranked if question.find.casefold() in (row.group[by] or "").casefold()]
     shown_rows = _sorted(listed, question)[:_MOST_ROWS]
     return Finding(
@@ -152,6 +162,7 @@ def explore(read: ReportReader, view: View, question: Question, *, balances: Ite
         before=before,
         before_totals=before_totals,
         before_period=before_period,
+        before_missing=before_missing,
         limits=budget_lines(view, measure, query.granularity or "day", question.drawn, balances),
         forecast=forecast(read, view, measure.of, totals) if measure.adds else None,
     )

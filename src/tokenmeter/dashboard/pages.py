@@ -25,13 +25,14 @@ from tokenmeter.dashboard.reading import Memory, ReportReader
 from tokenmeter.dashboard.rendering import base_of, missing, page, zone_of
 from tokenmeter.dashboard.view import View, canonical, label_of
 from tokenmeter.dimensions import ACCOUNTS, SCOPE_FIELDS, WHO
-from tokenmeter.errors import ConfigurationError
+from tokenmeter.errors import ConfigurationError, StoreUnavailableError
 from tokenmeter.ledger import Entry
 from tokenmeter.periods import zone
 from tokenmeter.reports.query import parse_by, read_entries
 from tokenmeter.reports.report import read_report
 from tokenmeter.serving.lens import ReadableMeter, pulse_of
 from tokenmeter.serving.probes import entries_of
+from tokenmeter.serving.problems import tell_error
 
 T = TypeVar("T")
 
@@ -201,6 +202,12 @@ class Pages:
         view, seen = self._overview(asked, state)
         base, now = base_of(request), store.now()
         bills = invoices(store, lines=False) if dimension in ACCOUNTS else []
+        calls: list[Entry] = []
+        unread = ""
+        try:
+            calls = list(islice(read_entries(store, view.query, newest_first=True), _LAST))
+        except (ConfigurationError, StoreUnavailableError) as error:  # they are in an archived month
+            unread = tell_error(request, error)
         return page(
             request,
             "account.html",
@@ -216,7 +223,8 @@ class Pages:
             invoices=[one for one in bills if one.scope == scope],
             today=now.astimezone(zone(view.tz)).date(),
             billed=dimension in ACCOUNTS,
-            entries=list(islice(read_entries(store, view.query, newest_first=True), _LAST)),
+            entries=calls,
+            unread=unread,
         )
 
     def prices(self, request: Request) -> Response:

@@ -22,7 +22,7 @@ from tokenmeter.billing.invoice import number_text
 from tokenmeter.budgets import Balance, Budget, Change, Grant
 from tokenmeter.budgets.matching import Cap, parse_scope
 from tokenmeter.budgets.policy import limit_table
-from tokenmeter.errors import LedgerError
+from tokenmeter.errors import ConfigurationError, LedgerError, StoreUnavailableError
 from tokenmeter.ledger import CounterKey, Entry
 from tokenmeter.pricing import Pricer
 from tokenmeter.reports import Query, Row, read_report
@@ -250,9 +250,12 @@ class Lens:
         return iter(()) if narrowed is None else self._store.entries(narrowed, newest_first=newest_first)
 
     def span(self, since: datetime | None, until: datetime | None) -> tuple[datetime, datetime] | None:
-        """Where the scope's first and last entry lie."""
+        """Where the scope's first and last entry lie; the ledger's, where archived months cannot be read."""
         which = EntryFilter(since=since, until=until)
-        ends = [next(iter(self.entries(which, newest_first=newest)), None) for newest in (False, True)]
+        try:
+            ends = [next(iter(self.entries(which, newest_first=newest)), None) for newest in (False, True)]
+        except (ConfigurationError, StoreUnavailableError):
+            return self._store.span(since, until)
         first, last = (None if one is None else one.occurred_at for one in ends)
         return None if first is None or last is None else (first, last)
 
@@ -352,7 +355,10 @@ class Lens:
     def _recorded(self) -> object:
         """Differs when something was recorded that may be seen, was taken out, or is defined otherwise."""
         sums = read_report(self, Query(by=("kind",))).rows
-        last = next(iter(self.entries(newest_first=True)), None)
+        try:
+            last = next(iter(self.entries(newest_first=True)), None)
+        except (ConfigurationError, StoreUnavailableError):  # archived months cannot be read; sums tell most changes
+            last = None
         self._invoices()
         return (
             [(row.group, row.requests, row.errors, row.unpriced, row.estimated, *_sums(row)) for row in sums],
