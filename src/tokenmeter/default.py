@@ -265,7 +265,8 @@ def default_meter() -> Meter:
         with _lock:
             if _default is None:
                 _default = _assemble(_load_settings())
-                _given = None if _given is None else (_default, _given[1])
+                if _given is not None and _given[0] is None:
+                    _given = (_default, _given[1])
             meter = _default
     return meter
 

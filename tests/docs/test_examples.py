@@ -23,6 +23,7 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("TOKENMETER_STORE", f"sqlite:///{tmp_path / 'usage.db'}")
     monkeypatch.setattr(tokenmeter.default, "_default", None)
+    monkeypatch.setattr(tokenmeter.default, "_given", None)
     with FakeProvider() as provider:
         monkeypatch.setenv("OPENAI_API_KEY", "sk-docs-openai-0001")
         monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-ant-docs-0002")

@@ -252,8 +252,7 @@ def test_the_ceiling_is_no_lower_than_any_price_of_the_tier_that_is_asked_for(pr
 def test_a_request_that_names_its_tier_is_bounded_by_it(pricer):
     assert ceiling(pricer, "gpt-5", service_tier="default").output == Decimal("0.00001")
     assert ceiling(pricer, "gpt-5", service_tier="flex").output == Decimal("0.000005")  # or it is refused
-    # Where nobody says that flex is kept or refused, it may be served as standard.
-    assert ceiling(pricer, "gemini-2.5-flash", "google", service_tier="flex").output == Decimal("0.0000025")
+    assert ceiling(pricer, "gemini-2.5-flash", "google", service_tier="flex").output == Decimal("0.00000125")
     assert ceiling(pricer, "gpt-5", service_tier="priority").output == Decimal("0.00002")
     assert ceiling(pricer, "gpt-5").output == Decimal("0.00001")  # budgets learn it where a project has another default
     assert ceiling(pricer, "gpt-5", processing="batch").output == Decimal("0.000005")

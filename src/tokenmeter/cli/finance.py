@@ -325,7 +325,7 @@ class BooksOptions:
     examples=[
         "tokenmeter reconcile openai --period last-month",
         "tokenmeter reconcile anthropic --period 2026-11 --file costs.csv",
-        "tokenmeter reconcile openai --period 2026-11 --post --on-account team=search --multiplier 1.25",
+        "tokenmeter reconcile openai --period 2026-11 --post --on-account team=search",
     ],
 )
 def reconcile(
