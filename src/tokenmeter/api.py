@@ -398,11 +398,13 @@ class Meter(CallMeter):
             outcome = replace(outcome, faults=(Fault("checkpoint", "signature", f"{signed}."), *outcome.faults))
         try:
             counted = self.audit_budgets(repair=repair)
-        except (LedgerError, StoreUnavailableError) as error:
+        except LedgerError as error:
             # A fault that was found is told, whatever else fails; without one nothing is known until counters are read.
             if outcome.ok and not isinstance(error, TamperedLedgerError):
                 raise
             counted = [Fault("counter", "budgets", f"They cannot be counted again. {error}")]
+        except (ConfigurationError, StoreUnavailableError) as error:  # an extra, or the file of an archived month
+            counted = [Fault("unchecked", "budgets", f"They were not counted again. {error}")]
         return replace(outcome, faults=(*outcome.faults, *counted))
 
     def checkpoint(self, *, key: bytes | None = None) -> checkpoints.Checkpoint:

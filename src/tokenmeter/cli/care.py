@@ -49,6 +49,7 @@ _MEANINGS = {
     "secret": "the ledger's secret was replaced",
     "checkpoint": "the checkpoint is not one that this key signed",
     "archive": "an archived month's file is gone, or not the one that was sealed",
+    "unchecked": "a part could not be checked now",
 }
 
 KeyOption = Annotated[

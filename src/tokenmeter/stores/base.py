@@ -156,7 +156,7 @@ class Fault:
             one that was sealed), ``head`` (the head that was asked for is not in the chain),
             ``trigger`` (a guard against changes is gone or was replaced, or somebody has a trigger of his own),
             ``table`` (a table, column, view or function of the ledger is gone or was replaced, or what could not be
-            checked for it) or ``secret``.
+            checked for it), ``secret``, or ``unchecked`` (what budgets used could not be counted now).
         where: Which record, sum or counter.
         detail: In words.
     """

@@ -1,0 +1,45 @@
+"""What a ledger says while the files of its archived months are away, or the extra that reads them is missing."""
+
+import sys
+
+import pytest
+
+import tokenmeter
+from tokenmeter import Budget
+
+pytest.importorskip("duckdb")
+
+USED = {"model": "gpt-5-mini", "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}}
+
+
+@pytest.fixture
+def meter(tmp_path, monkeypatch):
+    """A ledger with a budget that counts from its beginning, and its first months in files."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    made = tokenmeter.make_meter(store=f"sqlite:///{tmp_path}/ledger.db")
+    for day in ("2026-01-05", "2026-02-05", "2026-03-05"):
+        made.record({**USED, "id": day}, provider="openai", endpoint="chat.completions", at=day)
+    made.budgets.set(Budget(model="*", limit_usd=5, period="total", name="all"), by="ada")
+    for month in ("2026-01", "2026-02"):
+        made.close_period(month)
+    made.archive("2026-02", to=tmp_path / "files", drop=True)
+    yield made
+    made.close()
+
+
+def test_verify_says_what_it_could_not_count_while_the_files_are_away(meter, tmp_path):
+    assert meter.verify().ok
+    (tmp_path / "files").rename(tmp_path / "away")
+    faults = meter.verify().faults
+    assert "unchecked" in {one.kind for one in faults}
+    assert "counter" not in {one.kind for one in faults}
+    (tmp_path / "away").rename(tmp_path / "files")
+    assert meter.verify().ok
+
+
+def test_verify_goes_on_without_the_extra(meter, monkeypatch):
+    for package in ("duckdb", "pyarrow", "pyarrow.parquet"):
+        monkeypatch.setitem(sys.modules, package, None)
+    (fault,) = meter.verify().faults
+    assert (fault.kind, fault.where) == ("unchecked", "budgets")
+    assert "tokenmeter-sdk[archive]" in fault.detail
