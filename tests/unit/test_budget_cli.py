@@ -178,3 +178,11 @@ def test_applying_a_file_does_not_complain_of_what_it_is_about_to_change(run):
     told = run("budgets", "apply", "tokenmeter.toml")
     assert "m: set, version 3" in told
     assert "that counts" not in told
+
+
+def test_what_no_budget_concerns_is_told_with_the_budgets_that_there_are(run):
+    assert "There is no budget." in run("remaining", "member=ada")
+    for name in ("k", "v"):
+        run("budgets", "set", name, f"route=/{name}", "limit_usd=5")
+    assert run("remaining", "member=zz").strip() == "No budget in force concerns member=zz. In force: k, v."
+    assert run("remaining", "member=zz", "--json").strip() == "[]"

@@ -260,8 +260,15 @@ def remaining(
     tz: TzOption = "UTC",
 ) -> None:
     """What is left of the budgets that concern a member, key, team, ...; exit code 5 when a hard one is used up."""
-    found = _balances(frame, _parse_scope(scope or ()))
-    _show_balances(frame, found, tz)
+    wanted = _parse_scope(scope or ())
+    with frame.meter() as meter:
+        found = list(meter.remaining(at=None, **wanted))
+        others = sorted(budget.name for budget in meter.budgets.in_force)
+    if found or frame.as_json or not others:
+        _show_balances(frame, found, tz)
+    else:
+        asked = ", ".join(f"{name}={value}" for name, value in wanted.items()) or "this"
+        out.print(f"No budget in force concerns {asked}. In force: {', '.join(others)}.", markup=False)
     if any(balance.hard and balance.limit_known and balance.remaining <= 0 for balance in found):
         raise typer.Exit(Exit.BUDGET)
 
@@ -277,18 +284,13 @@ def _parse_scope(scope: Sequence[str]) -> dict[str, str]:
     return wanted
 
 
-def _balances(frame: Frame, wanted: dict[str, str]) -> list[Balance]:
-    with frame.meter() as meter:
-        return list(meter.remaining(at=None, **wanted))
-
-
 def _show_balances(frame: Frame, found: Sequence[Balance], tz: str) -> None:
     if frame.as_json:
         emit([balance.to_dict() for balance in found])
         return
     if not found:
         out.print(
-            "No budget concerns this. Budgets are configured with [[budgets]] in tokenmeter.toml or in code.",
+            "There is no budget. Budgets are configured with [[budgets]] in tokenmeter.toml or in code.",
             markup=False,
         )
         return

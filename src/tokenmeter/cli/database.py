@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -287,6 +288,13 @@ def sql(
             ) from error
         finally:
             database.close()
+        archived = sum(one.entries for one in store.archives.listed() if one.dropped)
+    if archived and re.search(r"\b(entries|charges)\b", query):
+        progress_out.print(
+            f"{counted(archived, 'entry is', 'entries are')} in archived months, and not in what was asked: ask with "
+            "tokenmeter.duckdb(), or the view sums, which has all.",
+            markup=False,
+        )
     if frame.as_json:
         emit([dict(zip(heads, row, strict=True)) for row in rows])
     elif not rows:
