@@ -15,6 +15,7 @@ from tokenmeter.budgets.bounds import Bound, Ceilings, bound, longest_prompt
 from tokenmeter.budgets.tokens import TokenCounter, encoding_of
 from tokenmeter.call import Call
 from tokenmeter.dimensions import TEXT_OPERATIONS
+from tokenmeter.display import dollars
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Charge, utcnow
 from tokenmeter.money import ZERO, multiply
@@ -156,8 +157,8 @@ class Estimate:
         }
 
     def __str__(self) -> str:
-        likely = "unpriced" if self.expected_cost is None else f"${self.expected_cost:f}"
-        most = f"at most ${self.upper_bound:f}" if self.upper_bound is not None else f"no bound: {self.why_unbounded}"
+        likely = dollars(self.expected_cost)
+        most = f"no bound: {self.why_unbounded}" if self.upper_bound is None else f"at most {dollars(self.upper_bound)}"
         return f"{self.model}: likely {likely}, {most}"
 
 
@@ -226,7 +227,7 @@ def estimate(
     if not isinstance(named, str) or not named:
         raise ConfigurationError("Which model? Give its name first: tokenmeter.estimate('gpt-5', messages=[...]).")
     who = provider or provider_of(named)
-    path = endpoint or dialect(who if who in FORMATS else FORMATS[0]).usual_endpoint(whole)
+    path = endpoint or dialect(who if who in FORMATS else FORMATS[0]).usual_endpoint({**whole, "model": named})
     call = _call(who, path, {**whole, "model": named}, attribution)
     said = {"service_tier": call.facts.service_tier, "speed": whole.get("speed"), "region": region}
     _refuse_unknown(priced.pricer.price_list.own_rows, who, path, said)

@@ -330,3 +330,30 @@ def test_geminis_videos_are_estimated_by_their_seconds():
     model, endpoint = "veo-3.1-generate-preview", "models.generate_videos"
     told = tokenmeter.estimate(model, endpoint=endpoint, prompt="A cat", config=config, at=DAY)
     assert told.expected_cost == told.upper_bound == Decimal("2.4")
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments", "endpoint"),
+    [
+        ("text-embedding-3-small", {"input": "hi"}, "embeddings"),
+        ("mistral-embed", {"input": "hi", "provider": "mistral"}, "embeddings"),
+        ("gemini-embedding-001", {"contents": "hi", "provider": "google"}, "models.embed_content"),
+        ("omni-moderation-latest", {"input": "hi"}, "moderations"),
+        ("tts-1", {"input": "hello"}, "audio.speech"),
+        ("gpt-image-1.5", {"prompt": "a cat"}, "images.generate"),
+        ("imagen-4.0-generate-001", {"prompt": "a cat", "provider": "google"}, "models.generate_images"),
+        ("gpt-5-mini", {"input": "hi"}, "responses"),
+        ("gpt-4o-mini-transcribe", {"messages": [{"role": "user", "content": "hi"}]}, "chat.completions"),
+    ],
+)
+def test_a_model_that_does_not_write_is_not_taken_for_a_chat(model, arguments, endpoint):
+    told = tokenmeter.estimate(model, **arguments)
+    assert told.endpoint == endpoint
+    if "embed" in endpoint:  # which has no answer to be paid for
+        assert told.expected_cost <= told.upper_bound < Decimal("0.00001")
+        assert {line.sku_meter for line in told.lines} == {"input"}
+
+
+def test_an_estimate_is_printed_as_money_is():
+    told = tokenmeter.estimate("gpt-5-mini", input="x", max_output_tokens=10)
+    assert str(told) == "gpt-5-mini: likely $0.0000205, at most $0.00002925"

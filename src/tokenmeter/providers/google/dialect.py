@@ -51,6 +51,10 @@ class GoogleDialect(Dialect):
         """The SDK method path of what a request body is most likely for."""
         if "messages" in body:
             return "chat.completions"  # as its hosts for other SDKs take it
+        model = str(body.get("model", "")).lower()
+        for word, path in (("embed", "embed_content"), ("imagen", "generate_images"), ("veo", "generate_videos")):
+            if word in model:
+                return f"models.{path}"
         return "interactions.create" if "input" in body else "models.generate_content"
 
     def as_sent(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -13,6 +13,13 @@ from tokenmeter.providers.openai.plain import PLAIN, PLAIN_REQUESTS
 from tokenmeter.providers.wire import section
 from tokenmeter.usage import Observation
 
+#: What stands in the name of a model that does not write -> what it is called for.
+_USUAL = (
+    *(("embed", "embeddings"), ("moderation", "moderations"), ("tts", "audio.speech")),
+    *(("whisper", "audio.transcriptions"), ("transcribe", "audio.transcriptions")),
+    *(("image", "images.generate"), ("dall-e", "images.generate"), ("sora", "videos")),
+)
+
 
 class OpenAIDialect(Dialect):
     """OpenAI's wire format, as OpenAI, Azure and every compatible host speak it."""
@@ -63,7 +70,9 @@ class OpenAIDialect(Dialect):
 
     def usual_endpoint(self, body: Mapping[str, Any]) -> str:
         """The SDK method path of what a request body is most likely for."""
-        return "responses" if "input" in body else "chat.completions"
+        model = str(body.get("model", "")).lower()
+        usual = "responses" if "input" in body else "chat.completions"
+        return usual if "messages" in body else next((path for word, path in _USUAL if word in model), usual)
 
     def request_facts(self, endpoint: Endpoint, body: Mapping[str, Any] | None) -> RequestFacts:
         """The facts of a request body."""
