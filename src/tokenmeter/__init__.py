@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -217,17 +216,6 @@ _MODULES = frozenset(
     {"anthropic", "billing", "dashboard", "google", "openai", "prices", "reconciliation", "testing", "web"}
 )
 
-#: Names that need an SDK -> the SDK: where it is missing they are not offered.
-_OF_SDKS = {
-    name: module
-    for module, names in {
-        "anthropic": ("Anthropic", "AsyncAnthropic", "anthropic"),
-        "google.genai": ("google",),
-        "openai": ("AsyncOpenAI", "OpenAI", "openai"),
-    }.items()
-    for name in names
-}
-
 
 if not TYPE_CHECKING:  # a type checker that knew of it would take every misspelled name for something
 
@@ -241,21 +229,6 @@ if not TYPE_CHECKING:  # a type checker that knew of it would take every misspel
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = globals()[name] = getattr(import_module(_HOME[name]), name)
         return value
-
-
-def __dir__() -> list[str]:
-    """What is loaded; to a person at a prompt, who is offered names to complete, what is public."""
-    if not hasattr(sys, "ps1"):
-        return sorted(globals())
-    offered = {*__all__, *_MODULES, *(name for name in globals() if name.startswith("__"))}
-    return sorted(offered - {name for name, module in _OF_SDKS.items() if not _is_installed(module)})
-
-
-def _is_installed(module: str) -> bool:
-    try:
-        return import_module("importlib.util").find_spec(module) is not None
-    except ModuleNotFoundError:  # the package that it would be in
-        return False
 
 
 def _read_version() -> str:
