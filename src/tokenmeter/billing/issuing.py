@@ -152,9 +152,7 @@ def preview_invoices(
     ]
 
 
-def check_invoice(
-    store: Store, draft: Invoice, *, on: date | str | None = None, force: bool = False, allow_unpriced: bool = False
-) -> Invoice:
+def check_invoice(store: Store, draft: Invoice, *, on: date | str | None, force: bool, allow_unpriced: bool) -> Invoice:
     """What `issue_invoice` would issue: the draft, or the invoice that says it already. Nothing is written.
 
     Raises:

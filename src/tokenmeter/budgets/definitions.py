@@ -247,9 +247,9 @@ def file_change(
     return _file(store, f"{name}@{len(versions) + 1}", body)
 
 
-def file_grant(store: Store, grant: Grant, *, more: Mapping[str, Any] | None = None) -> bool:
+def file_grant(store: Store, grant: Grant) -> bool:
     """File a grant; False when one of this identity is there already."""
-    body = {**grant.to_dict(), "format": _FORMAT, "what": "grant", "name": grant.budget, **(more or {})}
+    body = {**grant.to_dict(), "format": _FORMAT, "what": "grant", "name": grant.budget}
     body["window_start"] = grant.window_start
     del body["budget"], body["at"]
     return _file(store, f"{grant.budget}+{grant.grant_id}", body)

@@ -108,8 +108,8 @@ def make_plan(
     ceiling: Ceiling | None,
     learned: Expectations,
     store: Store,
-    tokens: TokenCounter | None = None,
-    inject: bool = False,
+    tokens: TokenCounter | None,
+    inject: bool,
 ) -> Demand:
     """Bound `call` and turn its holds into claims.
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from urllib.parse import urlencode
 
-from tokenmeter.dimensions import DIMENSIONS
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import utcnow
 from tokenmeter.periods import CALENDAR_UNITS, CalendarUnit, Period, buckets, floor, zone
@@ -233,7 +232,7 @@ class View:
         found = {name: value for name, value in self.filters if value is not None and not name.endswith("!")}
         return found if len(found) == len(self.filters) else None
 
-    def free_dimensions(self, names: Sequence[str] = DIMENSIONS) -> list[str]:
+    def free_dimensions(self, names: Sequence[str]) -> list[str]:
         """The dimensions among `names` that no filter holds."""
         held = {name for name, _ in self.filters}
         return [name for name in names if name not in held]

@@ -40,7 +40,7 @@ def undated(name: str) -> str | None:
     return name[: found.start()]
 
 
-def forms(provider: str, name: str, region: str | None = None) -> Iterator[str]:
+def forms(provider: str, name: str, region: str | None) -> Iterator[str]:
     """The names that `name` may be listed under at `provider`, the most literal first.
 
     Args:

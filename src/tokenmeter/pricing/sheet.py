@@ -353,7 +353,7 @@ def ceiling_of(
     at: datetime,
     terms: Terms,
     platform: Decimal,
-    prompt_tokens: int | None = None,
+    prompt_tokens: int | None,
 ) -> Ceiling:
     """The dearest rates at which `listed` could bill a call with these facts.
 

@@ -200,11 +200,11 @@ def summary(report: Sheet) -> str:
     return f"{by}{_stretch(report.period)} ({report.tz}): {rows}, {counted(totals.requests, 'request')}, {cost} billed"
 
 
-def html(report: Sheet, *, max_rows: int | None = MAX_ROWS) -> str:
+def html(report: Sheet) -> str:
     """The report as an HTML table; every name in it is escaped."""
     if not report.rows:
         return f"<p><b>{escape(_title(report))}</b><br>{escape(_nothing(report))}</p>"
-    view = _view(report, max_rows)
+    view = _view(report, MAX_ROWS)
     columns = _columns(view)
     head = "".join(_cell("th", column.head, column) for column in columns)
     body = "".join(

@@ -235,11 +235,13 @@ class Limiter:
     Args:
         burst: How often at once.
         every: Seconds after which one more is allowed.
-        most: How many are remembered; who asked longest ago is forgotten first.
     """
 
-    def __init__(self, burst: int, every: float, most: int = 10_000) -> None:
-        self._burst, self._every, self._most = burst, every, most
+    #: How many are remembered; who asked longest ago is forgotten first.
+    MOST = 10_000
+
+    def __init__(self, burst: int, every: float) -> None:
+        self._burst, self._every = burst, every
         self._free_at: OrderedDict[str, float] = OrderedDict()
 
     def wait(self, who: str) -> float:
@@ -251,7 +253,7 @@ class Limiter:
         now = time.monotonic()
         # Put back at the end: first stands who asked longest ago.
         self._free_at[who] = max(self._free_at.pop(who, now), now) + self._every
-        while len(self._free_at) > self._most:
+        while len(self._free_at) > self.MOST:
             self._free_at.popitem(last=False)
 
 

@@ -228,9 +228,9 @@ def balance_page(
     sight: ReadableMeter,
     account: Mapping[str, str],
     *,
-    budget: str | None = None,
+    budget: str | None,
     limit: int,
-    cursor: str | None = None,
+    cursor: str | None,
 ) -> Page:
     """Where the budgets stand that concern `account`, by name; limit and remaining are None for who has no cap.
 
@@ -275,7 +275,7 @@ def _share_left(one: Balance) -> Decimal:
     return ratio(one.remaining, one.limit) if one.limit else ZERO
 
 
-def budget_page(sight: ReadableMeter, *, limit: int, cursor: str | None = None) -> Page:
+def budget_page(sight: ReadableMeter, *, limit: int, cursor: str | None) -> Page:
     """The definitions that count now by name, each with who said it, when and where.
 
     Raises:
@@ -309,7 +309,7 @@ def budget_history(sight: ReadableMeter, name: str) -> Json | None:
 
 
 def invoice_list(
-    sight: ReadableMeter, *, period: str | None = None, status: str | None = None, limit: int, cursor: str | None = None
+    sight: ReadableMeter, *, period: str | None, status: str | None, limit: int, cursor: str | None
 ) -> Page:
     """Issued invoices without their lines, the last first.
 
@@ -347,7 +347,7 @@ def invoice(sight: ReadableMeter, number: str) -> Json | None:
     return {**found.to_dict(), "credit_notes": notes}
 
 
-def credit_note_page(sight: ReadableMeter, *, limit: int, cursor: str | None = None) -> Page:
+def credit_note_page(sight: ReadableMeter, *, limit: int, cursor: str | None) -> Page:
     """Issued credit notes, the last first.
 
     Raises:
