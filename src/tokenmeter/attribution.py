@@ -147,8 +147,8 @@ def _rebuild(values: dict[str, Any]) -> Attribution:
     return Attribution(**values)
 
 
-#: What one call used: quantities, reasoning, list and billed cost in picodollars, whether it has no price.
-_Counted = tuple[Mapping[str, "Quantity"], int, int, int, bool]
+#: What one entry used: quantities, reasoning, list and billed cost in picodollars, whether it is unpriced, a request.
+_Counted = tuple[Mapping[str, "Quantity"], int, int, int, bool, bool]
 #: Calls of a block that are not added up yet, at most.
 _MOST_WAITING = 64
 
@@ -184,7 +184,7 @@ class _BlockSums(NamedTuple):
                 before = summed.get(meter, 0)
                 summed[meter] = before + quantity if type(before) is type(quantity) is int else add(before, quantity)
             reasoning, listed, billed = reasoning + call[1], listed + call[2], billed + call[3]
-            requests, unpriced = requests + 1, unpriced + call[4]
+            requests, unpriced = requests + call[5], unpriced + call[4]
         return _BlockSums(summed, reasoning, listed, billed, requests, unpriced, waiting[-1] if waiting else last)
 
 
@@ -272,17 +272,32 @@ class Scope:
         """How many of them have no known price: their cost is missing from the two sums above."""
         return self._add_up().unpriced
 
-    def add(self, usage: Usage, list_cost: Decimal | None, billed_cost: Decimal | None, *, unpriced: bool) -> None:
-        """Count one settled entry."""
+    def add(
+        self,
+        usage: Usage,
+        list_cost: Decimal | None,
+        billed_cost: Decimal | None,
+        *,
+        unpriced: bool,
+        request: bool = True,
+    ) -> None:
+        """Count one settled entry; one that is no request (a tool at work) by what it used and cost alone."""
         costs = (to_picodollars(cost or ZERO) for cost in (list_cost, billed_cost))
-        self.count(usage.quantities, usage.reasoning_output_tokens, *costs, unpriced=unpriced)
+        self.count(usage.quantities, usage.reasoning_output_tokens, *costs, unpriced=unpriced, request=request)
 
     def count(
-        self, quantities: Mapping[str, Quantity], reasoning: int, list_cost: int, billed_cost: int, *, unpriced: bool
+        self,
+        quantities: Mapping[str, Quantity],
+        reasoning: int,
+        list_cost: int,
+        billed_cost: int,
+        *,
+        unpriced: bool,
+        request: bool = True,
     ) -> None:
         """As `add`, with costs in picodollars. Takes no lock: what was counted is added up when somebody asks."""
         waiting = self._waiting
-        waiting.append((quantities, reasoning, list_cost, billed_cost, unpriced))
+        waiting.append((quantities, reasoning, list_cost, billed_cost, unpriced, request))
         if len(waiting) > _MOST_WAITING and not self._lock._is_owned():  # noqa: SLF001 - a finaliser amid the adding
             run_alone(self._lock, self._take_in)
 

@@ -162,6 +162,9 @@ ALL_METERS: Final = tuple(UNITS)
 TEXT_OPERATIONS: Final = frozenset({"chat", "text_completion", "decision", "generate_content"})
 PROMPT_OPERATIONS: Final = frozenset({"embeddings", "rerank", "moderation"})
 
+#: OpenTelemetry's name for a tool at work: part of the calls that set it to work, and no request of its own.
+TOOL_OPERATION: Final = "execute_tool"
+
 EntryKind = Literal["usage", "correction", "adjustment"]
 #: ok: an answer came; error: the provider refused or failed; aborted: the caller stopped; timeout: nobody answered.
 Status = Literal["ok", "error", "aborted", "timeout"]

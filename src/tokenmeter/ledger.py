@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from tokenmeter.attribution import NOBODY, ApiKey, Attribution
-from tokenmeter.dimensions import WHO, CostSource, EntryKind, Status
+from tokenmeter.dimensions import TOOL_OPERATION, WHO, CostSource, EntryKind, Status
 from tokenmeter.display import dollars, facts_html, number_text
 from tokenmeter.money import negate
 from tokenmeter.processes import after_fork_in_child
@@ -143,7 +143,8 @@ class Entry:
         recorded_at: When it was settled, aware UTC.
         provider: Provider id as in genai-prices (``openai``, ``anthropic``, ``azure``, ...).
         endpoint: SDK method path, for example ``chat.completions``.
-        operation: OpenTelemetry ``gen_ai.operation.name`` (``chat``, ``embeddings``, ...).
+        operation: OpenTelemetry ``gen_ai.operation.name`` (``chat``, ``embeddings``, ...); ``execute_tool`` for what
+            calls set to work and may share (a container): it costs, and is no request.
         request_model: Model the caller named.
         response_model: Model the provider named.
         response_id: Provider's id of the answer.
@@ -243,6 +244,11 @@ class Entry:
     def model(self) -> str | None:
         """The model reports group by: the response's, else the request's."""
         return self.response_model or self.request_model
+
+    @property
+    def is_request(self) -> bool:
+        """Whether reports and caps count it as a request: no correction, and no tool that calls set to work."""
+        return self.kind == "usage" and self.operation != TOOL_OPERATION
 
 
 #: Every `column` of an entry and its kind, in the order in which records have them.

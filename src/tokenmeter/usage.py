@@ -163,6 +163,7 @@ class Observation:
         at: When a step was done, a total taken, or what lived for a while begun, as the provider says; aware UTC.
         shared: Bills of what outlives the response and may be named by others (a container): each is recorded once, by
             its own `bill_id`, over all responses and processes.
+        operation: What was done, where it is not what the call asked for (`tokenmeter.dimensions.TOOL_OPERATION`).
         error_type: What went wrong, where the answer came whole and says that it failed; its usage is billed.
     """
 
@@ -178,6 +179,7 @@ class Observation:
     reading: Literal["whole", "total", "step", "share", "actual"] = "whole"
     at: datetime | None = None
     shared: tuple[Observation, ...] = ()
+    operation: str | None = None
     error_type: str | None = None
 
     def with_shared(self) -> Observation:

@@ -175,6 +175,7 @@ def test_a_container_is_billed_once_over_all_responses_that_use_it(clients, book
     containers = [entry for entry in books.all() if entry.usage["container_sessions"]]
     assert [str(entry.list_cost) for entry in containers] == ["0.030000000000", "0.030000000000"]
     assert {entry.response_id for entry in containers} == {"cntr_5", "cntr_6"}
+    assert {(entry.operation, entry.latency_us) for entry in containers} == {("execute_tool", None)}, "no requests"
 
 
 def container(born, *, seconds, status="expired", memory="4g"):

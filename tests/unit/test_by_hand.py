@@ -13,8 +13,10 @@ import pytest
 import tokenmeter
 from tokenmeter import Attribution, Budget, BudgetExceededError, ConfigurationError, PricingError
 from tokenmeter.api import Meter
+from tokenmeter.billing.rated import Tally
 from tokenmeter.importing import import_usage
 from tokenmeter.ledger import utcnow
+from tokenmeter.reports.focus_rows import cost_rows
 
 CHAT = {
     "id": "chatcmpl-1",
@@ -139,6 +141,31 @@ class TestRecord:
             assert meter.record(answer, provider="openai", endpoint="responses") is not None
         assert sum(entry.usage["container_sessions"] for entry in meter.entries()) == 1
         assert sum(entry.usage["input"] for entry in meter.entries()) == 20
+
+    @pytest.mark.parametrize("budgets", [[Budget(limit_requests=10)]])
+    def test_a_container_costs_and_is_no_request(self, meter):
+        call = {"type": "code_interpreter_call", "id": "ci", "status": "completed", "container_id": "cntr_1"}
+        usage = {"input_tokens": 1000, "output_tokens": 100, "total_tokens": 1100}
+        body = {"object": "response", "created_at": int(utcnow().timestamp()) - 3000, "model": "gpt-5-nano"}
+        with tokenmeter.attribute() as scope:
+            for number in range(3):
+                answer = {**body, "id": f"resp_{number}", "output": [call], "usage": usage, "status": "completed"}
+                assert meter.record(answer, provider="openai", endpoint="responses") is not None
+        assert (scope.requests, scope.list_cost) == (3, Decimal("0.03027"))
+        self.assert_three_requests(meter, cost="0.03027")
+        # Nor is what it cost in truth, which takes the place of what was assumed: five minutes x 0.03 / 20.
+        life = {"created_at": body["created_at"], "last_active_at": body["created_at"] + 60, "memory_limit": "1g"}
+        found = {"id": "cntr_1", "object": "container", "status": "expired", **life}
+        assert meter.record(found, provider="openai", endpoint="containers.retrieve") is not None
+        self.assert_three_requests(meter, cost="0.00777")
+
+    def assert_three_requests(self, meter, *, cost):
+        seen = meter.report(latency=True)
+        assert (seen.totals.requests, seen.totals.list_cost) == (3, Decimal(cost))
+        assert meter.remaining()[0].spent == 3
+        assert sum(row.requests for row in cost_rows(meter.entries(), "UTC")) == 3, "in FOCUS"
+        assert Tally.of(meter.entries()).requests == 3, "in a closed period"
+        assert meter.verify().ok
 
     def test_a_container_that_says_how_long_it_lived_replaces_what_was_assumed(self, meter):
         call = {"type": "code_interpreter_call", "id": "ci", "status": "completed", "container_id": "cntr_1"}

@@ -117,7 +117,7 @@ class Tally:
         for entry in entries:
             tally.entries += 1
             if entry.kind == "usage":
-                tally.requests += 1
+                tally.requests += entry.is_request
                 tally.unpriced += entry.cost_source == "unpriced"
                 tally.estimated += entry.cost_source == "estimated" or "estimated" in entry.flags
             for row in _rows(entry):

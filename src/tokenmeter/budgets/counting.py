@@ -21,7 +21,7 @@ from tokenmeter.budgets.matching import (
     value_fits,
 )
 from tokenmeter.budgets.policy import IN_FLIGHT, Unit, amount_of
-from tokenmeter.dimensions import INPUT_METERS, OUTPUT_METERS
+from tokenmeter.dimensions import INPUT_METERS, OUTPUT_METERS, TOOL_OPERATION
 from tokenmeter.errors import StoreBusyError
 from tokenmeter.ledger import CounterKey, Entry, Reservation
 from tokenmeter.money import EXACT, ZERO, quantize, to_picodollars
@@ -59,6 +59,8 @@ def spent_by(entry: Entry, unit: Unit, pricer: Pricer) -> int:
         return 0
     if unit == "tokens":
         return entry.usage.total_tokens
+    if entry.operation == TOOL_OPERATION:
+        return 0
     return -1 if back else 1
 
 
@@ -241,7 +243,7 @@ def _summed(entry: Entry, unit: Unit) -> int:
         return picodollars(entry.billed_cost or ZERO)
     if entry.kind != "usage":
         return 0
-    return entry.usage.total_tokens if unit == "tokens" else 1
+    return entry.usage.total_tokens if unit == "tokens" else int(entry.is_request)
 
 
 def _amount(unit: Unit, found: Aggregate, kind: str | None) -> int:

@@ -161,7 +161,7 @@ class EntryMaker:
             occurred_at=call.at,
             provider=call.provider,
             endpoint=call.endpoint,
-            operation=_OPERATIONS.get(call.endpoint, "chat"),
+            operation=(seen and seen.operation) or _OPERATIONS.get(call.endpoint, "chat"),
             request_model=call.request_model or call.model or None,
             response_model=(seen and seen.response_model) or call.model or None,
             response_id=call.id,

@@ -387,7 +387,13 @@ class Meter:
         self.budgets.settle_runs(authorization.call, entry, runs)
         if entry is not None:
             for scope in authorization.call.scopes:
-                scope.add(entry.usage, entry.list_cost, entry.billed_cost, unpriced=entry.cost_source == "unpriced")
+                scope.add(
+                    entry.usage,
+                    entry.list_cost,
+                    entry.billed_cost,
+                    unpriced=entry.cost_source == "unpriced",
+                    request=entry.is_request,
+                )
 
     def _tell(self, entry: Entry, span: ActiveSpan | None) -> None:
         if span is not None and self.spans is not None:

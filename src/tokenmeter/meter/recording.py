@@ -21,6 +21,7 @@ from typing import Any
 from tokenmeter.attribution import ApiKey, hash_key
 from tokenmeter.budgets.runs import RunClaims
 from tokenmeter.call import Call, Outcome
+from tokenmeter.dimensions import TOOL_OPERATION
 from tokenmeter.display import counted
 from tokenmeter.errors import StoreBusyError, StoreError
 from tokenmeter.ledger import Entry, Reservation, new_id
@@ -55,13 +56,15 @@ def record_of(
     if bound_violated:
         flags |= {"bound_violation"}
     response_id = seen.response_id or outcome.response_id
+    operation = seen.operation or call.operation
+    timed = authorization.started_ns and operation != TOOL_OPERATION  # what is no request took no time of its own
     bill_id = seen.bill_id or response_id
     return Entry(
         entry_id=outcome.entry_id or new_id(),
         occurred_at=authorization.started_at,
         provider=call.provider,
         endpoint=call.endpoint,
-        operation=call.operation,
+        operation=operation,
         request_model=call.facts.model,
         response_model=seen.response_model,
         response_id=response_id,
@@ -69,8 +72,8 @@ def record_of(
         status="error" if outcome.status == "ok" and seen.error_type else outcome.status,
         streamed=call.facts.streamed,
         attempts=outcome.attempts,
-        latency_us=(time.perf_counter_ns() - authorization.started_ns) // 1000 if authorization.started_ns else None,
-        first_token_us=outcome.first_token_us,
+        latency_us=(time.perf_counter_ns() - authorization.started_ns) // 1000 if timed else None,
+        first_token_us=outcome.first_token_us if timed else None,
         service_tier=seen.service_tier,
         attribution=call.attribution,
         api_key=call.api_key,

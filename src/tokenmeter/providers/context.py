@@ -227,6 +227,7 @@ def joined(observations: Iterable[Observation]) -> Observation:
         raw_usage=raw or None,
         billable=any(part.billable for part in parts),
         deduplicate=all(part.deduplicate for part in parts),
+        operation=first.operation,
         shared=tuple(bill for part in parts for bill in part.shared),
     )
 

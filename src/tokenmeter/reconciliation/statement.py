@@ -9,7 +9,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Literal, NamedTuple
 
-from tokenmeter.dimensions import CACHE_READ_METERS, CACHE_WRITE_METERS, INPUT_METERS, OUTPUT_METERS
+from tokenmeter.dimensions import CACHE_READ_METERS, CACHE_WRITE_METERS, INPUT_METERS, OUTPUT_METERS, TOOL_OPERATION
 from tokenmeter.errors import ReconciliationError
 from tokenmeter.ledger import Entry
 from tokenmeter.money import EXACT, ZERO
@@ -313,7 +313,7 @@ class _BookReader:
             self._side(entry, charge.model or entry.model).count(counts)
             self._note(entry, charge.model or entry.model, counts, ZERO)
         if entry.usage:
-            main.requests = (main.requests or 0) + sign
+            main.requests = (main.requests or 0) + sign * (entry.operation != TOOL_OPERATION)
             main.estimated += sign * (entry.cost_source == "estimated" or "estimated" in entry.flags)
 
     def _classes(self, quantities: Iterable[tuple[str, Quantity]]) -> dict[str, int]:

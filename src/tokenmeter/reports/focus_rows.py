@@ -146,7 +146,7 @@ def cost_rows(entries: Iterable[Entry], tz: str) -> Iterator[CostRow]:
             key = CostKey(
                 hour.start, hour.end, billed_in.start, billed_in.end, kind, billed_in is not month, sku, owner
             )  # fmt: skip
-            rows.setdefault(key, CostRow(key)).add(charge, first=position == 0 and entry.kind == "usage")
+            rows.setdefault(key, CostRow(key)).add(charge, first=position == 0 and entry.is_request)
     yield from _worth_saying(rows)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from tokenmeter.dimensions import TOOL_OPERATION
 from tokenmeter.stores.archive.archives import ParquetArchives
 from tokenmeter.stores.archive.manifest import ArchivedMonth
 from tokenmeter.stores.base import Aggregate
@@ -110,7 +111,8 @@ class Grouping(ABC, Generic[T]):
         shared = [name if name in SHARED else "NULL" for name in self._by]
         wanted, values = account_conditions(self._where)
         rows = self._connection.execute(
-            f"SELECT id, kind = 'usage', status != 'ok', {', '.join(shared) or 'NULL'} FROM contexts "  # noqa: S608 - names of our own
+            f"SELECT id, kind = 'usage' AND operation != '{TOOL_OPERATION}', status != 'ok', "  # noqa: S608 - names of our own
+            f"{', '.join(shared) or 'NULL'} FROM contexts "
             f"WHERE {' AND '.join(wanted) or '1 = 1'}",
             values,
         )

@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from tokenmeter.dimensions import TOOL_OPERATION
 from tokenmeter.providers.context import Context, observation, pending, unknown
 from tokenmeter.providers.hosts import host_of
 from tokenmeter.providers.openai.extras import bills_tools_by_call, extra_meters, states_tools, write_meter
@@ -166,6 +167,7 @@ def _containers(body: JSON, items: list[JSON], context: Context, model: str | No
                 response_id=identity or text(body, "id"),
                 flags=flags | assumed,
                 deduplicate=True,
+                operation=TOOL_OPERATION,
                 # One without a name can only be known by its response.
                 bill_id=f"containers/{identity}" if identity else f"{text(body, 'id')}/container",
             )
