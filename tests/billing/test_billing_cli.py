@@ -162,6 +162,7 @@ def test_reconciling_with_a_file_tells_by_its_exit_code(run, tmp_path):
         assert run("reconcile", "openai", "--period", "2026-10", "--file", "s.csv", *columns)[0] == code
     told = json.loads(run("reconcile", "openai", "-p", "2026-10", "-f", "s.csv", *columns, "--post", "--json")[1])
     assert (told["by_cause"], len(told["posted"])) == ({"price": "0.654400000000"}, 1)
+    assert (told["ok"], told["after"]["ok"], told["after"]["difference"]) == (False, True, "0.000000000000")
     assert run("reconcile", "openai", "-p", "2026-10", "-f", "s.csv", *columns)[0] == 0
 
 
@@ -180,7 +181,8 @@ def test_what_a_reconciliation_posts_goes_on_an_account_with_the_platforms_multi
     code, told = run(*asked, *whose)
     assert (code, "give --post" in told) == (2, True)
     assert run(*asked, "--post", "--on-account", "colour=red")[0] == 2
-    assert "1 adjustment was appended." in run(*asked, "--post", *whose)[1]
+    code, told = run(*asked, "--post", *whose)
+    assert (code, "1 adjustment was appended; left to do: nothing." in told) == (0, True)
     (row,) = json.loads(run("report", "--by", "team", "--period", "2026-10", "--json")[1])["rows"]
     assert (row["group"]["team"], row["contracted_cost"], row["billed_cost"]) == (
         *("search", "13.345600000000", "13.595600000000"),

@@ -6,9 +6,16 @@ from types import SimpleNamespace
 
 import pytest
 
+from tokenmeter.errors import ConfigurationError
 from tokenmeter.periods import parse_period
+from tokenmeter.reconciliation import (
+    file_reconciliation,
+    post_proposals,
+    reconcile,
+    reconcile_again,
+    reconciliations,
+)
 from tokenmeter.reconciliation import openai as openai_books
-from tokenmeter.reconciliation import post_proposals
 from tokenmeter.reconciliation.paging import ReportPages
 from tokenmeter.testing import FakeProvider, Reports
 
@@ -161,7 +168,51 @@ def test_posting_the_proposals_settles_the_cost_once(ask, check, meter):
     again = check("openai")
     assert again.difference == 0
     assert again.proposals == ()
-    assert "settled" in again.discrepancies[0].detail
+    (settled,) = again.discrepancies
+    assert (settled.cause, settled.amount, again.ok) == ("adjusted", 0, True)
+    assert f"entry {posted.entry_id} on nobody, by {posted.attribution.tags['posted_by']}" in settled.detail
+    # Half of the traffic passed the meter, and all of its cost is in the ledger now.
+    assert (again.coverage, again.cost_coverage) == (Decimal("50.00"), Decimal("100.00"))
+    assert "Coverage 50.00 % of the tokens, 100.00 % of their cost." in str(again)
+
+
+def test_more_traffic_after_an_adjustment_is_a_difference_of_what_is_new(ask, check, meter):
+    ask("openai")
+    ask("openai", metered=False)
+    post_proposals(meter, check("openai"), attribution={"team": "search"}, by="kim")
+    ask("openai", metered=False)
+    grown = check("openai")
+    (one,) = grown.discrepancies
+    assert (one.cause, one.amount, grown.ok) == ("unrecorded", COST["openai"], False)
+    (posted,) = post_proposals(meter, grown, attribution={"team": "search"}, by="ann")
+    left = reconcile_again(meter.store, grown)
+    assert (left.ok, left.difference, left.proposals) == (True, 0, ())
+    detail = left.discrepancies[0].detail
+    assert "on team=search, by kim; entry" in detail
+    assert f"entry {posted.entry_id} on team=search, by ann" in detail
+
+
+def test_what_was_filed_has_no_statement_to_compare_again(ask, check, meter):
+    ask("openai", metered=False)
+    filed = file_reconciliation(meter.store, check("openai"))
+    (kept,) = reconciliations(meter.store)
+    assert reconcile_again(meter.store, filed).discrepancies == filed.discrepancies
+    with pytest.raises(ConfigurationError, match="has no statement"):
+        reconcile_again(meter.store, kept)
+
+
+def test_credits_are_no_part_of_what_the_ledger_could_cover(meter, tmp_path):
+    """10 dollars of traffic, half of it unseen, and 8 given back: half is covered, whatever is paid in the end."""
+
+    def read(*rows):
+        (tmp_path / "s.csv").write_text("\n".join(("d,m,c", *rows)))
+        columns = {"day": "d", "model": "m", "cost": "c"}
+        return reconcile(meter.store, provider="openai", period="2026-10", source=tmp_path / "s.csv", columns=columns)
+
+    assert post_proposals(meter, read("2026-10-10,gpt-5,5"))
+    outcome = read("2026-10-10,gpt-5,5", "2026-10-10,gpt-5-mini,5", "2026-10-10,Credit grant,-8")
+    assert outcome.by_cause() == {"unrecorded": 5, "credit": -8}
+    assert outcome.coverage == Decimal("50.00")
 
 
 def test_unpriced_calls_of_ours_are_named_so(check, meter, ask, provider, prices):

@@ -19,6 +19,7 @@ from tokenmeter.cli import (
     invoicing,
     prices,
     reading,
+    reconciling,
 )
 from tokenmeter.cli.frame import HEADINGS, app, run
 
@@ -37,6 +38,7 @@ COMMANDS = (
     dashboard,
     invoicing,
     finance,
+    reconciling,
 )
 
 

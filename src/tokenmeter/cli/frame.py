@@ -76,6 +76,7 @@ HEADINGS = {
     "dashboard": "Read",
     "invoicing": "Month end",
     "finance": "Month end",
+    "reconciling": "Month end",
 }
 #: An unknown option or command, a missing argument: click's class, which some releases of typer keep to themselves.
 _UsageError: Any = typer.BadParameter.__bases__[0]

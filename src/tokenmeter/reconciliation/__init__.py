@@ -10,6 +10,7 @@ from tokenmeter.reconciliation.run import (
     file_reconciliation,
     post_proposals,
     reconcile,
+    reconcile_again,
     reconcile_statement,
     reconciliations,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "post_free_quotas",
     "post_proposals",
     "reconcile",
+    "reconcile_again",
     "reconcile_statement",
     "reconciliations",
 ]

@@ -10,12 +10,13 @@ from typing import Any, Literal, NamedTuple
 
 from tokenmeter.display import counted
 from tokenmeter.money import EXACT, ONE, ZERO, magnitude, multiply, negate, quantize, round_to
-from tokenmeter.reconciliation.statement import Bucket, ProviderStatement, Side
+from tokenmeter.reconciliation.statement import Bucket, CostKind, ProviderStatement, Side
 
 Cause = Literal[
     "unrecorded",
     "unbilled",
     "estimated",
+    "adjusted",
     "refused",
     "price",
     "unpriced",
@@ -49,6 +50,7 @@ CAUSES: Mapping[Cause, str] = {
     "unpriced": "the ledger does not know the price",
     "unbilled": "the ledger has what the provider did not count: aborted or failed calls",
     "estimated": "the ledger estimated usage that the provider counted",
+    "adjusted": "the provider counted other tokens, and adjustments in the ledger have settled what they cost",
     "refused": "the usage report counts refused answers, which are not billed",
     "credit": "a credit or grant: no traffic, so nothing a ledger of calls could have",
     "refund": "money given back: no traffic",
@@ -63,8 +65,10 @@ CAUSES: Mapping[Cause, str] = {
 POSTABLE: frozenset[Cause] = frozenset({"unrecorded", "price", "unpriced", "unbilled", "estimated"})
 #: Causes that need nobody's attention: explained, or no money.
 HARMLESS: frozenset[Cause] = frozenset(
-    {"rounding", "late", "timing", "requests", "refused", "credit", "refund", "tax", "fee"}
+    {"rounding", "late", "timing", "requests", "refused", "adjusted", "credit", "refund", "tax", "fee"}
 )
+#: What an amount that no traffic has is for -> its cause.
+NO_TRAFFIC: Mapping[CostKind, Cause] = {"credit": "credit", "refund": "refund", "tax": "tax", "fee": "fee"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +123,8 @@ _UNIT_RATIOS = (Decimal(98), Decimal(102))
 _SHARE = Decimal("0.005")
 #: What sums of picodollars and of a provider's binary fractions may be off.
 NOISE = Decimal("1E-9")
+#: So many adjustments of a bucket are named.
+_NAMED_ADJUSTMENTS = 8
 _HALF = Decimal("0.5")
 _DAY = timedelta(days=1)
 
@@ -151,7 +157,7 @@ def judge(bucket: Bucket, ours: Side, theirs: Side, statement: ProviderStatement
     told = theirs.requests is not None
     requests = (theirs.requests or 0) - (ours.requests or 0) if told else None
     verdict = _late(bucket, tokens, amount, rules) or (
-        _by_tokens(tokens, amount, ours, theirs) if tokens else _by_money(amount, ours, theirs, rules)
+        _by_tokens(tokens, amount, ours, theirs, rules) if tokens else _by_money(amount, ours, theirs, rules)
     )
     if verdict is None and requests:
         verdict = "requests", f"{theirs.requests} against {counted(ours.requests or 0, 'request')}"
@@ -185,20 +191,22 @@ def _late(bucket: Bucket, tokens: Mapping[str, int], amount: Decimal | None, rul
     return ("late", f"complete until {rules.complete_until:%Y-%m-%d %H:%M} UTC") if behind and not ahead else None
 
 
-def _by_tokens(tokens: Mapping[str, int], amount: Decimal | None, ours: Side, theirs: Side) -> Verdict:
+def _by_tokens(tokens: Mapping[str, int], amount: Decimal | None, ours: Side, theirs: Side, rules: Rules) -> Verdict:
     if tokens == {name: count for name, count in ours.waived.items() if count}:
         return "refused", ""
     cached = ours.tokens.get("cache_read", 0) + ours.tokens.get("cache_write", 0)
     if cached and dict(tokens) in ({"input": cached}, {"input": -cached}):
         whose = "their" if tokens["input"] > 0 else "the ledger's"
         return "cache_convention", f"{whose} input exceeds by exactly the {cached} cached tokens"
-    settled = "; adjustments have settled the cost" if ours.adjusted and amount is not None and not amount else ""
+    paid = amount is not None and (magnitude(amount) <= NOISE or _rounding(amount, ours, theirs, rules) is not None)
+    if ours.adjustments and paid:
+        return "adjusted", "; ".join(ours.adjustments[:_NAMED_ADJUSTMENTS])
     net = sum(count for name, count in tokens.items() if name != "web_searches") or sum(tokens.values())
     if net > 0:
-        return "unrecorded", f"{net} of {theirs.total_tokens} tokens{settled}"
+        return "unrecorded", f"{net} of {theirs.total_tokens} tokens"
     if ours.estimated:
-        return "estimated", f"{counted(ours.estimated, 'call is', 'calls are')} estimated{settled}"
-    return "unbilled", f"{-net} of our {ours.total_tokens} tokens{settled}"
+        return "estimated", f"{counted(ours.estimated, 'call is', 'calls are')} estimated"
+    return "unbilled", f"{-net} of our {ours.total_tokens} tokens"
 
 
 def _by_money(amount: Decimal | None, ours: Side, theirs: Side, rules: Rules) -> Verdict | None:
@@ -208,14 +216,25 @@ def _by_money(amount: Decimal | None, ours: Side, theirs: Side, rules: Rules) ->
     ratio = EXACT.divide(its, mine) if mine else ZERO
     if _is_hundredfold(ratio):
         return "unit", f"theirs is {round_to(ratio, 4):f} times ours"
-    both = ours.cost is not None and theirs.cost is not None
-    if both and magnitude(amount) <= multiply(rules.quantum, _HALF, max(1, theirs.lines)):
-        return "rounding", f"{theirs.lines} amounts in steps of ${rules.quantum:f}"
-    if ours.unpriced:
+    rounding = _rounding(amount, ours, theirs, rules)
+    if ours.unpriced and (rounding is None or rounding == _TOLERATED):
         return "unpriced", f"{ours.unpriced} of our charges"
-    if both and magnitude(amount) <= min(rules.tolerance, multiply(magnitude(its), _SHARE)):
-        return "rounding", "within the tolerance"
+    if rounding is not None:
+        return "rounding", rounding
     return _one_sided(mine, its) or ("price", f"theirs is {round_to(ratio, 4):f} times ours")
+
+
+_TOLERATED = "within the tolerance"
+
+
+def _rounding(amount: Decimal, ours: Side, theirs: Side, rules: Rules) -> str | None:
+    """Why a difference is a matter of the provider's decimals; None where it is more."""
+    if ours.cost is None or theirs.cost is None:
+        return None
+    if magnitude(amount) <= multiply(rules.quantum, _HALF, max(1, theirs.lines)):
+        return f"{theirs.lines} amounts in steps of ${rules.quantum:f}"
+    least = min(rules.tolerance, multiply(magnitude(theirs.cost), _SHARE))
+    return _TOLERATED if magnitude(amount) <= least else None
 
 
 def _one_sided(mine: Decimal, its: Decimal) -> Verdict | None:

@@ -8,11 +8,10 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from tokenmeter.money import EXACT, ONE, ZERO, magnitude, multiply
-from tokenmeter.reconciliation.causes import CAUSES, NOISE, POSTABLE, Cause, Discrepancy, Rules, judge
+from tokenmeter.reconciliation.causes import CAUSES, NO_TRAFFIC, NOISE, POSTABLE, Cause, Discrepancy, Rules, judge
 from tokenmeter.reconciliation.statement import (
     QUARTER,
     Bucket,
-    CostKind,
     LedgerSide,
     ProviderStatement,
     Side,
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 
 _HALF = Decimal("0.5")
 _DAY = timedelta(days=1)
-_NO_TRAFFIC: Mapping[CostKind, Cause] = {"credit": "credit", "refund": "refund", "tax": "tax", "fee": "fee"}
 _DAY_QUARTERS = 86_400 // QUARTER
 _EPOCH_DAY = date(1970, 1, 1)
 #: So many days must differ before a statement is taken to be cut in another zone, or to be cut off.
@@ -106,7 +104,7 @@ def _no_traffic(statement: ProviderStatement) -> Iterator[Discrepancy]:
     """Credits, refunds, tax and fees: each is its own cause, by day and item."""
     sums: dict[tuple[date, Cause, str], Decimal] = {}
     for cost in statement.costs or ():
-        if (cause := _NO_TRAFFIC.get(cost.kind)) and cost.amount:
+        if (cause := NO_TRAFFIC.get(cost.kind)) and cost.amount:
             key = cost.bucket.day, cause, cost.item
             sums[key] = EXACT.add(sums.get(key, ZERO), cost.amount)
     for (day, cause, item), amount in sums.items():
@@ -288,7 +286,7 @@ def _joined(one: Side, other: Side) -> Side:
     result.lines += other.lines
     result.unpriced += other.unpriced
     result.estimated += other.estimated
-    result.adjusted = EXACT.add(result.adjusted, other.adjusted)
+    result.adjustments += other.adjustments
     return result
 
 

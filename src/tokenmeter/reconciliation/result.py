@@ -17,16 +17,20 @@ from tokenmeter.display import counted
 from tokenmeter.ledger import Charge, Entry
 from tokenmeter.money import EXACT, ONE, ZERO, magnitude, quantize, total
 from tokenmeter.periods import Period
-from tokenmeter.reconciliation.causes import CAUSES, HARMLESS, POSTABLE, Cause, Discrepancy
-from tokenmeter.reconciliation.statement import Bucket
+from tokenmeter.reconciliation.causes import CAUSES, HARMLESS, NO_TRAFFIC, POSTABLE, Cause, Discrepancy
+from tokenmeter.reconciliation.statement import POSTED_BY, Bucket
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from tokenmeter.reconciliation.statement import ProviderStatement
     from tokenmeter.stores.documents import Document
 
 #: Kind of the document that keeps an outcome.
 KIND = "reconciliation"
+
+#: Below so many US dollars per bucket a small share is taken for rounding.
+TOLERANCE = Decimal("0.005")
 
 _ROWS = 40
 _PERCENT = Decimal(100)
@@ -53,15 +57,17 @@ class Proposal:
     discrepancy: Discrepancy
     amount: Decimal
 
-    def entry(self, provider: str, *, attribution: Attribution = NOBODY, multiplier: Decimal = ONE) -> Entry:
+    def entry(self, provider: str, *, by: str, attribution: Attribution = NOBODY, multiplier: Decimal = ONE) -> Entry:
         """The adjustment as a ledger entry, on the day it is for.
 
         Args:
             provider: Provider id.
+            by: Who posts it, kept as its tag ``posted_by``.
             attribution: On whose account.
             multiplier: Platform multiplier on top of the upstream amount.
         """
         bucket = self.discrepancy.bucket
+        attribution = replace(attribution, tags={**attribution.tags, POSTED_BY: by})
         if bucket.project and attribution.project is None:
             attribution = replace(attribution, project=bucket.project)
         billed = quantize(EXACT.multiply(self.amount, multiplier))
@@ -114,6 +120,8 @@ class Reconciliation:
         reconciled_at: When it was compared, aware UTC.
         notes: What was odd about the statement: files given twice, another time zone.
         document: Where it is filed; None until it is.
+        statement: What the ledger was compared with; None of an outcome that was filed.
+        tolerance: US dollars per bucket within which a small share was taken for rounding.
     """
 
     provider: str
@@ -128,11 +136,18 @@ class Reconciliation:
     reconciled_at: datetime
     notes: tuple[str, ...] = ()
     document: Document | None = field(default=None, repr=False, compare=False)
+    statement: ProviderStatement | None = field(default=None, repr=False, compare=False)
+    tolerance: Decimal = field(default=TOLERANCE, repr=False, compare=False)
 
     @property
     def ok(self) -> bool:
-        """Whether nothing needs attention: rounding and reports that are still late do not."""
-        return all(one.cause in HARMLESS for one in self.discrepancies)
+        """Whether nothing needs attention: rounding, late reports and what adjustments have settled do not."""
+        return not self.open_differences
+
+    @property
+    def open_differences(self) -> tuple[Discrepancy, ...]:
+        """The differences that need attention."""
+        return tuple(one for one in self.discrepancies if one.cause not in HARMLESS)
 
     @property
     def difference(self) -> Decimal | None:
@@ -143,21 +158,27 @@ class Reconciliation:
 
     @property
     def coverage(self) -> Decimal | None:
-        """Percent of the provider's traffic that the ledger has: by tokens, or by cost where those are not told.
+        """Percent of the provider's traffic that passed tokenmeter: by tokens, or by cost where those are not told.
 
-        None when the provider counted nothing.
+        What was posted afterwards is not in it: an adjustment has no tokens. None when the provider counted nothing.
         """
-        missed = [one for one in self.discrepancies if one.cause == "unrecorded"]
-        if self.theirs.tokens is not None:
-            whole = Decimal(self.theirs.tokens)
-            missing = Decimal(sum(max(one.theirs_tokens - one.ours_tokens, 0) for one in missed))
-        else:
-            whole = self.theirs.cost or ZERO
-            missing = total(max(one.amount or ZERO, ZERO) for one in missed)
-        if whole <= 0:
+        if self.theirs.tokens is None:
+            return self.cost_coverage
+        missed = [one for one in self.discrepancies if one.cause in {"unrecorded", "adjusted"}]
+        missing = sum(max(one.theirs_tokens - one.ours_tokens, 0) for one in missed)
+        return _percent(Decimal(missing), Decimal(self.theirs.tokens))
+
+    @property
+    def cost_coverage(self) -> Decimal | None:
+        """Percent of what the provider's traffic cost that the ledger has, adjustments and all.
+
+        Credits, refunds, tax and fees are no traffic. None when there is no such cost.
+        """
+        if self.theirs.cost is None:
             return None
-        share = EXACT.divide(EXACT.multiply(_PERCENT, EXACT.subtract(whole, missing)), whole)
-        return share.quantize(Decimal("0.01"), context=EXACT)
+        extras = total(one.amount or ZERO for one in self.discrepancies if one.cause in NO_TRAFFIC.values())
+        missing = total(max(one.amount or ZERO, ZERO) for one in self.discrepancies if one.cause == "unrecorded")
+        return _percent(missing, EXACT.subtract(self.theirs.cost, extras))
 
     @property
     def proposals(self) -> tuple[Proposal, ...]:
@@ -179,7 +200,7 @@ class Reconciliation:
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, JSON-ready; decimals are text."""
-        coverage = self.coverage
+        coverage, cost_coverage = self.coverage, self.cost_coverage
         return {
             "provider": self.provider,
             "period": {
@@ -195,6 +216,7 @@ class Reconciliation:
             "reconciled_at": self.reconciled_at.isoformat(),
             "ok": self.ok,
             "coverage": None if coverage is None else f"{coverage:f}",
+            "cost_coverage": None if cost_coverage is None else f"{cost_coverage:f}",
             "ours": _totals_dict(self.ours),
             "theirs": _totals_dict(self.theirs),
             "difference": None if self.difference is None else f"{quantize(self.difference):f}",
@@ -259,6 +281,14 @@ def _discrepancy_of(values: Mapping[str, Any]) -> Discrepancy:
     )
 
 
+def _percent(missing: Decimal, whole: Decimal) -> Decimal | None:
+    """What is not missing of a whole; None where there is none."""
+    if whole <= 0:
+        return None
+    share = EXACT.divide(EXACT.multiply(_PERCENT, EXACT.subtract(whole, missing)), whole)
+    return share.quantize(Decimal("0.01"), context=EXACT)
+
+
 def _totals_of(values: Mapping[str, Any]) -> SideTotals:
     return SideTotals(values["tokens"], _amount_of(values["cost"]))
 
@@ -274,6 +304,8 @@ def _totals_dict(totals: SideTotals) -> dict[str, Any]:
 def _text(outcome: Reconciliation) -> Iterator[str]:
     yield f"{outcome.provider}, {outcome.period.label} (UTC): the ledger against {outcome.source}"
     coverage = "unknown" if outcome.coverage is None else f"{outcome.coverage} %"
+    if outcome.theirs.tokens is not None and outcome.cost_coverage is not None:
+        coverage += f" of the tokens, {outcome.cost_coverage} % of their cost"
     split = ", ".join(("day", *outcome.grain))
     yield f"Coverage {coverage}. {counted(outcome.compared, 'bucket')} compared, by {split}."
     for name, side in (("ledger", outcome.ours), ("provider", outcome.theirs)):
@@ -307,4 +339,5 @@ def _text(outcome: Reconciliation) -> Iterator[str]:
         if outcome.difference is not None:
             rest = quantize(EXACT.subtract(outcome.difference, proposed))
             whole = quantize(outcome.difference)
-            yield f"Of the difference of {whole:,f} USD they leave {rest:,f}: the other causes above."
+            left = f"they leave {rest:,f}: the other causes above" if rest else "they leave nothing"
+            yield f"Of the difference of {whole:,f} USD {left}."

@@ -23,10 +23,11 @@ from tokenmeter.reconciliation.causes import POSTABLE, Cause
 from tokenmeter.reconciliation.compare import compare
 from tokenmeter.reconciliation.files import read_files
 from tokenmeter.reconciliation.paging import Progress, ReportPages
-from tokenmeter.reconciliation.result import KIND, Reconciliation, SideTotals
+from tokenmeter.reconciliation.result import KIND, TOLERANCE, Reconciliation, SideTotals
 from tokenmeter.reconciliation.statement import GRAIN, Bucket, ProviderStatement, Side, read_ledger
 from tokenmeter.stores.documents import DocumentQuery, NewDocument
 from tokenmeter.tables import DecimalMark
+from tokenmeter.texts import acting
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
 #: What a provider that names no watermark may still add to.
 _SETTLING = timedelta(days=2)
-_TOLERANCE = Decimal("0.005")
 
 
 def reconcile(
@@ -55,7 +55,7 @@ def reconcile(
     projects: Mapping[str, str] | None = None,
     exchange_rates: Mapping[str, Decimal | int | str] | None = None,
     settling: timedelta = _SETTLING,
-    tolerance: Decimal | str = _TOLERANCE,
+    tolerance: Decimal | str = TOLERANCE,
     resume: str | Path | None = None,
     progress: Progress | None = None,
     now: datetime | None = None,
@@ -120,7 +120,7 @@ def reconcile_statement(
     statement: ProviderStatement,
     *,
     complete_until: datetime,
-    tolerance: Decimal = _TOLERANCE,
+    tolerance: Decimal = TOLERANCE,
     now: datetime | None = None,
 ) -> Reconciliation:
     """Compare the ledger with a statement from anywhere."""
@@ -138,6 +138,25 @@ def reconcile_statement(
         discrepancies=outcome.discrepancies,
         reconciled_at=(now or utcnow()).astimezone(UTC),
         notes=(*statement.notes, *outcome.notes),
+        statement=statement,
+        tolerance=tolerance,
+    )
+
+
+def reconcile_again(store: Store, outcome: Reconciliation) -> Reconciliation:
+    """The same statement beside the ledger as it is now: what `post_proposals` has left to do.
+
+    Args:
+        store: The ledger.
+        outcome: From `reconcile`.
+
+    Raises:
+        ConfigurationError: the outcome was read from the ledger, which keeps no statement.
+    """
+    if outcome.statement is None:
+        raise ConfigurationError("A filed outcome has no statement to compare again: reconcile() with the statement.")
+    return reconcile_statement(
+        store, outcome.statement, complete_until=outcome.complete_until, tolerance=outcome.tolerance
     )
 
 
@@ -169,6 +188,7 @@ def post_proposals(
     causes: Collection[Cause] = POSTABLE,
     attribution: Attribution | Mapping[str, Any] = NOBODY,
     multiplier: Decimal | int | str = 1,
+    by: str | None = None,
 ) -> list[Entry]:
     """Append an outcome's proposals to the ledger as adjustments; the same proposal posts once.
 
@@ -178,13 +198,14 @@ def post_proposals(
         causes: Only proposals for these.
         attribution: On whose account.
         multiplier: Platform multiplier on top of the upstream amounts.
+        by: Who posts them, kept as the tag ``posted_by``; default: the user of the system.
 
     Returns:
-        The entries that were appended.
+        The entries that were appended. `reconcile_again` says what they leave.
     """
-    factor, account = parse_decimal(multiplier, name="multiplier"), Attribution.of(attribution)
+    factor, account, actor = parse_decimal(multiplier, name="multiplier"), Attribution.of(attribution), acting(by)
     entries = [
-        proposal.entry(outcome.provider, attribution=account, multiplier=factor)
+        proposal.entry(outcome.provider, by=actor, attribution=account, multiplier=factor)
         for proposal in outcome.proposals
         if proposal.discrepancy.cause in causes
     ]

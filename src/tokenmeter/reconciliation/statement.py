@@ -9,7 +9,14 @@ from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Literal, NamedTuple
 
-from tokenmeter.dimensions import CACHE_READ_METERS, CACHE_WRITE_METERS, INPUT_METERS, OUTPUT_METERS, TOOL_OPERATION
+from tokenmeter.dimensions import (
+    CACHE_READ_METERS,
+    CACHE_WRITE_METERS,
+    INPUT_METERS,
+    OUTPUT_METERS,
+    TOOL_OPERATION,
+    WHO,
+)
 from tokenmeter.errors import ReconciliationError
 from tokenmeter.ledger import Entry
 from tokenmeter.money import EXACT, ZERO
@@ -21,6 +28,8 @@ from tokenmeter.usage import Quantity
 TOKEN_CLASSES = ("input", "cache_read", "cache_write", "output")
 #: What a statement can be split by, besides the UTC day. A project is OpenAI's project or Anthropic's workspace.
 GRAIN = ("model", "api_key", "project", "service_tier")
+#: Tag of an adjustment that says who posted it: of what is in the ledger for good, a tag can be erased.
+POSTED_BY = "posted_by"
 #: What an amount is for. Only ``usage`` is traffic that a ledger of calls could have.
 CostKind = Literal["usage", "credit", "refund", "tax", "fee"]
 #: What says so, whole words and those of languages that put no blanks between theirs.
@@ -227,7 +236,7 @@ class Side:
         lines: How many amounts `cost` is the sum of.
         unpriced: Calls of ours whose price is unknown.
         estimated: Calls of ours whose usage is estimated.
-        adjusted: The part of `cost` that adjustments have posted.
+        adjustments: The adjustments that `cost` has in it, for people; ours only.
     """
 
     tokens: dict[str, int] = field(default_factory=dict[str, int])
@@ -237,7 +246,7 @@ class Side:
     lines: int = 0
     unpriced: int = 0
     estimated: int = 0
-    adjusted: Decimal = ZERO
+    adjustments: tuple[str, ...] = ()
 
     def count(self, tokens: Mapping[str, int]) -> None:
         """Add billed tokens."""
@@ -338,7 +347,7 @@ class _BookReader:
             self._note(entry, None if apart else charge.model or entry.model, {}, charge.contracted_cost)
             rest = EXACT.subtract(rest, charge.contracted_cost)
             if entry.kind == "adjustment":
-                side.adjusted = EXACT.add(side.adjusted, charge.contracted_cost)
+                side.adjustments += (_name_adjustment(entry),)
         if rest:
             self._side(entry, entry.model).bill(rest)
             self._note(entry, entry.model, {}, rest)
@@ -365,6 +374,13 @@ class _BookReader:
         key = quarter, self._bucket(entry, model)._replace(day=date.min)
         count, sum_ = self.quarters.get(key, (0, ZERO))
         self.quarters[key] = count + sum(tokens.values()), EXACT.add(sum_, cost)
+
+
+def _name_adjustment(entry: Entry) -> str:
+    """An adjustment in words: its entry, on whose account, by whom."""
+    account = [f"{name}={value}" for name in WHO if (value := getattr(entry.attribution, name))]
+    by = entry.attribution.tags.get(POSTED_BY)
+    return f"entry {entry.entry_id} on {', '.join(account) or 'nobody'}{f', by {by}' if by else ''}"
 
 
 def align_models(ours: Collection[str | None], theirs: Collection[str | None]) -> Callable[[str | None], str | None]:
