@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from tokenmeter.api import Meter, Priced
 from tokenmeter.budgets import AlertTarget, Budget
+from tokenmeter.budgets.agreement import check_consistent
 from tokenmeter.budgets.alerts import make_rules
 from tokenmeter.budgets.matching import Required
-from tokenmeter.budgets.policy import check_consistent
 from tokenmeter.carrying import RequestFields
 from tokenmeter.config import load_settings
 from tokenmeter.errors import ConfigurationError, PricingError

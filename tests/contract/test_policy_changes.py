@@ -297,3 +297,42 @@ def test_a_definition_may_be_a_row_as_settings_have_it_and_nothing_else(metered)
         with pytest.raises(ConfigurationError):
             meter.budgets.set(wrong)
     assert [balance.limit for balance in meter.remaining()] == [3]
+
+
+def test_a_second_name_for_one_cap_is_refused_wherever_a_cap_is_set(metered):
+    """As `configure` refuses it: of two limits of the same thing one is a slip."""
+    meter = metered()
+    members = Budget(name="members", member="*", limit_usd=5)
+    meter.budgets.set(members)
+    twin = Budget(name="x", member="*", limit_usd=6)
+    for dry_run in (True, False):
+        with pytest.raises(ConfigurationError, match=r"'members' and 'x' limit the same calls .*5 and 6 usd.*keep one"):
+            meter.budgets.set(twin, dry_run=dry_run)
+        with pytest.raises(ConfigurationError, match="keep one"):
+            meter.budgets.apply([twin], source="b.toml", dry_run=dry_run)
+    assert [budget.name for budget in meter.budgets.in_force] == ["members"]
+    for apart in ({"hard": False}, {"period": "day"}, {"team": "t"}):
+        meter.budgets.set(replace(twin, **apart))
+    meter.budgets.set(replace(members, limit_usd=7))
+    meter.budgets.retire("members")
+    meter.budgets.set(replace(twin, name="y"))  # its place is free
+
+
+def test_a_file_may_give_a_cap_another_name(metered):
+    meter = metered()
+    meter.budgets.apply([Budget(name="old", member="*", limit_usd=5)], source="b.toml")
+    meter.budgets.apply([Budget(name="new", member="*", limit_usd=6)], source="b.toml")
+    assert [budget.name for budget in meter.budgets.in_force] == ["new"]
+
+
+def test_a_declared_second_name_of_a_cap_is_told_once_and_both_hold(metered, caplog):
+    metered().budgets.set(Budget(name="members", limit_usd=50), source="command line")
+    meter = metered(Budget(name="mine", limit_usd=3))
+    for _ in range(2):
+        with pytest.raises(BudgetExceededError, match="mine"):
+            spend(meter, 1)
+        meter.budgets.set(Budget(name="other", member="*", limit_usd=9))
+    told = [one.getMessage() for one in caplog.records if "the same calls" in one.getMessage()]
+    assert len(told) == 1
+    assert "'mine' (code of " in told[0]
+    assert "'members' (command line) limit the same calls over the same window (3 and 50 usd): both hold." in told[0]

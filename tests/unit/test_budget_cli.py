@@ -76,7 +76,8 @@ def test_a_mistyped_name_is_told_as_a_new_budget(run):
     assert "new budget" not in run("budgets", "set", "members", "limit_usd=8")
     told = run("budgets", "set", "membrs", "limit_usd=9")
     assert "membrs is a new budget; members is as it was. `tokenmeter budgets retire membrs` takes it back." in told
-    assert [one["name"] for one in json.loads(run("budgets", "set", "mambers", "limit_usd=9", "--json"))] == ["mambers"]
+    told = json.loads(run("budgets", "set", "mambers", "period=day", "limit_usd=9", "--json"))
+    assert [one["name"] for one in told] == ["mambers"]
 
 
 def test_the_name_of_a_budget_that_was_ended_is_told_as_a_new_one(run):
@@ -147,6 +148,7 @@ def test_small_and_absent_caps_are_told_apart(run):
     shown = run("budgets")
     assert "$0.00042" in shown
     assert "-$1.9996" in shown
+    run("budgets", "retire", "small")
     run("budgets", "set", "least", "member=*", "limit_usd=0.00000042", "hard=false")
     assert "$0.00000042" in run("budgets")
 
@@ -186,3 +188,52 @@ def test_what_no_budget_concerns_is_told_with_the_budgets_that_there_are(run):
         run("budgets", "set", name, f"route=/{name}", "limit_usd=5")
     assert run("remaining", "member=zz").strip() == "No budget in force concerns member=zz. In force: k, v."
     assert run("remaining", "member=zz", "--json").strip() == "[]"
+
+
+def test_a_change_is_told_with_what_was_before_it_also_by_a_dry_run(run):
+    row = {"name": "members", "member": "*", "limit_usd": 60, "period": "week", "week_start": "friday"}
+    Path("policy.toml").write_text("[[budgets]]\n" + "".join(f"{key} = {json.dumps(row[key])}\n" for key in row))
+    first = ("members", "member=*", "limit_usd=50", "period=week", "week_start=thursday")
+    assert "members: would be set, version 1: member=*, limit_usd=50" in run("budgets", "set", *first, "--dry-run")
+    assert json.loads(run("budgets", "--json")) == []
+    run("budgets", "set", *first)
+    told = "version 2: limit_usd 50 -> 60"
+    assert f"would be set, {told}\n" in run("budgets", "set", "members", "limit_usd=60", "--dry-run")
+    assert "Nothing to change" in run("budgets", "set", "members", "limit_usd=50", "--dry-run")
+    shown = run("budgets", "apply", "policy.toml", "--dry-run")
+    assert f"members: would be set, {told}, week_start thursday -> friday\n" in shown
+    assert f"members: set, {told}\n" in run("budgets", "set", "members", "limit_usd=60")
+    changes = json.loads(run("budgets", "history", "members", "--json"))["changes"]
+    assert [one["before"] and one["before"]["limit_usd"] for one in changes] == [None, "50"]
+
+
+def ask_elsewhere(_: str) -> int:
+    return 5
+
+
+def set_here(ledger, **row):
+    meter = tokenmeter.make_meter(store=f"sqlite:///{ledger}/ledger.db")
+    meter.budgets.set(row)
+    meter.close()
+
+
+def test_the_history_is_in_words(run, ledger):
+    set_here(ledger, name="asked", member="*", limit=ask_elsewhere, period="week", week_start=3, thresholds=[50, 90])
+    set_here(ledger, name="table", team="*", limit={"a": {"usd": 5, "requests": 2}, "b": "unlimited", "c": 0})
+    shown = " ".join(run("budgets", "history").split())
+    assert f"limit asked of {__name__}:ask_elsewhere" in shown
+    assert "week_start=thursday" in shown
+    assert "thresholds=50,90" in shown
+    assert "limit a 5 usd and 2 requests; b unlimited; c 0" in shown
+
+
+def test_where_a_limit_is_not_known_the_answer_has_an_exit_code_of_its_own(run, ledger):
+    """`tokenmeter remaining ... && job` must not start a job whose calls would be refused."""
+    set_here(ledger, name="asked", member="*", limit=ask_elsewhere, period="day")
+    assert "not known here" in run("remaining", "member=ada", code=6)
+    run("budgets", "set", "used", "member=*", "limit_usd=1")
+    run("remaining", "member=ada", code=5)
+    run("budgets", "set", "used", "limit_usd=5")
+    run("remaining", "member=ada", code=6)
+    run("budgets", "set", "asked", "hard=false")
+    run("remaining", "member=ada")

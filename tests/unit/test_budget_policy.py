@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenmeter.budgets import Budget
-from tokenmeter.budgets.policy import check_consistent, limit_in, threshold_amounts
+from tokenmeter.budgets.agreement import check_consistent
+from tokenmeter.budgets.policy import limit_in, threshold_amounts
 from tokenmeter.errors import ConfigurationError
 
 

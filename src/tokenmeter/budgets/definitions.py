@@ -17,6 +17,7 @@ from tokenmeter.budgets.grants import Grant, grant_of
 from tokenmeter.budgets.matching import NEVER, Cap, CapIndex, is_alias, scope_text
 from tokenmeter.budgets.policy import Budget, Unit
 from tokenmeter.budgets.windows import Window
+from tokenmeter.budgets.wording import in_words
 from tokenmeter.errors import ConfigurationError, LedgerError
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.documents import Document, DocumentQuery, NewDocument
@@ -45,6 +46,7 @@ class Change:
             of another era begin anew, from what the ledger holds.
         counted_since: When this era, and its windows, were defined; None for what is only declared and not filed yet.
         document_id: The filed document; empty for one that is only declared.
+        before: The definition that it takes the place of; None when there was none.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Change:
     era: int = 1
     counted_since: datetime | None = None
     document_id: str = ""
+    before: Budget | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values."""
@@ -66,6 +69,7 @@ class Change:
             "version": self.version,
             "what": self.what,
             "budget": None if self.budget is None else self.budget.to_dict(),
+            "before": None if self.before is None else self.before.to_dict(),
             "at": None if self.at is None else self.at.isoformat(),
             "by": self.by,
             "reason": self.reason,
@@ -170,6 +174,7 @@ def _change_of(document: Document, body: Mapping[str, Any], versions: Sequence[C
         era=era,
         counted_since=since or document.recorded_at,
         document_id=document.document_id,
+        before=versions[-1].budget if versions else None,
     )
 
 
@@ -276,14 +281,6 @@ def history(policy: Policy, name: str | None = None) -> list[Change]:
     return sorted(found, key=lambda change: (change.at is None, change.at or 0, change.version))
 
 
-def in_words(budget: Budget) -> str:
-    """A definition as people read it, with the fields as a row of the settings has them."""
-    row = {name: value for name, value in budget.to_dict().items() if name not in {"name", "tags"}}
-    row |= {f"tag:{name}": value for name, value in budget.tags.items()}
-    said = ", ".join(f"{name}={value}" for name, value in row.items())
-    return said if budget.scope else f"all calls, {said}"
-
-
 def what_counts(change: Change) -> str:
     """What the ledger has in place of a declaration that says otherwise, as the rest of a sentence."""
     when = "" if change.at is None else f" on {change.at:%Y-%m-%d %H:%M} UTC"
@@ -313,6 +310,7 @@ def joined(policy: Policy, declared: Iterable[Budget], sources: Mapping[str, str
                 source=source,
                 era=era,
                 counted_since=since,
+                before=versions[-1].budget if versions else None,
             )
     return found
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import re
-from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import date, datetime
 from decimal import Decimal
@@ -37,10 +35,10 @@ _CHOICES = {
 }
 _DEFAULT_THRESHOLDS = (50, 80, 100)
 _NO_TAGS: Mapping[str, str] = MappingProxyType({})
-#: What counters' names may end with: an era, and the mark that they were filled from the ledger.
-_COUNTER_ENDS = re.compile(r"( #\d+)?( opened)?$")
 #: Counters are 64-bit integers in every store; this leaves room for what is in flight.
 _LARGEST = 4 * 10**18
+#: The names of `Budget.week_start`, 0 to 6.
+WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 #: What stands for "no cap" in a table of limits, and what a limit function may say.
 UNLIMITED = "unlimited"
 
@@ -311,7 +309,7 @@ class Budget(Who):
         if isinstance(limit, Mapping):
             table = cast("Mapping[str, Any]", limit)
             # As the ledger writes a function, "module:name"; what has no colon is the limit of one called "function".
-            if set(table) == {"function"} and ":" in str(table["function"]):
+            if is_function(table):
                 return FunctionElsewhere(table["function"])
             for key, value in table.items():
                 _check_text(key, "limit")
@@ -411,6 +409,11 @@ def threshold_amounts(budget: Budget, limit: int) -> dict[int, int]:
     return {-(-limit * percent // 100): percent for percent in cast("tuple[int, ...]", budget.thresholds)}
 
 
+def is_function(table: Mapping[str, Any]) -> bool:
+    """Whether a ``limit`` table stands for a function, ``module:name``; one without a colon is somebody's name."""
+    return set(table) == {"function"} and ":" in str(table["function"])
+
+
 def _plain_limit(value: object) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain_limit(one) for key, one in cast("Mapping[str, Any]", value).items()}
@@ -424,13 +427,12 @@ def _function_name(function: object) -> str:
 
 
 def _weekday(value: object) -> object:
-    days = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
     if isinstance(value, str):
-        if value.lower() not in days:
+        if value.lower() not in WEEKDAYS:
             raise ConfigurationError(
                 f"week_start must be 0 (Monday) to 6 (Sunday) or a day's name, not {shown(value)}."
             )
-        return days.index(value.lower())
+        return WEEKDAYS.index(value.lower())
     return value
 
 
@@ -465,81 +467,3 @@ def _checked_thresholds(value: object, *, rolling: bool) -> tuple[int, ...]:
         if not isinstance(percent, int) or isinstance(percent, bool) or not 1 <= percent <= 1000:  # noqa: PLR2004
             raise ConfigurationError(f"thresholds must be whole percents from 1 to 1000, not {shown(percent)}.")
     return tuple(sorted(set(cast("Sequence[int]", percents))))
-
-
-def check_consistent(budgets: Iterable[Budget], places: Iterable[str] = ()) -> tuple[Budget, ...]:
-    """`budgets` without exact repetitions.
-
-    Args:
-        budgets: Budgets that are to be in force together.
-        places: Where each of them is said, for the error's text.
-
-    Raises:
-        ConfigurationError: two share a name, or limit the same thing at the same time to different amounts.
-    """
-    said = list(budgets)
-    unique = tuple(dict.fromkeys(said))
-    where = {budget: f" ({place})" for budget, place in zip(said, places, strict=False)}
-    names: dict[str, Budget] = {}
-    same: dict[object, list[Budget]] = {}
-    for budget in unique:
-        for unit in budget.units:
-            window = budget.window_of(unit)
-            peers = same.setdefault((tuple(budget.scope.items()), unit, window, budget.hard), [])
-            for other in peers:
-                if _overlap(budget, other):
-                    both = f"{other.name!r}{where.get(other, '')} and {budget.name!r}{where.get(budget, '')}"
-                    raise ConfigurationError(
-                        f"Budgets {both} limit the same calls over the same window "
-                        f"({_said(other, unit)} and {_said(budget, unit)} {unit}); keep one of them."
-                    )
-            peers.append(budget)
-        if (twin := names.get(budget.name)) is not None:
-            both = f"{where.get(twin, '')}{where.get(budget, '')}".replace(") (", ", ")
-            raise ConfigurationError(f"Two budgets are called {budget.name!r}{both}; give each a name of its own.")
-        names[budget.name] = budget
-    refuse_shared_counters(unique)
-    return unique
-
-
-def refuse_shared_counters(budgets: Iterable[Budget], others: Iterable[Budget] = ()) -> None:
-    """Refuse a budget whose name is what a counter of another one is called, now or after it began anew.
-
-    Args:
-        budgets: Those that are said.
-        others: Those there are or were: an ended one's counters stay.
-
-    Raises:
-        ConfigurationError: there is one; two budgets would count into the same counter.
-    """
-    said = tuple(budgets)
-    owners: defaultdict[str, set[str]] = defaultdict(set)
-    for budget in (*others, *said):
-        for root in _counter_roots(budget):
-            owners[root].add(budget.name)
-    for budget in said:
-        for root in _counter_roots(budget):
-            if len(names := owners[root]) > 1:
-                shorter, *_, longer = sorted(names, key=len)
-                raise ConfigurationError(
-                    f"name: {longer!r} is called like the counter of budget {shorter!r}; give {budget.name!r} another "
-                    "name."
-                )
-
-
-def _counter_roots(budget: Budget) -> set[str]:
-    """What its counters are called in every era."""
-    return {_COUNTER_ENDS.sub("", budget.counter_name(unit)) for unit in budget.units}
-
-
-def _said(budget: Budget, unit: Unit) -> str:
-    limit = budget.limits.get(unit)
-    return "asked for" if limit is None else f"{amount_of(unit, limit):f}"
-
-
-def _overlap(one: Budget, other: Budget) -> bool:
-    (one_from, one_until), (other_from, other_until) = one.effective, other.effective
-    apart = (one_until and other_from and one_until <= other_from) or (
-        other_until and one_from and other_until <= one_from
-    )
-    return not apart

@@ -11,9 +11,16 @@ from dataclasses import replace
 from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tokenmeter.attribution import ApiKey
+from tokenmeter.budgets.agreement import (
+    check_consistent,
+    describe_limit,
+    find_twins,
+    refuse_shared_counters,
+    refuse_twins,
+)
 from tokenmeter.budgets.definitions import (
     Change,
     InForce,
@@ -22,7 +29,6 @@ from tokenmeter.budgets.definitions import (
     file_grant,
     file_name,
     history,
-    in_words,
     is_news,
     is_same,
     is_same_or_gone,
@@ -33,8 +39,9 @@ from tokenmeter.budgets.definitions import (
 from tokenmeter.budgets.grants import Grant, find_filed, full_scope, grants_of
 from tokenmeter.budgets.holds import Fault
 from tokenmeter.budgets.matching import Cap
-from tokenmeter.budgets.policy import Budget, Unit, check_consistent, parse_limit, refuse_shared_counters
+from tokenmeter.budgets.policy import Budget, Unit, parse_limit
 from tokenmeter.budgets.status import aliases_in_use, by_fingerprint
+from tokenmeter.budgets.wording import in_words
 from tokenmeter.errors import ConfigurationError, StoreBusyError, shown
 from tokenmeter.ledger import new_id
 from tokenmeter.money import magnitude, parse_decimal
@@ -279,8 +286,32 @@ class Registry:
                 in_words(budget),
                 what_counts(change),
             )
+        self._tell_twins(policy)
         if self._file is not None:
             self._tell_forgotten(policy, self._file)
+
+    def _tell_twins(self, policy: Policy) -> None:
+        """Say which budget of others limits what a declared one does. Both hold: no cap is lost by a second name."""
+        in_force = policy.in_force()
+        for mine in (in_force[budget.name] for budget in self.declared if budget.name in in_force):
+            budget = cast("Budget", mine.budget)
+            others = [cast("Budget", one.budget) for name, one in in_force.items() if name != budget.name]
+            for twin, unit in find_twins(budget, others):
+                pair = (" and ".join(sorted((budget.name, twin.name))), in_force[twin.name].version + mine.version)
+                if pair in self._told:
+                    continue
+                self._told.add(pair)
+                log.warning(
+                    "Budgets %r (%s) and %r (%s) limit the same calls over the same window (%s and %s %s): both hold. "
+                    "Keep one of them; `tokenmeter budgets retire NAME` ends the other.",
+                    budget.name,
+                    mine.source,
+                    twin.name,
+                    in_force[twin.name].source,
+                    describe_limit(budget, unit),
+                    describe_limit(twin, unit),
+                    unit,
+                )
 
     def _tell_forgotten(self, policy: Policy, file: str) -> None:
         """Say which budgets the file of this process declared earlier and does not name any more."""
@@ -299,7 +330,13 @@ class Registry:
     # -- changing them
 
     def set(
-        self, budget: Budget | Mapping[str, Any], *, by: str | None = None, reason: str = "", source: str = "run time"
+        self,
+        budget: Budget | Mapping[str, Any],
+        *,
+        by: str | None = None,
+        reason: str = "",
+        source: str = "run time",
+        dry_run: bool = False,
     ) -> Change:
         """Define a budget, or change the one of this name; every process obeys it with its next call.
 
@@ -310,20 +347,28 @@ class Registry:
             by: Who decided it; default: the account this program runs under.
             reason: Why.
             source: Where it was said.
+            dry_run: Check it and say what it would be, and change nothing.
 
         Returns:
-            The definition in force.
+            The definition in force, or that would be; one that is not filed has no `Change.document_id`.
 
         Raises:
-            ConfigurationError: it is no definition; its name is what a counter of another budget is called; `by` or
-                `reason` is no text.
+            ConfigurationError: it is no definition; another budget limits the same calls over the same window; its name
+                is what a counter of another budget is called; `by` or `reason` is no text.
             StoreUnavailableError: it could not be recorded.
         """
         if isinstance(budget, Mapping):
             budget = Budget.parse(budget)
         elif not isinstance(budget, Budget):  # pyright: ignore[reportUnnecessaryIsInstance] - without a checker
             raise ConfigurationError(f"A budget must be a Budget or a mapping of its fields, not {shown(budget)}.")
-        refuse_shared_counters([budget], [*self.declared, *self._read_policy().ever()])
+        policy = self._read_policy()
+        refuse_shared_counters([budget], [*self.declared, *policy.ever()])
+        refuse_twins(budget, [one for one in self.in_force if one.name != budget.name])
+        if dry_run:
+            last = policy.changes[budget.name][-1] if budget.name in policy.changes else None
+            if last is not None and is_same_or_gone(last.budget, budget):
+                return last
+            return _would_be(policy, budget.name, budget, by=acting(by), reason=reason, source=source)
         return self._change(budget.name, budget, by=by, reason=reason, source=source)
 
     def retire(self, name: str, *, by: str | None = None, reason: str = "", source: str = "run time") -> Change:
@@ -383,21 +428,14 @@ class Registry:
         }
         due |= {name: None for name, change in in_force.items() if change.source == source and name not in wanted}
         refuse_shared_counters(wanted.values(), policy.ever())
+        staying = [one for name, change in in_force.items() if name not in wanted | due and (one := change.budget)]
+        for budget in wanted.values():
+            refuse_twins(budget, staying)
         who = acting(by)
         self._told.update((name, policy.changes[name][-1].version) for name in due if name in policy.changes)
         if dry_run:
             return [
-                Change(
-                    name=name,
-                    version=len(policy.changes.get(name, ())) + 1,
-                    what="retire" if budget is None else "set",
-                    budget=budget,
-                    at=None,
-                    by=who,
-                    reason=reason,
-                    source=source,
-                )
-                for name, budget in due.items()
+                _would_be(policy, name, budget, by=who, reason=reason, source=source) for name, budget in due.items()
             ]
         return [self._change(name, budget, by=who, reason=reason, source=source) for name, budget in due.items()]
 
@@ -486,6 +524,22 @@ class Registry:
             names = ", ".join(map(repr, state.changes)) or "none"
             raise ConfigurationError(f"No budget is called {name!r}; in force: {names}.")
         return change.budget
+
+
+def _would_be(policy: Policy, name: str, budget: Budget | None, *, by: str, reason: str, source: str) -> Change:
+    """A change that is not filed."""
+    versions = policy.changes.get(name, ())
+    return Change(
+        name=name,
+        version=len(versions) + 1,
+        what="retire" if budget is None else "set",
+        budget=budget,
+        at=None,
+        by=by,
+        reason=reason,
+        source=source,
+        before=versions[-1].budget if versions else None,
+    )
 
 
 def _cap_of(state: InForce, budget: Budget, unit: Unit | None) -> Cap:

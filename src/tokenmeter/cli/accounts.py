@@ -13,10 +13,10 @@ import typer
 from rich.progress_bar import ProgressBar
 
 from tokenmeter.budgets import Balance, Budget, Change, Grant
-from tokenmeter.budgets.definitions import in_words
 from tokenmeter.budgets.policy import Unit
 from tokenmeter.budgets.status import check_scope
-from tokenmeter.cli.frame import HEADINGS, Exit, Frame, app, command, emit, out, progress_out, show_table
+from tokenmeter.budgets.wording import in_words, list_differences
+from tokenmeter.cli.frame import HEADINGS, Exit, Frame, app, command, emit, out, show_table
 from tokenmeter.cli.options import TzOption
 from tokenmeter.config import load_settings
 from tokenmeter.display import unit_amount, visible
@@ -36,6 +36,7 @@ ByOption = Annotated[
     str | None, typer.Option("--by", help="Who decides it, for the history.", show_default="this account")
 ]
 ReasonOption = Annotated[str, typer.Option("--reason", help="Why, for the history.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would change, and change nothing.")]
 _SOURCE = "command line"
 
 
@@ -69,18 +70,21 @@ def set_budget(
     fields: Annotated[
         list[str], typer.Argument(metavar="FIELD=VALUE ...", help=r"As in a [\[budgets]] row; tag:NAME=VALUE for tags.")
     ],
+    dry_run: DryRunOption = False,
     by: ByOption = None,
     reason: ReasonOption = "",
 ) -> None:
     """Define a budget, or change the fields named; every process obeys it with its next call."""
-    with frame.meter(make=True) as meter:
+    frame = frame.for_dry_run() if dry_run else frame
+    with frame.meter(make=not dry_run) as meter:
         known = {one.name: one.to_dict() for one in meter.budgets.in_force}
         row = known.get(name, {})
         budget = Budget.parse(row | _parse_row(fields, row) | {"name": name}, file="command line")
         ended = [] if name in known else [one.budget for one in meter.budgets.history(name) if one.budget is not None]
-        change = meter.budgets.set(budget, by=by, reason=reason, source=_SOURCE)
-    _tell_changes(frame, [change])
-    if name not in known and not frame.as_json:
+        change = meter.budgets.set(budget, by=by, reason=reason, source=_SOURCE, dry_run=dry_run)
+    same = dry_run and change.document_id
+    _tell_changes(frame, [] if same else [change], dry_run=dry_run)
+    if name not in known and not (dry_run or frame.as_json):
         out.print(_is_new(name, known, ended), markup=False)
 
 
@@ -107,16 +111,13 @@ def apply(
     frame: Frame,
     *,
     file: Annotated[Path, typer.Argument(metavar="FILE", help=r"A tokenmeter.toml with [\[budgets]].")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would change, and change nothing.")] = False,
+    dry_run: DryRunOption = False,
     by: ByOption = None,
     reason: ReasonOption = "applied",
 ) -> None:
     """Make the ledger say what a file's budgets say; ends those it declared earlier and has no longer."""
     settings, frame = load_settings(config=file), frame.settled_by(file)
-    if dry_run and (missing := frame.missing) is not None:
-        progress_out.print(f"There is no ledger at {missing} yet: everything would be new.", markup=False)
-        # A dry run makes no ledger: an empty one stands in for it.
-        frame = Frame("memory:", file, as_json=frame.as_json)
+    frame = frame.for_dry_run() if dry_run else frame
     declared = [
         row if isinstance(row, Budget) else Budget.parse(row, file=str(file), number=number)
         for number, row in enumerate(settings.budgets)
@@ -235,7 +236,11 @@ def _tell_changes(frame: Frame, changes: Sequence[Change], *, dry_run: bool = Fa
     for change in changes:
         would = "would be " if dry_run else ""
         done = "ended" if change.budget is None else "set"
-        what = "" if change.budget is None else f": {_describe_change(change)}"
+        if change.budget is not None and change.before is not None:
+            differences = list_differences(change.before, change.budget)
+            what = ": " + (", ".join(f"{field} {was} -> {now}" for field, was, now in differences) or "as it was")
+        else:
+            what = "" if change.budget is None else f": {_describe_change(change)}"
         out.print(f"{change.name}: {would}{done}, version {change.version}{what}", markup=False)
 
 
@@ -259,7 +264,10 @@ def remaining(
     ] = None,
     tz: TzOption = "UTC",
 ) -> None:
-    """What is left of the budgets that concern a member, key, team, ...; exit code 5 when a hard one is used up."""
+    """What is left of the budgets that concern a member, key, team, ...
+
+    Exit code 5 when a hard one is used up; else 6 when the limit of a hard one is not known here.
+    """
     wanted = _parse_scope(scope or ())
     with frame.meter() as meter:
         found = list(meter.remaining(at=None, **wanted))
@@ -271,6 +279,9 @@ def remaining(
         out.print(f"No budget in force concerns {asked}. In force: {', '.join(others)}.", markup=False)
     if any(balance.hard and balance.limit_known and balance.remaining <= 0 for balance in found):
         raise typer.Exit(Exit.BUDGET)
+    if any(balance.hard and not balance.limit_known for balance in found):
+        # The job that waits for an answer would be refused: no call passes where the limit is not known.
+        raise typer.Exit(Exit.UNKNOWN)
 
 
 def _parse_scope(scope: Sequence[str]) -> dict[str, str]:

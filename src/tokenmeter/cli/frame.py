@@ -115,6 +115,13 @@ class Frame:
         """This frame with the settings of `config`, unless the command line named others."""
         return Frame(self._store, self._config or config, as_json=self.as_json)
 
+    def for_dry_run(self) -> Frame:
+        """This frame; where there is no ledger yet, one with an empty ledger in its place: a dry run makes none."""
+        if self.missing is None:
+            return self
+        progress_out.print(f"There is no ledger at {self.missing} yet: everything would be new.", markup=False)
+        return Frame("memory:", self._config, as_json=self.as_json)
+
     def tell(self, found: Tellable) -> None:
         """Print a result: as JSON where that is asked for, else in its own words."""
         if self.as_json:
@@ -281,6 +288,7 @@ class Exit(IntEnum):
     STORE = 3  # the ledger cannot be reached, read or written
     LEDGER = 4  # its content, or a price, does not permit this
     BUDGET = 5  # a budget is exhausted
+    UNKNOWN = 6  # whether one is cannot be said here
 
 
 #: Results go here. A name such as ``:key:`` is a name, not an emoji.

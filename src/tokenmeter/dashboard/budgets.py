@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -17,6 +17,7 @@ from tokenmeter.budgets import Balance, Budget
 from tokenmeter.budgets.definitions import Change
 from tokenmeter.budgets.matching import Cap, parse_scope
 from tokenmeter.budgets.policy import IN_FLIGHT, Unit, amount_of, limit_table, threshold_amounts
+from tokenmeter.budgets.wording import describe_field, list_differences
 from tokenmeter.dashboard.figures import unit_amount
 from tokenmeter.dashboard.rendering import missing, page, zone_of
 from tokenmeter.dashboard.view import View, label_of
@@ -189,7 +190,7 @@ def definition(budget: Budget) -> list[tuple[str, str]]:
     # What the lines above say in words of their own.
     told = {"name", "period", "tz", "hard", "thresholds", "starts", "ends", "tags", "limit", *DIMENSIONS}
     said += [
-        (name.replace("_", " "), in_words(value))
+        (name.replace("_", " "), describe_field(name, value))
         for name, value in budget.to_dict().items()
         if name not in told and not name.startswith("limit_")
     ]
@@ -213,23 +214,10 @@ def _scope_words(scope: Mapping[str, str]) -> str:
 def changes_of(history: Sequence[Change]) -> list[tuple[Change, list[tuple[str, str, str]]]]:
     """Each change of a budget with the fields it changed (name, before, after), the last first."""
     found: list[tuple[Change, list[tuple[str, str, str]]]] = []
-    before: dict[str, Any] = {}
     for change in history:
-        after = {} if change.budget is None else change.budget.to_dict()
-        names = [name for name in {**before, **after} if before.get(name) != after.get(name) and name != "name"]
-        told = [(name.replace("_", " "), in_words(before.get(name)), in_words(after.get(name))) for name in names]
-        found.append((change, told))
-        before = after
+        told = list_differences(change.before, change.budget)
+        found.append((change, [(name.replace("_", " "), was, now) for name, was, now in told]))
     return found[::-1]
-
-
-def in_words(value: Any) -> str:
-    """A value of a budget's field, in words."""
-    if isinstance(value, dict):
-        return ", ".join(f"{key}: {one}" for key, one in cast("dict[str, object]", value).items())
-    if isinstance(value, list):
-        return ", ".join(map(str, cast("list[object]", value)))
-    return "nothing" if value is None else str(value)
 
 
 def _percent(part: Decimal, limit: Decimal) -> Decimal:

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from tokenmeter.api import Meter
 from tokenmeter.budgets.policy import Unit
-from tokenmeter.dashboard.budgets import in_words
+from tokenmeter.budgets.wording import describe_field
 from tokenmeter.dashboard.figures import count, dollars, instant, money, money_text, name, scope_name, unit_amount
 from tokenmeter.dashboard.view import label_of
 from tokenmeter.errors import ConfigurationError, LedgerError
@@ -109,7 +109,11 @@ def _tell_budget(form: Form, answer: Json) -> Told:
         title=f"{'Change' if before else 'Set'} budget {name(called)}",
         words=words if names else "Nothing changes: it says so already.",
         rows=[
-            (one.replace("_", " "), in_words(before.get(one)) if before else "", in_words(after.get(one)))
+            (
+                one.replace("_", " "),
+                describe_field(one, before.get(one)) if before else "",
+                describe_field(one, after.get(one)),
+            )
             for one in names
         ],
         button="Set it" if names else "",
@@ -127,7 +131,7 @@ def _tell_end(form: Form, answer: Json) -> Told:
     if before is None:
         return Told(title=title, words="Nothing changes: it has ended already.", rows=[])
     definition: Json = before["budget"] or {}
-    rows = [(one.replace("_", " "), in_words(said), "") for one, said in definition.items() if one != "name"]
+    rows = [(one.replace("_", " "), describe_field(one, said), "") for one, said in definition.items() if one != "name"]
     words = "No call is stopped or counted by it any more. Its history stays; setting it again counts from the ledger."
     return Told(title=title, words=words, rows=rows, button="End it")
 

@@ -134,9 +134,10 @@ def set_budget(meter: Meter, name: str, deed: SetBudget, *, by: str, source: str
     row = ({} if known is None else known.to_dict()) | deed.fields | {"name": name}
     # A row has no null: what is given as None is taken away.
     budget = Budget.parse({key: value for key, value in row.items() if value is not None}, file=source)
+    change = meter.budgets.set(budget, by=by, reason=deed.reason, source=source, dry_run=deed.dry_run)
     if deed.dry_run:
         return {"before": None if known is None else known.to_dict(), "after": budget.to_dict()}
-    return meter.budgets.set(budget, by=by, reason=deed.reason, source=source).to_dict()
+    return change.to_dict()
 
 
 def end_budget(meter: Meter, name: str, deed: EndBudget, *, by: str, source: str = _API) -> dict[str, Any]:

@@ -1,0 +1,113 @@
+"""Budgets that are in force together: which of them contradict each other."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+
+from tokenmeter.budgets.policy import Budget, Unit, amount_of
+from tokenmeter.errors import ConfigurationError
+
+#: What counters' names may end with: an era, and the mark that they were filled from the ledger.
+_COUNTER_ENDS = re.compile(r"( #\d+)?( opened)?$")
+
+
+def check_consistent(budgets: Iterable[Budget], places: Iterable[str] = ()) -> tuple[Budget, ...]:
+    """`budgets` without exact repetitions.
+
+    Args:
+        budgets: Budgets that are to be in force together.
+        places: Where each of them is said, for the error's text.
+
+    Raises:
+        ConfigurationError: two share a name, or limit the same thing at the same time to different amounts.
+    """
+    said = list(budgets)
+    unique = tuple(dict.fromkeys(said))
+    where = dict(zip(said, places, strict=False))
+    names: dict[str, Budget] = {}
+    for budget in unique:
+        refuse_twins(budget, names.values(), where)
+        if (twin := names.get(budget.name)) is not None:
+            both = ", ".join(where[one] for one in (twin, budget) if one in where)
+            both = f" ({both})" if both else ""
+            raise ConfigurationError(f"Two budgets are called {budget.name!r}{both}; give each a name of its own.")
+        names[budget.name] = budget
+    refuse_shared_counters(unique)
+    return unique
+
+
+def refuse_twins(budget: Budget, others: Iterable[Budget], where: Mapping[Budget, str] | None = None) -> None:
+    """Refuse a budget that limits the same calls over the same window as another one.
+
+    Args:
+        budget: The one that is said.
+        others: Those that are in force beside it.
+        where: Where each is said, for the error's text.
+
+    Raises:
+        ConfigurationError: there is one.
+    """
+    for other, unit in find_twins(budget, others):
+        one, two = (
+            f"{each.name!r} ({where[each]})" if where and each in where else f"{each.name!r}"
+            for each in (other, budget)
+        )
+        raise ConfigurationError(
+            f"Budgets {one} and {two} limit the same calls over the same window "
+            f"({describe_limit(other, unit)} and {describe_limit(budget, unit)} {unit}); keep one of them."
+        )
+
+
+def find_twins(budget: Budget, others: Iterable[Budget]) -> Iterator[tuple[Budget, Unit]]:
+    """Whatever of `others` limits the same calls over the same window, both hard or both soft, and in which unit."""
+    for other in others:
+        if (other.scope, other.hard) == (budget.scope, budget.hard) and _overlap(budget, other):
+            for unit in budget.units:
+                if unit in other.units and budget.window_of(unit) == other.window_of(unit):
+                    yield other, unit
+
+
+def refuse_shared_counters(budgets: Iterable[Budget], others: Iterable[Budget] = ()) -> None:
+    """Refuse a budget whose name is what a counter of another one is called, now or after it began anew.
+
+    Args:
+        budgets: Those that are said.
+        others: Those there are or were: an ended one's counters stay.
+
+    Raises:
+        ConfigurationError: there is one; two budgets would count into the same counter.
+    """
+    said = tuple(budgets)
+    owners: defaultdict[str, set[str]] = defaultdict(set)
+    for budget in (*others, *said):
+        for root in _counter_roots(budget):
+            owners[root].add(budget.name)
+    for budget in said:
+        for root in _counter_roots(budget):
+            if len(names := owners[root]) > 1:
+                shorter, *_, longer = sorted(names, key=len)
+                raise ConfigurationError(
+                    f"name: {longer!r} is called like the counter of budget {shorter!r}; give {budget.name!r} another "
+                    "name."
+                )
+
+
+def _counter_roots(budget: Budget) -> set[str]:
+    """What its counters are called in every era."""
+    return {_COUNTER_ENDS.sub("", budget.counter_name(unit)) for unit in budget.units}
+
+
+def describe_limit(budget: Budget, unit: Unit) -> str:
+    """How much a budget's limit in one unit is, in words."""
+    limit = budget.limits.get(unit)
+    return "asked for" if limit is None else f"{amount_of(unit, limit):f}"
+
+
+def _overlap(one: Budget, other: Budget) -> bool:
+    (one_from, one_until), (other_from, other_until) = one.effective, other.effective
+    apart = (one_until and other_from and one_until <= other_from) or (
+        other_until and one_from and other_until <= one_from
+    )
+    return not apart
