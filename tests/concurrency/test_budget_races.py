@@ -23,7 +23,7 @@ from tokenmeter.errors import BudgetExceededError, StoreBusyError
 from tokenmeter.ledger import utcnow
 from tokenmeter.meter import Meter
 from tokenmeter.pricing import PriceList, Pricer
-from tokenmeter.processes import run_at_once
+from tokenmeter.processes import process_name, run_at_once
 from tokenmeter.stores import open_store
 from tokenmeter.testing import FakeProvider
 from tokenmeter.usage import Consumption, Observation, Usage
@@ -186,6 +186,24 @@ def test_a_stream_whose_process_died_is_found_by_one_that_only_makes_plain_calls
     while not (found := [entry for entry in meter.entries() if entry.status == "aborted"]) and time.monotonic() < until:
         threading.Event().wait(0.01)
     assert [(entry.attribution.member, "expired_hold" in entry.flags) for entry in found] == [("ada", True)]
+    meter.close()
+
+
+@SHARED
+def test_what_a_planned_stream_holds_names_the_process_that_it_ends_with(store_url):
+    meter = tokenmeter.make_meter(store=store_url, config={}, budgets=[Budget(limit_usd=10)])
+    with (
+        FakeProvider() as provider,
+        openai.OpenAI(base_url=provider.openai_url, api_key="sk-1", max_retries=0) as client,
+    ):
+        tokenmeter.wrap(client, meter=meter)
+        question = [{"role": "user", "content": "Hi"}]
+        for _ in range(3):  # until calls like it have a plan
+            list(client.chat.completions.create(model="gpt-5-mini", messages=question, stream=True))
+        with client.chat.completions.create(model="gpt-5-mini", messages=question, stream=True) as stream:
+            next(stream)
+            holds = meter.store.expired(meter.store.now() + timedelta(hours=1))
+    assert [hold.owner for hold in holds] == [process_name()]
     meter.close()
 
 

@@ -30,8 +30,8 @@ from tokenmeter.processes import run_at_once, run_patiently
 from tokenmeter.providers.prompts import input_tokens
 from tokenmeter.stores.base import CapReachedError, Store
 from tokenmeter.stores.definitions import Account, Rate
-from tokenmeter.stores.effects import HoldGoneError, OutdatedError
-from tokenmeter.stores.encoding import Template, counts_text, json_text, quoted_text
+from tokenmeter.stores.effects import HoldGoneError, NewHold, OutdatedError
+from tokenmeter.stores.encoding import Template, counts_text, hold_record, json_text, quoted_text
 from tokenmeter.stores.live import Slot
 from tokenmeter.stores.slots import from_microseconds, to_microseconds
 from tokenmeter.usage import Consumption, Usage
@@ -345,8 +345,9 @@ class Plans:
             begun = plan.begun.record(self._unanswered(sent, facts, at_us, hold_id))
             if begun is None or journal is None:
                 return None
-            claims, as_of = demands.claimed(amounts), plan.generation
-            journal.reserve(hold_id, expires_us, claims, begun, created_at=at_us, generation=as_of)
+            record = hold_record(hold_id, at_us, expires_us, journal.owner, begun)
+            hold = NewHold(hold_id, expires_us, demands.claimed(amounts), record)
+            journal.reserve(hold, generation=plan.generation)
         except (CapReachedError, StoreError, OutdatedError) as error:
             plan.outdated = plan.outdated or isinstance(error, OutdatedError)
             return None

@@ -16,17 +16,17 @@ from tokenmeter.stores.base import Counter
 from tokenmeter.stores.effects import (
     Book,
     HoldGoneError,
+    NewHold,
     OutdatedError,
     Post,
     Posted,
     Shared,
-    SlotClaim,
     claim_effects,
     extend_effects,
     refuse,
     settle_effects,
 )
-from tokenmeter.stores.encoding import hold_record, quoted
+from tokenmeter.stores.encoding import quoted
 
 T = TypeVar("T")
 
@@ -88,6 +88,11 @@ class DirectJournal(Shared):
         self._book.transact(work)
 
     @property
+    def owner(self) -> bytes:  # type: ignore[override]
+        """See `Shared`."""
+        return quoted(process_name())
+
+    @property
     def generation(self) -> int:
         """Changes when a plan may be out of date; looked up once a second."""
         now = time.monotonic_ns() // 1_000_000_000
@@ -110,30 +115,18 @@ class DirectJournal(Shared):
         self._check(generation)
         self._book.transact(lambda transaction: transaction.put(record))
 
-    def reserve(
-        self,
-        hold_id: str,
-        expires_at: int,
-        claims: Sequence[SlotClaim],
-        call: bytes,
-        *,
-        created_at: int | None = None,
-        owner: str | None = None,
-        generation: int | None = None,
-    ) -> None:
+    def reserve(self, hold: NewHold, *, generation: int | None = None) -> None:
         """Hold every claim or none."""
         self._check(generation)
-        now = time.time_ns() // 1000 if created_at is None else created_at
-        record = hold_record(quoted(hold_id), now, expires_at, quoted(owner or process_name()), call)
 
         def work(transaction: Transaction) -> None:
             held: dict[CounterKey, int] = {}
-            for slot, limit, amount in claims:
+            for slot, limit, amount in hold.claims:
                 counter, before = transaction.counter(slot.key), held.get(slot.key, 0)
                 if limit is not None and counter.settled + counter.reserved + before + amount > limit:
                     refuse(slot, limit, amount, counter.settled, counter.reserved + before)
                 held[slot.key] = before + amount
-            transaction.put(record, claim_effects(quoted(hold_id), claims))
+            transaction.put(hold.record, claim_effects(hold))
 
         self._book.transact(work)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
 
 from tokenmeter.ledger import Claim, CounterKey, is_own, new_id
 from tokenmeter.stores.base import CapReachedError
@@ -20,6 +20,23 @@ T = TypeVar("T")
 SlotClaim = tuple[Slot, int | None, int]
 #: What a settlement adds to a counter.
 Post = tuple[Slot, int]
+
+
+class NewHold(NamedTuple):
+    """A hold that is to be made.
+
+    Attributes:
+        hold_id: Its identity.
+        expires_at: Microseconds since the epoch.
+        claims: In the order in which a refusal is to be looked for; none for a call that is only to be known of, should
+            its process die.
+        record: See `hold_record`.
+    """
+
+    hold_id: str
+    expires_at: int
+    claims: Sequence[SlotClaim]
+    record: bytes
 
 
 class HoldGoneError(Exception):
@@ -113,9 +130,11 @@ class Shared(ABC):
 
     Attributes:
         definitions: Digests of what records share.
+        owner: This process, as the records of its holds name it: see `process_name` and `quoted`.
         skew_us: The ledger's clock less this machine's, in microseconds.
     """
 
+    owner: bytes
     skew_us: int = 0
 
     def __init__(self, find: Callable[[str, str], str | None], define: Callable[[Sequence[bytes]], None]) -> None:
@@ -130,32 +149,18 @@ class Shared(ABC):
         """Changes when a plan may be out of date."""
 
     @abstractmethod
-    def reserve(
-        self,
-        hold_id: str,
-        expires_at: int,
-        claims: Sequence[SlotClaim],
-        call: bytes,
-        *,
-        created_at: int | None = None,
-        owner: str | None = None,
-        generation: int | None = None,
-    ) -> None:
-        """Hold every claim or none.
+    def reserve(self, hold: NewHold, *, generation: int | None = None) -> None:
+        """Hold every claim or none. What is held outlives the process when this returns.
 
         Args:
-            hold_id: Its identity.
-            expires_at: Microseconds since the epoch.
-            claims: In key order; none for a call that is only to be known of, should its process die.
-            call: Record of the entry that the hold becomes when it expires.
-            created_at: Microseconds since the epoch; now, if not given.
-            owner: Who holds it; this process, if not given.
+            hold: What to hold.
             generation: That of what the claims go by; None = any.
 
         Raises:
             CapReachedError: a claim does not fit; nothing was held.
             OutdatedError: the ledger's generation is another; nothing was held.
             StoreUnavailableError: it cannot be known whether it fits.
+            StoreBusyError: others would have to be waited for, and this thread must not; nothing was held.
         """
 
     @abstractmethod
@@ -194,12 +199,12 @@ def refuse(slot: Slot, limit: int, amount: int, settled: int, reserved: int) -> 
     raise CapReachedError(Claim(slot.key, limit, amount, slot.window_end), settled, reserved)
 
 
-def claim_effects(hold_id: bytes, claims: Sequence[SlotClaim]) -> bytes:
-    """What making a hold does; its identity comes as JSON."""
+def claim_effects(hold: NewHold) -> bytes:
+    """What making a hold does."""
     rows = b""
-    for slot, limit, amount in claims:
+    for slot, limit, amount in hold.claims:
         rows += b",%b%d,%b]" % (slot.begin, amount, b"null" if limit is None else b"%d" % limit)
-    return b'{"hold":%b,"claims":[%b]}' % (hold_id, rows[1:])
+    return b'{"hold":%b,"claims":[%b]}' % (quoted(hold.hold_id), rows[1:])
 
 
 def extend_effects(hold_id: str, expires_at: int) -> bytes:

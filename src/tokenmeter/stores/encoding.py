@@ -177,14 +177,14 @@ _ORDER = (
 )
 
 
-def hold_record(hold_id: bytes, created_at: int, expires_at: int, owner: bytes, call: bytes) -> bytes:
+def hold_record(hold_id: str, created_at: int, expires_at: int, owner: bytes, call: bytes) -> bytes:
     """The record of a hold; `call` is the record of the entry that it becomes when it expires.
 
-    Identity and owner come as JSON: see `quoted`.
+    Times are microseconds since the epoch; the owner comes as JSON: see `quoted`.
     """
     return b'{"format":%d,"record":"hold","id":%s,"created_at":%d,"expires_at":%d,"owner":%s,"call":%s}' % (
         FORMAT,
-        hold_id,
+        quoted(hold_id),
         created_at,
         expires_at,
         owner,

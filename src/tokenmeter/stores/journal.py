@@ -16,11 +16,12 @@ from typing import TypeVar
 
 from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError
 from tokenmeter.ledger import CounterKey
-from tokenmeter.processes import after_fork_in_child, process_name, run_patiently
+from tokenmeter.processes import after_fork_in_child, run_patiently
 from tokenmeter.stores.base import Counter
 from tokenmeter.stores.effects import (
     Book,
     HoldGoneError,
+    NewHold,
     OutdatedError,
     Post,
     Posted,
@@ -31,7 +32,6 @@ from tokenmeter.stores.effects import (
     refuse,
     settle_effects,
 )
-from tokenmeter.stores.encoding import hold_record, quoted
 from tokenmeter.stores.live import AMOUNT, DIRTY, RESERVED, SETTLED, Live, digest_of
 from tokenmeter.stores.tail import TornWriteError, frame
 from tokenmeter.stores.writer import Writer
@@ -42,9 +42,6 @@ T = TypeVar("T")
 FOLD_EVERY, FOLD_AGAIN = 2048, 5.0
 #: What becomes of an entry that no budget is about.
 _RECORDED, _REPEATED = Posted(recorded=True), Posted(recorded=False)
-
-#: Claims of a hold of this process, and its expiry.
-_Held = tuple[Sequence[SlotClaim], int]
 
 
 class Journal(Writer):
@@ -68,8 +65,7 @@ class Journal(Writer):
 
     def _start(self) -> None:
         super()._start()
-        self._owner = quoted(process_name())
-        self._holds: dict[str, _Held] = {}
+        self._holds: dict[str, NewHold] = {}
         self._written = WrittenIds()
         self._unfolded = 0
         self._folder: threading.Thread | None = None
@@ -92,44 +88,14 @@ class Journal(Writer):
         self._write_as_of(generation, frame(record, effects))
         self._count()
 
-    def reserve(
-        self,
-        hold_id: str,
-        expires_at: int,
-        claims: Sequence[SlotClaim],
-        call: bytes,
-        *,
-        created_at: int | None = None,
-        owner: str | None = None,
-        generation: int | None = None,
-    ) -> None:
-        """Hold every claim or none. The hold is in the tail when this returns.
-
-        Args:
-            hold_id: A new identity.
-            expires_at: Microseconds since the epoch.
-            claims: In the order in which a refusal is to be looked for; none for a call that is only to be known of,
-                should its process die. That takes no lock.
-            call: Record of the entry that the hold becomes when it expires.
-            created_at: Microseconds since the epoch; now, if not given.
-            owner: Who holds it; this process, if not given.
-            generation: That of what the claims go by; None = any. Without claims nothing goes by it.
-
-        Raises:
-            CapReachedError: a claim does not fit; nothing was held.
-            OutdatedError: the ledger's generation is another; nothing was held.
-            StoreUnavailableError: it cannot be known whether it fits.
-            StoreBusyError: see `_locked`.
-        """
-        now = time.time_ns() // 1000 if created_at is None else created_at
-        name = quoted(hold_id)
-        record = hold_record(name, now, expires_at, self._owner if owner is None else quoted(owner), call)
-        framed = frame(record, claim_effects(name, claims))
-        if not claims:
+    def reserve(self, hold: NewHold, *, generation: int | None = None) -> None:
+        """Hold every claim or none. Without claims it takes no lock, and nothing goes by a generation."""
+        framed = frame(hold.record, claim_effects(hold))
+        if hold.claims:
+            self._locked(self._reserve, framed, hold, generation)
+        else:
             self._write(framed)
-            self._holds[hold_id] = (claims, expires_at)
-            return
-        self._locked(self._reserve, framed, hold_id, (claims, expires_at), generation)
+            self._holds[hold.hold_id] = hold
 
     def settle(
         self,
@@ -178,7 +144,7 @@ class Journal(Writer):
         """
         framed = frame(b"", extend_effects(hold_id, expires_at))
         known = self._holds.get(hold_id)
-        if known is None or known[1] <= time.time_ns() // 1000:
+        if known is None or known.expires_at <= time.time_ns() // 1000:
 
             def work(_: Live) -> bool:
                 if self._book.hold(hold_id) is None:
@@ -190,7 +156,7 @@ class Journal(Writer):
 
         def quick(_: Live) -> bool:
             self._write(framed)
-            self._holds[hold_id] = (known[0], expires_at)
+            self._holds[hold_id] = known._replace(expires_at=expires_at)
             return True
 
         return self._locked(quick)
@@ -327,8 +293,7 @@ class Journal(Writer):
 
     # -- inside the lock
 
-    def _reserve(self, live: Live, framed: bytes, hold_id: str, held: _Held, generation: int | None) -> None:
-        claims, _ = held
+    def _reserve(self, live: Live, framed: bytes, hold: NewHold, generation: int | None) -> None:
         there, folder = self._all_there(), None
         if not there:
             folder = self._look_at_folder()
@@ -337,25 +302,25 @@ class Journal(Writer):
         if generation is not None and generation != self._as_of:
             raise OutdatedError
         try:
-            moved = _hold(claims, live)
+            moved = _hold(hold.claims, live)
         except KeyError:  # a counter that has not been looked up yet
-            live = self._place(claims, live)
-            moved = _hold(claims, live)
+            live = self._place(hold.claims, live)
+            moved = _hold(hold.claims, live)
         self._change(live, framed, moved, there=there)
         if folder is not None:
             self._folder_seen = folder
-        self._holds[hold_id] = held
+        self._holds[hold.hold_id] = hold
 
     def _settle(
         self,
         record: bytes,
         posts: Sequence[Post],
         hold_id: str | None,
-        held: _Held | None,
+        held: NewHold | None,
         generation: int | None = None,
     ) -> Sequence[Post]:
         framed = frame(record, settle_effects(hold_id, posts))
-        claims = () if held is None else held[0]
+        claims = () if held is None else held.claims
         try:
             if claims or posts:
                 return self._locked(self._settle_locked, framed, posts, claims, generation)
@@ -472,9 +437,9 @@ class Journal(Writer):
 
     # -- holds and identities
 
-    def _take(self, hold_id: str) -> _Held:
+    def _take(self, hold_id: str) -> NewHold:
         held = self._holds.pop(hold_id, None)
-        if held is None or held[1] <= time.time_ns() // 1000:
+        if held is None or held.expires_at <= time.time_ns() // 1000:
             raise HoldGoneError(hold_id)
         return held
 

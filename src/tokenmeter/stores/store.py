@@ -19,7 +19,8 @@ from tokenmeter.ledger import CounterKey, Entry, Reservation
 from tokenmeter.stores.base import Aggregate, Crossing, EntryFilter, Latencies, SumsDifference, Verification
 from tokenmeter.stores.book import FoldingBook
 from tokenmeter.stores.documents import Document, DocumentQuery
-from tokenmeter.stores.effects import Shared
+from tokenmeter.stores.effects import NewHold, Shared
+from tokenmeter.stores.encoding import hold_record, quoted
 from tokenmeter.stores.engine import check_boundaries
 from tokenmeter.stores.reading import EntryReader
 from tokenmeter.stores.record import decode_hold, encode_entry
@@ -98,18 +99,15 @@ class BookStore(ABC, Generic[B, J]):
 
     def reserve(self, reservation: Reservation) -> None:
         """Hold every claim or none; holding the same reservation again changes nothing."""
-        journal = self.journal
-        journal.reserve(
-            reservation.reservation_id,
-            to_microseconds(reservation.expires_at),
-            [
-                (journal.slot(claim.key, claim.window_end), claim.limit, claim.amount)
-                for claim in sorted(reservation.claims, key=lambda claim: claim.key)
-            ],
-            encode_entry(reservation.call, journal.definitions),
-            created_at=to_microseconds(reservation.created_at),
-            owner=reservation.owner,
-        )
+        journal, hold_id, expires_at = self.journal, reservation.reservation_id, to_microseconds(reservation.expires_at)
+        call = encode_entry(reservation.call, journal.definitions)
+        created_at = to_microseconds(reservation.created_at)
+        record = hold_record(hold_id, created_at, expires_at, quoted(reservation.owner), call)
+        claims = [
+            (journal.slot(claim.key, claim.window_end), claim.limit, claim.amount)
+            for claim in sorted(reservation.claims, key=lambda claim: claim.key)
+        ]
+        journal.reserve(NewHold(hold_id, expires_at, claims, record))
 
     def release(self, reservation_id: str) -> bool:
         """Free a hold without an entry."""

@@ -20,10 +20,10 @@ from pydantic_core import from_json, to_json
 
 from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError
 from tokenmeter.ledger import CounterKey
-from tokenmeter.processes import HURRY, lock_file, may_wait, unlock_file
+from tokenmeter.processes import HURRY, lock_file, may_wait, process_name, unlock_file
 from tokenmeter.stores.definitions import Definitions
 from tokenmeter.stores.effects import Book, Shared, Standing, apply_effects
-from tokenmeter.stores.encoding import FORMAT
+from tokenmeter.stores.encoding import FORMAT, quoted
 from tokenmeter.stores.live import DIRTY, QUIET, SITUATION, STATE, Live, LiveHeader, digest_of
 from tokenmeter.stores.tail import Segment, TailGoneError, frame, frames, owner_of, segment_path, segments
 from tokenmeter.stores.urls import unwritable
@@ -58,6 +58,7 @@ class Writer(Shared):
         self._start()
 
     def _start(self) -> None:
+        self.owner = quoted(process_name())
         self._mutex = threading.RLock()
         self._owned: Callable[[], bool] = self._mutex._is_owned  # type: ignore[attr-defined]  # noqa: SLF001 - as `threading.Condition` asks
         self._live: Live | None = None

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -16,15 +14,14 @@ from tokenmeter.processes import is_on_event_loop, may_wait
 from tokenmeter.stores.base import CapReachedError, Settlement
 from tokenmeter.stores.effects import (
     HoldGoneError,
+    NewHold,
     OutdatedError,
     Post,
-    SlotClaim,
     WrittenIds,
     claim_effects,
     extend_effects,
     settle_effects,
 )
-from tokenmeter.stores.encoding import hold_record, quoted
 from tokenmeter.stores.postgres.book import PostgresBook, json_text, parts
 from tokenmeter.stores.postgres.leases import LeasingWriter
 from tokenmeter.stores.postgres.spool import Sender
@@ -67,7 +64,6 @@ class ServerJournal(LeasingWriter):
 
     def _start(self) -> None:
         super()._start()
-        self._owner = f"{socket.gethostname()}:{os.getpid()}"
         self._sender = Sender(self.send, self._give_back_lapsed, self._until_lapse)
         self._written = WrittenIds()
         self._sent = -1
@@ -351,50 +347,30 @@ class ServerJournal(LeasingWriter):
 
     # -- before a call
 
-    def reserve(
-        self,
-        hold_id: str,
-        expires_at: int,
-        claims: Sequence[SlotClaim],
-        call: bytes,
-        *,
-        created_at: int | None = None,
-        owner: str | None = None,
-        generation: int | None = None,
-    ) -> None:
-        """As of `Shared`; holding the same again changes nothing, and a hold without claims is one append.
-
-        Raises:
-            StoreBusyError: the server would have to be asked.
-        """
-        if hold_id in self._holds:
+    def reserve(self, hold: NewHold, *, generation: int | None = None) -> None:
+        """As of `Shared`; holding the same again changes nothing, and a hold without claims is one append."""
+        if hold.hold_id in self._holds:
             return
         self._check(generation, before_call=True)
-        now = self._now() if created_at is None else created_at
-        body = hold_record(quoted(hold_id), now, expires_at, quoted(owner or self._owner), call)
-        if not claims:
-            self.append(body, claim_effects(quoted(hold_id), claims))
-            self._holds[hold_id] = expires_at
+        if not hold.claims:
+            self.append(hold.record, claim_effects(hold))
+            self._holds[hold.hold_id] = hold.expires_at
             return
         settled = self._server.settled  # a call that used more than was held for it may be on its way there
-        full = any(limit is not None and settled.get(slot.key, 0) + amount > limit for slot, limit, amount in claims)
-        if not full and is_own(hold_id) and self._spend(hold_id, expires_at, claims, body):
+        full = any(
+            limit is not None and settled.get(slot.key, 0) + amount > limit for slot, limit, amount in hold.claims
+        )
+        if not full and is_own(hold.hold_id) and self._spend(hold):
             return
         if not may_wait():
             raise StoreBusyError(_NETWORK)
         if full or self.definitions.made != self._sent:
             self.send()  # whoever sweeps the hold has to be able to read it
-        hold = {
-            "id": hold_id,
-            "expires_at": expires_at,
-            "body": body.decode(),
-            "claims": [[*parts(slot.key), slot.window_end, amount, limit] for slot, limit, amount in claims],
-        }
         deadline = time.monotonic() + _RECALL_SECONDS
         tried = False
         while True:
             try:
-                self._hold(hold, claims)
+                self._hold(hold)
                 break
             except CapReachedError as stop:
                 if not tried and self._server.waiting():
@@ -402,7 +378,7 @@ class ServerJournal(LeasingWriter):
                 elif not self._recall(stop, deadline):
                     raise
                 tried = True
-        self._holds[hold_id] = expires_at
+        self._holds[hold.hold_id] = hold.expires_at
 
     def release(self, hold_id: str) -> bool:
         """Free a hold without an entry; False when there is none."""

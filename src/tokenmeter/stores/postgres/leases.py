@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import psycopg
@@ -13,8 +13,7 @@ import psycopg
 from tokenmeter.errors import StoreUnavailableError
 from tokenmeter.ledger import Claim, CounterKey
 from tokenmeter.stores.base import CapReachedError
-from tokenmeter.stores.effects import SlotClaim, Standing, claim_effects
-from tokenmeter.stores.encoding import quoted
+from tokenmeter.stores.effects import NewHold, SlotClaim, Standing, claim_effects
 from tokenmeter.stores.live import Live
 from tokenmeter.stores.postgres.book import PostgresBook, json_text, parts
 from tokenmeter.stores.tail import frame
@@ -67,14 +66,21 @@ class LeasingWriter(Writer, ABC):
 
     # -- on the server
 
-    def _hold(self, hold: Mapping[str, Any], claims: Sequence[SlotClaim]) -> None:
+    def _hold(self, hold: NewHold) -> None:
         """Hold on the server, which leases this host more of the same where holds are many."""
+        claims = hold.claims
+        asked = {
+            "id": hold.hold_id,
+            "expires_at": hold.expires_at,
+            "body": hold.record.decode(),
+            "claims": [[*parts(slot.key), slot.window_end, amount, limit] for slot, limit, amount in claims],
+        }
         lease: dict[str, Any] = {}
         asked_at = time.monotonic_ns()
         if self._is_busy(claims, asked_at) and (live := self._live) is not None:
             lease = {"host": self._server.identity.hex(), "epoch": live.lease[0].hex(), "lease": _LEASED_HOLDS}
         try:
-            done = self._server.fetch("SELECT reserve(?)", (json_text({**hold, **lease}),))[0][0]
+            done = self._server.fetch("SELECT reserve(?)", (json_text({**asked, **lease}),))[0][0]
         except StoreUnavailableError as error:
             cause = error.__cause__
             if not isinstance(cause, psycopg.Error) or cause.sqlstate != _CAP_REACHED:
@@ -86,7 +92,7 @@ class LeasingWriter(Writer, ABC):
             raise (_LeasedError(stop) if missed["leased"] else stop) from None
         given = [int(amount) for amount in done["leased"]]
         if lease and any(given):
-            self._take_lease(bytes.fromhex(lease["epoch"]), asked_at + _LEASE_NS, hold["expires_at"], claims, given)
+            self._take_lease(bytes.fromhex(lease["epoch"]), asked_at + _LEASE_NS, hold, given)
 
     # -- from what is leased
 
@@ -102,7 +108,7 @@ class LeasingWriter(Writer, ABC):
             busy = busy and count > _BUSY
         return busy
 
-    def _spend(self, hold_id: str, expires_at: int, claims: Sequence[SlotClaim], body: bytes) -> bool:
+    def _spend(self, hold: NewHold) -> bool:
         """Hold out of this host's leases; False where they do not suffice.
 
         A counter's place in the live file has the room that is left, and the highest limit under which it was given.
@@ -112,12 +118,12 @@ class LeasingWriter(Writer, ABC):
             return False
 
         def work(live: Live) -> bool:
-            live = self._place(claims, live)
+            live = self._place(hold.claims, live)
             epoch, until, latest = live.lease
-            if until <= time.monotonic_ns() or expires_at > latest:
+            if until <= time.monotonic_ns() or hold.expires_at > latest:
                 return False
             moved: dict[int, tuple[int, int]] = {}
-            for slot, limit, amount in claims:
+            for slot, limit, amount in hold.claims:
                 place = live.places[slot]
                 room, given_under = moved.get(place) or live.read(place)
                 if amount > room or limit is None or limit < given_under:
@@ -125,35 +131,33 @@ class LeasingWriter(Writer, ABC):
                 moved[place] = (room - amount, given_under)
             live.dirty = True
             try:
-                self._write_framed(frame(body, lease_effects(hold_id, claims, epoch)))
+                self._write_framed(frame(hold.record, lease_effects(hold, epoch)))
             except StoreUnavailableError:
                 live.dirty = False
                 raise
             for place, (room, given_under) in moved.items():
                 live.write(place, room, given_under)
             live.dirty = False
-            self._holds[hold_id] = expires_at
+            self._holds[hold.hold_id] = hold.expires_at
             return True
 
         return self._locked(work)
 
-    def _take_lease(
-        self, epoch: bytes, until: int, expires_at: int, claims: Sequence[SlotClaim], given: Sequence[int]
-    ) -> None:
+    def _take_lease(self, epoch: bytes, until: int, hold: NewHold, given: Sequence[int]) -> None:
         """Add to what this host may give out. What was given to an epoch that is over goes back with its end."""
 
         def work(live: Live) -> None:
-            live = self._place(claims, live)
+            live = self._place(hold.claims, live)
             now_epoch, before, latest = live.lease
             if now_epoch != epoch:
                 return
             live.dirty = True
-            for (slot, limit, _), amount in zip(claims, given, strict=True):
+            for (slot, limit, _), amount in zip(hold.claims, given, strict=True):
                 if amount:
                     place = live.places[slot]
                     room, given_under = live.read(place)
                     live.write(place, room + amount, max(given_under, limit or 0))
-            live.renew_lease(max(before, until), max(latest, expires_at + _LEASE_NS // 1000))
+            live.renew_lease(max(before, until), max(latest, hold.expires_at + _LEASE_NS // 1000))
             live.dirty = False
 
         self._lessee = True
@@ -220,6 +224,6 @@ class LeasingWriter(Writer, ABC):
         return dict.fromkeys(also, (0, 0))
 
 
-def lease_effects(hold_id: str, claims: Sequence[SlotClaim], epoch: bytes) -> bytes:
+def lease_effects(hold: NewHold, epoch: bytes) -> bytes:
     """What making a hold out of leases does."""
-    return claim_effects(quoted(hold_id), claims)[:-1] + b',"lease":"%b"}' % epoch.hex().encode()
+    return claim_effects(hold)[:-1] + b',"lease":"%b"}' % epoch.hex().encode()
