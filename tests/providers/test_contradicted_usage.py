@@ -440,3 +440,20 @@ def test_what_a_picture_is_made_from_is_words():
     usage = {"input_tokens": 14, "output_tokens": 272, "total_tokens": 286}
     found = read({"created": 1, "data": [{"b64_json": "aGk="}], "usage": usage}, "images.generate", "openai")
     assert (found.usage["input"], found.usage["input_image"]) == (14, 0)
+
+
+@pytest.mark.parametrize(
+    ("lifetimes", "classes", "flags"),
+    [
+        ([("5m", 30)], {"cache_write_5m": 30}, set()),
+        ([("5m", 10), ("1h", 20)], {"cache_write_5m": 10, "cache_write_1h": 20}, set()),
+        ([("5m", 10), ("1h", 15)], {"cache_write_5m": 15, "cache_write_1h": 15}, {"cache_write_mismatch"}),
+        ([("1h", 40)], {"cache_write_1h": 40}, {"cache_write_mismatch"}),
+        ([], {"cache_write_5m": 30}, set()),
+    ],
+)
+def test_lifetimes_of_converse_that_do_not_make_up_what_was_written_say_so(lifetimes, classes, flags):
+    details = [{"ttl": ttl, "inputTokens": size} for ttl, size in lifetimes]
+    usage = {"inputTokens": 100, "outputTokens": 20, "cacheWriteInputTokens": 30, "cacheDetails": details}
+    found = read({"usage": usage}, "/model/m/converse", "aws")
+    assert (dict(found.usage.quantities), found.flags) == ({"input": 100, "output": 20, **classes}, flags)

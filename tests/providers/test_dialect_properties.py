@@ -121,7 +121,9 @@ def test_response_classes_add_up(usage):
     seen = observe(usage, provider="openai", endpoint="responses", model="gpt-5.4")
     disjoint_and_whole(seen, usage["input_tokens"], usage["output_tokens"])
     assert sum(seen.usage[meter] for meter in CACHE_WRITE_METERS) == usage["input_tokens_details"]["cache_write_tokens"]
-    assert not seen.flags
+    lifetimes = usage["input_tokens_details"].get("cache_write_tokens_details")
+    odd = lifetimes is not None and sum(lifetimes.values()) != usage["input_tokens_details"]["cache_write_tokens"]
+    assert seen.flags == ({"cache_write_mismatch"} if odd else set())
 
 
 @given(realtime_usage())
@@ -143,6 +145,8 @@ def test_message_classes_add_up(usage):
     disjoint_and_whole(seen, prompt, usage["output_tokens"])
     assert seen.usage["input"] == usage["input_tokens"]
     assert seen.usage["cache_write_5m"] + seen.usage["cache_write_1h"] == written
+    lifetimes = usage.get("cache_creation")
+    assert ("cache_write_mismatch" in seen.flags) == (lifetimes is not None and sum(lifetimes.values()) != written)
 
 
 @given(st.lists(message_usage(), min_size=1, max_size=4), st.lists(message_usage(), max_size=3))

@@ -14,13 +14,18 @@ def converse(usage: JSON) -> Reading:
     quantities: dict[str, Quantity] = {}
     fresh, answer = count(usage, "inputTokens", flags=flags), count(usage, "outputTokens", flags=flags)
     put(quantities, "cache_read", count(usage, "cacheReadInputTokens", "cacheReadInputTokenCount", flags=flags) or 0)
-    hour = 0
-    for entry in entries(usage, "cacheDetails", flags=flags):
+    hour = stated = 0
+    lifetimes = entries(usage, "cacheDetails", flags=flags)
+    for entry in lifetimes:
+        size = count(entry, "inputTokens", flags=flags) or 0
+        stated += size
         if entry.get("ttl") not in ("5m", "1h"):
             flags.add("cache_ttl_assumed")
         if entry.get("ttl") == "1h":
-            hour += count(entry, "inputTokens", flags=flags) or 0
+            hour += size
     written = count(usage, "cacheWriteInputTokens", "cacheWriteInputTokenCount", flags=flags) or 0
+    if written != stated and lifetimes:
+        flags.add("cache_write_mismatch")
     put(quantities, "cache_write_1h", hour)
     put(quantities, "cache_write_5m", max(written - hour, 0))
     cached = int(total(quantities.values()))

@@ -80,6 +80,9 @@ def message(body: JSON, context: Context) -> Observation:
     if (searches := len(list(filter(is_search, members(body, "content"))))) and not top.usage["web_searches"]:
         usage = top.usage + Usage({"web_searches": searches})
         top = replace(top, usage=usage, prompt_tokens=None, flags=top.flags | {"estimated"})
+    if (others := sum(map(is_unknown_tool, members(body, "content")))) and "unknown_server_tool" not in top.flags:
+        usage = top.usage + Usage({"server_tool_calls": others})
+        top = replace(top, usage=usage, prompt_tokens=None, flags=top.flags | {"unknown_server_tool"})
     groups, flags = groups_of(wire, top, model, context)
     if _ran_code(body, wire):
         flags |= {"code_execution_time_unknown"}
@@ -114,6 +117,20 @@ def is_search(block: JSON) -> bool:
     Source: https://platform.claude.com/docs/en/agents-and-tools/tool-use/web-search-tool
     """
     return block.get("type") == "web_search_tool_result" and is_array(block.get("content"))
+
+
+#: Anthropic's own tools. Source: ``anthropic.types.beta`` BetaServerToolUseBlock.
+_SERVER_TOOLS = frozenset(
+    {
+        *("advisor", "bash_code_execution", "code_execution", "text_editor_code_execution"),
+        *("tool_search_tool_bm25", "tool_search_tool_regex", "web_fetch", "web_search"),
+    }
+)
+
+
+def is_unknown_tool(block: JSON) -> bool:
+    """Whether a block of an answer is the call of a server tool that no rule knows."""
+    return block.get("type") == "server_tool_use" and text(block, "name") not in _SERVER_TOOLS
 
 
 def is_called_by_code(block: JSON) -> bool:

@@ -132,6 +132,8 @@ class MessageStream:
                 self._called = [{"name": block["name"], "caller": block["caller"]}]
             if bodies.is_search(block):
                 self._searches.append({"type": block["type"], "content": []})
+            elif bodies.is_unknown_tool(block):
+                self._searches.append({"type": block["type"], "name": text(block, "name")})
 
     def _count(self, usage: JSON) -> None:
         """Take counts of the end of a message, which hosts put into several places."""

@@ -29,7 +29,7 @@ _PLAIN_GEOGRAPHIES = (None, "global", "not_available")
 
 
 _WRITTEN = ("cache_creation_input_tokens",)
-_SEARCH = "web_search_tool_result"
+_BY_SERVER = ("web_search_tool_result", "server_tool_use")
 
 
 def _says(counts: JSON, names: Iterable[str]) -> bool:
@@ -59,7 +59,7 @@ def read_message(body: JSON) -> Plain | None:
     content: Any = get("content")
     searched = False
     for block in content if type_of(content) is list else ():
-        searched = searched or (type_of(block) is dict and block.get("type") == _SEARCH)
+        searched = searched or (type_of(block) is dict and block.get("type") in _BY_SERVER)
     fresh, answer = usage.get("input_tokens"), usage.get("output_tokens")
     cached = usage.get("cache_read_input_tokens")
     if cached is None:

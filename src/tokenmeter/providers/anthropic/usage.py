@@ -40,7 +40,8 @@ def exclusive(usage: JSON) -> Reading:
     hour = count(split, "ephemeral_1h_input_tokens", flags=flags) or 0
     written = count(usage, "cache_creation_input_tokens", flags=flags)
     if written is not None:
-        if short + hour > written:
+        whole = _KNOWN_TTLS.issubset(split) and not has_unknown(split, _KNOWN_TTLS)
+        if short + hour > written or (short + hour < written and whole):
             flags.add("cache_write_mismatch")
         short += max(written - short - hour, 0)
     if has_unknown(split, _KNOWN_TTLS) or has_unknown(usage, _KNOWN_COUNTS):

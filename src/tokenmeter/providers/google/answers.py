@@ -151,7 +151,35 @@ def _grounding(body: JSON, model: str | None, context: Context, flags: set[str])
             flags.add("map_searches_assumed")  # nobody says how many there were
     if queries and (sources or (not maps and context.request.region is None)):  # Vertex AI bills what it found
         quantities["grounded_prompts" if by_prompt else "web_searches"] = 1 if by_prompt else len(queries)
+    if others := sum(map(is_unknown_tool, _answer_parts(body))):
+        flags.add("unknown_server_tool")
+        quantities["server_tool_calls"] = others
     return quantities
+
+
+#: Google's own tools, which grounding tells of, or which cost nothing. Source: ``google.genai.types`` ToolType.
+_TOOL_TYPES = frozenset(
+    {"FILE_SEARCH", "GOOGLE_MAPS", "GOOGLE_SEARCH_IMAGE", "GOOGLE_SEARCH_WEB", "MEDIA_PROCESSING", "URL_CONTEXT"}
+)
+#: Calls among the steps of an interaction. Source: ``google.genai.interactions`` Step.
+_KNOWN_STEPS = frozenset(
+    {
+        *("code_execution_call", "file_search_call", "function_call", "google_maps_call", "google_search_call"),
+        *("mcp_server_tool_call", "processing_call", "retrieval_call", "tool_search_call", "url_context_call"),
+    }
+)
+
+
+def is_unknown_tool(part: JSON) -> bool:
+    """Whether a part of an answer is the call of a server-side tool that no rule knows."""
+    called = section(part, "toolCall")
+    return bool(called) and text(called, "toolType") not in _TOOL_TYPES
+
+
+def is_unknown_step(step: JSON) -> bool:
+    """The same of a step of an interaction."""
+    kind = text(step, "type") or ""
+    return kind.endswith("_call") and kind not in _KNOWN_STEPS
 
 
 # -- streams
@@ -190,6 +218,9 @@ def interaction(body: JSON, context: Context) -> Observation:
         return unknown(inner, wire or None, model=model or context.request.model, flags=said.flags, deduplicate=repeats)
     flags = set(reading.flags)
     found = _tools(wire, model or context.request.model, flags)
+    if "unknown_server_tool" not in flags and (others := sum(map(is_unknown_step, members(inner, "steps")))):
+        flags.add("unknown_server_tool")
+        found["server_tool_calls"] = others
     if is_song_model(model or context.request.model) and _has_sound(inner):
         reading = replace(reading, usage=Usage({"songs": 1}))
     tier = _tier(inner, wire)

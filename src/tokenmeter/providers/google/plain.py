@@ -76,7 +76,13 @@ def _is_grounded(candidates: Any) -> bool:
         return False
     if not is_array(candidates):
         return True
-    return any(not is_object(one) or "groundingMetadata" in one for one in candidates)
+    return any(not is_object(one) or "groundingMetadata" in one or _calls_tools(one) for one in candidates)
+
+
+def _calls_tools(candidate: JSON) -> bool:
+    content = candidate.get("content")
+    parts = content.get("parts") if is_object(content) else None
+    return is_array(parts) and any(is_object(part) and "toolCall" in part for part in parts)
 
 
 #: Endpoint -> a key that no plain answer has, and its reader.

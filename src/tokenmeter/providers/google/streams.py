@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from tokenmeter.providers.base import Read
 from tokenmeter.providers.context import Context, pending
-from tokenmeter.providers.google.answers import part_bytes
+from tokenmeter.providers.google.answers import is_unknown_step, is_unknown_tool, part_bytes
 from tokenmeter.providers.prompts import tokens_of
 from tokenmeter.providers.wire import JSON, count, is_object, latest, members, section, text, utf8_length
 from tokenmeter.usage import Observation
@@ -66,6 +66,8 @@ class AnswerStream:
                 kept = {"index": whose, "content": {"parts": [{"inlineData": {"mimeType": kind}}]}}
                 if kept not in self._candidates:
                     self._candidates.append(kept)
+            if is_unknown_tool(part):
+                self._candidates.append({"content": {"parts": [{"toolCall": {"toolType": None}}]}})
             size = part_bytes(part)
             self._bytes += size
             self._words += 0 if part.get("thought") else size
@@ -123,6 +125,8 @@ class InteractionStream:
             self._ended = True
             if used := section(event, "usage"):
                 self._begun["usage"] = used
+        if is_unknown_step(step := section(event, "step")):
+            self._begun.setdefault("steps", []).append({"type": step["type"]})
         delta = section(event, "delta")
         if delta.get("type") == "audio":
             self._begun["outputs"] = [{"type": "audio"}]

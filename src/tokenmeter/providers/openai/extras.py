@@ -53,6 +53,17 @@ _TOOL_CALLS = {
     "image_generation": "images",
     "document_library": "file_searches",
 }
+#: Calls in a response's output whose bill is known: read by rules of their own, or no more than their tokens.
+#: Source: ``openai.types.responses`` ResponseOutputItem, ``openai.types.beta`` BetaResponseOutputItem.
+_KNOWN_CALLS = frozenset(
+    {
+        *("apply_patch_call", "code_interpreter_call", "computer_call", "custom_tool_call", "file_search_call"),
+        *("function_call", "image_generation_call", "local_shell_call", "mcp_call", "multi_agent_call", "shell_call"),
+        *("tool_search_call", "web_search_call"),
+    }
+)
+#: Parts of a response's ``tool_usage`` that rules read.
+_KNOWN_TOOL_USAGE = frozenset({"image_gen", "web_search"})
 #: Tools that cost nothing but the tokens they bring.
 _FREE_TOOLS = frozenset(
     {"mcp", "image_understanding", "video_understanding", "x_video_understanding", "view_image", "view_x_video"}
@@ -85,6 +96,22 @@ def bills_tools_by_call(provider: str) -> bool:
 def states_tools(usage: JSON) -> bool:
     """Whether the usage counts the host's tools, so that no other trace of them counts."""
     return bool(section(usage, *_TOOLS))
+
+
+def is_unknown_call(item: JSON) -> bool:
+    """Whether an item of a response's output is the call of a hosted tool that no rule knows; what failed is none."""
+    kind = text(item, "type") or ""
+    return kind.endswith("_call") and kind not in _KNOWN_CALLS and item.get("status") != "failed"
+
+
+def unknown_calls(body: JSON, items: Iterable[JSON], flags: set[str]) -> dict[str, Quantity]:
+    """Calls of hosted tools that no rule knows, as the output shows them or ``tool_usage`` counts them."""
+    seen, stated = sum(map(is_unknown_call, items)), section(body, "tool_usage")
+    counts = [section(stated, name) for name in stated if name not in _KNOWN_TOOL_USAGE]
+    told = sum(count(one, "num_requests", flags=flags) or 0 for one in counts)
+    if not told and any(any(one.values()) for one in counts):
+        told = 1  # something was used, whatever it is counted in
+    return _billed_tools({"": max(seen, told)}, flags)
 
 
 def _billed_tools(calls: Mapping[str, int], flags: set[str]) -> dict[str, Quantity]:
@@ -206,8 +233,10 @@ def _seen_tools(usage: JSON, items: Iterable[JSON], flags: set[str]) -> dict[str
             name = "x_search"
         if name in _FREE_TOOLS or (name in _TOOL_CALLS and item.get("status") != "failed"):
             calls[name] += 1
+        elif is_unknown_call(item):
+            calls["?"] += 1
     used = count(usage, _TOOLS_USED, flags=flags) or 0
-    calls["?"] = max(used - calls.total(), 0)
+    calls["?"] += max(used - calls.total(), 0)
     return _billed_tools(calls, flags)
 
 

@@ -9,7 +9,13 @@ from datetime import UTC, datetime
 from tokenmeter.dimensions import TOOL_OPERATION
 from tokenmeter.providers.context import Context, observation, pending, unknown
 from tokenmeter.providers.hosts import host_of
-from tokenmeter.providers.openai.extras import bills_tools_by_call, extra_meters, states_tools, write_meter
+from tokenmeter.providers.openai.extras import (
+    bills_tools_by_call,
+    extra_meters,
+    states_tools,
+    unknown_calls,
+    write_meter,
+)
 from tokenmeter.providers.openai.media import not_words, svg
 from tokenmeter.providers.openai.usage import inclusive
 from tokenmeter.providers.readings import NO_FLAGS, Reading, worked
@@ -105,7 +111,7 @@ def _item_bytes(item: JSON) -> int:
 
 
 def tool_meters(body: JSON, items: list[JSON], flags: set[str]) -> dict[str, Quantity]:
-    """What hosted tools are billed by, call for call: searches.
+    """What hosted tools are billed by, call for call: searches, and what no rule knows.
 
     ``tool_usage.web_search.num_requests`` is the billable count; only without it are search actions counted (opening a
     page is none). Whether one that failed is billed is said nowhere: it is counted, and flagged. The preview of the
@@ -124,6 +130,7 @@ def tool_meters(body: JSON, items: list[JSON], flags: set[str]) -> dict[str, Qua
     meters = {
         "web_searches_preview" if _searches_by_preview(body) else "web_searches": billed,
         "file_searches": len(files),
+        **unknown_calls(body, items, flags),
     }
     return {meter: quantity for meter, quantity in meters.items() if quantity}
 

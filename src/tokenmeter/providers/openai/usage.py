@@ -27,6 +27,11 @@ _BY_LIFETIME = {
     "ephemeral_1h_input_tokens": "cache_write_1h",
     "ephemeral_5m_input_tokens": "cache_write_5m",
 }
+#: Where both of a pair are stated, nothing is left that has a lifetime of its own.
+_LIFETIME_PAIRS = (
+    frozenset({"ttl_12h_tokens", "ttl_30m_tokens"}),
+    frozenset({"ephemeral_1h_input_tokens", "ephemeral_5m_input_tokens"}),
+)
 _WRITE_KEYS = frozenset({_WRITTEN, *_ANTHROPICS, *_LIFETIMES})
 #: Breakdowns that are known to be inside a total; any other ``*_tokens`` beside them is flagged.
 _KNOWN_DETAILS = frozenset(
@@ -118,7 +123,7 @@ def _renamed(details: JSON) -> JSON:
     if _LANGCHAINS.keys().isdisjoint(details) or is_object(details.get("cache_creation")):
         return details
     found = {_LANGCHAINS.get(name, name): size for name, size in details.items() if name not in _LANGCHAINS_WRITES}
-    return {**found, "cache_creation": {name: details.get(name) for name in _LANGCHAINS_WRITES}}
+    return {**found, "cache_creation": {name: details[name] for name in _LANGCHAINS_WRITES if name in details}}
 
 
 def _totals(
@@ -189,7 +194,8 @@ def _cache_writes(usage: JSON, details: JSON, write_meter: str, flags: set[str])
     for name, meter in _BY_LIFETIME.items():
         put(quantities, meter, count(split, name, flags=flags) or 0)
     stated = sum(map(int, quantities.values()))
-    if written and stated > written:
+    whole = any(pair.issubset(split) for pair in _LIFETIME_PAIRS)
+    if written and (stated > written or (stated < written and whole)):
         flags.add("cache_write_mismatch")
     put(quantities, write_meter, max(written - stated, 0))
     return quantities
