@@ -303,6 +303,34 @@ def test_an_async_stream_that_the_caller_leaves_is_recorded_as_aborted(client, p
     assert entry.usage["input"] == 10
 
 
+@pytest.mark.parametrize("transport", ["httpx", "the SDK's choice"])
+def test_a_cancelled_stream_is_recorded_before_its_connection_is_closed(
+    transport, client, provider, books, monkeypatch
+):
+    provider.answer("word " * 400, chunk_delay=0.02)
+    if transport == "httpx":
+        monkeypatch.setattr(client._api_client, "_use_aiohttp", lambda: False, raising=False)
+
+    async def leave():
+        begun = asyncio.Event()
+
+        async def read():
+            async for _ in await client.aio.models.generate_content_stream(model=MODEL, contents="Hi"):
+                begun.set()
+
+        task = asyncio.create_task(read())
+        await begun.wait()
+        task.cancel()
+        await asyncio.sleep(0)
+        seen = [(entry.status, entry.error_type) for entry in books.all()]
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return seen
+
+    assert asyncio.run(leave()) == [("aborted", "CancelledError")]
+    assert books.one().usage.output_tokens > 0
+
+
 def test_an_async_stream_that_is_dropped_unread_is_not_lost(client, provider, books):
     async def drop():
         stream = await client.aio.models.generate_content_stream(model=MODEL, contents="Hi")

@@ -417,6 +417,49 @@ async def test_a_stream_read_through_a_generator_and_cancelled_is_recorded_at_on
         assert [entry.status for entry in meter.store.entries()] == ["aborted"]
 
 
+@pytest.mark.parametrize("form", ["parsed", "raw"])
+@pytest.mark.parametrize("name", ["AsyncOpenAI", "AsyncAnthropic"])
+async def test_a_cancelled_stream_is_recorded_before_its_connection_is_closed(name, form, clients, meter, provider):
+    """uvicorn cancels its tasks when it stops, and its process ends a turn of the loop later."""
+    provider.answer("word " * 400, chunk_delay=0.02)
+    async with clients.make(name) as client:
+        begun = asyncio.Event()
+        owner, request = (client.messages, MESSAGE) if "Anthropic" in name else (client.chat.completions, CHAT)
+
+        async def read():
+            if form == "raw":
+                async with owner.with_streaming_response.create(**request) as response:
+                    async for _line in response.iter_lines():
+                        begun.set()
+            else:
+                async for _event in await owner.create(**request):
+                    begun.set()
+
+        task = asyncio.create_task(read())
+        await begun.wait()
+        task.cancel()
+        await asyncio.sleep(0)
+        cleaning, entries = not task.done(), list(meter.store.entries())
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert cleaning, "else this shows nothing"
+    assert [(entry.status, entry.error_type) for entry in entries] == [("aborted", "CancelledError")]
+    assert entries[0].usage.input_tokens > 0
+    assert list(meter.store.entries()) == entries
+
+
+@pytest.mark.parametrize("name", ["AsyncOpenAI", "AsyncAnthropic"])
+async def test_a_stream_of_which_nothing_more_comes_in_time_is_a_timeout(name, clients, books, provider):
+    """The transport, too, cancels what it waits for, before it raises an error of its own."""
+    provider.answer("word " * 5, chunk_delay=30)
+    client = clients.make(name, timeout=openai.Timeout(60, read=0.5), max_retries=0)
+    owner, request = (client.messages, MESSAGE) if "Anthropic" in name else (client.chat.completions, CHAT)
+    with pytest.raises(Exception):  # noqa: B017, PT011 - each SDK version has its own
+        async for _event in await owner.create(**request):
+            pass
+    assert books.one().status == "timeout"
+
+
 def test_a_stream_is_written_down_before_its_body_is_closed(clients, books, monkeypatch):
     """Closing may take its time, and the process may be ended meanwhile."""
     stream = clients.openai().chat.completions.create(**CHAT)

@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any, cast
 
+from tokenmeter.capture.cancelled import Step, timer
 from tokenmeter.capture.sdk import binding_of, complain
 from tokenmeter.errors import ConfigurationError
 
@@ -182,12 +183,13 @@ class Requests(_ApiClient):
         try:
             await call.authorize_async()
             call.attempts = 1
+            until = _given_up(self, http_options)
             answers = await super().async_request_streamed(
                 http_method, path, *_capped_request(call, self, request_dict, http_options)
             )
             exchange = _begun(call)
             await call.returned_async()
-            return answers if exchange is None else _Followed(call, exchange, answers)
+            return answers if exchange is None else _Followed(call, exchange, answers, until)
         except BaseException as error:
             await call.raised_async(error)
             raise
@@ -244,18 +246,22 @@ class _WrittenAtLast:
 class _Followed:
     """An async stream that is heard as it passes. No generator: one that nobody iterates would never learn its end."""
 
-    __slots__ = ("_answers", "_call", "_exchange", "_kept")
+    __slots__ = ("_answers", "_call", "_exchange", "_kept", "_until")
 
-    def __init__(self, call: InFlight, exchange: Exchange, answers: Any) -> None:
+    def __init__(self, call: InFlight, exchange: Exchange, answers: Any, until: int) -> None:
         self._call = call
         self._exchange = exchange
         self._kept = _WrittenAtLast(exchange)
         self._answers = answers
+        self._until = until
 
     def __aiter__(self) -> AsyncIterator[Any]:
         return self
 
-    async def __anext__(self) -> Any:
+    def __anext__(self) -> Any:
+        return Step(self._next(), self._exchange, self._until)
+
+    async def _next(self) -> Any:
         exchange = self._exchange
         try:
             answer = await self._answers.__anext__()
@@ -333,7 +339,7 @@ def _described(
             return "GET", str(facts["operationName"]), None, None
     key = None
     for options in (api._http_options, http_options):  # noqa: SLF001 - an SDK's own
-        for name, value in (_option(options, "headers") or {}).items():
+        for name, value in (_table(options, "headers") or {}).items():
             if name.lower() == _KEY_HEADER:
                 key = value
             elif name.lower() == _WANTED_TIER_HEADER and facts is not None:
@@ -341,15 +347,25 @@ def _described(
     return method, path, facts, key
 
 
-def _option(options: Any, name: str) -> dict[str, Any] | None:
-    found = cast("Mapping[str, Any]", options).get(name) if isinstance(options, dict) else getattr(options, name, None)
+def _option(options: Any, name: str) -> Any:
+    return cast("Mapping[str, Any]", options).get(name) if isinstance(options, dict) else getattr(options, name, None)
+
+
+def _table(options: Any, name: str) -> dict[str, Any] | None:
+    found = _option(options, name)
     return cast("dict[str, Any]", found) if isinstance(found, dict) else None
+
+
+def _given_up(api: Any, http_options: Any) -> int:
+    """When the SDK gives up a stream that is asked for now, if nothing comes: options have milliseconds."""
+    asked = _option(http_options, "timeout") or _option(api._http_options, "timeout")  # noqa: SLF001 - an SDK's own
+    return timer(None if asked is None else asked / 1000)
 
 
 def _extra_body(api: Any, http_options: Any) -> dict[str, Any] | None:
     """What the SDK will put over a request's body: what a call says stands in the place of what its client says."""
-    extra = _option(http_options, "extra_body")
-    return _option(api._http_options, "extra_body") if extra is None else extra  # noqa: SLF001 - an SDK's own
+    extra = _table(http_options, "extra_body")
+    return _table(api._http_options, "extra_body") if extra is None else extra  # noqa: SLF001 - an SDK's own
 
 
 def _laid_over(body: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from itertools import filterfalse
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
+from tokenmeter.capture.cancelled import Step, break_off, timer
 from tokenmeter.capture.sdk import complain, twice
 
 if TYPE_CHECKING:
@@ -94,7 +95,9 @@ def _is_binary_stream(response: Any) -> bool:
 
 def watch_body(response: Any, exchange: Exchange) -> None:
     """Have `exchange` learn of the pieces and the end of the body of `response`, whoever takes it."""
-    response.stream = _watched_class(_flavour(response.stream))(response.stream, exchange)
+    timeouts: dict[str, Any] = response.request.extensions.get("timeout") or {}
+    watched = _watched_class(_flavour(response.stream))
+    response.stream = watched(response.stream, exchange, timeouts.get("read"))
 
 
 def _flavour(body: Any) -> type[Any]:
@@ -118,9 +121,10 @@ _watched_classes: dict[type[Any], type[Any]] = {}
 
 
 class _Watched:
-    def __init__(self, body: Any, exchange: Exchange) -> None:
+    def __init__(self, body: Any, exchange: Exchange, read_timeout: Any) -> None:
         self._body = body
         self._exchange = exchange
+        self._read_timeout = read_timeout
 
     def __getattr__(self, name: str) -> Any:  # what an SDK has hung onto its own body
         return getattr(self.__dict__["_body"], name)
@@ -164,44 +168,41 @@ class _WatchedBody(_Watched):
 
 
 class _PassedOn:
-    """The pieces of an async body unread, and how they ended; no generator, which a loop would have to finalise."""
+    """The pieces of an async body, and how they ended; no generator, which a loop would have to finalise."""
 
-    __slots__ = ("_exchange", "_pieces")
+    __slots__ = ("_exchange", "_pieces", "_read_timeout")
 
-    def __init__(self, pieces: AsyncIterator[bytes], exchange: Exchange) -> None:
+    def __init__(self, pieces: AsyncIterator[bytes], exchange: Exchange, read_timeout: Any) -> None:
         self._pieces = pieces
         self._exchange = exchange
+        self._read_timeout = read_timeout
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
 
-    async def __anext__(self) -> bytes:
+    def __anext__(self) -> Any:
+        return Step(self._next(), self._exchange, timer(self._read_timeout))
+
+    async def _next(self) -> bytes:
         try:
             return await self._pieces.__anext__()
         except StopAsyncIteration:
             self._exchange.ended = True
             raise
         except BaseException as error:
-            self._exchange.failed(error)
-            if not isinstance(error, Exception):  # cancelled: an older SDK does not close what it leaves
-                self._exchange.abandon()
+            break_off(self._exchange, error)
             raise
 
 
 class _WatchedAsyncBody(_Watched):
     def __aiter__(self) -> AsyncIterator[bytes]:
-        return self._followed() if self._exchange.follows_pieces else _PassedOn(self._body.__aiter__(), self._exchange)
+        pieces = _PassedOn(self._body.__aiter__(), self._exchange, self._read_timeout)
+        return self._followed(pieces) if self._exchange.follows_pieces else pieces
 
-    async def _followed(self) -> AsyncIterator[bytes]:
-        exchange = self._exchange
-        try:
-            async for piece in self._body:
-                await exchange.piece_async(piece)
-                yield piece
-        except Exception as error:
-            exchange.failed(error)
-            raise
-        exchange.ended = True
+    async def _followed(self, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        async for piece in pieces:
+            await self._exchange.piece_async(piece)
+            yield piece
 
     async def aclose(self) -> None:
         try:
