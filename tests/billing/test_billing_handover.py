@@ -393,3 +393,10 @@ def test_stripe_takes_no_old_events(store, period):
 def test_a_key_does_not_leave_over_plain_http():
     with pytest.raises(ConfigurationError, match="https"):
         Lago("http://billing.example", "key")
+
+
+def test_a_customer_of_an_account_that_used_nothing_is_named(store, used, server, period):
+    used("ada", 100)
+    outcome = hand_over(store, lago(server), period=period, customers={"ada": "sub_1", "Ada": "sub_2"})
+    assert (outcome.idle, outcome.ok) == (["member=Ada"], True)
+    assert "member=Ada has a customer and used nothing; is it spelled so here?" in str(outcome)

@@ -12,7 +12,7 @@ from tokenmeter.errors import ReconciliationError
 from tokenmeter.ledger import Charge, Entry
 from tokenmeter.reconciliation import reconcile
 from tokenmeter.reconciliation.exports import model_id
-from tokenmeter.reconciliation.statement import family_of
+from tokenmeter.reconciliation.names import family_of
 from tokenmeter.stores import open_store
 from tokenmeter.usage import Usage
 
@@ -349,8 +349,50 @@ def test_another_currency_needs_a_rate(record, compare):
     row = '1790812800,1790899200,,,1.00,eur,1000000,tokens,"gpt-5, input_tokens",,,,,,,,\n'
     with pytest.raises(ReconciliationError, match="line 2: the amount is in EUR"):
         compare({"cost.csv": OPENAI + row}, provider="openai")
-    outcome = compare({"cost.csv": OPENAI + row}, provider="openai", exchange_rates={"EUR": "1.25"})
+    outcome = compare({"cost.csv": OPENAI + row}, provider="openai", exchange_rates={"EUR": "1.25", "GBP": "1.3"})
     assert outcome.discrepancies == ()
+    # A reader can do it again, and a rate that was of no use is not taken for one that was.
+    assert "EUR at 1.25: 1 amount over 1.00 EUR is 1.2500 USD." in str(outcome)
+    assert "No amount is in GBP: its rate was not used." in outcome.notes
+
+
+SHOP = (
+    '1790812800,1790899200,,,1.25,usd,1000000,tokens,"gpt-5, input",,key_1,proj_a,org,Shop,,,\n'
+    '1790812800,1790899200,,,0.50,usd,400000,tokens,"gpt-5, input",,key_1,proj_b,org,Lab,,,\n'
+)
+
+
+@pytest.mark.parametrize("theirs", ["Shop", "proj_a"])
+def test_a_project_is_translated_by_the_name_that_people_see_or_its_id(record, compare, theirs):
+    record("gpt-5", at="2026-10-01T09:00", provider="openai", project="shop", input=(1_000_000, "1.25"))
+    record("gpt-5", at="2026-10-01T09:00", provider="openai", project="Lab", input=(400_000, "0.50"))
+    told = {"provider": "openai", "by": ("model", "project"), "projects": {theirs: "shop"}}
+    outcome = compare({"cost.csv": OPENAI + SHOP}, **told)
+    assert (outcome.discrepancies, outcome.notes) == ((), ())
+
+
+def test_a_project_that_the_ledger_knows_by_its_id_stays_that(record, compare):
+    record("gpt-5", at="2026-10-01T09:00", provider="openai", project="proj_a", input=(1_000_000, "1.25"))
+    record("gpt-5", at="2026-10-01T09:00", provider="openai", project="Lab", input=(400_000, "0.50"))
+    outcome = compare({"cost.csv": OPENAI + SHOP}, provider="openai", by=("model", "project"))
+    assert outcome.discrepancies == ()
+
+
+def test_a_translation_of_nothing_is_told(record, compare):
+    record("gpt-5", at="2026-10-01T09:00", provider="openai", project="Shop", input=(1_000_000, "1.25"))
+    told = {"provider": "openai", "by": ("model", "project")}
+    outcome = compare(
+        {"cost.csv": OPENAI + SHOP},
+        **told,
+        projects={"Shopp": "shop"},
+        models={"gpt5": "gpt-5"},
+        keys={"key_1": "prod"},
+    )
+    assert outcome.notes == (
+        "keys: 'key_1' translates nothing: the statement is not split by api_key (by=, --by).",
+        "models: 'gpt5' stands nowhere in the statement, which has gpt-5.",
+        "projects: 'Shopp' stands nowhere in the statement, which has proj_a (Shop), proj_b (Lab).",
+    )
 
 
 def test_a_month_without_use_is_zero(record, compare):

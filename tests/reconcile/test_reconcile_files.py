@@ -15,6 +15,7 @@ from tokenmeter.errors import ConfigurationError, ReconciliationError
 from tokenmeter.periods import parse_period
 from tokenmeter.reconciliation import reconcile
 from tokenmeter.reconciliation.files import read_files
+from tokenmeter.reconciliation.statement import ExchangeRates
 from tokenmeter.stores import open_store
 
 NOVEMBER = parse_period("2026-11")
@@ -53,7 +54,7 @@ def write(tmp_path):
 
 
 def read(*paths, provider="openai", by=("model",), **options):
-    return read_files(paths, NOVEMBER, provider=provider, by=by, **options)
+    return read_files(paths, NOVEMBER, provider=provider, by=by, rates=ExchangeRates({}), **options)
 
 
 def test_openai_exports_are_known_and_their_input_loses_the_cache(write):
@@ -223,7 +224,9 @@ def test_input_whose_cached_part_nothing_tells_is_compared_with_what_was_cached(
 
 
 def test_rows_of_another_period_are_left_out_aloud(write):
-    statement = read_files([write(OPENAI_COSTS)], parse_period("2026-10"), provider="openai", by=("model",))
+    statement = read_files(
+        [write(OPENAI_COSTS)], parse_period("2026-10"), provider="openai", by=("model",), rates=ExchangeRates({})
+    )
     assert statement.notes == ("2 rows of 2026-11-10 to 2026-11-11 lie outside 2026-10 and were left out.",)
 
 
@@ -240,7 +243,7 @@ def test_a_row_of_more_or_fewer_cells_is_no_empty_day_nor_another_amount(tmp_pat
     path.write_text(f"d,m,c\n2026-10-09,gpt-5,1.5\n{cells}\n2026-10-11,gpt-5,1.5\n")
     asked = {"columns": {"day": "d", "model": "m", "cost": "c"}, "provider": "openai", "by": ["model"]}
     with pytest.raises(ReconciliationError, match=r"line 3: it has \d cells, and there are 3 headings"):
-        read_files([path], parse_period("2026-10"), **asked)
+        read_files([path], parse_period("2026-10"), rates=ExchangeRates({}), **asked)
 
 
 @pytest.mark.parametrize("pack", [bz2.compress, gzip.compress, lzma.compress])
@@ -249,11 +252,11 @@ def test_packed_statements_are_read_and_half_of_one_is_refused(tmp_path, pack):
     asked = {"columns": {"day": "d", "model": "m", "cost": "c"}, "provider": "openai", "by": ["model"]}
     path = tmp_path / "s.csv"
     path.write_bytes(pack(b"d,m,c\n13.10.2026,gpt-5,1.5\n"))
-    (line,) = read_files([path], parse_period("2026-10"), **asked).costs
+    (line,) = read_files([path], parse_period("2026-10"), rates=ExchangeRates({}), **asked).costs
     assert (line.bucket.day.isoformat(), line.amount) == ("2026-10-13", Decimal("1.5"))
     path.write_bytes(content[:-9])
     with pytest.raises(ReconciliationError, match="cannot be read"):
-        read_files([path], parse_period("2026-10"), **asked)
+        read_files([path], parse_period("2026-10"), rates=ExchangeRates({}), **asked)
 
 
 @pytest.mark.parametrize(
@@ -265,7 +268,7 @@ def test_a_file_that_is_no_table_or_half_of_one_is_refused(tmp_path, content, wh
     path.write_bytes(content)
     asked = {"columns": {"day": "d", "model": "m", "cost": "c"}, "provider": "openai", "by": ["model"]}
     with pytest.raises(ReconciliationError, match=what):
-        read_files([path], parse_period("2026-10"), **asked)
+        read_files([path], parse_period("2026-10"), rates=ExchangeRates({}), **asked)
 
 
 def test_no_file_and_no_client_is_told_in_words():

@@ -11,6 +11,7 @@ from tokenmeter.periods import parse_period
 from tokenmeter.reconciliation import openai as openai_books
 from tokenmeter.reconciliation import reconcile
 from tokenmeter.reconciliation.paging import ReportPages
+from tokenmeter.reconciliation.statement import ExchangeRates
 
 
 class HTTPError(Exception):
@@ -127,7 +128,9 @@ def test_every_page_is_read():
             data = [{"start_time": start, "results": results}]
             return {"data": data, "has_more": first, "next_page": "next" if first else None}
 
-    statement = openai_books.fetch(Client(), parse_period("2026-11"), by=("model",), pages=ReportPages(), rates={})
+    statement = openai_books.fetch(
+        Client(), parse_period("2026-11"), by=("model",), pages=ReportPages(), rates=ExchangeRates({})
+    )
     assert [line.bucket.day.day for line in statement.usage] == [10, 11] * 3
     assert [line.amount for line in statement.costs] == [Decimal("0.5")] * 2
     assert asked[0].startswith("/organization/usage/completions?start_time=")

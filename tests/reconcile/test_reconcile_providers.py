@@ -17,6 +17,7 @@ from tokenmeter.reconciliation import (
 )
 from tokenmeter.reconciliation import openai as openai_books
 from tokenmeter.reconciliation.paging import ReportPages
+from tokenmeter.reconciliation.statement import ExchangeRates
 from tokenmeter.testing import FakeProvider, Reports
 
 BOTH = pytest.mark.parametrize("name", ["openai", "anthropic"])
@@ -250,6 +251,10 @@ def test_buckets_of_a_report_that_begin_off_midnight_utc_say_so():
         return {"data": [{**day, "results": results.get(path.partition("?")[0].rpartition("/")[2], [])}]}
 
     statement = openai_books.fetch(
-        SimpleNamespace(get=get), parse_period("2026-10", "UTC"), by=["model"], pages=ReportPages(), rates={}
+        SimpleNamespace(get=get),
+        parse_period("2026-10", "UTC"),
+        by=["model"],
+        pages=ReportPages(),
+        rates=ExchangeRates({}),
     )
     assert statement.begins == {time(22)}

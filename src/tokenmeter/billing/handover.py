@@ -116,6 +116,7 @@ class HandOver:
         unknown: Accounts that have no customer there, with what they used.
         owed: Account and meter -> how much less it is now than was sent: nothing negative is sent.
         fractions: Account and meter -> quantities that are not whole, and so were left out.
+        idle: Accounts that were given a customer and used nothing: perhaps they are spelled otherwise here.
     """
 
     sent: list[Reading] = field(default_factory=list[Reading])
@@ -125,6 +126,7 @@ class HandOver:
     unknown: dict[str, int] = field(default_factory=dict[str, int])
     owed: dict[str, int] = field(default_factory=dict[str, int])
     fractions: dict[str, Decimal] = field(default_factory=dict[str, Decimal])
+    idle: list[str] = field(default_factory=list[str])
 
     def __str__(self) -> str:
         lines = [f"{len(self.sent):,} readings sent, {self.unchanged:,} sent before."]
@@ -137,6 +139,7 @@ class HandOver:
         lines += [f"  no customer for {name}: {value:,} not sent" for name, value in self.unknown.items()]
         lines += [f"  {name}: {value:,} less than was sent; settle it there" for name, value in self.owed.items()]
         lines += [f"  {name}: {value:f} is not whole; not sent" for name, value in self.fractions.items()]
+        lines += [f"  {name} has a customer and used nothing; is it spelled so here?" for name in self.idle]
         return "\n".join(lines)
 
     @property
@@ -154,6 +157,7 @@ class HandOver:
             "unknown": self.unknown,
             "owed": self.owed,
             "fractions": {name: f"{value:f}" for name, value in self.fractions.items()},
+            "idle": self.idle,
         }
 
 
@@ -205,10 +209,14 @@ def hand_over(
     run.clear_up(frozenset(arrived), frozenset(lost))
     try:
         run.send_again()
+        idle = dict.fromkeys(f"{dimension}={account}" for account in customers or ())
         for account, quantities in _read_usage(store, asked, dimension):
             customer = account if customers is None else customers.get(account)
+            name = f"{dimension}={account}"
+            idle.pop(name, None)
             for sku_meter, quantity in quantities.items():
-                run.send(f"{dimension}={account}", customer, sku_meter, quantity)
+                run.send(name, customer, sku_meter, quantity)
+        run.outcome.idle.extend(idle)
     except HandOverError as error:
         error.done = run.outcome
         raise

@@ -22,10 +22,10 @@ from tokenmeter.reconciliation.statement import (
     TOKEN_CLASSES,
     Bucket,
     CostLine,
+    ExchangeRates,
     ProviderStatement,
     UsageLine,
     day_begins,
-    in_dollars,
     kind_of_cost,
     tier_name,
 )
@@ -50,7 +50,7 @@ def fetch(
     by: Sequence[str],
     pages: ReportPages,
     generation: Generation,
-    rates: Mapping[str, Decimal],
+    rates: ExchangeRates,
 ) -> ProviderStatement:
     """Read the organization's usage and costs.
 
@@ -60,7 +60,7 @@ def fetch(
         by: Names of the generation's grain to split by.
         pages: Fetches.
         generation: Which reports.
-        rates: US dollars per unit of other currencies.
+        rates: What other currencies are converted by.
     """
     fields = [_GROUP_BY[name] for name in by]
     seen = _Seen(set())
@@ -110,10 +110,10 @@ def token_counts(row: Mapping[str, Any]) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count}
 
 
-def _cost_line(day: date, row: Mapping[str, Any], by: Sequence[str], rates: Mapping[str, Decimal]) -> CostLine:
+def _cost_line(day: date, row: Mapping[str, Any], by: Sequence[str], rates: ExchangeRates) -> CostLine:
     item = _item(row)
     where = f"Anthropic's costs of {day}"
-    amount = in_dollars(dollars(row["amount"], f"{where}, {item}"), row.get("currency"), rates, where=where)
+    amount = rates.convert(dollars(row["amount"], f"{where}, {item}"), row.get("currency"), where=where)
     told = " ".join(str(row.get(name) or "") for name in ("cost_type", "token_type", "description"))
     kind = "usage" if row.get("cost_type") in _TRAFFIC else kind_of_cost(told, amount, model=row.get("model"))
     return CostLine(_bucket(day, row, by), item, amount, kind)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from tokenmeter.money import EXACT, ONE, ZERO, magnitude, multiply
 from tokenmeter.reconciliation.causes import CAUSES, NO_TRAFFIC, NOISE, POSTABLE, Cause, Discrepancy, Rules, judge
+from tokenmeter.reconciliation.names import align_models
 from tokenmeter.reconciliation.statement import (
     QUARTER,
     Bucket,
     LedgerSide,
     ProviderStatement,
     Side,
-    align_models,
 )
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from unicodedata import combining, normalize
 from tokenmeter.errors import ConfigurationError, ReconciliationError
 from tokenmeter.money import EXACT, ZERO
 from tokenmeter.reconciliation.openai import item_model
-from tokenmeter.reconciliation.statement import GRAIN, Bucket, day_begins, in_dollars, tier_name
+from tokenmeter.reconciliation.statement import GRAIN, Bucket, ExchangeRates, day_begins, tier_name
 from tokenmeter.tables import DecimalMark, Slashes, is_ambiguous, parse_moment, parse_number
 
 CostUnit = Literal["usd", "cents"]
@@ -96,7 +96,8 @@ _EXPORTS: tuple[Columns, ...] = (
         until="?end_time|end_time_iso",
         model="model",
         api_key="?api_key_id",
-        project="?project_id",
+        project="?project_id|project_name",
+        project_name="?project_name",
         service_tier="?service_tier",
         requests="num_model_requests",
         input_including_cache="input_tokens|prompt_tokens",
@@ -113,7 +114,8 @@ _EXPORTS: tuple[Columns, ...] = (
         currency="?amount_currency",
         item="?line_item",
         api_key="?api_key_id",
-        project="?project_id",
+        project="?project_id|project_name",
+        project_name="?project_name",
     ),
     _known(
         "anthropic",
@@ -321,6 +323,12 @@ class FileRow:
         )
 
     @property
+    def shown_project(self) -> tuple[str, str] | None:
+        """A project's id and what people see it called; None where the row does not tell both."""
+        project, name = self.text("project"), self.text("project_name")
+        return (project, name) if project and name else None
+
+    @property
     def is_empty_bucket(self) -> bool:
         """A day without use: a row with its times only."""
         return self.text("cost") is None and not self.item
@@ -349,13 +357,13 @@ class FileRow:
         """How many requests; None where the file does not say."""
         return self._whole("requests") if "requests" in self.how.names else None
 
-    def dollars(self, rates: Mapping[str, Decimal]) -> Decimal:
+    def dollars(self, rates: ExchangeRates) -> Decimal:
         """The amount in US dollars."""
         amount = self._sum("cost")
         if self.how.cost_unit == "cents":
             amount = EXACT.divide(amount, Decimal(100))
         currency = self.text("currency") or self._currency
-        return in_dollars(amount, currency, rates, where=f"{self.path}, line {self.number}")
+        return rates.convert(amount, currency, where=f"{self.path}, line {self.number}")
 
     @property
     def _currency(self) -> str | None:

@@ -31,6 +31,7 @@ from tokenmeter.reconciliation.statement import (
     TOKEN_CLASSES,
     Bucket,
     CostLine,
+    ExchangeRates,
     ProviderStatement,
     UsageLine,
     kind_of_cost,
@@ -59,6 +60,7 @@ class _Gathered:
     in_input: set[str] = field(default_factory=set[str])
     begins: set[time] = field(default_factory=set[time])
     days: dict[str, set[date]] = field(default_factory=lambda: defaultdict[str, "set[date]"](set))
+    shown: dict[str, str] = field(default_factory=dict[str, str])
     notes: list[str] = field(default_factory=list[str])
 
     def saw(self, day: date, how: Columns) -> None:
@@ -74,10 +76,10 @@ def read_files(
     *,
     provider: str,
     by: Sequence[str],
+    rates: ExchangeRates,
     columns: Mapping[str, str | Sequence[str]] | None = None,
     cost_unit: str = "usd",
     decimal: DecimalMark | None = None,
-    exchange_rates: Mapping[str, Decimal] | None = None,
 ) -> ProviderStatement:
     """The statement in one or several CSV files; usage and costs may be in different ones.
 
@@ -91,7 +93,7 @@ def read_files(
         columns: See `Columns.names`; None = known by the headings.
         cost_unit: Unit of the cost column of a map.
         decimal: Decimal mark of the files, where their numbers do not tell.
-        exchange_rates: US dollars per unit of a currency that amounts are in: ``{"EUR": Decimal("1.08")}``.
+        rates: What amounts in other currencies are converted by.
 
     Raises:
         ConfigurationError: the map does not fit.
@@ -124,7 +126,7 @@ def read_files(
         slashes = first_of_slashes(row.cells.get(one, "") for row in rows for one in how.names["day"])
         once = _once(path, rows, seen, found.notes)
         lines = (FileRow(row, how, path, number, mark, slashes, again) for number, row, again in once)
-        _read(found, how, lines, period=period, rates=exchange_rates or {})
+        _read(found, how, lines, period=period, rates=rates)
     return _statement(found, paths, provider, period)
 
 
@@ -143,7 +145,7 @@ def _read(
     lines: Iterable[FileRow],
     *,
     period: Period,
-    rates: Mapping[str, Decimal],
+    rates: ExchangeRates,
 ) -> None:
     told = {name for name in GRAIN if name in how.names or (name == "model" and "item" in how.names)}
     found.grain = [name for name in found.grain if name in told]
@@ -159,6 +161,7 @@ def _read(
     blank = 0
     for line in _of_period(found, how, lines, period):
         bucket, item = line.bucket, line.item
+        found.shown.update([line.shown_project] if line.shown_project else ())
         by_name = kind_of_cost(bucket.model, ZERO, model=None)
         if by_name != "usage":  # "Refund" or "VAT 19 %" where models stand
             bucket, item = bucket._replace(model=None), f"{bucket.model} {item}".strip()
@@ -222,6 +225,7 @@ def _statement(found: _Gathered, paths: Sequence[str | Path], provider: str, per
         tokenless=TOKENLESS,
         quantum=next(iter(found.quanta)) if len(found.quanta) == 1 else None,
         begins=frozenset(found.begins),
+        shown=found.shown,
         reach=_reach(found),
         notes=tuple(found.notes),
     )

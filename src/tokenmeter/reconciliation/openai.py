@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, time
-from decimal import Decimal
 from typing import Any
 from urllib.parse import urlencode
 
@@ -14,10 +13,10 @@ from tokenmeter.reconciliation.paging import ReportPages, ReportRows, amount_of,
 from tokenmeter.reconciliation.statement import (
     Bucket,
     CostLine,
+    ExchangeRates,
     ProviderStatement,
     UsageLine,
     day_begins,
-    in_dollars,
     kind_of_cost,
 )
 
@@ -31,7 +30,7 @@ _GROUP_BY = {"model": "model", "api_key": "api_key_id", "project": "project_id"}
 
 
 def fetch(
-    client: Any, period: Period, *, by: Sequence[str], pages: ReportPages, rates: Mapping[str, Decimal]
+    client: Any, period: Period, *, by: Sequence[str], pages: ReportPages, rates: ExchangeRates
 ) -> ProviderStatement:
     """Read the organization's usage and costs.
 
@@ -40,7 +39,7 @@ def fetch(
         period: In whole UTC days.
         by: Names of `GRAIN` to split by.
         pages: Fetches.
-        rates: US dollars per unit of other currencies.
+        rates: What other currencies are converted by.
     """
     asked = {"start_time": int(period.start.timestamp()), "end_time": int(period.end.timestamp()), "bucket_width": "1d"}
     fields = [_GROUP_BY[name] for name in by]
@@ -56,7 +55,8 @@ def fetch(
     items = ["line_item", *(_GROUP_BY[name] for name in by if name != "model")]
     given = {**asked, "group_by": items, "limit": _COST_BUCKETS}
     found = rows.of(_results(client, "costs", given, pages, begins))
-    costs = [_cost_line(day, row, by, rates) for day, row in found if not _is_empty(row)]
+    filled = [(day, row) for day, row in found if not _is_empty(row)]
+    costs = [_cost_line(day, row, by, rates) for day, row in filled]
     return ProviderStatement(
         provider="openai",
         period=period,
@@ -66,16 +66,21 @@ def fetch(
         costs=tuple(costs),
         tokenless=_TOKENLESS,
         begins=frozenset(begins),
+        shown={
+            row["project_id"]: row["project_name"]
+            for _, row in filled
+            if row.get("project_id") and row.get("project_name")
+        },
         notes=rows.notes,
     )
 
 
-def _cost_line(day: date, row: Mapping[str, Any], by: Sequence[str], rates: Mapping[str, Decimal]) -> CostLine:
+def _cost_line(day: date, row: Mapping[str, Any], by: Sequence[str], rates: ExchangeRates) -> CostLine:
     item = str(row.get("line_item") or "")
     model = item_model(item)
     told: Mapping[str, Any] = row.get("amount") or {}
     where = f"OpenAI's costs of {day}"
-    amount = in_dollars(amount_of(told.get("value"), f"{where}, {item}"), told.get("currency"), rates, where=where)
+    amount = rates.convert(amount_of(told.get("value"), f"{where}, {item}"), told.get("currency"), where=where)
     return CostLine(_bucket(day, {**row, "model": model}, by), item, amount, kind_of_cost(item, amount, model=model))
 
 

@@ -22,9 +22,16 @@ from tokenmeter.reconciliation import anthropic, openai
 from tokenmeter.reconciliation.causes import POSTABLE, Cause
 from tokenmeter.reconciliation.compare import compare
 from tokenmeter.reconciliation.files import read_files
+from tokenmeter.reconciliation.names import show_projects, translate
 from tokenmeter.reconciliation.paging import Progress, ReportPages
 from tokenmeter.reconciliation.result import KIND, TOLERANCE, Reconciliation, SideTotals
-from tokenmeter.reconciliation.statement import GRAIN, Bucket, ProviderStatement, Side, read_ledger
+from tokenmeter.reconciliation.statement import (
+    GRAIN,
+    ExchangeRates,
+    ProviderStatement,
+    Side,
+    read_ledger,
+)
 from tokenmeter.stores.documents import DocumentQuery, NewDocument
 from tokenmeter.tables import DecimalMark
 from tokenmeter.texts import acting
@@ -77,7 +84,7 @@ def reconcile(
         decimal: Decimal mark of files (``","`` or ``"."``), where their numbers do not tell.
         keys: The provider's id of an API key -> its alias in the ledger.
         models: The provider's name of a model -> its name in the ledger.
-        projects: The provider's id of a project or workspace -> the ledger's project.
+        projects: The provider's id or name of a project or workspace -> the ledger's project.
         exchange_rates: US dollars per unit of a currency the provider bills in: ``{"EUR": "1.08"}``.
         settling: How long a provider that names no watermark may still add to a day.
         tolerance: US dollars per bucket up to which a difference under half a percent counts as rounding.
@@ -94,6 +101,7 @@ def reconcile(
         raise ConfigurationError("Providers report in whole UTC days; give a period such as '2026-11', in UTC.")
     moment = now or utcnow()
     names = check_grain(by)
+    rates = ExchangeRates(_rates(exchange_rates or {}))
     statement = _statement(
         source,
         provider,
@@ -103,12 +111,15 @@ def reconcile(
         columns=columns,
         cost_unit=cost_unit,
         decimal=decimal,
-        rates=_rates(exchange_rates or {}),
+        rates=rates,
         pages=ReportPages(resume=resume, progress=progress, whose=_whose(source)),
     )
     return reconcile_statement(
         store,
-        _translated(statement, keys or {}, models or {}, projects or {}),
+        translate(
+            replace(statement, notes=(*statement.notes, *rates.notes)),
+            {"api_key": keys or {}, "model": models or {}, "project": projects or {}},
+        ),
         complete_until=statement.watermark or moment - settling,
         tolerance=parse_decimal(tolerance, name="tolerance"),
         now=moment,
@@ -125,6 +136,7 @@ def reconcile_statement(
 ) -> Reconciliation:
     """Compare the ledger with a statement from anywhere."""
     ledger = read_ledger(store, statement)
+    statement = show_projects(statement, ledger)
     outcome = compare(statement, ledger, complete_until=complete_until, tolerance=tolerance)
     return Reconciliation(
         provider=statement.provider,
@@ -251,7 +263,7 @@ def _statement(
     columns: Mapping[str, str | Sequence[str]] | None,
     cost_unit: str,
     decimal: DecimalMark | None,
-    rates: Mapping[str, Decimal],
+    rates: ExchangeRates,
     pages: ReportPages,
 ) -> ProviderStatement:
     paths = _paths(source)
@@ -264,7 +276,7 @@ def _statement(
             columns=columns,
             cost_unit=cost_unit,
             decimal=decimal,
-            exchange_rates=rates,
+            rates=rates,
         )
     try:
         return _fetched(source, provider, period, by, reports=reports, rates=rates, pages=pages)
@@ -282,7 +294,7 @@ def _fetched(
     by: Sequence[str],
     *,
     reports: str | None,
-    rates: Mapping[str, Decimal],
+    rates: ExchangeRates,
     pages: ReportPages,
 ) -> ProviderStatement:
     if provider == "openai":
@@ -315,27 +327,6 @@ def _paths(source: Any) -> list[Path]:
 
 def _known(by: Sequence[str], grain: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in by if name in grain)
-
-
-def _translated(
-    statement: ProviderStatement, keys: Mapping[str, str], models: Mapping[str, str], projects: Mapping[str, str]
-) -> ProviderStatement:
-    """The statement with the ledger's names of keys, models and projects."""
-
-    def ours(bucket: Bucket) -> Bucket:
-        key, model, project = bucket.api_key, bucket.model, bucket.project
-        return bucket._replace(
-            api_key=None if key is None else keys.get(key, key),
-            model=None if model is None else models.get(model, model),
-            project=None if project is None else projects.get(project, project),
-        )
-
-    usage, costs = statement.usage, statement.costs
-    return replace(
-        statement,
-        usage=None if usage is None else tuple(replace(line, bucket=ours(line.bucket)) for line in usage),
-        costs=None if costs is None else tuple(replace(line, bucket=ours(line.bucket)) for line in costs),
-    )
 
 
 def _totals(sides: Iterable[Side], statement: ProviderStatement) -> SideTotals:

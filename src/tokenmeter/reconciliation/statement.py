@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
@@ -17,6 +17,7 @@ from tokenmeter.dimensions import (
     TOOL_OPERATION,
     WHO,
 )
+from tokenmeter.display import counted
 from tokenmeter.errors import ReconciliationError
 from tokenmeter.ledger import Entry
 from tokenmeter.money import EXACT, ZERO
@@ -113,6 +114,7 @@ class ProviderStatement:
         quantum: The finest unit of its amounts, US dollars; None = as its amounts are written.
         watermark: Until when it is complete; None = it does not say.
         begins: Times of day, UTC, at which its daily buckets begin; any but midnight: it is cut in another zone.
+        shown: Id of a project -> what people see it called, where the statement tells both.
         reach: First and last day that its rows speak of; None = it has the whole period.
         notes: What was odd about it: files given twice, rows that repeat.
     """
@@ -129,6 +131,7 @@ class ProviderStatement:
     quantum: Decimal | None = None
     watermark: datetime | None = None
     begins: frozenset[time] = frozenset()
+    shown: Mapping[str, str] = field(default_factory=dict[str, str])
     reach: tuple[date, date] | None = None
     notes: tuple[str, ...] = ()
 
@@ -168,28 +171,51 @@ _DOLLARS = frozenset({"", "USD", "US$", "$", "US DOLLAR", "US DOLLARS", "DOLLARS
 _SIGNS = {"\N{EURO SIGN}": "EUR", "\N{POUND SIGN}": "GBP"}
 
 
-def in_dollars(amount: Decimal, currency: str | None, rates: Mapping[str, Decimal], *, where: str) -> Decimal:
-    """An amount in US dollars.
+class ExchangeRates:
+    """US dollars per unit of other currencies, and what was converted by them.
 
     Args:
-        amount: The amount.
-        currency: ISO 4217 code in any case, or a sign; nothing means dollars.
-        rates: US dollars per unit of other currencies.
-        where: Where it stands, for the message.
-
-    Raises:
-        ReconciliationError: another currency without a rate.
+        rates: ISO 4217 code in capitals -> US dollars per unit.
     """
-    code = (currency or "USD").strip().upper()
-    code = _SIGNS.get(code, code)
-    if code in _DOLLARS:
-        return amount
-    if code not in rates:
-        raise ReconciliationError(
-            f"{where}: the amount is in {code}, the ledger in US dollars; give exchange_rates={{'{code}': ...}} "
-            f"(--rate {code}=...), the dollars per {code}."
+
+    def __init__(self, rates: Mapping[str, Decimal]) -> None:
+        self._rates = rates
+        self._converted: dict[str, tuple[int, Decimal]] = {}
+
+    def convert(self, amount: Decimal, currency: str | None, *, where: str) -> Decimal:
+        """An amount in US dollars.
+
+        Args:
+            amount: The amount.
+            currency: ISO 4217 code in any case, or a sign; nothing means dollars.
+            where: Where it stands, for the message.
+
+        Raises:
+            ReconciliationError: another currency without a rate.
+        """
+        code = (currency or "USD").strip().upper()
+        code = _SIGNS.get(code, code)
+        if code in _DOLLARS:
+            return amount
+        if code not in self._rates:
+            raise ReconciliationError(
+                f"{where}: the amount is in {code}, the ledger in US dollars; give exchange_rates={{'{code}': ...}} "
+                f"(--rate {code}=...), the dollars per {code}."
+            )
+        count, known = self._converted.get(code, (0, ZERO))
+        self._converted[code] = count + 1, EXACT.add(known, amount)
+        return EXACT.multiply(amount, self._rates[code])
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Which rates were used, on how much, so that a reader can do it again; and which were not."""
+        used = (
+            f"{code} at {self._rates[code]:f}: {counted(count, 'amount')} over {amount:f} {code} "
+            f"{'is' if count == 1 else 'are'} {EXACT.multiply(amount, self._rates[code]):f} USD."
+            for code, (count, amount) in self._converted.items()
         )
-    return EXACT.multiply(amount, rates[code])
+        idle = (f"No amount is in {code}: its rate was not used." for code in self._rates.keys() - self._converted)
+        return *used, *sorted(idle)
 
 
 def day_begins(start: datetime, end: datetime | None) -> time | None:
@@ -218,10 +244,6 @@ _TOOL_UNITS = frozenset({"Searches", "Sessions"})
 #: Seconds.
 QUARTER = 900
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_DATED = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{8}|latest)$")
-_TURNED = re.compile(r"claude-([4-9](?:-\d)?)-([a-z]+)")
-#: A snapshot that costs something else than its family.
-_PRICED_APART = frozenset({"gpt-4o-2024-05-13"})
 
 
 @dataclass(slots=True)
@@ -381,25 +403,3 @@ def _name_adjustment(entry: Entry) -> str:
     account = [f"{name}={value}" for name in WHO if (value := getattr(entry.attribution, name))]
     by = entry.attribution.tags.get(POSTED_BY)
     return f"entry {entry.entry_id} on {', '.join(account) or 'nobody'}{f', by {by}' if by else ''}"
-
-
-def align_models(ours: Collection[str | None], theirs: Collection[str | None]) -> Callable[[str | None], str | None]:
-    """How to name models so that both sides name them alike.
-
-    A name that both know stays. Where one says ``gpt-5-2025-08-07`` or ``Claude Haiku 4.5`` and the other ``gpt-5`` or
-    ``claude-haiku-4-5-20251001``, both become the name of the family, ``gpt-5`` or ``claude-haiku-4-5``.
-    """
-    families = [{family_of(name) for name in names if name} for names in (ours, theirs)]
-    alone = {family_of(name) for name in set(ours) ^ set(theirs) if name}
-    merged = alone & families[0] & families[1]
-    return lambda name: family_of(name) if name and family_of(name) in merged else name
-
-
-def family_of(model: str) -> str:
-    """A model's name without its maker, its date and the ways people spell it."""
-    name = re.sub(r"[\s_.]+", "-", model.strip().lower()).rpartition("/")[2]
-    if name in _PRICED_APART:
-        return name
-    name = _DATED.sub("", name)
-    turned = _TURNED.fullmatch(name)  # claude-4.5-sonnet, as some resellers spell claude-sonnet-4-5
-    return f"claude-{turned[2]}-{turned[1]}" if turned else name
