@@ -8,7 +8,8 @@ import inspect
 import json
 import os
 import pkgutil
-from collections.abc import AsyncIterator, Iterator
+import warnings
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from tokenmeter.meter import Meter
 from tokenmeter.stores import open_store
 from tokenmeter.testing import FakeProvider
 
+_SDKS = ("openai", "anthropic", "google")
 KEY = "sk-test-0123456789abcdef"
 
 
@@ -184,3 +186,28 @@ def pytest_sessionfinish() -> None:
     if target and _seen:
         versions = {"openai": openai.__version__, "anthropic": anthropic.__version__, "google": genai.__version__}
         Path(target).write_text(json.dumps({"versions": versions, "shapes": _seen}, indent=1), encoding="utf-8")
+
+
+@pytest.fixture
+def shown() -> Callable[[Any], dict[str, Any]]:
+    """How a client's methods, and those of its resources, look to who asks Python about them: by their paths."""
+
+    def look(owner: Any, path: str = "") -> dict[str, Any]:
+        seen: dict[str, Any] = {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is experimental or deprecated says so when it is asked for
+            found = {name: getattr(owner, name, None) for name in dir(type(owner)) if not name.startswith("_")}
+        for name, value in found.items():
+            kind = type(value)
+            if inspect.ismethod(value) or inspect.isfunction(value):
+                seen[f"{path}.{name}"] = (
+                    *(inspect.signature(value), value.__name__, value.__qualname__, value.__doc__),
+                    *(kind, inspect.iscoroutinefunction(value), getattr(value, "__self__", None) is owner),
+                )
+            elif callable(value) and not isinstance(value, type):
+                seen[f"{path}.{name}"] = kind
+            elif kind.__module__.partition(".")[0] in _SDKS and path.count(".") < 3:  # clients have clients
+                seen |= look(value, f"{path}.{name}")
+        return seen
+
+    return look

@@ -765,6 +765,17 @@ def test_the_drop_in_is_the_sdks_client(provider):
     assert type(client._api_client).__name__ == type(made(provider)._api_client).__name__
 
 
+@pytest.mark.parametrize("kind", [Client, None], ids=["our class", "wrapped"])
+def test_what_is_called_on_a_client_of_googles_has_the_sdks_signature_name_and_documentation(
+    kind, provider, meter, shown
+):
+    plain, ours = made(provider), made(provider, kind or plain_genai.Client)
+    tokenmeter.wrap(ours, meter)
+    theirs = shown(plain)
+    assert len(theirs) > 50
+    assert shown(ours) == theirs
+
+
 def test_the_drop_in_is_metered_by_the_default_meter(provider, meter, books, monkeypatch):
     monkeypatch.setattr("tokenmeter.default.default_meter", lambda: meter)
     client = made(provider, Client)

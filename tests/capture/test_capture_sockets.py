@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import inspect
 import json
 from typing import ClassVar
 
@@ -318,7 +319,7 @@ def _conversation(client, meter, path, **more):
 @pytest.mark.parametrize("deep", ["[" * 100_000, b"[" * 100_000])
 def test_a_text_that_is_nested_too_deep_is_sent_and_has_no_bound(deep, clients):
     """What cannot be read may ask for anything: it goes as it does without us, but not past a hard cap."""
-    from tokenmeter.capture.conversation import _send_raw
+    from tokenmeter.capture.conversation import _sending
 
     class Connection:
         sent: ClassVar = []
@@ -330,13 +331,38 @@ def test_a_text_that_is_nested_too_deep_is_sent_and_has_no_bound(deep, clients):
     free, stopping = (
         tokenmeter.make_meter(store="memory:", config={}, budgets=each) for each in ([], [{"limit_usd": 9}])
     )
-    _send_raw(Connection, Connection(), _conversation(client, free, "/realtime"), deep)
+    _sending(Connection.send_raw, _conversation(client, free, "/realtime"))(Connection(), deep)
     with pytest.raises(tokenmeter.BudgetExceededError):
-        _send_raw(Connection, Connection(), _conversation(client, stopping, "/realtime"), deep)
+        _sending(Connection.send_raw, _conversation(client, stopping, "/realtime"))(Connection(), deep)
     assert Connection.sent == [deep]
     assert (free.faults, stopping.faults) == (0, 0)
     for meter in (free, stopping):
         meter.close()
+
+
+def test_a_model_that_is_given_by_its_place_is_the_sessions(clients):
+    client = clients.openai()
+    _needs(client, "realtime.translations")
+    manager = client.realtime.translations.connect("gpt-realtime")
+    assert manager._tokenmeter_connecting._talk._call.facts.model == "gpt-realtime"
+
+
+@pytest.mark.parametrize("name", ["OpenAI", "AsyncOpenAI"])
+async def test_the_methods_of_a_connection_look_as_the_sdks_do(name, clients, do):
+    seen = []
+    for metered in (False, True):
+        client = clients.make(name, metered=metered)
+        _needs(client, "realtime.connect")
+        async with do.inside(client.realtime.connect(model="gpt-realtime")) as connection:
+            methods = [getattr(connection, way, None) for way in ("send", "send_raw", "parse_event", "recv", "close")]
+            seen.append(
+                [
+                    (inspect.signature(one), one.__qualname__, inspect.iscoroutinefunction(one), type(one))
+                    for one in methods
+                    if one is not None
+                ]
+            )
+    assert seen[0] == seen[1]
 
 
 def test_an_answer_that_is_refused_costs_nothing(clients, books, provider):

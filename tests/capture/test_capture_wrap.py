@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import operator
 import pickle
 import subprocess
 import sys
@@ -340,21 +339,10 @@ def test_anthropics_default_credentials_are_not_lost_by_our_class(monkeypatch, t
 
 @pytest.mark.parametrize("metered", [True, False], ids=["our class", "wrapped"])
 @pytest.mark.parametrize("name", ["OpenAI", "AsyncOpenAI", "Anthropic", "AsyncAnthropic"])
-def test_what_is_called_on_a_client_has_the_sdks_signature_name_and_documentation(name, metered, clients, meter):
-    plain, ours = clients.make(name, metered=False), clients.make(name, metered=False)
-    if metered:
-        ours = clients.make(name)
-    else:
+def test_what_is_called_on_a_client_has_the_sdks_signature_name_and_documentation(name, metered, clients, meter, shown):
+    plain, ours = clients.make(name, metered=False), clients.make(name, metered=metered)
+    if not metered:
         tokenmeter.wrap(ours, meter)
-    paths = ["copy", "with_options", "get", "post", "close", "is_closed"]
-    paths += ["chat.completions.create", "responses.create", "realtime.connect"] if "OpenAI" in name else []
-    paths += [] if metered else ["request"]
-    for path in [*paths, *(["messages.create", "messages.stream"] if "Anthropic" in name else [])]:
-        try:
-            theirs = operator.attrgetter(path)(plain)
-        except AttributeError:
-            continue  # not in this SDK version
-        method = operator.attrgetter(path)(ours)
-        assert inspect.signature(method) == inspect.signature(theirs)
-        assert (method.__name__, method.__doc__) == (theirs.__name__, theirs.__doc__)
-        assert inspect.iscoroutinefunction(method) == inspect.iscoroutinefunction(theirs)
+    theirs = shown(plain)
+    assert len(theirs) > 100
+    assert shown(ours) == theirs

@@ -286,18 +286,23 @@ def watch_resource(resource: Any) -> None:
     """Have the connections that `resource` opens observed, if it opens any and its client is metered."""
     kind: Any = resource.__class__
     if hasattr(kind, "connect") and bound_to(resource._client) is not None:  # noqa: SLF001 - an SDK's own
-        plain = MethodType(kind.connect, resource)
-        resource.connect = functools.update_wrapper(functools.partial(_connect, plain, resource), plain)
+        resource.connect = MethodType(_connecting(kind.connect), resource)
 
 
-def _connect(send: Send, resource: Any, *args: Any, **kwargs: Any) -> Any:
-    manager = send(*args, **kwargs)
-    client = resource._client  # noqa: SLF001 - an SDK's own
-    binding = binding_of(client)
-    meter = None if binding is None else binding.meter()
-    if binding is not None and meter is not None:
-        twice(meter, functools.partial(_watch_manager, manager, resource, binding, meter, kwargs))
-    return manager
+def _connecting(plain: Send) -> Send:
+    """A resource's ``connect``, whose connections are observed."""
+
+    @functools.wraps(plain)
+    def connect(self: Any, *args: Any, **kwargs: Any) -> Any:
+        manager = plain(self, *args, **kwargs)
+        binding = binding_of(self._client)
+        meter = None if binding is None else binding.meter()
+        if binding is not None and meter is not None:
+            asked = inspect.signature(plain).bind(self, *args, **kwargs).arguments
+            twice(meter, functools.partial(_watch_manager, manager, self, binding, meter, asked))
+        return manager
+
+    return connect
 
 
 def _watch_manager(manager: Any, resource: Any, binding: Binding, meter: Meter, asked: Mapping[str, Any]) -> None:
@@ -379,28 +384,29 @@ def _attached_to(resource: Any, asked: Mapping[str, Any]) -> str | None:
 def _observe(connection: Any, talk: Conversation) -> None:
     """Have `connection` report from now on."""
     kind: Any = connection.__class__
-    waits = not inspect.iscoroutinefunction(kind.recv)
-    hooks: dict[str, Send] = {"parse_event": _parse_event, "send": _send, "close": _close if waits else _close_async}
-    if hasattr(kind, "send_raw"):  # a newer SDK's
-        hooks["send_raw"] = _send_raw
-    for name, hook in hooks.items():
-        plain = getattr(connection, name)
-        setattr(connection, name, functools.update_wrapper(functools.partial(hook, kind, connection, talk), plain))
+    for name, hook in (("parse_event", _parsing), ("send", _sending), ("send_raw", _sending), ("close", _closing)):
+        plain = getattr(kind, name, None)
+        if plain is not None:  # older SDKs have no `send_raw`
+            setattr(connection, name, MethodType(functools.wraps(plain)(hook(plain, talk)), connection))
 
 
-def _parse_event(kind: Any, connection: Any, talk: Conversation, data: str | bytes) -> Any:
-    talk.hears(data)
-    return kind.parse_event(connection, data)
+def _parsing(plain: Send, talk: Conversation) -> Send:
+    def parse_event(self: Any, data: str | bytes) -> Any:
+        talk.hears(data)
+        return plain(self, data)
+
+    return parse_event
 
 
-def _send(kind: Any, connection: Any, talk: Conversation, event: Any) -> Any:
-    talk.asks(event)
-    return kind.send(connection, event)
+def _sending(plain: Send, talk: Conversation) -> Send:
+    def send(self: Any, *args: Any, **kwargs: Any) -> Any:
+        talk.asks(next(iter((*args, *kwargs.values())), None))
+        return plain(self, *args, **kwargs)
 
+    async def send_async(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return await send(self, *args, **kwargs)
 
-def _send_raw(kind: Any, connection: Any, talk: Conversation, data: str | bytes) -> Any:
-    talk.asks(data)
-    return kind.send_raw(connection, data)
+    return send_async if inspect.iscoroutinefunction(plain) else send
 
 
 def _as_json(event: Any) -> Any:
@@ -415,19 +421,21 @@ def _as_json(event: Any) -> Any:
     return event.to_dict() if hasattr(event, "to_dict") else event
 
 
-def _close(kind: Any, connection: Any, talk: Conversation, *args: Any, **kwargs: Any) -> Any:
-    try:
-        return kind.close(connection, *args, **kwargs)
-    finally:
-        talk.abandon()
+def _closing(plain: Send, talk: Conversation) -> Send:
+    def close(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return plain(self, *args, **kwargs)
+        finally:
+            talk.abandon()
 
+    async def close_async(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return await plain(self, *args, **kwargs)
+        finally:
+            talk.abandon()
+            await catch_up_async()
 
-async def _close_async(kind: Any, connection: Any, talk: Conversation, *args: Any, **kwargs: Any) -> Any:
-    try:
-        return await kind.close(connection, *args, **kwargs)
-    finally:
-        talk.abandon()
-        await catch_up_async()
+    return close_async if inspect.iscoroutinefunction(plain) else close
 
 
 _managers: dict[type[Any], type[Any]] = {}

@@ -16,6 +16,7 @@ import json
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping
 from copy import deepcopy
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, cast
 
 from tokenmeter.capture.cancelled import Step, timer
@@ -47,9 +48,22 @@ def put_before(thing: Any, hooks: type[Any]) -> None:
             "__qualname__": kind.__qualname__,
             "__doc__": kind.__doc__,
             "__reduce_ex__": functools.partialmethod(_reduced, kind, hooks),
+            **_under_its_signature(kind, hooks),
         }
         made = put_together[kind, hooks] = type(kind.__name__, (hooks, kind), body)
     thing.__class__ = made
+
+
+def _under_its_signature(kind: type[Any], hooks: type[Any]) -> dict[str, FunctionType]:
+    """The methods of `hooks` that stand before some of `kind`, with the names, signatures and docstrings of these."""
+    made: dict[str, FunctionType] = {}
+    for name, hook in vars(hooks).items():
+        if isinstance(hook, FunctionType) and hasattr(kind, name):
+            own = FunctionType(hook.__code__, hook.__globals__, name, hook.__defaults__, hook.__closure__)
+            own.__kwdefaults__ = hook.__kwdefaults__
+            functools.update_wrapper(own, getattr(kind, name))
+            made[name] = own
+    return made
 
 
 def _reduced(thing: Any, kind: Any, hooks: type[Any], protocol: int) -> tuple[Any, ...]:
