@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import partial
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, ParamSpec, TypeVar, Unpack
 
@@ -104,7 +105,7 @@ class Attribution(Who):
             object.__setattr__(self, "tags", MappingProxyType(dict(sorted(self.tags.items()))))
 
     def __reduce__(self) -> tuple[Any, ...]:  # a mapping proxy cannot be pickled
-        return (_rebuild, ({**{name: getattr(self, name) for name in WHO}, "tags": dict(self.tags)},))
+        return partial(Attribution, **{name: getattr(self, name) for name in WHO}, tags=dict(self.tags)), ()
 
     def __hash__(self) -> int:
         return hash((tuple(getattr(self, name) for name in WHO), tuple(self.tags.items())))
@@ -141,10 +142,6 @@ class Attribution(Who):
 
 
 NOBODY = Attribution()
-
-
-def _rebuild(values: dict[str, Any]) -> Attribution:
-    return Attribution(**values)
 
 
 #: What one entry used: quantities, reasoning, list and billed cost in picodollars, whether it is unpriced, a request.

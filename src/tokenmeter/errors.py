@@ -24,6 +24,7 @@ None of them is a subclass of an SDK's error, so ``except openai.OpenAIError`` n
 from __future__ import annotations
 
 from decimal import Decimal
+from functools import partial
 from reprlib import Repr
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -96,11 +97,7 @@ class AttributionRequiredError(TokenmeterError):
         self.missing = missing
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_rebuild_required, (str(self), self.missing))
-
-
-def _rebuild_required(message: str, missing: tuple[str, ...]) -> AttributionRequiredError:
-    return AttributionRequiredError(message, missing=missing)
+        return partial(AttributionRequiredError, str(self), missing=self.missing), ()
 
 
 class BudgetExceededError(TokenmeterError):
@@ -156,7 +153,7 @@ class BudgetExceededError(TokenmeterError):
         super().__init__(self.message())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_rebuild, (type(self), self._fields()))
+        return partial(type(self), **self._fields()), ()
 
     def message(self, *, redact: bool = False) -> str:
         """The error in words; ``redact=True`` leaves out every figure and name, for showing to end users."""
@@ -217,10 +214,6 @@ class BudgetExceededError(TokenmeterError):
         if self.unit == "in_flight":
             return f"{value:f} {'call' if value == 1 else 'calls'} in flight"
         return f"{value:f} {self.unit.removesuffix('s') if value == 1 else self.unit}"
-
-
-def _rebuild(kind: type[BudgetExceededError], fields: dict[str, Any]) -> BudgetExceededError:
-    return kind(**fields)
 
 
 class BudgetReservedError(BudgetExceededError):

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import date, datetime
 from decimal import Decimal
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal, cast
 
@@ -170,7 +171,7 @@ class Budget(Who):
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         table = limit_table(self)
         limit = self.limit if table is None else dict(table)
-        return _rebuild, ({**values, "tags": dict(self.tags), "limit": limit},)
+        return partial(Budget, **{**values, "tags": dict(self.tags), "limit": limit}), ()
 
     def __repr__(self) -> str:
         said = (f"{item.name}={getattr(self, item.name)!r}" for item in fields(self) if self._says(item.name))
@@ -434,10 +435,6 @@ def _weekday(value: object) -> object:
             )
         return WEEKDAYS.index(value.lower())
     return value
-
-
-def _rebuild(values: dict[str, Any]) -> Budget:
-    return Budget(**values)
 
 
 def _check_text(value: object, name: str) -> None:

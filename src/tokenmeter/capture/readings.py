@@ -22,7 +22,7 @@ from tokenmeter.ledger import Entry
 from tokenmeter.money import add, subtract
 from tokenmeter.processes import may_wait
 from tokenmeter.stores.base import EntryFilter
-from tokenmeter.usage import Consumption, Observation, SuppliedCost, Usage
+from tokenmeter.usage import Observation, SuppliedCost, Usage
 
 if TYPE_CHECKING:
     from tokenmeter.meter import Authorization, Meter
@@ -157,11 +157,7 @@ class _Recorded:
         if cost is not None and grown is not None:
             cost = SuppliedCost(max(grown, _ZERO), cost.source)
         flags = named.flags | {"total_fell"} if fell else named.flags
-        return replace(named, consumptions=(_grown(group, usage, cost),), flags=flags)
-
-
-def _grown(group: Consumption, usage: Usage, cost: SuppliedCost | None) -> Consumption:
-    return replace(group, usage=usage, supplied_cost=cost)
+        return replace(named, consumptions=(replace(group, usage=usage, supplied_cost=cost),), flags=flags)
 
 
 _accounts: Recent[_Recorded] = Recent()

@@ -154,17 +154,13 @@ def catch_up() -> None:
 async def catch_up_async() -> None:
     """Write what was put by, without making the event loop wait."""
     if _put_by:
-        await in_thread(_catch_up_waiting)
+        await in_thread(_catch_up)
 
 
 async def in_thread(work: Callable[..., object], *arguments: Any) -> None:
     """Run `work` in a thread of its own, and to its end whatever becomes of the task."""
     with anyio.CancelScope(shield=True):
         await anyio.to_thread.run_sync(work, *arguments, limiter=anyio.CapacityLimiter(1))
-
-
-def _catch_up_waiting() -> None:
-    _catch_up()
 
 
 def settle_from_anywhere(settling: Settling) -> None:

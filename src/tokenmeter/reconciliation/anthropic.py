@@ -111,16 +111,12 @@ def token_counts(row: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _cost_line(day: date, row: Mapping[str, Any], by: Sequence[str], rates: ExchangeRates) -> CostLine:
-    item = _item(row)
+    item = str(row.get("token_type") or row.get("cost_type") or row.get("description") or "")
     where = f"Anthropic's costs of {day}"
     amount = rates.convert(dollars(row["amount"], f"{where}, {item}"), row.get("currency"), where=where)
     told = " ".join(str(row.get(name) or "") for name in ("cost_type", "token_type", "description"))
     kind = "usage" if row.get("cost_type") in _TRAFFIC else kind_of_cost(told, amount, model=row.get("model"))
     return CostLine(_bucket(day, row, by), item, amount, kind)
-
-
-def _item(row: Mapping[str, Any]) -> str:
-    return str(row.get("token_type") or row.get("cost_type") or row.get("description") or "")
 
 
 def _bucket(day: date, row: Mapping[str, Any], by: Sequence[str]) -> Bucket:

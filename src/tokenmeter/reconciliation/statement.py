@@ -145,11 +145,6 @@ _CLASS = {
 }
 
 
-def class_of(sku_meter: str) -> str | None:
-    """The class a meter is compared in; None for what no statement counts."""
-    return _CLASS.get(sku_meter)
-
-
 def kind_of_cost(item: str | None, amount: Decimal, *, model: str | None) -> CostKind:
     """What an amount is for, by its words: a line that names a model's tokens is usage, whatever its sign.
 
@@ -351,7 +346,7 @@ class _BookReader:
         """Quantities in the classes that the statement tells apart."""
         counts: dict[str, int] = {}
         for sku_meter, quantity in quantities:
-            name = class_of(sku_meter)
+            name = _CLASS.get(sku_meter)  # None for what no statement counts
             name = "input" if name in self._statement.in_input else name
             if name is not None and name in self._statement.classes:
                 counts[name] = counts.get(name, 0) + int(quantity)

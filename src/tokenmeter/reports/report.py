@@ -202,11 +202,8 @@ class Report(Sheet):
         return write(self.rows, report_fields(self), target, origin, format=format_, overwrite=overwrite)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, ({one.name: getattr(self, one.name) for one in fields(self) if one.name != "source"},)
-
-
-def _restore(values: dict[str, Any]) -> Report:
-    return Report(**values)
+        values = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "source"}
+        return functools.partial(Report, **values), ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -256,18 +256,16 @@ def decode_entry(
 # -- holds
 
 
-def claims_of(rows: Sequence[Sequence[Any]]) -> tuple[Claim, ...]:
-    """Claims from ``[[budget, scope, window start, window end, amount, limit], ...]``."""
-    return tuple(Claim(CounterKey(b, s, start), limit, amount, end) for b, s, start, end, amount, limit in rows)
-
-
 def decode_hold(
     record: Mapping[str, Any], claims: Sequence[Sequence[Any]], expires_at: datetime, call: Entry
 ) -> Reservation:
-    """The reservation of a hold's record."""
+    """The reservation of a hold's record; `claims` as effects say them (see `Shared.claims`)."""
     return Reservation(
         reservation_id=record["id"],
-        claims=claims_of(claims),
+        claims=tuple(
+            Claim(CounterKey(budget, scope, start), limit, amount, end)
+            for budget, scope, start, end, amount, limit in claims
+        ),
         created_at=from_microseconds(record["created_at"]),
         expires_at=expires_at,
         owner=record["owner"],
