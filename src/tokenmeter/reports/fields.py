@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
+from operator import attrgetter
 from typing import Any, Generic, Literal, TypeVar
 
 from tokenmeter.dimensions import ALL_METERS, WHO, unit_of
@@ -82,6 +83,14 @@ _JSON_VALUE: Mapping[Kind, Callable[[Any], Any]] = {
 }
 
 
+def read_off(kind: Kind, *paths: str, summed: bool = False) -> list[Field[Any]]:
+    """Columns that say an attribute of a record as it is, or one of an attribute's; each is named like it."""
+    return [Field(path.rpartition(".")[2], kind, attrgetter(path), summed) for path in paths]
+
+
+_TOKEN_VIEWS = read_off("integer", *(f"usage.{name}" for name in TOKEN_VIEWS))
+
+
 # -- a report's rows
 
 
@@ -93,15 +102,22 @@ def report_fields(report: Sheet) -> list[Field[Row]]:
     ]
     if report.granularity:
         time.insert(0, _bucket(report.granularity))
-    counts = [Field[Row](name, "integer", _attribute(name), summed="sku_meter" not in report.by) for name in COUNTS]
-    views = [Field[Row](name, "integer", _view(name)) for name in TOKEN_VIEWS]
+    counts = read_off("integer", *COUNTS, summed="sku_meter" not in report.by)
     meters = [Field[Row](meter, _kind(meter), _meter(meter), summed=True) for meter in _meters_of(report)]
     costs = [Field[Row](name, "money", _known_cost(name), summed=True) for name in COSTS]
     times = [
-        Field[Row](name, "quantity" if "per_second" in name else "integer", _attribute(name))
+        Field[Row](name, "quantity" if "per_second" in name else "integer", attrgetter(name))
         for name in LATENCY_MEASURES
     ]
-    return [*time, *map(_dimension, report.by), *counts, *views, *meters, *costs, *(times if report.latency else ())]
+    return [
+        *time,
+        *map(_dimension, report.by),
+        *counts,
+        *_TOKEN_VIEWS,
+        *meters,
+        *costs,
+        *(times if report.latency else ()),
+    ]
 
 
 def _bucket(granularity: str) -> Field[Row]:
@@ -109,14 +125,6 @@ def _bucket(granularity: str) -> Field[Row]:
     if granularity == "day":
         return Field(granularity, "day", lambda row: row.bucket.start.astimezone(zone(row.bucket.tz)).date())
     return Field(granularity, "text", lambda row: row.bucket.label)
-
-
-def _attribute(name: str) -> Callable[[Any], Any]:
-    return lambda record: getattr(record, name)
-
-
-def _view(name: str) -> Callable[[Any], Any]:
-    return lambda record: getattr(record.usage, name)
 
 
 def _meter(meter: str) -> Callable[[Any], Quantity]:
@@ -148,19 +156,15 @@ def entry_fields() -> list[Field[Entry]]:
     """Columns of raw entries: every field of `tokenmeter.Entry`, each token class in a column of its own."""
     return [
         *_ENTRY_HEAD,
-        *(Field[Entry](name, "text", _attributed(name)) for name in WHO),
+        *read_off("text", *(f"attribution.{name}" for name in WHO)),
         *_ENTRY_KEY,
-        *(Field[Entry](name, "integer", _view(name)) for name in TOKEN_VIEWS),
+        *_TOKEN_VIEWS,
         *(Field[Entry](meter, _kind(meter), _meter(meter), summed=True) for meter in _QUANTITY_METERS),
         Field[Entry]("other_quantities", "json", lambda entry: _other(entry.usage)),
-        *(Field[Entry](name, "money", _attribute(name), summed=True) for name in COSTS),
+        *read_off("money", *COSTS, summed=True),
         *_ENTRY_TAIL,
-        *(Field[Entry](name, kind, _attribute(name)) for name, kind in COLUMNS.items() if name not in _PLACED),
+        *(Field[Entry](name, kind, attrgetter(name)) for name, kind in COLUMNS.items() if name not in _PLACED),
     ]
-
-
-def _attributed(name: str) -> Callable[[Entry], str | None]:
-    return lambda entry: getattr(entry.attribution, name)
 
 
 def _other(usage: Usage) -> Mapping[str, Quantity] | None:
@@ -168,25 +172,13 @@ def _other(usage: Usage) -> Mapping[str, Quantity] | None:
 
 
 _ENTRY_HEAD: Sequence[Field[Entry]] = (
-    Field("entry_id", "text", _attribute("entry_id")),
-    Field("kind", "text", _attribute("kind")),
-    Field("occurred_at", "instant", _attribute("occurred_at")),
-    Field("recorded_at", "instant", _attribute("recorded_at")),
-    Field("provider", "text", _attribute("provider")),
-    Field("endpoint", "text", _attribute("endpoint")),
-    Field("operation", "text", _attribute("operation")),
-    Field("model", "text", _attribute("model")),
-    Field("request_model", "text", _attribute("request_model")),
-    Field("response_model", "text", _attribute("response_model")),
-    Field("response_id", "text", _attribute("response_id")),
-    Field("request_id", "text", _attribute("request_id")),
-    Field("status", "text", _attribute("status")),
-    Field("error_type", "text", _attribute("error_type")),
-    Field("streamed", "flag", _attribute("streamed")),
-    Field("attempts", "integer", _attribute("attempts")),
-    Field("latency_us", "integer", _attribute("latency_us")),
-    Field("first_token_us", "integer", _attribute("first_token_us")),
-    Field("service_tier", "text", _attribute("service_tier")),
+    *read_off("text", "entry_id", "kind"),
+    *read_off("instant", "occurred_at", "recorded_at"),
+    *read_off("text", "provider", "endpoint", "operation", "model", "request_model", "response_model"),
+    *read_off("text", "response_id", "request_id", "status", "error_type"),
+    *read_off("flag", "streamed"),
+    *read_off("integer", "attempts", "latency_us", "first_token_us"),
+    *read_off("text", "service_tier"),
 )
 _ENTRY_KEY: Sequence[Field[Entry]] = (
     Field("tags", "json", lambda entry: dict(entry.attribution.tags) or None),
@@ -194,14 +186,9 @@ _ENTRY_KEY: Sequence[Field[Entry]] = (
     Field("api_key_fingerprint", "text", lambda entry: entry.api_key and entry.api_key.fingerprint),
 )
 _ENTRY_TAIL: Sequence[Field[Entry]] = (
-    Field("cost_source", "text", _attribute("cost_source")),
+    *read_off("text", "cost_source"),
     Field("flags", "json", lambda entry: list(entry.flags) or None),
-    Field("price_list_hash", "text", _attribute("price_list_hash")),
-    Field("raw_usage", "text", _attribute("raw_usage")),
-    Field("corrects", "text", _attribute("corrects")),
-    Field("dedup_key", "text", _attribute("dedup_key")),
-    Field("trace_id", "text", _attribute("trace_id")),
-    Field("span_id", "text", _attribute("span_id")),
+    *read_off("text", "price_list_hash", "raw_usage", "corrects", "dedup_key", "trace_id", "span_id"),
 )
 
 #: Columns that have a place of their own above; a newer one stands at the end, so that no column ever moves.
@@ -224,16 +211,10 @@ def charge_fields() -> list[Field[ChargeLine]]:
         Field("list_unit_price", "price", lambda line: line.charge.list_unit_price),
         Field("multipliers", "json", lambda line: dict(line.charge.multipliers) or None),
         Field("platform_multiplier", "price", lambda line: line.charge.multipliers.get("platform", ONE)),
-        Field("list_cost", "money", lambda line: line.charge.list_cost, summed=True),
-        Field("contracted_cost", "money", lambda line: line.charge.contracted_cost, summed=True),
-        Field("billed_cost", "money", lambda line: line.charge.billed_cost, summed=True),
+        *read_off("money", *(f"charge.{name}" for name in COSTS), summed=True),
         Field("price_id", "text", lambda line: line.charge.price_id),
         Field("price_source", "text", lambda line: line.charge.source),
-        *(Field[ChargeLine](name, "text", _line_owner(name)) for name in WHO),
+        *read_off("text", *(f"entry.attribution.{name}" for name in WHO)),
         Field("tags", "json", lambda line: dict(line.entry.attribution.tags) or None),
         Field("api_key", "text", lambda line: line.entry.api_key and line.entry.api_key.label),
     ]
-
-
-def _line_owner(name: str) -> Callable[[ChargeLine], str | None]:
-    return lambda line: getattr(line.entry.attribution, name)

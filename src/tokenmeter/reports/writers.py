@@ -75,13 +75,20 @@ def opened(target: Target, *, overwrite: bool) -> Generator[Sink]:
         yield Sink(target)
         return
     path = Path(target)
-    if is_stream(path):
-        with _told(path):
-            file = _File(path, "wb")
-        file.path = path
-        with io.BufferedWriter(file) as stream:
-            yield Sink(stream)
+    if not is_stream(path):
+        with _written_aside(path, overwrite=overwrite) as sink:
+            yield sink
         return
+    with _told(path):
+        file = _File(path, "wb")
+    file.path = path
+    with io.BufferedWriter(file) as stream:
+        yield Sink(stream)
+
+
+@contextmanager
+def _written_aside(path: Path, *, overwrite: bool) -> Generator[Sink]:
+    """A sink into a file that takes the place of `path` when the block ends well."""
     if not overwrite:
         refuse_existing(path)
     place = Path(os.path.realpath(path))
