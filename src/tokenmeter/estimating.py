@@ -15,9 +15,9 @@ from tokenmeter.budgets.bounds import Bound, Ceilings, bound, longest_prompt
 from tokenmeter.budgets.tokens import TokenCounter, encoding_of
 from tokenmeter.call import Call
 from tokenmeter.dimensions import TEXT_OPERATIONS
-from tokenmeter.display import dollars
+from tokenmeter.display import dollars, facts_html
 from tokenmeter.errors import ConfigurationError
-from tokenmeter.ledger import Charge, utcnow
+from tokenmeter.ledger import CHARGE_COLUMNS, Charge, charge_cells, utcnow
 from tokenmeter.money import ZERO, multiply
 from tokenmeter.periods import parse_instant
 from tokenmeter.pricing import Ceiling, Price, Pricer, Rating
@@ -93,7 +93,7 @@ class UpperLine(NamedTuple):
     cost: Decimal
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Estimate:
     """What a call would cost.
 
@@ -155,6 +155,23 @@ class Estimate:
             "why_unbounded": self.why_unbounded or None,
             "tokenizer": self.tokenizer,
         }
+
+    def __repr__(self) -> str:
+        flags = f"; {', '.join(sorted(self.expected.flags))}" if self.expected.flags else ""
+        return f"<Estimate {self}{flags}>"
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "provider": self.provider,
+            "endpoint": self.endpoint,
+            "likely": dollars(self.expected_cost),
+            "at most": self.why_unbounded or dollars(self.upper_bound),
+            "flags": ", ".join(sorted(self.expected.flags)),
+            "prompt counted by": self.tokenizer,
+        }
+        return facts_html(
+            f"Estimate: {self.model}", facts, columns=CHARGE_COLUMNS, rows=charge_cells(self.expected.charges)
+        )
 
     def __str__(self) -> str:
         likely = dollars(self.expected_cost)

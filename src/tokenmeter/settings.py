@@ -109,6 +109,21 @@ class AlertSettings(BaseModel):
     pagerduty: Text | None = None
     email: EmailSettings | None = None
 
+    @property
+    def kind(self) -> str:
+        """Where this row's alerts go: ``webhook``, ``slack``, ``teams``, ``pagerduty`` or ``email``.
+
+        Raises:
+            ConfigurationError: none or several in one row.
+        """
+        kinds = ("webhook", "slack", "teams", "pagerduty", "email")
+        given = [kind for kind in kinds if getattr(self, kind) is not None]
+        if len(given) != 1:
+            raise ConfigurationError(
+                f"alerts: give each row one of {', '.join(kinds)}, not {' and '.join(given) or 'none'}."
+            )
+        return given[0]
+
     def unset(self) -> list[str]:
         """The environment variables it names that are not set here."""
         said = [self.webhook, self.secret, self.slack, self.teams, self.pagerduty, self.email and self.email.password]
@@ -121,12 +136,7 @@ class AlertSettings(BaseModel):
         Raises:
             ConfigurationError: none or several in one row, a variable that is not set, or a wrong value.
         """
-        kinds = ("webhook", "slack", "teams", "pagerduty", "email")
-        given = [kind for kind in kinds if getattr(self, kind) is not None]
-        if len(given) != 1:
-            raise ConfigurationError(
-                f"alerts: give each row one of {', '.join(kinds)}, not {' and '.join(given) or 'none'}."
-            )
+        kind = self.kind
         from tokenmeter.budgets import targets  # noqa: PLC0415 - HTTP and mail are loaded only by who has alerts
 
         if self.email is not None:
@@ -141,7 +151,7 @@ class AlertSettings(BaseModel):
                 user=said.user,
                 password=password,
             )
-        where = _resolve(getattr(self, given[0]), f"alerts.{given[0]}")
+        where = _resolve(getattr(self, kind), f"alerts.{kind}")
         if self.webhook is not None:
             return targets.Webhook(
                 where, secret=None if self.secret is None else _resolve(self.secret, "alerts.secret")

@@ -457,3 +457,77 @@ def test_lifetimes_of_converse_that_do_not_make_up_what_was_written_say_so(lifet
     usage = {"inputTokens": 100, "outputTokens": 20, "cacheWriteInputTokens": 30, "cacheDetails": details}
     found = read({"usage": usage}, "/model/m/converse", "aws")
     assert (dict(found.usage.quantities), found.flags) == ({"input": 100, "output": 20, **classes}, flags)
+
+
+@pytest.mark.parametrize(
+    ("stated", "classes", "flags"),
+    [
+        ({"prompt_cache_hit_tokens": 40, "prompt_cache_miss_tokens": 60}, {"input": 60, "cache_read": 40}, set()),
+        ({"prompt_cache_miss_tokens": 60}, {"input": 60, "cache_read": 40}, set()),
+        ({"prompt_cache_hit_tokens": 0, "prompt_cache_miss_tokens": 100}, {"input": 100}, set()),
+        ({"prompt_cache_hit_tokens": 0, "prompt_cache_miss_tokens": 0}, {"input": 100}, set()),
+        (
+            {"prompt_cache_hit_tokens": 40, "prompt_cache_miss_tokens": 50},
+            {"input": 60, "cache_read": 40},
+            {"cached_split_mismatch"},
+        ),
+        (
+            {
+                "prompt_tokens": None,
+                "total_tokens": None,
+                "prompt_cache_hit_tokens": 40,
+                "prompt_cache_miss_tokens": 60,
+            },
+            {"input": 60, "cache_read": 40},
+            set(),
+        ),
+    ],
+)
+def test_what_no_cache_served_says_what_one_did(stated, classes, flags):
+    body = {**CHAT, "usage": {**totals(100, 50, 150), **stated}}
+    found = read(body, provider="deepseek")
+    assert (dict(found.usage.quantities), found.flags) == ({**classes, "output": 50}, flags)
+
+
+@pytest.mark.parametrize(("words", "odd"), [(300, False), (100, True), (500, True), (None, False)])
+def test_a_prompt_that_its_modalities_do_not_make_up_says_so(words, odd):
+    flags = {"input_split_mismatch"} if odd else set()
+    parts = {"audio_tokens": 700, "text_tokens": words}
+    chat = read({**CHAT, "usage": totals(1000, 50, 1050, prompt_tokens_details=parts)})
+    details = [{"modality": "AUDIO", "tokenCount": 700}]
+    details += [{"modality": "TEXT", "tokenCount": words}] if words else []
+    counts = {"promptTokenCount": 1000, "candidatesTokenCount": 50, "totalTokenCount": 1050}
+    gemini = read(
+        {**GOOGLE, "modelVersion": "gemini-2.5-flash", "usageMetadata": {**counts, "promptTokensDetails": details}},
+        "models.generate_content",
+        "google",
+    )
+    for found in (chat, gemini):
+        assert dict(found.usage.quantities) == {"input": 300, "input_audio": 700, "output": 50}
+        assert found.flags == flags
+
+
+@pytest.mark.parametrize("begins", [{}, {"prompt_tokens": 100, "completion_tokens": 0}])
+def test_a_stream_of_messages_whose_host_counts_in_a_format_of_its_own_is_read_like_the_whole(begins):
+    usage = totals(100, 50, 150)
+    whole = {"type": "message", "model": "claude-opus-4-6", "content": [{"type": "text", "text": WORDS}]}
+    reader = dialect_for("anthropic", "messages").stream(provider="anthropic", endpoint="messages", request=REQUEST)
+    for event in (
+        {"type": "message_start", "message": {**whole, "content": [], "usage": begins}},
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": WORDS}},
+        {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": usage},
+        {"type": "message_stop"},
+    ):
+        reader.feed(event)
+    for found in (reader.observation(), read({**whole, "usage": usage}, "messages", "anthropic")):
+        assert (dict(found.usage.quantities), found.flags) == ({"input": 100, "output": 50}, set())
+
+
+def test_searches_beside_two_kinds_of_search_tools_say_that_the_price_is_assumed():
+    search = {"type": "web_search_call", "status": "completed", "action": {"type": "search"}}
+    body = {"object": "response", "model": "gpt-4.1", "status": "completed", "output": [search]}
+    usage = {"input_tokens": 100, "output_tokens": 50, "total_tokens": 150}
+    both = [{"type": "web_search_preview"}, {"type": "web_search"}]
+    for tools, flags in ((both, {"search_tool_assumed"}), (both[:1], set()), (both[1:], set())):
+        assert read({**body, "usage": usage, "tools": tools}, "responses", "openai").flags == flags

@@ -357,3 +357,13 @@ def test_a_model_that_does_not_write_is_not_taken_for_a_chat(model, arguments, e
 def test_an_estimate_is_printed_as_money_is():
     told = tokenmeter.estimate("gpt-5-mini", input="x", max_output_tokens=10)
     assert str(told) == "gpt-5-mini: likely $0.0000205, at most $0.00002925"
+
+
+def test_an_estimate_is_shown_as_a_rating_is():
+    told = tokenmeter.estimate("gpt-5", input_tokens=1000, max_output_tokens=100)
+    assert str(told) == "gpt-5: likely $0.00225, at most $0.00229"
+    assert repr(told) == f"<Estimate {told}>"
+    assert "$0.00225" in told._repr_html_()
+    assert ">output</td>" in told._repr_html_()
+    assumed = tokenmeter.estimate("gpt-5", input="Hi")
+    assert repr(assumed).endswith("; answer_assumed>")

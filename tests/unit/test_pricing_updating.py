@@ -13,6 +13,7 @@ import pytest
 
 import tokenmeter
 from tokenmeter import prices
+from tokenmeter.__main__ import main
 from tokenmeter.errors import ConfigurationError, PricingError
 from tokenmeter.money import EXACT
 from tokenmeter.pricing import PriceList, Pricer, edition, updating
@@ -85,6 +86,30 @@ def test_an_update_is_kept_and_says_so_by_its_hash(publisher, tmp_path):
     assert gpt5(PriceList.load()) == "1.25"  # nothing changes for who does not ask
     assert gpt5(PriceList.load(newest=updating.newest())) == "7"
     assert updating.kept_path().is_relative_to(tmp_path)
+
+
+def test_a_price_by_a_key_that_nobody_knows_is_named(publisher, tmp_path, monkeypatch, capsys):
+    def change(providers):
+        models = next(each for each in providers if each["id"] == "openai")["models"]
+        for name in ("gpt-5", "gpt-5-mini"):
+            next(each for each in models if each["id"] == name)["prices"]["quantum_mtok"] = 3
+
+    assert updating.describe_unread(PriceList.load()) == ""
+    publisher.body = published(change)
+    newer = prices.update(url=publisher.url, save=tmp_path / "kept.json")
+    assert newer.unread_terms() == {"quantum_mtok": ["openai/gpt-5", "openai/gpt-5-mini"]}
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tokenmeter.toml").write_text('price_list = "kept.json"\nstore = "sqlite:///usage.db"\n')
+    tokenmeter.make_meter().close()
+    said = []
+    for arguments in (["prices", "update", "--url", publisher.url, "--save", "kept.json"], ["doctor"]):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        printed = capsys.readouterr()
+        said.append(" ".join(f"{printed.out} {printed.err}".split()))
+    for text in said:
+        assert "1 key that is not known here" in text
+        assert "quantum_mtok (openai/gpt-5, openai/gpt-5-mini)" in text
 
 
 def test_a_list_can_come_from_a_file_and_go_to_a_file(tmp_path):

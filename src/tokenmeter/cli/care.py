@@ -266,7 +266,8 @@ def doctor(
             **_count_doubtful_entries(meter),
             "budgets": len(meter.budgets.changes()),  # as every process obeys them, whatever this one's settings say
         }
-    warnings = [*health.warnings, *unset_keys(settings), *_warn_of_prices(facts)]
+        unread = updating.describe_unread(meter.pricer.price_list)
+    warnings = [*health.warnings, *unset_keys(settings), *_warn_of_prices(facts), *filter(None, [unread])]
     if utcnow() - newest > _STALE:
         warnings.append(f"No price is newer than {newest:%Y-%m-%d}; get newer ones with pip install -U genai-prices.")
     if frame.as_json:

@@ -14,7 +14,7 @@ from tokenmeter.default import make_meter
 from tokenmeter.paths import user_folder
 from tokenmeter.reports.writers import write_whole
 from tokenmeter.serving.access import Token
-from tokenmeter.settings import Settings
+from tokenmeter.settings import HostSettings, Settings
 from tokenmeter.stores.urls import redacted
 
 config_app = typer.Typer(help="The settings.", no_args_is_help=True)
@@ -159,19 +159,45 @@ def check(frame: Frame) -> None:
         "budgets": budgets,
         "api_keys": sorted(settings.api_keys),
         "prices": len(settings.prices),
+        "price_list": settings.price_list or "installed",
         "discounts": len(settings.discounts),
         "multipliers": len(settings.multipliers),
         "free_quotas": len(settings.free_quotas),
+        "models": [f"{name} of {provider}" for provider, names in settings.models.items() for name in names],
+        "providers": [f"{where} = {_describe_host(host)}" for where, host in settings.providers.items()],
+        "alerts": [row.kind for row in settings.alerts],
+        "rules": settings.rules,
+        "require": [f"{name} ({settings.on_missing})" for name in settings.require],
+        "metrics": _describe_metrics(settings),
+        "traces": "on" if settings.traces else "off",
+        "end_user_from": settings.end_user_from,
+        "tags_from": settings.tags_from,
+        "hold_seconds": settings.hold_seconds,
+        "billing": sorted(settings.billing),
+        "dashboard": sorted(settings.dashboard.tokens),
     }
     if frame.as_json:
         emit({"ok": True, **found, "warnings": unset_keys(settings)})
         return
+    width = max(map(len, found)) + 2
     for name, value in found.items():
         shown = ", ".join(map(str, value)) or "none" if isinstance(value, list) else value
-        out.print(f"{name.replace('_', ' '):<12}{escape(str(shown if shown is not None else 'default'))}")
+        out.print(f"{name.replace('_', ' '):<{width}}{escape(str(shown if shown is not None else 'default'))}")
     for warning in unset_keys(settings):
         out.print(f"[yellow]care[/]  {escape(warning)}")
     out.print("[green]The settings are good.[/]")
+
+
+def _describe_host(host: HostSettings) -> str:
+    cost = None if host.cost is None else f"cost {host.cost}"
+    parts = (host.provider or "as its URL says", cost, None if host.ask_usage else "usage not asked for")
+    return " ".join(filter(None, parts))
+
+
+def _describe_metrics(settings: Settings) -> str:
+    kind = "opentelemetry" if settings.metrics is True else settings.metrics
+    labels = f" by {' '.join(settings.metrics_labels)}" if settings.metrics_labels else ""
+    return f"{kind}{labels}" if kind else "off"
 
 
 def unset_keys(settings: Settings) -> list[str]:

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple, cast
 
 import typer
+from rich.markup import escape
 
 from tokenmeter import prices
-from tokenmeter.cli.frame import Exit, Frame, command, emit, out, show_table
+from tokenmeter.cli.frame import Exit, Frame, command, emit, out, progress_out, show_table
 from tokenmeter.cli.frame import app as root
 from tokenmeter.cli.options import TzOption
 from tokenmeter.default import make_pricer
@@ -125,7 +126,8 @@ def update(
     now = utcnow()
     path = updating.kept_path() if save is None else expand(save)
     before = _find_in_force(list(_find_rows(PriceList.load(newest=updating.newest(path)), provider, None)), now)
-    after = _find_in_force(list(_find_rows(prices.update(url=url, save=path), provider, None)), now)
+    listed = prices.update(url=url, save=path)
+    after = _find_in_force(list(_find_rows(listed, provider, None)), now)
     pairs = _pair_changes(before, after)
     if not frame.as_json:
         used = frame.settings.price_list
@@ -133,6 +135,8 @@ def update(
         out.print(f"Kept at {path}.", soft_wrap=True)
         if used != setting:
             out.print(f'To use it, write price_list = "{setting}" into tokenmeter.toml.', soft_wrap=True)
+    if unread := updating.describe_unread(listed):
+        progress_out.print(f"[yellow]care[/]  {escape(unread)}", soft_wrap=True)
     _show_changes(frame, pairs, ("before", "after"), found=False)
 
 

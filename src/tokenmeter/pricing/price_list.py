@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tokenmeter.errors import ConfigurationError, reason_of
 from tokenmeter.pricing import edition
 from tokenmeter.pricing.card import RateCard
-from tokenmeter.pricing.edition import Launch, price_rows
+from tokenmeter.pricing.edition import Launch, price_rows, unknown_terms
 from tokenmeter.pricing.names import forms, listed_names, undated
 from tokenmeter.pricing.price import EVERY_MODEL, TOKEN_CLASSES, Price
 from tokenmeter.pricing.rules import Overrides, load_overrides
@@ -111,6 +111,18 @@ class PriceList:
     def base_name(self) -> str:
         """Name of that edition, for example ``genai-prices 0.2.3``. Reads it."""
         return self._catalog.edition.name if self._catalog else "none"
+
+    def unread_terms(self) -> Mapping[str, Sequence[str]]:
+        """Keys of that edition's prices that nobody here can read -> models (``openai/gpt-5``) that have them."""
+        found: dict[str, list[str]] = {}
+        if self._catalog is None:
+            return found
+        data = self._catalog.edition
+        for provider in data:
+            for record in data.provider(provider)["models"]:
+                for term in sorted(unknown_terms(record)):
+                    found.setdefault(term, []).append(f"{provider}/{record['id']}")
+        return found
 
     @property
     def ready(self) -> bool:

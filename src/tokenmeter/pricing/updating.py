@@ -14,7 +14,7 @@ import threading
 import urllib.request
 import weakref
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -23,6 +23,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
 
+from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError, PricingError, StoreUnavailableError, reason_of
 from tokenmeter.money import EXACT
 from tokenmeter.paths import expand, user_folder
@@ -50,6 +51,8 @@ _MUST_STAY = ("anthropic", "aws", "google", "openai")
 _TOO_FAR = Decimal(100)
 #: Provider -> (model, meter, conditions) -> US dollars per unit.
 _Prices = dict[str, dict[tuple[str, str, Conditions], Decimal]]
+#: Models of one kind that a message names.
+_NAMED = 3
 _ALWAYS = datetime.min.replace(tzinfo=UTC)
 #: US dollars per unit of sale above which a price is a slip: no provider sells a million tokens for so much.
 _MOST_PRICE = 100_000
@@ -217,6 +220,24 @@ def _may_be(price: str | int | Decimal) -> bool:
     return not isinstance(price, bool) and 0 <= Decimal(price) <= _MOST_PRICE
 
 
+def describe_unread(listed: PriceList) -> str:
+    """What of a list's prices nobody here can read, in words; empty for a list that is read whole."""
+    unread = listed.unread_terms()
+    if not unread:
+        return ""
+    named = "; ".join(f"{key} ({_some(models)})" for key, models in unread.items())
+    many = counted(len(unread), "key that is not known here and is", "keys that are not known here and are")
+    return (
+        f"The price list has {many} left out: {named}. Calls of such a model may cost more than is "
+        "recorded: upgrade tokenmeter, or give its prices in rows of your own ([[prices]])."
+    )
+
+
+def _some(models: Sequence[str]) -> str:
+    more = len(models) - _NAMED
+    return ", ".join(models[:_NAMED]) + (f" and {counted(more, 'more', 'more')}" if more > 0 else "")
+
+
 def keep(edition: Edition, path: Path) -> None:
     """Write a list in one step: a reader finds the one before or this one, never half of one.
 
@@ -357,7 +378,10 @@ class Refresher:
         found = newest(self._path) or unkept  # where nothing can be written, what was fetched is used all the same
         pricer = self._pricer()
         if found is not None and pricer is not None and found.digest != pricer.price_list.base:
-            pricer.adopt(self._load(found))
+            listed = self._load(found)
+            if told := describe_unread(listed):
+                log.warning("%s", told)
+            pricer.adopt(listed)
 
 
 _all: weakref.WeakSet[Refresher] = weakref.WeakSet()

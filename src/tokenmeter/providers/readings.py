@@ -166,6 +166,17 @@ def _assumed_hits(cached: int, rest: int, parts: Mapping[str, int], flags: set[s
     return hits
 
 
+def check_parts(
+    prompt: int | None, parts: Mapping[str, int], words: int | None, flags: set[str], *, beside: int = 0
+) -> None:
+    """Flag a prompt whose breakdown by modality states its text beside others, and does not make it up.
+
+    Some gateways leave out what is `beside` it: what a cache served or took.
+    """
+    if prompt and words and parts and prompt - words - sum(parts.values()) not in {0, beside}:
+        flags.add("input_split_mismatch")
+
+
 def split_output(
     quantities: dict[str, Quantity],
     answer: int,

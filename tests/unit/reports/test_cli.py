@@ -24,6 +24,7 @@ from tokenmeter.ledger import Entry, new_id, utcnow
 from tokenmeter.pricing import PriceList, Pricer
 from tokenmeter.providers import observe
 from tokenmeter.reports import Query, read_report
+from tokenmeter.settings import Settings
 from tokenmeter.stores import open_store
 
 LINES = [
@@ -378,6 +379,38 @@ def test_config_check_reads_the_settings_as_a_program_would(run: Callable[..., O
     token = f'[dashboard.tokens.ada]\nhash = "sha256:{"0" * 64}"\nonly = {{ membr = ["ada"] }}\n'
     (place / "tokenmeter.toml").write_text(token)
     assert "dashboard.tokens.ada: only= goes by" in run("config", "check").err
+
+
+def test_config_check_shows_every_setting(run: Callable[..., Outcome], place: Path) -> None:
+    """Whoever changed a line finds it there; what is secret stays out."""
+    (place / "kept.toml").write_text("")
+    (place / "tokenmeter.toml").write_text(
+        """
+        price_list = "kept.toml"
+        require = ["member"]
+        on_missing = "warn"
+        rules = ["spike", "faults"]
+        end_user_from = ["user"]
+        tags_from = ["metadata.feature"]
+        hold_seconds = 60
+        [providers]
+        "https://llm.example.com" = "openai"
+        "https://gateway.example.com" = { provider = "mistral", cost = "cents", ask_usage = false }
+        [models.azure]
+        mine = "gpt-5-mini"
+        [[alerts]]
+        slack = "https://hooks.slack.com/services/secret"
+        """
+    )
+    shown = run("config", "check").out
+    found = json.loads(run("config", "check", "--json").out)
+    assert set(Settings.model_fields) - {"source", "on_missing", "metrics_labels"} <= set(found)
+    told = (
+        *("kept.toml", "member (warn)", "spike, faults", "metadata.feature", "60", "mine of azure", "slack"),
+        *("https://llm.example.com = openai", "https://gateway.example.com = mistral cost cents usage not asked for"),
+    )
+    assert [one for one in told if one not in " ".join(shown.split())] == []
+    assert "services/secret" not in shown
 
 
 @pytest.mark.usefixtures("ledger")

@@ -12,6 +12,7 @@ from tokenmeter.providers.anthropic.plain import PLAIN, PLAIN_REQUESTS
 from tokenmeter.providers.base import Dialect, Endpoint, Read, StreamReader
 from tokenmeter.providers.context import Context
 from tokenmeter.providers.prompts import tokens_of
+from tokenmeter.providers.registry import read_usage
 from tokenmeter.providers.wire import JSON, count, latest, section, text, type_of, utf8_length
 from tokenmeter.usage import Observation
 
@@ -137,8 +138,9 @@ class MessageStream:
 
     def _count(self, usage: JSON) -> None:
         """Take counts of the end of a message, which hosts put into several places."""
-        if not self._counted and usage.get("output_tokens") is not None:
-            self._counted = True
+        stated = usage.get("output_tokens") is not None
+        if not self._counted and (stated or (usage and read_usage(usage) is not None)):
+            self._counted = True  # a gateway may hand on what its host said in a format of its own
             self._usage.pop("output_tokens", None)
         self._usage = latest(self._usage, usage)
 

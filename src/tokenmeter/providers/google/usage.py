@@ -8,8 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple, cast
 
-from tokenmeter.providers.readings import Reading, Shape, has_unknown, put, said_by, split_input, split_output
-from tokenmeter.providers.wire import JSON, count, entries
+from tokenmeter.providers.readings import (
+    Reading,
+    Shape,
+    check_parts,
+    has_unknown,
+    put,
+    said_by,
+    split_input,
+    split_output,
+)
+from tokenmeter.providers.wire import JSON, count, entries, members
 from tokenmeter.usage import Quantity, Usage
 
 #: A page of a PDF is billed as a picture of it (https://ai.google.dev/gemini-api/docs/document-processing).
@@ -117,6 +126,8 @@ def _read(usage: JSON, names: _Names, *, totals_thoughts: bool) -> Reading:
         flags.add("unknown_token_class")
     quantities: dict[str, Quantity] = {}
     parts = _parts(usage, names.prompt_parts, names, flags)
+    if "cache_beside_input" not in flags:
+        check_parts(prompt, parts, _words(usage, names), flags)
     hits = _parts(usage, names.cached_parts, names, flags)
     split_input(quantities, prompt, flags, cached=cached, parts=parts, hits=hits or None)
     _put_tools(quantities, tools, _parts(usage, names.tools_parts, names, flags), flags)
@@ -177,6 +188,13 @@ def _parts(usage: JSON, lists: tuple[str, ...], names: _Names, flags: set[str]) 
         elif size and modality != "text":
             flags.add("unknown_token_class")
     return sizes
+
+
+def _words(usage: JSON, names: _Names) -> int:
+    """Text in the prompt, as its breakdown says."""
+    stated = next((name for name in names.prompt_parts if usage.get(name)), names.prompt_parts[0])
+    said = [entry for entry in members(usage, stated) if str(entry.get("modality")).lower().endswith("text")]
+    return sum(count(entry, *names.size, flags=set()) or 0 for entry in said)
 
 
 SHAPES = (

@@ -125,6 +125,8 @@ def tool_meters(body: JSON, items: list[JSON], flags: set[str]) -> dict[str, Qua
     if billed is None:
         searches = [item for item in items if _is_search(item)]
         billed, counted = len(searches), files + searches
+    if billed and _searches_by_either(body):
+        flags.add("search_tool_assumed")
     if any(item.get("status") == "failed" for item in counted):
         flags.add("failed_search_billed")
     meters = {
@@ -139,10 +141,18 @@ def _is_search(item: JSON) -> bool:
     return item.get("type") == "web_search_call" and section(item, "action").get("type", "search") == "search"
 
 
-def _searches_by_preview(body: JSON) -> bool:
+def _search_tools(body: JSON) -> set[bool]:
+    """Whether a search tool that is configured is the preview of it, for each."""
     kinds = [text(tool, "type") or "" for tool in members(body, "tools")]
-    searches = [kind for kind in kinds if kind.startswith("web_search")]
-    return bool(searches) and all(kind.startswith("web_search_preview") for kind in searches)
+    return {kind.startswith("web_search_preview") for kind in kinds if kind.startswith("web_search")}
+
+
+def _searches_by_preview(body: JSON) -> bool:
+    return _search_tools(body) == {True}
+
+
+def _searches_by_either(body: JSON) -> bool:
+    return len(_search_tools(body)) > 1
 
 
 # -- containers, in which hosted tools run code; they outlive the response

@@ -6,6 +6,7 @@ from tokenmeter.providers.readings import (
     MODALITIES,
     Reading,
     Shape,
+    check_parts,
     has_unknown,
     put,
     said_by,
@@ -62,6 +63,8 @@ _KNOWN_COUNTS = frozenset(
 _INPUT_DETAILS = ("prompt_tokens_details", "input_tokens_details", "input_token_details", "prompt_token_details")
 #: Where hosts state beside the prompt how much of it a cache served.
 _CACHED = ("prompt_cache_hit_tokens", "cached_tokens", "num_cached_tokens", "cache_read_input_tokens")
+#: And where DeepSeek states how much of it none did.
+_MISSED = "prompt_cache_miss_tokens"
 _OUTPUT_DETAILS = ("completion_tokens_details", "output_tokens_details", "output_token_details")
 #: LangChain's names for parts (``UsageMetadata``), whose totals include them, too, whatever the model; with the tier of
 #: a call before them, which it states by a count under the tier's name. Writes by lifetime stand beside the others.
@@ -105,10 +108,14 @@ def inclusive(
     cached, hits = _cached(usage, details, flags)
     from_cache = cached + sum(map(int, quantities.values()))
     prompt, answer, whole = _totals(usage, reasoning, from_cache, flags, hidden_output=hidden_output)
+    if (missed := count(usage, _MISSED, flags=flags)) is not None:
+        prompt, cached = _by_misses(prompt, cached, missed, flags)
     if answer is not None and reasoning > answer:
         flags.add("reasoning_exceeds_output")
         reasoning = answer
-    split_input(quantities, prompt, flags, cached=cached, parts=_modalities(details, flags), hits=hits)
+    parts = _modalities(details, flags)
+    check_parts(prompt, parts, count(details, "text_tokens", flags=flags), flags, beside=from_cache)
+    split_input(quantities, prompt, flags, cached=cached, parts=parts, hits=hits)
     words = None if output_meter == "output" else count(output_details, "text_tokens", flags=flags)
     split_output(quantities, answer or 0, _modalities(output_details, flags), flags, meter=output_meter, words=words)
     # A breakdown counts; beside the totals hosts say other things as well, so that there only tokens are looked at.
@@ -212,6 +219,19 @@ def _cached(usage: JSON, details: JSON, flags: set[str]) -> tuple[int, dict[str,
     hits = {name: count(split, f"{name}_tokens", f"cached_{name}_tokens", flags=flags) or 0 for name in MODALITIES}
     words = count(split, "text_tokens", "cached_text_tokens", flags=flags)
     return cached, hits if words is None else {**hits, "text": words}
+
+
+def _by_misses(prompt: int | None, cached: int, missed: int, flags: set[str]) -> tuple[int | None, int]:
+    """The prompt and what of it a cache served, either of which follows from the rest, which none did."""
+    if not missed:  # all of it was served, or nobody filled the field
+        return prompt, cached
+    if prompt is None:
+        return cached + missed, cached
+    if not cached and missed < prompt:
+        return prompt, prompt - missed
+    if cached + missed != prompt:
+        flags.add("cached_split_mismatch")
+    return prompt, cached
 
 
 def _modalities(details: JSON, flags: set[str]) -> dict[str, int]:
