@@ -10,6 +10,7 @@ import pytest
 
 import tokenmeter
 from tokenmeter.meter import Meter
+from tokenmeter.reports import Query, read_report
 from tokenmeter.stores import open_store
 
 CHAT = {"model": "gpt-5-mini", "messages": [{"role": "user", "content": "Tell me about the sea, please."}]}
@@ -366,4 +367,5 @@ async def test_what_a_batch_does_not_say_its_file_does(name, usage, clients, boo
     lines = [entry for entry in books.all() if entry.kind == "usage" and entry.cost_source == "computed"]
     assert len(lines) == 3
     assert books.quantities() == dict(provider.total.quantities)
+    assert read_report(books.meter.store, Query.parse()).totals.unpriced == 0, "the lines say what it did not"
     _check_batch_price(lines, books.meter)

@@ -61,10 +61,12 @@ def batch(body: JSON, context: Context) -> Observation:
         done = count(section(body, "request_counts"), "completed", flags=set())
         if done == 0 or (done is None and _status(body) not in _DONE):
             return Observation(response_model=text(body, "model"), response_id=text(body, "id"), billable=False)
-        return unknown(body, wire or None, model=context.request.model, flags=reading.flags, deduplicate=True)
-    group = context.in_batch().consumption(reading, model=text(body, "model"), wire=wire)
+        seen = unknown(body, wire or None, model=context.request.model, flags=reading.flags, deduplicate=True)
+    else:
+        group = context.in_batch().consumption(reading, model=text(body, "model"), wire=wire)
+        seen = observation(reading, group, body, wire, deduplicate=True)
     # Its output file states the same bill line by line: whichever is read first is recorded under the file's id.
-    return replace(observation(reading, group, body, wire, deduplicate=True), bill_id=text(body, "output_file_id"))
+    return replace(seen, bill_id=text(body, "output_file_id"))
 
 
 def batch_line(body: JSON, context: Context, read: Callable[[Any, Context], Observation]) -> Observation:
