@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 import uuid
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -225,6 +226,27 @@ def every_store(store_url):
     opened = open_store(store_url)
     yield opened
     opened.close()
+
+
+class EndedCommand(NamedTuple):
+    """How a command ended: with its exit code, and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run_command(capsys):
+    """Runs a command line in this process: ``run_command("report", "--json").out``."""
+    from tokenmeter.__main__ import main
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            main([str(one) for one in arguments])
+        return EndedCommand(int(ended.value.code or 0), *capsys.readouterr())
+
+    return run
 
 
 @pytest.fixture

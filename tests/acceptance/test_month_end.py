@@ -9,8 +9,6 @@ from decimal import Decimal
 
 import pytest
 
-from tokenmeter.__main__ import main
-
 SETTINGS = """
 store = "sqlite:///usage.db"
 multiplier = "1.25"
@@ -28,7 +26,7 @@ STATEMENT = "Day,Model,Input,Output,Cost\n2026-10-09,gpt-5-mini,60000000,7000000
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
+def run(tmp_path, monkeypatch, run_command):
     """A command line in a folder of its own: exit code and what was printed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
@@ -39,12 +37,7 @@ def run(tmp_path, monkeypatch, capsys):
     ]
     (tmp_path / "log.json").write_text(json.dumps(rows))
 
-    def command(*arguments):
-        with pytest.raises(SystemExit) as ended:
-            main(list(arguments))
-        return ended.value.code or 0, capsys.readouterr().out
-
-    return command
+    return lambda *arguments: run_command(*arguments)[:2]
 
 
 def test_from_a_log_to_the_journal(run, tmp_path):

@@ -5,12 +5,11 @@ from contextlib import closing
 
 import pytest
 
-from tokenmeter.__main__ import main
 from tokenmeter.stores import open_store
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys, make_call):
+def run(tmp_path, monkeypatch, run_command, make_call):
     """Run a command on a ledger with a call of October; gives the exit code and what was printed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
@@ -23,13 +22,11 @@ def run(tmp_path, monkeypatch, capsys, make_call):
         '[[billing.taxes]]\nname = "VAT"\nrate = "0.19"\n'
     )
 
-    def command(*arguments):
-        with pytest.raises(SystemExit) as ended:
-            main(list(arguments))
-        printed = capsys.readouterr()
-        return ended.value.code or 0, printed.out + printed.err
+    def run(*arguments):
+        ended = run_command(*arguments)
+        return ended.code, ended.out + ended.err
 
-    return command
+    return run
 
 
 def test_from_the_closing_to_the_credit_note(run, tmp_path):

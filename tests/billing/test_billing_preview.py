@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from tokenmeter.__main__ import main
 from tokenmeter.billing import (
     close_period,
     draft_invoice,
@@ -121,7 +120,7 @@ def test_somebody_else_in_the_middle_of_a_run_leaves_word_of_what_was_issued(mix
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys, make_call):
+def run(tmp_path, monkeypatch, run_command, make_call):
     """A command on a ledger like `mixed`, of October and closed: exit code, output, errors."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
@@ -131,16 +130,9 @@ def run(tmp_path, monkeypatch, capsys, make_call):
         store.settle(make_call(cost, at="2026-10-10T10:00", member=member, team=team))
     store.close()
     (tmp_path / "tokenmeter.toml").write_text('store = "sqlite:///usage.db"\n')
-
-    def command(*arguments):
-        with pytest.raises(SystemExit) as ended:
-            main(list(arguments))
-        printed = capsys.readouterr()
-        return ended.value.code or 0, printed.out, printed.err
-
-    command("period", "close", "2026-10")
-    command("invoice", "issue", "team=ads", "--period", "2026-10")
-    return command
+    run_command("period", "close", "2026-10")
+    run_command("invoice", "issue", "team=ads", "--period", "2026-10")
+    return run_command
 
 
 MANY = ("invoice", "issue", "--by", "member", "--period", "2026-10")

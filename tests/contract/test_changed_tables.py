@@ -2,7 +2,6 @@
 
 import pytest
 
-from tokenmeter.__main__ import main
 from tokenmeter.api import Meter
 from tokenmeter.erasing import erase
 from tokenmeter.pricing import PriceList, Pricer
@@ -121,16 +120,15 @@ def test_a_function_that_does_something_else_is_found(filled, statement, where):
     assert "is not tokenmeter's" in found(filled)[f"function {where}"]
 
 
-def test_the_command_says_what_is_gone(filled, capsys):
+def test_the_command_says_what_is_gone(filled, run_command):
     url = getattr(filled, "path", None)
     if url is None or filled.url == "memory:":
         pytest.skip("only a file is named by its path alone")
     change(filled, "ALTER TABLE names RENAME TO put_away")
     filled.close()
-    with pytest.raises(SystemExit, match="1"):
-        main(["verify", "--store", filled.url])
-    told = " ".join(capsys.readouterr().out.split())
-    assert "table names: a part of the ledger is gone, or not as it was made. The table is gone." in told
+    code, said, _ = run_command("verify", "--store", filled.url)
+    told = " ".join(said.split())
+    assert (code, "names: a part of the ledger is gone, or not as it was made. The table is gone." in told) == (1, True)
 
 
 def test_a_sketch_of_latencies_that_was_cut_off_is_found(store, make_entry):

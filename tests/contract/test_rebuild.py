@@ -5,7 +5,6 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tokenmeter.__main__ import main
 from tokenmeter.stores import fold, rebuilding, walking
 from tokenmeter.stores.book import SUM_COLUMNS
 
@@ -176,17 +175,11 @@ def test_progress_goes_by_days(filled):
 
 
 @pytest.mark.parametrize("store", ["sqlite"], indirect=True)
-def test_the_command_says_what_it_found_and_mends_it(filled, capsys):
-    def command(*arguments):
-        with pytest.raises(SystemExit) as ended:
-            main(list(arguments))
-        written = capsys.readouterr()
-        return ended.value.code or 0, written.out, written.err
-
+def test_the_command_says_what_it_found_and_mends_it(filled, run_command):
     change(filled, DAMAGE["a cost of an hour"])
-    code, said, _ = command("db", "rebuild", "--dry-run", "--store", filled.url)
+    code, said, _ = run_command("db", "rebuild", "--dry-run", "--store", filled.url)
     assert (code, "2026-03-30 22:00" in said, "$0.003250000001" in said) == (1, True, True)
-    code, said, _ = command("db", "rebuild", "--store", filled.url, "--json")
+    code, said, _ = run_command("db", "rebuild", "--store", filled.url, "--json")
     assert (code, len(json.loads(said)["differences"])) == (0, 1)
-    code, said, _ = command("db", "rebuild", "--store", filled.url)
+    code, said, _ = run_command("db", "rebuild", "--store", filled.url)
     assert (code, "Nothing to do" in said) == (0, True)

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 import tokenmeter
-from tokenmeter.__main__ import main
 from tokenmeter.errors import ConfigurationError, LedgerError, StoreUnavailableError
 from tokenmeter.stores import backup, open_store
 from tokenmeter.stores.backup import back_up, restore
@@ -24,17 +23,6 @@ from tokenmeter.stores.tail import segment_path, segments
 @pytest.fixture
 def url(tmp_path):
     return f"sqlite:///{tmp_path}/books/ledger.db"
-
-
-@pytest.fixture
-def command(capsys, monkeypatch):
-    def run(*arguments):
-        with pytest.raises(SystemExit) as ended:
-            main([str(one) for one in arguments])
-        written = capsys.readouterr()
-        return ended.value.code or 0, written.out, written.err
-
-    return run
 
 
 @pytest.mark.parametrize("store_url", ["memory", "postgres", "sqlite"], indirect=True)
@@ -226,16 +214,16 @@ def test_a_backup_is_restored_to_a_server_that_has_no_records(filled, url, tmp_p
         restore(made.path, postgres_url, overwrite=True)
 
 
-def test_the_commands_say_what_they_did(filled, url, tmp_path, command):
+def test_the_commands_say_what_they_did(filled, url, tmp_path, run_command):
     meter = filled(url)
     file = tmp_path / "backup.db"
-    code, said, _ = command("db", "backup", file, "--store", url)
+    code, said, _ = run_command("db", "backup", file, "--store", url)
     assert code == 0
     assert "12 entries" in said
     assert meter.verify().head in said
-    code, said, _ = command("db", "restore", file, "--store", f"sqlite:///{tmp_path}/new.db", "--json")
+    code, said, _ = run_command("db", "restore", file, "--store", f"sqlite:///{tmp_path}/new.db", "--json")
     assert (code, json.loads(said)["entries"]) == (0, 12)
-    code, _, said = command("db", "restore", file, "--store", f"sqlite:///{tmp_path}/new.db")
+    code, _, said = run_command("db", "restore", file, "--store", f"sqlite:///{tmp_path}/new.db")
     assert (code, "--overwrite" in said) == (2, True)
 
 

@@ -3,7 +3,6 @@
 import pytest
 
 import tokenmeter
-from tokenmeter.__main__ import main
 from tokenmeter.errors import ConfigurationError, LedgerError
 from tokenmeter.stores import open_store
 from tokenmeter.stores.documents import NewDocument
@@ -141,16 +140,14 @@ def test_a_target_that_is_not_there_is_not_made(host, tmp_path):
         merge_ledger(host, host)
 
 
-def test_the_command_takes_several_and_counts_budgets_again(host, tmp_path, open_meter, record, capsys):
+def test_the_command_takes_several_and_counts_budgets_again(host, tmp_path, open_meter, record, run_command):
     url = f"sqlite:///{tmp_path}/all.db"
     meter = open_meter(url, budgets=[tokenmeter.Budget(member="*", limit_usd=50, period="total")])
     record(meter, "own", member="ada@example.com")
     second = open_meter(f"sqlite:///{tmp_path}/second.db")
     record(second, "second", member="ada@example.com")
-    with pytest.raises(SystemExit) as ended:
-        main(["db", "merge", host, f"sqlite:///{tmp_path}/second.db", url])
-    assert ended.value.code in {0, None}
-    assert "12 entries" in capsys.readouterr().out
+    code, said, _ = run_command("db", "merge", host, f"sqlite:///{tmp_path}/second.db", url)
+    assert (code, "12 entries" in said) == (0, True)
     assert not meter.audit_budgets()
     settled = [one.settled for key, one in meter.store.all_counters() if "ada@example.com" in key.scope]
     assert max(settled) == 2_700_000_000_000 + 2 * 450_000_000

@@ -9,7 +9,6 @@ from decimal import Decimal
 
 import pytest
 
-from tokenmeter.__main__ import main
 from tokenmeter.errors import ConfigurationError
 
 
@@ -139,14 +138,11 @@ def test_a_ledger_on_a_server_says_what_to_use(filled, postgres_url):
         filled(postgres_url).database()
 
 
-def test_the_command_prints_a_table_or_json_and_says_what_is_wrong(meter, tmp_path, capsys):
+def test_the_command_prints_a_table_or_json_and_says_what_is_wrong(meter, tmp_path, run_command):
     meter.close()
 
     def run(query, *more):
-        with pytest.raises(SystemExit) as ended:
-            main(["sql", query, "--store", f"sqlite:///{tmp_path}/ledger.db", *more])
-        said = capsys.readouterr()
-        return ended.value.code or 0, said.out, said.err
+        return run_command("sql", query, "--store", f"sqlite:///{tmp_path}/ledger.db", *more)
 
     query = "SELECT member, count(*) AS calls FROM entries GROUP BY member"
     code, said, _ = run(query)
@@ -184,12 +180,11 @@ def test_a_copy_has_the_same_as_tables_and_needs_no_tokenmeter(meter, database, 
         meter.database(copy_to=tmp_path / "no" / "folder.db")
 
 
-def test_the_command_writes_the_copy(meter, tmp_path, capsys):
-    for arguments, code in ((["--copy", str(tmp_path / "readable.db")], 0), ([], 2), (["SELECT 1", "--copy", "x"], 2)):
-        with pytest.raises(SystemExit) as end:
-            main(["sql", *arguments, "--store", meter.store.url])
-        assert (end.value.code or 0) == code
-    assert "entries" in capsys.readouterr().out
+def test_the_command_writes_the_copy(meter, tmp_path, run_command):
+    copied = run_command("sql", "--copy", tmp_path / "readable.db", "--store", meter.store.url)
+    assert (copied.code, "entries" in copied.out) == (0, True)
+    for arguments in ([], ["SELECT 1", "--copy", "x"]):
+        assert run_command("sql", *arguments, "--store", meter.store.url).code == 2
 
 
 def test_a_price_that_nobody_knows_is_null_and_never_zero(meter, tmp_path):

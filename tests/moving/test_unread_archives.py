@@ -6,7 +6,6 @@ import pytest
 
 import tokenmeter
 from tokenmeter import Budget
-from tokenmeter.__main__ import main
 
 pytest.importorskip("duckdb")
 
@@ -47,9 +46,7 @@ def test_verify_goes_on_without_the_extra(meter, monkeypatch):
 
 
 @pytest.mark.parametrize(("query", "told"), [("SELECT count(*) FROM entries", True), ("SELECT * FROM sums", False)])
-def test_sql_says_which_entries_it_does_not_see(meter, capsys, query, told):
-    with pytest.raises(SystemExit):
-        main(["sql", query, "--store", meter.store.url])
-    said = capsys.readouterr()
+def test_sql_says_which_entries_it_does_not_see(meter, run_command, query, told):
+    said = run_command("sql", query, "--store", meter.store.url)
     assert ("2 entries are in archived months" in said.err) is told
     assert "archived" not in said.out

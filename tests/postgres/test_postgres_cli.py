@@ -2,24 +2,16 @@
 
 import json
 import uuid
+from functools import partial
 
 import pytest
 
-from tokenmeter.__main__ import main
-
 
 @pytest.fixture
-def db(capsys, tmp_path, monkeypatch):
+def db(run_command, tmp_path, monkeypatch):
     """Run ``tokenmeter db ...``: exit code, output, errors."""
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as end:
-            main(["db", *arguments])
-        shown = capsys.readouterr()
-        return end.value.code or 0, shown.out, shown.err
-
-    return run
+    return partial(run_command, "db")
 
 
 def test_a_ledger_is_made_inspected_and_opened_to_roles(db, postgres_url, postgres_server_url):

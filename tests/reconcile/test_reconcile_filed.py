@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 
 import pytest
 
-from tokenmeter.__main__ import main
 from tokenmeter.reconciliation import file_reconciliation, reconcile, reconciliations
 from tokenmeter.stores import open_store
 
@@ -51,17 +50,15 @@ def test_an_outcome_is_a_plain_value(compare):
     assert pickle.loads(pickle.dumps(outcome)) == outcome  # noqa: S301 - of our own making
 
 
-def test_the_command_keeps_its_outcome_unless_told_not_to(tmp_path, monkeypatch, capsys):
+def test_the_command_keeps_its_outcome_unless_told_not_to(tmp_path, monkeypatch, run_command):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "s.csv").write_text("d,m,c\n2026-10-10,gpt-5,1.5\n")
     url = f"sqlite:///{tmp_path}/usage.db"
     open_store(url).close()
-    command = ["reconcile", "openai", "-p", "2026-10", "-f", "s.csv", "--store", url]
-    command += ["--column", "day=d", "--column", "model=m", "--column", "cost=c"]
-    for more in ([], ["--no-keep"]):
-        with pytest.raises(SystemExit):
-            main([*command, *more, "--json"])
-    told = json.loads(capsys.readouterr().out.partition("\n}\n")[0] + "}")
+    asked = ["reconcile", "openai", "-p", "2026-10", "-f", "s.csv", "--store", url]
+    asked += ["--column", "day=d", "--column", "model=m", "--column", "cost=c"]
+    told = json.loads(run_command(*asked, "--json").out)
+    run_command(*asked, "--no-keep", "--json")
     store = open_store(url)
     try:
         (kept,) = reconciliations(store)

@@ -9,7 +9,6 @@ import pytest
 import tokenmeter
 from tokenmeter.attribution import Attribution
 from tokenmeter.call import Call, Outcome, RequestFacts
-from tokenmeter.cli.app import run as command_line
 from tokenmeter.usage import Consumption, Observation, Usage
 
 
@@ -35,15 +34,13 @@ def ledger(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def run(ledger, capsys):
+def run(ledger, run_command):
     """What a command line prints; fails when it ends with another exit code."""
 
     def call(*arguments, code=0):
-        with pytest.raises(SystemExit) as end:
-            command_line(arguments)
-        printed = capsys.readouterr()
-        assert (end.value.code or 0) == code, printed
-        return printed.out + printed.err
+        ended = run_command(*arguments)
+        assert ended.code == code, ended
+        return ended.out + ended.err
 
     return call
 

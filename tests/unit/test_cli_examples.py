@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +17,6 @@ import time_machine
 import typer
 
 import tokenmeter
-from tokenmeter.__main__ import main
 from tokenmeter.attribution import Attribution
 from tokenmeter.billing import close_period
 from tokenmeter.budgets import Budget
@@ -150,20 +148,17 @@ def place(filled, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def run(place, monkeypatch, capsys) -> Callable[[str], SimpleNamespace]:
+def run(place, monkeypatch, run_command) -> Callable[[str], Any]:
     """Runs the part of a line that is ours, as a shell would: words, and what is piped in, or yes."""
 
-    def run(line: str) -> SimpleNamespace:
+    def run(line: str) -> Any:
         words = line.replace("/var/lib/app/", "./").replace("/backups/", "./").split(" | ")
         ours = next(part for part in words if part.startswith("tokenmeter "))
         typed = (place / "answer.json").read_bytes() if len(words) > 1 else b"y\n"
         piped = io.TextIOWrapper(io.BytesIO(typed))
         monkeypatch.setattr("sys.stdin", piped)
-        arguments = shlex.split(ours.partition(" >")[0])[1:]
-        with time_machine.travel(NOW, tick=True), pytest.raises(SystemExit) as end:
-            main(arguments)
-        said = capsys.readouterr()
-        return SimpleNamespace(code=int(end.value.code or 0), out=said.out, err=said.err)
+        with time_machine.travel(NOW, tick=True):
+            return run_command(*shlex.split(ours.partition(" >")[0])[1:])
 
     return run
 

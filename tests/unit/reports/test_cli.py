@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tokenmeter.__main__ import main
 from tokenmeter.attribution import Attribution
 from tokenmeter.cli import frame
 from tokenmeter.default import make_meter
@@ -103,14 +102,9 @@ def ledger(place: Path, make_entry: Callable[..., Entry]) -> Path:
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
-    def run(*arguments: str) -> Outcome:
-        with pytest.raises(SystemExit) as end:
-            main(arguments)
-        printed = capsys.readouterr()
-        return Outcome(int(end.value.code or 0), printed.out, printed.err)
-
-    return run
+def run(run_command: Callable[..., Outcome]) -> Callable[..., Outcome]:
+    """`run_command`, which has no type where it is defined."""
+    return run_command
 
 
 @pytest.mark.usefixtures("ledger")
