@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import inspect
 import json
+from decimal import Decimal
 from typing import ClassVar
 
 import pytest
 
 import tokenmeter
 from tokenmeter.meter import Meter
+from tokenmeter.money import multiply, quantize, ratio
 from tokenmeter.testing import FakeProvider
 
 pytest.importorskip("websockets")
@@ -338,6 +340,48 @@ def test_a_text_that_is_nested_too_deep_is_sent_and_has_no_bound(deep, clients):
     assert (free.faults, stopping.faults) == (0, 0)
     for meter in (free, stopping):
         meter.close()
+
+
+@pytest.mark.parametrize("size", [9_600, 16_000], ids=["a fifth of a second", "a third"])
+@pytest.mark.parametrize("closed", [True, False], ids=["closed", "cut off"])
+@pytest.mark.parametrize("name", ["OpenAI", "AsyncOpenAI"])
+async def test_a_translation_is_recorded_by_the_sound_it_was_given(name, closed, size, clients, books, provider, do):
+    """Nothing on its connection says what it used."""
+    client = clients.make(name)
+    _needs(client, "realtime.translations")
+    sound = base64.b64encode(bytes(size)).decode()
+    async with do.inside(client.realtime.translations.connect("gpt-realtime-translate")) as connection:
+        for _ in range(5):
+            await do(connection.session.input_audio_buffer.append(audio=sound))
+            await _until(connection, "session.output_transcript.delta", do)
+        if closed:
+            await do(connection.session.close())
+            await _until(connection, "session.closed", do)
+    entry = books.one()
+    assert (entry.status, entry.model) == ("ok" if closed else "aborted", "gpt-realtime-translate")
+    assert entry.usage["seconds_audio"] == ratio(5 * size, 48_000)
+    assert entry.list_cost == quantize(ratio(multiply(entry.usage["seconds_audio"], Decimal("2.04")), 3_600))
+    assert "estimated" in entry.flags
+    assert books.meter.faults == 0
+    if closed:
+        assert books.quantities() == dict(provider.total.quantities)
+
+
+def test_a_long_translation_is_recorded_as_it_goes_on(clients, books, monkeypatch):
+    monkeypatch.setattr("tokenmeter.capture.conversation._EVERY", 0)
+    client = clients.openai()
+    _needs(client, "realtime.translations")
+    sound = base64.b64encode(bytes(48_000)).decode()
+    with client.realtime.translations.connect("gpt-realtime-translate") as connection:
+        connection.recv()
+        for seconds in range(1, 4):
+            connection.session.input_audio_buffer.append(audio=sound)
+            assert sum(entry.usage["seconds_audio"] for entry in books.all()) == seconds
+        connection.session.close()
+        while connection.recv().type != "session.closed":
+            pass
+    assert sum(entry.usage["seconds_audio"] for entry in books.all()) == 3
+    assert {entry.response_id.partition(":")[0] for entry in books.all()} == {books.all()[0].response_id}
 
 
 def test_a_model_that_is_given_by_its_place_is_the_sessions(clients):

@@ -77,6 +77,7 @@ class Conversation:
         "_events",
         "_made_in",
         "_session",
+        "_sound",
         "_total",
         "_write",
         "meter",
@@ -100,6 +101,7 @@ class Conversation:
         self._session: dict[str, Any] = {"model": call.facts.model}
         self._asked: deque[Asked] = deque()
         self._attached_to = attached_to
+        self._sound = 0  # bytes that were sent to a session that does not count them
         self._total: Observation | None = None
         self._due = time.monotonic() + _EVERY
         self._write = settle if waits else settle_from_anywhere
@@ -122,8 +124,18 @@ class Conversation:
             body = cast("Mapping[str, Any]", asked) if isinstance(asked, Mapping) else given
             call = self._call_for({**self._session, **body})
         else:
+            sound = self._sound
+            twice(self.meter, lambda: self._count_sound(given, sound))
             return
         self._ask(given.get("event_id"), call)
+
+    def _count_sound(self, event: Mapping[str, Any], before: int) -> None:
+        """Have what is sent to a session that does not say what it uses counted. May be begun anew."""
+        size = self._events.sound_sent(event)
+        if size:
+            self._sound = before + size
+            seen = self._usage_in(self._events.sound_used(self._session, self._sound))
+            self._take_total(_Message(), replace(seen, flags=seen.flags | {"estimated"}), ended=False)
 
     def read(self, event: Any) -> Any:
         """An event as a JSON object, or something else that asks for nothing. Never raises."""
@@ -226,10 +238,11 @@ class Conversation:
             opened(self.meter, self._session.get("id"), self._call.facts.model)
 
     def _take_total(self, message: _Message, seen: Observation, *, ended: bool) -> None:
-        if seen.reading != "total":  # a session that ends without saying what it used
+        if seen.reading == "total":
+            self._total = seen
+        elif not self._sound:  # a session that ends without saying what it used
             self._understand(message, seen, "ok", answers=False)
             return
-        self._total = seen
         if ended or time.monotonic() >= self._due:
             self._write_total("ok")
 

@@ -147,6 +147,8 @@ class SocketEvents:
         beginnings: Begin a session; they carry its settings.
         settings: Carry changed settings of a session.
         errors: Say that something that was asked for will not come.
+        sound_sent: Bytes of sound in an event that is sent, where the session says nothing of what it uses; else 0.
+        sound_used: The event that would say what a session used, from the session and the bytes it was sent.
     """
 
     request: str
@@ -157,6 +159,8 @@ class SocketEvents:
     beginnings: frozenset[str]
     settings: frozenset[str]
     errors: frozenset[str]
+    sound_sent: Callable[[JSON], int]
+    sound_used: Callable[[JSON, int], JSON]
 
 
 class Dialect(ABC):

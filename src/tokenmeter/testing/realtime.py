@@ -211,6 +211,42 @@ class _Realtime(Session):
         self._tell("response.done", response={**response, "status": "completed", "output": [item], "usage": wire})
 
 
+class _Translation(Session):
+    """A translation, billed by the seconds of sound that it is given; nobody says so on the wire."""
+
+    def __init__(self, service: Service, request: Request, send: Send) -> None:
+        super().__init__(service, request, send)
+        model = (request.query.get("model") or ["gpt-realtime-translate"])[0]
+        self._session: JSON = {"id": service.state.new_id("sess_"), "type": "translation", "model": model}
+        self._bytes = 0
+        self._ended = False
+        self._tell("session.created", session=self._session)
+
+    def _tell(self, kind: str, **fields: Any) -> None:
+        self.send({"type": kind, "event_id": self.service.state.new_id("event_"), **fields})
+
+    def receive(self, event: JSON) -> None:
+        match event.get("type"):
+            case "session.input_audio_buffer.append":
+                self._bytes += len(base64.b64decode(event["audio"]))
+                self._tell("session.output_transcript.delta", delta=_HEARD)
+            case "session.close":
+                self._tell("session.closed")
+                self.end()
+            case _:
+                pass
+
+    def end(self) -> None:
+        """Bill the session, once."""
+        if self._ended or not self._bytes:
+            return
+        self._ended = True
+        seconds = ratio(self._bytes, _AUDIO_BYTES_PER_SECOND)
+        charged = Consumption(model=self._session["model"], usage=Usage({"seconds_audio": seconds}))
+        bill = Bill(model=self._session["model"], response_id=self._session["id"], consumptions=(charged,))
+        self.record(Exchange(service=self.service, request=self.request, match=Match(provider="openai")), bill)
+
+
 class _Live(Session):
     """A Live session, billed by its seconds of audio; or a look into one that goes on elsewhere."""
 
@@ -342,6 +378,7 @@ class _GoogleInteraction(Session):
 #: How a URL's path ends -> the conversation there.
 _KINDS: dict[str, type[Session]] = {
     "/realtime": _Realtime,
+    "/realtime/translations": _Translation,
     "/live/sessions": _Live,
     "/responses": _Responses,
     "BidiGenerateContent": _GoogleLive,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from tokenmeter.money import ratio
 from tokenmeter.providers.base import Read, SocketEvents, StreamReader
 from tokenmeter.providers.context import Context, joined, pending
 from tokenmeter.providers.openai.extras import executed_tools, message_bytes, own_tools
@@ -308,6 +309,24 @@ def _payload(event: JSON) -> JSON:
     return data if data and "event" in event else event
 
 
+# -- connections
+
+#: A second of what a translation is given: 24 kHz, 16 bits, one channel.
+_SOUND_SECOND = 48_000
+
+
+def _translated_bytes(event: JSON) -> int:
+    """A translation is billed by its minutes of sound, and says nothing of them. An event of no other session."""
+    sound = event.get("audio")
+    if event.get("type") != "session.input_audio_buffer.append" or not isinstance(sound, str):
+        return 0
+    return len(sound) * 3 // 4 - sound[-2:].count("=")
+
+
+def _translated(session: JSON, size: int) -> JSON:
+    return {"type": "session.closed", "session": session, "usage": {"seconds": ratio(size, _SOUND_SECOND)}}
+
+
 #: Realtime, Live and Responses connections.
 SOCKET_EVENTS = SocketEvents(
     request="response.create",
@@ -318,4 +337,6 @@ SOCKET_EVENTS = SocketEvents(
     beginnings=frozenset({"session.created", "session.started"}),
     settings=frozenset({"session.updated"}),
     errors=frozenset({"error"}),
+    sound_sent=_translated_bytes,
+    sound_used=_translated,
 )
