@@ -65,7 +65,7 @@ def make_call():
             operation="chat",
             request_model=model,
             attribution=Attribution(**who),
-            api_key=None if key is None else ApiKey("f" * 32, "abcd", key),
+            api_key=None if key is None else ApiKey(key.encode().hex().ljust(32, "f"), "abcd", key),
             usage=Usage({meter: quantity}) if kind == "usage" else Usage(),
             charges=(charge,),
             list_cost=amount,

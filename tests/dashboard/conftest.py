@@ -38,7 +38,7 @@ def recorded(meter, *, at=None, model="gpt-5-mini", provider="openai", key="prod
     """Rate and record one call, as the meter does."""
     at = at or datetime.now(UTC)
     usage, owner = Usage(quantities or {"input": 600, "cache_read": 400, "output": 500}), Attribution(**(who or {}))
-    api_key = ApiKey("f" * 32, "abcd", key)
+    api_key = ApiKey(key.encode().hex().ljust(32, "f"), "abcd", key)
     seen = Observation(consumptions=(Consumption(model=model, usage=usage),), response_model=model)
     rating = meter.pricer.rate(
         seen, provider=provider, endpoint="chat.completions", at=at, api_key=api_key, attribution=owner

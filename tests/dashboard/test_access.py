@@ -142,7 +142,7 @@ def test_what_others_do_is_not_told_to_a_part_and_what_is_its_own_is(filed, reco
         return part.pulse() != before
 
     def budget(member, limit):
-        filed.budgets.set(Budget(name=f"of-{member}", member=member, limit_usd=limit, period="month"))
+        filed.budgets.set(Budget(name=f"of-{member}", member=member, limit_usd=limit, period="year"))
 
     at = datetime(2021, 3, 9, tzinfo=UTC)
     assert not changed(ada, lambda: record(who={"member": "bob", "team": "search"}))

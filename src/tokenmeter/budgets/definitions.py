@@ -21,11 +21,12 @@ from tokenmeter.budgets.wording import in_words
 from tokenmeter.errors import ConfigurationError, LedgerError
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.documents import Document, DocumentQuery, NewDocument
+from tokenmeter.stores.naming import NAMES_KIND, NAMES_PREFIX
 from tokenmeter.stores.slots import to_microseconds
 from tokenmeter.texts import acting
 
 #: The kind of document that a budget's history consists of. Stores count their changes: `Store.generation`.
-KIND = "budget"
+KIND = NAMES_KIND
 _FORMAT = 1
 
 
@@ -263,7 +264,7 @@ def file_grant(store: Store, grant: Grant) -> bool:
 def file_name(store: Store, policy: Policy, fingerprint: str, name: str) -> bool:
     """File what this program calls an API key, for budgets that go by it; False when somebody was quicker."""
     body = {"format": _FORMAT, "what": "name", "fingerprint": fingerprint, "name": name, "by": acting(None)}
-    return _file(store, f"key {fingerprint} {policy.revision}", body)
+    return _file(store, f"{NAMES_PREFIX}{fingerprint} {policy.revision}", body)
 
 
 def _file(store: Store, key: str, body: Mapping[str, Any]) -> bool:

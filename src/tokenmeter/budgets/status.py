@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
-from itertools import islice
 from typing import Any
 
 from tokenmeter.budgets.counting import BEGINNING, END, assumed, tally
 from tokenmeter.budgets.grants import NO_CAP
 from tokenmeter.budgets.limits import LimitUnknownError
-from tokenmeter.budgets.matching import Cap, parse_scope, scope_text, value_fits
+from tokenmeter.budgets.matching import Cap, is_fingerprint, parse_scope, scope_text, value_fits
 from tokenmeter.budgets.policy import amount_of
 from tokenmeter.dimensions import SCOPE_FIELDS
 from tokenmeter.display import dollars, facts_html, number_text, unit_word
@@ -26,6 +25,7 @@ from tokenmeter.texts import suggest
 
 #: The limit of a counter, with what was granted: of a cap, scope values and the counter's key.
 LimitOf = Callable[[Cap, Mapping[str, str], CounterKey], int]
+_KEY_DIMENSIONS = ("api_key_fingerprint", "api_key")
 _UNLIMITED = Decimal("Infinity")
 _MICROSECOND = timedelta(microseconds=1)
 #: How far ahead it is looked, in microseconds: some three thousand years.
@@ -174,6 +174,8 @@ def balances(
     chosen = [cap for cap in caps if cap.budget.applies(at) and _concerns(cap.budget.scope, wanted)]
     listed = _listed(store, {cap.counter_name for cap in chosen}) if chosen else {}
     names = key_names(store) if any("api_key" in cap.budget.scope for cap in chosen) else {}
+    called = wanted.get("api_key")
+    keys = None if called is None or called == "*" or not names else {called, *keys_called(store, called)}
     beyond = assumed(chosen, now, store=store, pricer=pricer)
     found = [
         _balance(cap, parse_scope(text), counters, limit_of, beyond)
@@ -181,21 +183,20 @@ def balances(
         for text, counters in sorted(
             _counters(cap, wanted, now, listed, named=named(cap), store=store, pricer=pricer).items()
         )
-        if _is_wanted_key(parse_scope(text).get("api_key"), wanted.get("api_key"), names)
+        if keys is None or parse_scope(text).get("api_key", next(iter(keys))) in keys
     ]
     for balance in found if names else ():
         balance.scope.update((name, _shown(name, value, names)) for name, value in balance.scope.items())
     return found
 
 
-def key_names(store: Store) -> dict[str, list[str]]:
-    """Per fingerprint the names that the ledger's entries give an API key: aliases first, then ``...last4``."""
-    found: dict[str, list[str]] = {}
-    for one in store.aggregate([BEGINNING, END], ("api_key_fingerprint", "api_key")):
-        fingerprint, name = one.group
-        if fingerprint is not None and name is not None:
-            found.setdefault(fingerprint, []).append(name)
-    return {fingerprint: sorted(names, key=lambda name: name.startswith("...")) for fingerprint, names in found.items()}
+def key_names(store: Store) -> dict[str, str]:
+    """Per fingerprint what the ledger calls an API key: its present name, or ``...last4``."""
+    return {
+        fingerprint: name
+        for fingerprint, name in (one.group for one in store.aggregate([BEGINNING, END], _KEY_DIMENSIONS))
+        if fingerprint is not None and name is not None
+    }
 
 
 def by_fingerprint(store: Store, scope: Mapping[str, str]) -> Mapping[str, str]:
@@ -207,44 +208,33 @@ def by_fingerprint(store: Store, scope: Mapping[str, str]) -> Mapping[str, str]:
     wanted = scope.get("api_key")
     if wanted is None:
         return scope
-    found = [one for one, names in key_names(store).items() if wanted == one or wanted in names]
+    found = keys_called(store, wanted)
     if len(found) != 1:
         problem = "is not known to the ledger" if not found else "names several keys"
         raise ConfigurationError(f"api_key={wanted!r} {problem}; give the fingerprint, as `tokenmeter entries` does.")
-    return {**scope, "api_key": found[0]}
+    return {**scope, "api_key": found.pop()}
+
+
+def keys_called(store: Store, name: str) -> set[str]:
+    """Fingerprints of the keys that bear a name, or did where none bears it any more; of a fingerprint, itself."""
+    field = _KEY_DIMENSIONS[0] if is_fingerprint(name) else _KEY_DIMENSIONS[1]
+    found = store.aggregate([BEGINNING, END], _KEY_DIMENSIONS[:1], EntryFilter(where={field: frozenset({name})}))
+    return {fingerprint for (fingerprint,) in (one.group for one in found) if fingerprint is not None}
 
 
 def aliases_in_use(store: Store, said: Mapping[str, tuple[str, datetime]]) -> dict[str, str]:
-    """Per fingerprint the alias of an API key, the last one where it had several.
+    """Per fingerprint the present name of an API key.
 
     Args:
         store: Its entries bear the names that were used.
         said: Names that programs said before they used them, and when.
     """
     found = {fingerprint: name for fingerprint, (name, _) in said.items()}
-    for fingerprint, names in key_names(store).items():
-        aliases = [name for name in names if not name.startswith("...")]
-        name, since = said.get(fingerprint, (None, BEGINNING))
-        if name is not None or len(aliases) > 1:
-            last = store.entries(
-                EntryFilter(
-                    since=since,
-                    where={"api_key_fingerprint": frozenset({fingerprint}), "api_key": frozenset(aliases)},
-                ),
-                newest_first=True,
-            )
-            aliases = [entry.api_key.label for entry in islice(last, 1) if entry.api_key is not None]
-        if aliases:
-            found[fingerprint] = aliases[0]
-    return found
+    return found | {key: name for key, name in key_names(store).items() if not name.startswith("...")}
 
 
-def _shown(name: str, value: str, names: Mapping[str, Sequence[str]]) -> str:
-    return next(iter(names.get(value, ())), value) if name == "api_key" else value
-
-
-def _is_wanted_key(found: str | None, wanted: str | None, names: Mapping[str, Sequence[str]]) -> bool:
-    return wanted is None or found is None or wanted in {"*", found, *names.get(found, ())}
+def _shown(name: str, value: str, names: Mapping[str, str]) -> str:
+    return names.get(value, value) if name == "api_key" else value
 
 
 def _listed(store: Store, names: set[str]) -> dict[str, dict[CounterKey, Counter]]:

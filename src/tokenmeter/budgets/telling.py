@@ -106,7 +106,7 @@ class Telling:
         if fingerprint is None:
             return None
         try:
-            return next(iter(key_names(self._store).get(fingerprint, ())), None)
+            return key_names(self._store).get(fingerprint)
         except StoreError:  # told without a name, rather than not at all
             return None
 

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from tokenmeter.dimensions import TOOL_OPERATION
@@ -69,6 +70,7 @@ class Grouping(ABC, Generic[T]):
         by: Dimensions to group by.
         where: Conditions; see `EntryFilter`.
         archives: Where entries are that are in files only.
+        key_labels: Fingerprint of an API key -> what it is called now.
 
     Raises:
         ConfigurationError: an unknown dimension.
@@ -85,10 +87,12 @@ class Grouping(ABC, Generic[T]):
         where: Mapping[str, frozenset[str | None]],
         *,
         archives: ParquetArchives,
+        key_labels: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         check_dimensions(by, where)
         self._connection, self._engine, self._archives = connection, engine, archives
         self._by, self._where = tuple(by), where
+        self._key_labels = key_labels
         named = (*by, *(asked(key)[0] for key in where))
         self._fine = any(name == "end_user" or name.startswith("tag:") or name in FILTERS for name in named)
         #: What entries have to be told apart by, of what each keeps itself; filters are met before.
@@ -112,13 +116,17 @@ class Grouping(ABC, Generic[T]):
         wanted, values = account_conditions(self._where)
         rows = self._connection.execute(
             f"SELECT id, kind = 'usage' AND operation != '{TOOL_OPERATION}', status != 'ok', "  # noqa: S608 - names of our own
-            f"{', '.join(shared) or 'NULL'} FROM contexts "
+            f"api_key_fingerprint, {', '.join(shared) or 'NULL'} FROM contexts "
             f"WHERE {' AND '.join(wanted) or '1 = 1'}",
             values,
         )
         numbers: dict[Cell, int] = {}
-        for account, counted, failed, *group in rows:
-            cell = Cell(tuple(group[: len(self._by)]), bool(counted), bool(failed))
+        for account, counted, failed, key, *group in rows:
+            called = tuple(
+                self._key_labels.get(key, value) if name == "api_key" else value
+                for name, value in zip(self._by, group, strict=False)  # without dimensions there is one NULL
+            )
+            cell = Cell(called, bool(counted), bool(failed))
             self._cell_of[account] = numbers.setdefault(cell, len(numbers))
         self._cells = list(numbers)
         self._cell = self._engine.cells(self._connection, self._cell_of)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from operator import itemgetter
@@ -19,6 +20,7 @@ from tokenmeter.stores.definitions import Account, Rate
 from tokenmeter.stores.documents import Document, DocumentQuery, NewDocument
 from tokenmeter.stores.encoding import FORMAT
 from tokenmeter.stores.engine import ArchiveFilter, Readable, Rows, check_dimensions, conditions, filter_of, matches
+from tokenmeter.stores.naming import NO_NAMES, KeyNames
 from tokenmeter.stores.record import decode_entry
 from tokenmeter.stores.slots import from_microseconds, to_microseconds
 
@@ -58,10 +60,12 @@ class EntryReader:
     Args:
         database: The ledger.
         archives: Months of it that are in files.
+        keys: What its API keys are called.
     """
 
-    def __init__(self, database: Readable, archives: ParquetArchives) -> None:
-        self._database, self._archives = database, archives
+    def __init__(self, database: Readable, archives: ParquetArchives, keys: KeyNames) -> None:
+        self._database, self._archives, self._keys = database, archives, keys
+        self._called = NO_NAMES
         self.forget()
 
     def forget(self) -> None:
@@ -70,11 +74,13 @@ class EntryReader:
         self._rates: dict[str, Rate] = {}
         self._names: dict[str, str] = {}
         self._numbers: dict[bytes, int] = {}
+        self._keys.forget()
 
     def entry(self, entry_id: str) -> Entry | None:
         """One entry, or None."""
 
         def work(connection: Rows) -> Entry | None:
+            self._called = self._keys.read(connection)
             statement = "SELECT account, body FROM entries WHERE entry_id = ?"
             row = connection.execute(statement, (self._database.engine.identity(entry_id),)).fetchone()
             if row is not None:
@@ -87,6 +93,8 @@ class EntryReader:
     def entries(self, which: EntryFilter, *, newest_first: bool) -> Iterator[Entry]:
         """Entries by their occurrence, those of one moment by the chain; each page in a short transaction."""
         check_dimensions((), which.where)
+        self._called = self._database.read(self._keys.read)
+        which = replace(which, where=self._called.by_fingerprint(which.where))
         last: Place | None = None
         while True:  # entries that are dropped meanwhile have gone over to the archive
             archived_to = self._database.read(archived_to_record)
@@ -220,7 +228,8 @@ class EntryReader:
             if row is None:
                 raise LookupError(f"Account {number} is missing.")
             known = remember(self._accounts, number, Account(*row))
-        return known
+        called = self._called.alias(known.api_key_fingerprint, known.api_key_alias)
+        return known if called == known.api_key_alias else known._replace(api_key_alias=called)
 
     def _rate(self, connection: Rows, digest: str) -> Rate:
         known = self._rates.get(digest)

@@ -21,7 +21,8 @@ from tokenmeter.stores.book import FoldingBook
 from tokenmeter.stores.documents import Document, DocumentQuery
 from tokenmeter.stores.effects import NewHold, Shared
 from tokenmeter.stores.encoding import hold_record, quoted
-from tokenmeter.stores.engine import check_boundaries
+from tokenmeter.stores.engine import asked, check_boundaries
+from tokenmeter.stores.naming import NO_NAMES, KeyNames
 from tokenmeter.stores.reading import EntryReader
 from tokenmeter.stores.record import decode_hold, encode_entry
 from tokenmeter.stores.slots import Stretch, from_microseconds, to_microseconds
@@ -67,7 +68,8 @@ class BookStore(ABC, Generic[B, J]):
         self._book = book
         made = cache(lambda: archives.ParquetArchives(book, self.file, self._fold))
         self.archives = book.archives = cast("archives.ParquetArchives", LateObject(made))
-        self._reader = EntryReader(book, self.archives)
+        self._keys = KeyNames()
+        self._reader = EntryReader(book, self.archives, self._keys)
 
     # -- what an engine does
 
@@ -206,7 +208,10 @@ class BookStore(ABC, Generic[B, J]):
         self._look()
 
         def work(connection: Any) -> tuple[list[T], Mapping[PackedKind, Sequence[Stretch]]]:
-            grouping = how(connection, self._book.engine, by, where, archives=self.archives)
+            about_keys = any(asked(each)[0] == "api_key" for each in (*by, *where))
+            names = self._keys.read(connection) if about_keys else NO_NAMES
+            wanted = names.by_fingerprint(where)
+            grouping = how(connection, self._book.engine, by, wanted, archives=self.archives, key_labels=names.labels)
             return grouping.run(instants), grouping.unpacked
 
         found, unpacked = self._book.read(work)

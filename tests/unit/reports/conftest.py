@@ -91,7 +91,7 @@ def make_entry() -> Callable[..., Entry]:
             "response_id": f"resp_{next(numbers)}",
             "service_tier": "default",
             "attribution": Attribution(**(who or {})),
-            "api_key": None if key is None else ApiKey("f" * 32, "abcd", key),
+            "api_key": None if key is None else ApiKey(key.encode().hex().ljust(32, "f"), "abcd", key),
             "usage": Usage(quantities),
             "charges": tuple(charges),
             "list_cost": total(charges, "list_cost"),

@@ -1,0 +1,192 @@
+"""What API keys are called now. A key is its fingerprint; a name that it is given later is its name for all it did."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from pydantic_core import from_json
+
+from tokenmeter.stores.encoding import storable_text
+from tokenmeter.stores.engine import Rows, Where, asked
+from tokenmeter.stores.slots import HOUR, Level, start_of
+
+#: Documents in which a program said what it calls a key, before it made a call under that name.
+NAMES_KIND, NAMES_PREFIX = "budget", "key "
+#: More accounts than these are picked out of all rows.
+_FEW_ACCOUNTS = 1_000
+_ENDLESS = 2**62
+_KEY = "api_key"
+_FINGERPRINT = "api_key_fingerprint"
+
+
+class NamesInForce(NamedTuple):
+    """What keys are called.
+
+    Attributes:
+        labels: Fingerprint -> its present name, or ``...last4`` where it never had one.
+        ever: Whatever a key was called -> fingerprints.
+    """
+
+    labels: Mapping[str, str]
+    ever: Mapping[str, frozenset[str]]
+
+    def alias(self, fingerprint: str | None, said: str | None) -> str | None:
+        """The present name of a key of which an entry says `said`; None for one that never had a name."""
+        label = self.labels.get(fingerprint or "")
+        return said if label is None or label.startswith("...") else label
+
+    def by_fingerprint(self, where: Where) -> Where:
+        """`where`, with its names of keys as fingerprints.
+
+        A name means the keys that bear it now; one that none bears any more means those that once did.
+        """
+        if not any(asked(key)[0] == _KEY for key in where):
+            return where
+        found = {key: accepted for key, accepted in where.items() if asked(key)[0] != _KEY}
+        for key, accepted in where.items():
+            name, wanted = asked(key)
+            if name != _KEY:
+                continue
+            keys = frozenset(each for value in accepted for each in self._keys(value))
+            among = _FINGERPRINT if wanted else f"{_FINGERPRINT}!"
+            if (other := found.get(among)) is not None:
+                keys = keys & other if wanted else keys | other
+            found[among] = keys
+        return found
+
+    def _keys(self, name: str | None) -> Iterable[str | None]:
+        if name is None:
+            return (None,)
+        text = storable_text(name)
+        return [key for key, label in self.labels.items() if label == text] or self.ever.get(text, ())
+
+
+NO_NAMES = NamesInForce({}, {})
+
+
+class KeyNames:
+    """The names of a ledger's API keys, read when something was written since. Safe to share between threads."""
+
+    def __init__(self) -> None:
+        self._known: tuple[object, NamesInForce] = (None, NO_NAMES)
+
+    def forget(self) -> None:
+        """Read them again: a name may have been erased."""
+        self._known = (None, NO_NAMES)
+
+    def read(self, connection: Rows) -> NamesInForce:
+        """The names in force, in a transaction that reads."""
+        stamp = tuple(
+            connection.execute("SELECT (SELECT max(id) FROM accounts), entries, documents FROM ledger").fetchone()
+        )
+        known, names = self._known
+        if known != stamp:
+            names = _read(connection)
+            self._known = (stamp, names)
+        return names
+
+
+def _read(connection: Rows) -> NamesInForce:
+    rows = connection.execute(
+        "SELECT id, api_key_fingerprint, api_key_last4, api_key_alias FROM contexts "
+        "WHERE api_key_fingerprint IS NOT NULL"
+    ).fetchall()
+    said = _read_said(connection)
+    labels: dict[str, str] = {}
+    named: dict[str, dict[int, str]] = {}
+    ever: dict[str, set[str]] = {}
+    for account, fingerprint, last4, alias in rows:
+        hint = f"...{last4}"
+        for called in (hint, *((alias,) if alias else ())):
+            ever.setdefault(called, set()).add(fingerprint)
+        if alias is None:
+            labels.setdefault(fingerprint, hint)
+        else:
+            named.setdefault(fingerprint, {})[account] = alias
+    several = {
+        fingerprint: accounts
+        for fingerprint, accounts in named.items()
+        if len({*accounts.values(), *(said[fingerprint][:1] if fingerprint in said else ())}) > 1
+    }
+    used = _last_used(connection, several, said)
+    for fingerprint in named.keys() | said.keys():
+        name, since = said.get(fingerprint, (None, 0))
+        moment, last = used.get(fingerprint, (-1, None))
+        if last is not None and (name is None or moment >= since):
+            name = last
+        labels[fingerprint] = name or named[fingerprint][max(named[fingerprint])]
+    return NamesInForce(labels, {label: frozenset(keys) for label, keys in ever.items()})
+
+
+def _read_said(connection: Rows) -> dict[str, tuple[str, int]]:
+    """Per fingerprint the name that was said last, and when, in microseconds since the epoch."""
+    found: dict[str, tuple[str, int]] = {}
+    statement = "SELECT body FROM documents WHERE kind = ? AND substr(key, 1, ?) = ? ORDER BY seq"
+    for (body,) in connection.execute(statement, (NAMES_KIND, len(NAMES_PREFIX), NAMES_PREFIX)).fetchall():
+        document = from_json(body)
+        told: dict[str, Any] = json.loads(document["body"])
+        if told.get("what") == "name":  # a budget may be called so, too
+            found[told["fingerprint"]] = told["name"], document["recorded_at"]
+    return found
+
+
+def _last_used(
+    connection: Rows, named: Mapping[str, Mapping[int, str]], said: Collection[str]
+) -> dict[str, tuple[int, str]]:
+    """Per key when one of its names was used last, and which; without those that made no call.
+
+    The kept sums tell the hour, and entries the moment in it. Of entries that went over to the archive only the order
+    in which their accounts were defined is at hand.
+
+    Args:
+        connection: In a transaction.
+        named: Fingerprint -> account -> the name that it has there.
+        said: Of these keys the moment has to be known.
+    """
+    accounts = {account: key for key, names in named.items() for account in names}
+    if not accounts:
+        return {}
+    statement = "SELECT account, max(slot) FROM sums WHERE level = ? AND slot >= ? AND slot < ? AND {} GROUP BY account"
+    months = _latest(connection, statement, (Level.MONTH, 0, _ENDLESS), accounts)
+    hours: dict[str, dict[int, int]] = {}
+    for month, those in _by_moment(months).items():
+        span = (start_of(Level.MONTH, month) // HOUR, start_of(Level.MONTH, month + 1) // HOUR)
+        hours |= _latest(connection, statement, (Level.HOUR, *span), those)
+    last = {key: {account: hour * HOUR for account, hour in those.items()} for key, those in hours.items()}
+    unclear = {key: those for key, those in hours.items() if key in said or len({named[key][one] for one in those}) > 1}
+    statement = (
+        "SELECT account, max(occurred_at) FROM entries "
+        "WHERE occurred_at >= ? AND occurred_at < ? AND {} GROUP BY account"
+    )
+    for hour, those in _by_moment(unclear).items():
+        last |= _latest(connection, statement, (hour * HOUR, (hour + 1) * HOUR), those)
+    return {key: (those[account := max(those)], named[key][account]) for key, those in last.items()}
+
+
+def _latest(
+    connection: Rows, statement: str, values: tuple[int, ...], accounts: Mapping[int, str]
+) -> dict[str, dict[int, int]]:
+    """Per key its latest slot or moment, by the accounts in which it is: all but the latest are left out."""
+    among = f"account IN ({', '.join(map(str, accounts))})" if len(accounts) <= _FEW_ACCOUNTS else "1 = 1"
+    found: dict[str, dict[int, int]] = {}
+    for account, moment in connection.execute(statement.format(among), values).fetchall():
+        key = accounts.get(account)
+        if key is None:
+            continue
+        known = found.setdefault(key, {})
+        if not known or moment > max(known.values()):
+            found[key] = {account: moment}
+        elif moment == max(known.values()):
+            known[account] = moment
+    return found
+
+
+def _by_moment(latest: Mapping[str, Mapping[int, int]]) -> dict[int, dict[int, str]]:
+    """What `_latest` found, the other way round: moment -> account -> key."""
+    found: dict[int, dict[int, str]] = {}
+    for key, accounts in latest.items():
+        for account, moment in accounts.items():
+            found.setdefault(moment, {})[account] = key
+    return found
