@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, ParamSpec, TypeVar,
 from tokenmeter.dimensions import WHO, Who, WhoArguments
 from tokenmeter.errors import ConfigurationError, shown
 from tokenmeter.money import ZERO, add, to_dollars, to_picodollars
-from tokenmeter.processes import is_on_event_loop, run_alone
+from tokenmeter.processes import is_on_event_loop, make_lock, run_alone
 from tokenmeter.running import SCOPES, decorate, runner_of
 from tokenmeter.texts import check_text
 
@@ -210,7 +210,7 @@ class Scope:
         self._own = own
         self._outer = outer
         self._merged = (own, NOBODY, own)
-        self._lock: Any = threading.RLock()
+        self._lock = make_lock()
         self._sums = _NOTHING
         self._waiting: deque[_Counted] = deque()
         self.opened_by = opened_by

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,7 @@ from tokenmeter.pricing import (
     parse_prices,
     updating,
 )
-from tokenmeter.processes import after_fork_in_child, is_disabled
+from tokenmeter.processes import is_disabled, make_lock
 from tokenmeter.settings import Settings, SettingsArguments
 from tokenmeter.stores import open_store
 from tokenmeter.stores.base import Store
@@ -46,17 +45,11 @@ else:  # no call needs it
 
 log = logging.getLogger("tokenmeter")
 
-_lock = threading.RLock()
+_lock = make_lock()
 _default: Meter | None = None
 #: What `configure` was given so far; it goes with the meter that came of it, or, while switched off, that will.
 _given: tuple[Meter | None, SettingsArguments] | None = None
 _pricer: Pricer | None = None
-
-
-@after_fork_in_child
-def _renew_lock() -> None:
-    global _lock  # noqa: PLW0603 - a lock held by another thread at the fork would never be freed in the child
-    _lock = threading.RLock()
 
 
 # -- a meter out of settings

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any, ParamSpec, TypeVar, TypeVarTuple, Unpack
+from weakref import WeakSet
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -30,8 +31,8 @@ _register = getattr(os, "register_at_fork", None)
 def after_fork_in_child(mend: Callable[[], object]) -> Callable[[], object]:
     """Have `mend` called in every forked child, first thing. Usable as a decorator of a module's function.
 
-    A lock that another thread held at the fork is never freed in the child: renew it. What only the parent may write
-    down or close is forgotten.
+    A lock that another thread held at the fork is never freed in the child: `make_lock`, or renew it. What only the
+    parent may write down or close is forgotten.
     """
     return around_fork(child=mend)
 
@@ -185,6 +186,23 @@ def _msvcrt() -> Any:
     import msvcrt  # noqa: PLC0415 - Windows only
 
     return msvcrt
+
+
+_LOCKS: WeakSet[Any] = WeakSet()
+
+
+def make_lock() -> Any:
+    """A `threading.RLock` that is free in a forked child, whichever other thread held it at the fork."""
+    lock = threading.RLock()
+    _LOCKS.add(lock)
+    return lock
+
+
+@after_fork_in_child
+def _free_locks() -> None:
+    for lock in list(_LOCKS):
+        if not lock._is_owned():  # noqa: SLF001 - as `threading.Condition` asks: who forks amid his own work goes on with it
+            lock._at_fork_reinit()  # noqa: SLF001 - as `concurrent.futures` does
 
 
 def run_alone(lock: Any, work: Callable[[Unpack[Ts]], T], *given: *Ts) -> T:

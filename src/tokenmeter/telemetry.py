@@ -7,7 +7,6 @@ end user or tag unless those are allowed by name (``metrics_labels``), since eve
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -20,6 +19,7 @@ from tokenmeter.dimensions import WHO
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Entry
 from tokenmeter.money import EXACT, ZERO
+from tokenmeter.processes import make_lock
 from tokenmeter.providers.hosts import host_of
 from tokenmeter.texts import suggest
 from tokenmeter.usage import Usage
@@ -383,7 +383,7 @@ class Spans:
         except ImportError as error:
             raise ConfigurationError("Traces need an extra: pip install 'tokenmeter-sdk[otel]'") from error
         self._current_span: Callable[[], Any] = get_current_span
-        self._lock = threading.Lock()
+        self._lock = make_lock()
         self._sums: WeakKeyDictionary[Any, _Sum] = WeakKeyDictionary()
         self._told = False
 

@@ -1,11 +1,19 @@
 """Processes are told apart, also from later ones of the same number."""
 
+import os
 import subprocess
 import sys
+import threading
 
 import pytest
 
-from tokenmeter.processes import has_ended, process_name
+from tokenmeter import default
+from tokenmeter.attribution import NOBODY, Scope
+from tokenmeter.budgets import Budget, delivery, registry, tokens
+from tokenmeter.budgets.runs import Run
+from tokenmeter.meter import meter as meter_module
+from tokenmeter.processes import has_ended, make_lock, process_name
+from tokenmeter.stores.trouble import Trouble
 
 NAMED = "from tokenmeter.processes import process_name; print(process_name(), flush=True); input()"
 
@@ -29,3 +37,59 @@ def test_of_others_nothing_is_said(name):
     assert not has_ended(name)
     host, pid, *_ = process_name().split(":")
     assert not has_ended(f"{host}:{pid}")
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # said from Python 3.12 on
+class TestLocksInAForkedChild:
+    @pytest.fixture
+    def fork(self):
+        """Runs something in a child while a thread of this process holds a lock; what the child found, as a number."""
+
+        def run(lock, work):
+            held, done = threading.Event(), threading.Event()
+
+            def hold():
+                with lock:
+                    held.set()
+                    done.wait()
+
+            thread = threading.Thread(target=hold)
+            thread.start()
+            held.wait()
+            try:
+                child = os.fork()
+                if child == 0:
+                    try:
+                        os._exit(work())
+                    finally:
+                        os._exit(99)
+                return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            finally:
+                done.set()
+                thread.join()
+
+        return run
+
+    @pytest.mark.parametrize(
+        "lock_of",
+        [
+            lambda: Scope(NOBODY)._lock,
+            lambda: Run(Budget(limit_usd=1), None)._room,
+            lambda: Trouble("x", "y")._lock,
+            lambda: default._lock,
+            lambda: delivery._starting,
+            lambda: meter_module._lock,
+            lambda: registry._reading,
+            lambda: tokens._starting,
+        ],
+        ids=["scope", "run", "trouble", "default meter", "alerts", "meter", "budgets", "token counts"],
+    )
+    def test_are_free_though_a_thread_of_the_parent_had_them(self, fork, lock_of):
+        lock = lock_of()
+        assert fork(lock, lambda: int(lock.acquire(blocking=False))) == 1
+
+    def test_stay_with_the_thread_that_forks(self, fork):
+        mine, other = make_lock(), make_lock()
+        with mine:
+            assert fork(other, lambda: int(mine._is_owned())) == 1
+        assert not mine._is_owned()

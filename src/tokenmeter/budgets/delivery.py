@@ -23,7 +23,7 @@ from itertools import chain
 from tokenmeter.budgets.alerts import NOTICE, Alert, AlertTarget, Notice
 from tokenmeter.budgets.matching import parse_scope, scope_text
 from tokenmeter.ledger import CounterKey, ThresholdCrossing
-from tokenmeter.processes import after_fork_in_child, has_ended, process_name, run_alone
+from tokenmeter.processes import has_ended, make_lock, process_name, run_alone
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.documents import DocumentQuery
 from tokenmeter.stores.slots import from_microseconds, to_microseconds
@@ -323,10 +323,4 @@ def _name_of(target: AlertTarget) -> str:
     return f"{kind.__qualname__} {digest}"
 
 
-_starting = threading.RLock()
-
-
-@after_fork_in_child
-def _renew_lock() -> None:
-    global _starting  # noqa: PLW0603 - a lock held by another thread at the fork would never be freed in the child
-    _starting = threading.RLock()
+_starting = make_lock()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
-import threading
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from datetime import date, datetime
@@ -46,7 +45,7 @@ from tokenmeter.errors import ConfigurationError, StoreBusyError, shown
 from tokenmeter.ledger import new_id
 from tokenmeter.money import magnitude, parse_decimal
 from tokenmeter.periods import parse_instant
-from tokenmeter.processes import after_fork_in_child, may_wait, run_alone
+from tokenmeter.processes import make_lock, may_wait, run_alone
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.slots import to_microseconds
 from tokenmeter.texts import acting, check_reason, check_text
@@ -551,10 +550,4 @@ def _cap_of(state: InForce, budget: Budget, unit: Unit | None) -> Cap:
     return found[0]
 
 
-_reading = threading.RLock()
-
-
-@after_fork_in_child
-def _renew_lock() -> None:
-    global _reading  # noqa: PLW0603 - a lock held by another thread at the fork would never be freed in the child
-    _reading = threading.RLock()
+_reading = make_lock()

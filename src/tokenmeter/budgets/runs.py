@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,7 +11,7 @@ from tokenmeter.budgets.matching import Cap
 from tokenmeter.budgets.plan import HeldBudget
 from tokenmeter.budgets.policy import Budget, Unit, amount_of
 from tokenmeter.ledger import Claim, CounterKey
-from tokenmeter.processes import run_alone
+from tokenmeter.processes import make_lock, run_alone
 from tokenmeter.stores.base import CapReachedError, Counter
 
 
@@ -37,7 +36,7 @@ class Run(Scope):
         if goes_on is None:
             self._counters: dict[str, Counter] = {cap.counter_name: Counter() for cap in self.caps}
             # Reentrant, since a finaliser may settle a call in the middle of another's hold.
-            self._room = threading.RLock()
+            self._room = make_lock()
         else:
             self._counters = goes_on._counters  # noqa: SLF001 - the same run, in its next step
             self._room = goes_on._room  # noqa: SLF001 - as above

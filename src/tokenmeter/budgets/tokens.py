@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from tokenmeter.processes import after_fork_in_child, run_alone
+from tokenmeter.processes import make_lock, run_alone
 
 log = logging.getLogger("tokenmeter")
 
@@ -120,10 +120,4 @@ def _load(encoding: str) -> Encoding | None:
     return tiktoken.get_encoding(encoding)
 
 
-_starting = threading.RLock()
-
-
-@after_fork_in_child
-def _renew_lock() -> None:
-    global _starting  # noqa: PLW0603 - a lock held by another thread at the fork would never be freed in the child
-    _starting = threading.RLock()
+_starting = make_lock()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -35,7 +34,7 @@ from tokenmeter.meter.plans import Plans
 from tokenmeter.meter.recording import NOTHING_SEEN, Authorization, KeyRing, Unwritten, UnwrittenOutcomes, record_of
 from tokenmeter.money import parse_decimal
 from tokenmeter.pricing import Pricer, Rating
-from tokenmeter.processes import after_fork_in_child, may_wait, run_alone, run_patiently
+from tokenmeter.processes import make_lock, may_wait, run_alone, run_patiently
 from tokenmeter.providers.hosts import canonical_provider
 from tokenmeter.stores.base import Fault, Settlement, Spooling, Store
 from tokenmeter.stores.slots import from_microseconds
@@ -586,10 +585,4 @@ class Meter:
 
 
 #: Reentrant, since a finaliser may settle a call in the middle of another one's.
-_lock = threading.RLock()
-
-
-@after_fork_in_child
-def _renew_lock() -> None:
-    global _lock  # noqa: PLW0603 - a lock held by another thread at the fork would never be freed in the child
-    _lock = threading.RLock()
+_lock = make_lock()

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 
-from tokenmeter.processes import run_alone
+from tokenmeter.processes import make_lock, run_alone
 
 log = logging.getLogger("tokenmeter")
 
@@ -28,7 +27,7 @@ class Trouble:
 
     def __init__(self, what: str, comfort: str) -> None:
         self._what, self._comfort = what, comfort
-        self._lock = threading.RLock()
+        self._lock = make_lock()
         self._since = 0
         self._told_at = 0.0
         self.count = 0
