@@ -14,7 +14,7 @@ from typing import Any, Self, cast
 from tokenmeter.attribution import Attribution, current_attribution, scopes_of_call
 from tokenmeter.call import Call, Outcome, RequestFacts
 from tokenmeter.capture.estimates import estimate_among, recorded_for, replace_estimate, write_whole
-from tokenmeter.capture.readings import GrowingBill
+from tokenmeter.capture.readings import GrowingBill, record_total
 from tokenmeter.dimensions import Status
 from tokenmeter.errors import ConfigurationError, shown
 from tokenmeter.ledger import Entry
@@ -356,7 +356,8 @@ def _settle(
     recorded = recorded_for(meter, call, identity, made_at or authorization.started_at)
     if not recorded:
         meter.recorded_by_hand(call.provider, identity)
-        return write_whole(meter, authorization, outcome)
+        write = write_whole if seen.bill_id is None else record_total
+        return write(meter, authorization, outcome)
     if (estimate := estimate_among(recorded, seen)) is None:
         return None
     return replace_estimate(meter, authorization, outcome, estimate, dated=dated)

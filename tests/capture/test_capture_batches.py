@@ -353,6 +353,29 @@ async def test_a_limit_on_calls_lets_a_batch_go_and_holds_nothing(name, clients,
 
 
 @pytest.mark.parametrize("name", OPENAI)
+@pytest.mark.parametrize("first", ["the object", "its file"])
+async def test_what_a_batch_does_not_say_at_first_it_says_later(name, first, clients, books, provider, do):
+    client = clients.make(name)
+    batch = await _openai_batch(client, do)
+    file = await _output_file(clients, do, batch)
+    ended = {**batch.to_dict(), "status": "completed", "output_file_id": file, "model": CHAT["model"]}
+    ended["request_counts"] = {"total": 3, "completed": 3, "failed": 0}
+    used = (await do(clients.make(name, metered=False).batches.retrieve(batch.id))).to_dict()["usage"]
+    billed = dict(provider.total.quantities)
+    for usage in (None, used, used):
+        provider.answer(body={**ended, "usage": usage}, path="*/batches/*")
+    await do(client.batches.retrieve(batch.id))
+    for each in ("the object", "its file") if first == "the object" else ("its file", "the object"):
+        if each == "the object":
+            await do(client.batches.retrieve(batch.id))
+        else:
+            await do(client.files.content(file))
+    await do(client.batches.retrieve(batch.id))
+    assert books.quantities() == billed
+    assert read_report(books.meter.store, Query.parse()).totals.unpriced == 0
+
+
+@pytest.mark.parametrize("name", OPENAI)
 @pytest.mark.parametrize("usage", [None, {}, {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}])
 async def test_what_a_batch_does_not_say_its_file_does(name, usage, clients, books, provider, do):
     client = clients.make(name)

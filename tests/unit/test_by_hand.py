@@ -142,6 +142,18 @@ class TestRecord:
         assert sum(entry.usage["container_sessions"] for entry in meter.entries()) == 1
         assert sum(entry.usage["input"] for entry in meter.entries()) == 20
 
+    def test_a_batch_that_says_later_what_it_used_is_priced_once(self, meter):
+        batch = {"id": "batch_1", "object": "batch", "status": "completed", "endpoint": "/v1/chat/completions"}
+        body = {**batch, "output_file_id": "file-1", "model": "gpt-5-mini", "created_at": 1795000000}
+        body["request_counts"] = {"total": 2, "completed": 2, "failed": 0}
+        used = {"input_tokens": 300, "output_tokens": 20, "total_tokens": 320}
+        said = [meter.record({**body, "usage": usage}, provider="openai", endpoint="batches.retrieve")
+                for usage in (None, None, used, used)]  # fmt: skip
+        assert [one is not None for one in said] == [True, False, True, False]
+        totals = meter.report().totals
+        # (300 x 0.25 + 20 x 2) / 1000000, half of it for a batch
+        assert (totals.list_cost, totals.unpriced) == (Decimal("0.0000575"), 0)
+
     @pytest.mark.parametrize("budgets", [[Budget(limit_requests=10)]])
     def test_a_container_costs_and_is_no_request(self, meter):
         call = {"type": "code_interpreter_call", "id": "ci", "status": "completed", "container_id": "cntr_1"}

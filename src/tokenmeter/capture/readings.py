@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 from tokenmeter.call import Call, Outcome
-from tokenmeter.capture.estimates import ActualBill, estimate_among, growth, replace_estimate
+from tokenmeter.capture.estimates import ActualBill, estimate_among, growth, replace_estimate, write_whole
 from tokenmeter.capture.settlement import Settling
 from tokenmeter.errors import StoreBusyError
 from tokenmeter.ledger import Entry
@@ -241,6 +241,41 @@ def _entries_of(meter: Meter, call: Call, *, operation: str) -> list[Entry]:
 # -- results files, whose sum may be stated elsewhere as well
 
 
+def _billed_under(meter: Meter, call: Call, seen: Observation) -> list[Entry]:
+    """What is recorded under the identity of `seen`, and in place of what was doubtful there."""
+    key = f"{call.provider}:{seen.bill_id}"
+    return [
+        entry
+        for entry in _entries_of(meter, call, operation=call.operation)
+        if entry.dedup_key in {key, f"{key}#whole"} and entry.kind == "usage"
+    ]
+
+
+def record_total(meter: Meter, authorization: Authorization, outcome: Outcome) -> Entry | None:
+    """Write down the total of a results file, in place of one that did not say what was used, if that is recorded."""
+    entry, seen = write_whole(meter, authorization, outcome), outcome.observation
+    if entry is not None or seen is None:
+        return entry
+    found = [one for one in _billed_under(meter, authorization.call, seen) if one.response_id == seen.response_id]
+    doubtful = estimate_among(found, seen)
+    return doubtful and replace_estimate(meter, replace(authorization), outcome, doubtful, dated=False)
+
+
+class FileTotal(Settling):
+    """The total of a results file, which an earlier reading may have recorded without knowing it."""
+
+    __slots__ = ()
+
+    @property
+    def looks_up(self) -> bool:
+        """Whether the ledger has to be read: if the file's id is taken, by what."""
+        return True
+
+    def record(self) -> None:
+        """Record it, unless its lines were."""
+        record_total(self.meter, self.authorization, self.outcome)
+
+
 class FirstLine(Settling):
     """The first billed line of a results file, recorded under the file's id, as the batch's own total is.
 
@@ -268,9 +303,8 @@ class FirstLine(Settling):
         if entry is not None or seen is None:
             return
         call = self.authorization.call
-        key = f"{call.provider}:{seen.bill_id}"
-        found = _entries_of(self.meter, call, operation=call.operation)
-        whole = [entry for entry in found if entry.dedup_key == key and entry.endpoint != call.endpoint]
+        found = _billed_under(self.meter, call, seen)
+        whole = [entry for entry in found if entry.endpoint != call.endpoint]
         doubtful = estimate_among(whole, seen)  # of a batch that did not say what it used its lines do
         self.billed_whole = bool(whole) and doubtful is None
         if doubtful is not None:
@@ -350,6 +384,7 @@ class Readings:
             return self._file_line(mine, outcome, seen, subject)
         if seen.bill_id is not None:
             also_known_as(meter, seen.response_id, seen.bill_id)
+            return FileTotal(meter, mine, outcome)
         return Settling(meter, mine, outcome)
 
     def _file_line(self, mine: Authorization, outcome: Outcome, seen: Observation, file: str) -> Settling:
