@@ -14,7 +14,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple, cast
 
 from tokenmeter.call import RequestFacts
-from tokenmeter.dimensions import INPUT_METERS, OUTPUT_METERS, unit_of
+from tokenmeter.dimensions import CACHE_READ_METERS, CACHE_WRITE_METERS, INPUT_METERS, OUTPUT_METERS, unit_of
 from tokenmeter.ledger import Charge
 from tokenmeter.money import EXACT, ONE, quantize, to_dollars
 from tokenmeter.pricing.card import Circumstances, Quote, RateCard
@@ -22,6 +22,8 @@ from tokenmeter.pricing.price import Terms
 from tokenmeter.pricing.price_list import ListedModel
 from tokenmeter.providers.hosts import host_of
 from tokenmeter.usage import Consumption, Quantity, Usage
+
+_CACHED = frozenset((*CACHE_READ_METERS, *CACHE_WRITE_METERS))
 
 _NO_FLAGS: frozenset[str] = frozenset()
 
@@ -185,12 +187,21 @@ class RateSheet:
         }
         identity = "".join((quote.row.identity(self.price_list_hash), *(f"*{rule.factor}" for rule in quote.rules)))
         price_id = with_context(identity, context)
-        flags = {"cache_rate_assumed"} if card.assumes(quote, sku_meter, context) else set[str]()
+        assumed = card.assumes(quote, sku_meter, context) or self._is_outgrown(quote, sku_meter)
+        flags = {"cache_rate_assumed"} if assumed else set[str]()
         if card.doubted is not None and card.doubted.at(at):
             flags.add("price_date_assumed")
         if any(place.rule.assumed for place in places):
             flags.add("region_rate_assumed")
         return UnitRate(quote, factors, price_id, unit_of(sku_meter), rates, _whole(rates), frozenset(flags))
+
+    def _is_outgrown(self, quote: Quote, sku_meter: str) -> bool:
+        """Whether a cached class costs what it costs in shorter prompts, where the input has a price for long ones."""
+        row = quote.row
+        if sku_meter not in _CACHED or not row.sku_meter.startswith("cache_") or row.origin == "user":
+            return False
+        whole = self._listed.card.quote("input", self._context, self._at, self._prompt_tokens)
+        return whole is not None and whole.row.conditions.min_input_tokens > row.conditions.min_input_tokens
 
     def _why_not(self, sku_meter: str) -> str:
         """Which part of the context has no price: the mode that would have to go for there to be one."""
