@@ -458,37 +458,17 @@ class Plans:
             group: What the general reader made of the answer.
         """
         journal, prices = self._journal, self._pricer.price_list
-        if journal is None or not _is_ordinary(entry):
+        if journal is None or not _is_ordinary(entry) or not self._is_clear(call):
             return
         asked = self._budgets.find(call, entry.occurred_at)
-        also = self._names()
-        if not asked.plannable or asked.generation is None or (key[-1][0] if key[-1] else ()) != also:
+        if not asked.plannable or asked.generation is None or (key[-1][0] if key[-1] else ()) != self._names():
             return
-        if self._required.missing(call):  # each place in the code is told
-            return
-        if call.api_key is not None and call.api_key.fingerprint == UNKNOWN:  # it may be any
-            return
-        sheet = self._pricer.sheet(
-            entry.provider,
-            group.model,
-            mode=Circumstances(
-                service_tier=group.service_tier,
-                processing=group.processing,
-                speed=group.speed,
-                geo=group.geo,
-                region=group.region,
-                endpoint=entry.endpoint,
-            ),
-            at=entry.occurred_at,
-            prompt_tokens=seen.prompt_tokens,
-            api_key=entry.api_key,
-            attribution=entry.attribution,
-        )
         account, begun = Account.of(entry), Account.of(unanswered(call, entry.occurred_at))
-        if sheet is None or any(len(value) > _LONGEST for one in (account, begun) for value in one.texts()):
+        if any(len(value) > _LONGEST for one in (account, begun) for value in one.texts()):
             return
-        rates = {charge.sku_meter: bound for charge in entry.charges if (bound := _bound(charge, sheet, seen, journal))}
-        if len(rates) != len(entry.charges) or rates.keys() != seen.quantities.keys():
+        sheet = self._sheet_of(entry, group, seen)
+        rates = None if sheet is None else _bounds(entry, sheet, seen, journal)
+        if sheet is None or rates is None:
             return
         at_us, plan = to_microseconds(entry.occurred_at), self.find(key)
         if plan is None or len(plan.answers) >= _MOST_ANSWERS:
@@ -507,9 +487,39 @@ class Plans:
         answer = _AnswerKind(entry, sheet, Template(journal.definitions.account(account)), rates, since_us)
         plan.answers[seen.model, seen.service_tier] = answer
 
+    def _is_clear(self, call: Call) -> bool:
+        """Whether a call lacks nothing required, which each place in the code is told of, and its key is known."""
+        return not self._required.missing(call) and (call.api_key is None or call.api_key.fingerprint != UNKNOWN)
+
+    def _sheet_of(self, entry: Entry, group: Consumption, seen: Plain) -> RateSheet | None:
+        """The rates that an entry was rated by."""
+        mode = Circumstances(
+            service_tier=group.service_tier,
+            processing=group.processing,
+            speed=group.speed,
+            geo=group.geo,
+            region=group.region,
+            endpoint=entry.endpoint,
+        )
+        return self._pricer.sheet(
+            entry.provider,
+            group.model,
+            mode=mode,
+            at=entry.occurred_at,
+            prompt_tokens=seen.prompt_tokens,
+            api_key=entry.api_key,
+            attribution=entry.attribution,
+        )
+
 
 def _is_ordinary(entry: Entry) -> bool:
     return entry.status == "ok" and entry.cost_source == "computed" and not entry.flags and entry.dedup_key is None
+
+
+def _bounds(entry: Entry, sheet: RateSheet, seen: Plain, journal: Journal) -> dict[str, _PlanBound] | None:
+    """The rates of an entry's lines as integers, by meter; None when not every count of the answer has such a line."""
+    rates = {charge.sku_meter: bound for charge in entry.charges if (bound := _bound(charge, sheet, seen, journal))}
+    return rates if len(rates) == len(entry.charges) and rates.keys() == seen.quantities.keys() else None
 
 
 def _bound(charge: Charge, sheet: RateSheet, seen: Plain, journal: Journal) -> _PlanBound | None:
