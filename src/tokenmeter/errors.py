@@ -111,7 +111,9 @@ class BudgetExceededError(TokenmeterError):
         spent: What settled calls have used in this window, in ``unit``.
         reserved: What calls in flight hold, in ``unit``.
         requested: The bound of the call that was stopped, in ``unit``; None when it has no bound.
-        resets_at: Start of the next window (aware, UTC); None for a budget that never resets.
+        resets_at: Start of the next window (aware, UTC), or when the budget itself ends, where that is before it; None
+            for one that never resets or ends.
+        ends: Whether `resets_at` is the end of the budget itself.
         retryable: Whether the same call may pass before ``resets_at``.
         retry_after: Seconds after which a retry makes sense; None when unknown.
         model: The model the call named.
@@ -132,6 +134,7 @@ class BudgetExceededError(TokenmeterError):
         reserved: Decimal,
         requested: Decimal | None,
         resets_at: datetime | None,
+        ends: bool = False,
         retry_after: Decimal | None = None,
         model: str | None = None,
         max_affordable_output_tokens: int | None = None,
@@ -146,6 +149,7 @@ class BudgetExceededError(TokenmeterError):
         self.reserved = reserved
         self.requested = requested
         self.resets_at = resets_at
+        self.ends = ends
         self.retry_after = retry_after
         self.model = model
         self.max_affordable_output_tokens = max_affordable_output_tokens
@@ -160,18 +164,22 @@ class BudgetExceededError(TokenmeterError):
         if redact:
             return "This call was stopped because a usage budget is exhausted."
         asked = "has no upper bound" if self.requested is None else f"needs up to {self._amount(self.requested)}"
-        state = (
-            f"Budget {self.budget!r} ({whose(self.scope, self.key_name)}) stopped the call before it was sent: "
-            f"limit {self._amount(self.limit)}, spent {self._amount(self.spent)}, "
-            f"reserved by calls in flight {self._amount(self.reserved)}, this call {asked}."
-        )
+        state = f"Budget {self.budget!r} ({whose(self.scope, self.key_name)}) stopped the call before it was sent: "
+        if self.unit == "in_flight":  # nothing is spent of it, and each call is one
+            state += f"limit {self._amount(self.limit)}, of which {self.reserved:f} are taken."
+        else:
+            state += (
+                f"limit {self._amount(self.limit)}, spent {self._amount(self.spent)}, "
+                f"reserved by calls in flight {self._amount(self.reserved)}, this call {asked}."
+            )
         parts = [state]
         if self.reason:
             parts.append(self.reason)
         if self.max_affordable_output_tokens is not None:
             parts.append(f"The budget can still pay for {self.max_affordable_output_tokens} output tokens.")
         if self.resets_at is not None:
-            parts.append(f"The window resets at {self.resets_at.isoformat()}.")
+            what = "budget ends" if self.ends else "window resets"
+            parts.append(f"The {what} at {self.resets_at.isoformat()}.")
         return " ".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
@@ -202,6 +210,7 @@ class BudgetExceededError(TokenmeterError):
             "reserved": self.reserved,
             "requested": self.requested,
             "resets_at": self.resets_at,
+            "ends": self.ends,
             "retry_after": self.retry_after,
             "model": self.model,
             "max_affordable_output_tokens": self.max_affordable_output_tokens,

@@ -91,6 +91,9 @@ class TestCaps:
         with pytest.raises(BudgetExceededError) as stop:
             metered(budget).authorize(a_call(output=output))
         assert 0 < stop.value.retry_after <= 20 * 60
+        assert stop.value.resets_at == budget.ends
+        assert f"The budget ends at {budget.ends.isoformat()}." in str(stop.value)
+        assert stop.value.to_dict()["ends"] is True
 
     def test_what_is_held_counts_until_it_is_settled_with_the_truth(self, metered):
         meter = metered(Budget(limit_tokens=220))

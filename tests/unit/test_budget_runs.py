@@ -77,7 +77,7 @@ def test_what_is_in_flight_is_held_and_given_back(meter):
             meter.authorize(a_call())
         meter.release(first)
         assert run.left == {"usd": 15, "in_flight": 5}
-    assert repr(run) == "<Run 'agent': 15 usd, 5 in_flight left>"
+    assert repr(run) == "<Run 'agent': $15.00, 5 in flight left>"
 
 
 def test_a_call_must_fit_into_every_run_around_it(meter):

@@ -41,7 +41,7 @@ def test_a_budget_stop_says_which_budget_how_much_and_until_when():
         assert part in message
 
 
-@pytest.mark.parametrize(("limit", "words"), [(1, "limit 1 call in flight,"), (4, "limit 4 calls in flight,")])
+@pytest.mark.parametrize(("limit", "words"), [(1, "limit 1 call in flight, of"), (4, "limit 4 calls in flight, of")])
 def test_what_is_limited_in_flight_is_called_so(limit, words):
     assert words in str(BudgetExceededError(**{**FIELDS, "unit": "in_flight", "limit": Decimal(limit)}))
 

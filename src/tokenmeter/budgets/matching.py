@@ -240,6 +240,12 @@ class Cap:
         """Whether settled calls add to it. What is limited in flight is only held."""
         return self.unit != IN_FLIGHT
 
+    def ends_first(self, end_us: int | None) -> int | None:
+        """The end of a window, or of the budget itself where that is before it; None where neither ends."""
+        _, ends = self.budget.effective
+        moments = [moment for moment in (end_us, None if ends is None else to_microseconds(ends)) if moment is not None]
+        return min(moments, default=None)
+
     def goes_on(self, scope: Mapping[str, str]) -> bool:
         """Whether calls still count into the counter `scope`: its key may bear another name by now."""
         named, known = self.budget.api_key, self._aliases.get(scope.get("api_key", ""))

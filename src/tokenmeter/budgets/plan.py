@@ -227,7 +227,7 @@ def explain(stop: CapReachedError, plan: Demand, *, store: Store, wait: Decimal)
     until_free = _until_free(cap, free_at, plan.at)
     values = _fields(hold, Counter(stop.settled, stop.reserved), plan.call)
     values["requested"] = amount_of(cap.unit, claim.amount)
-    values["resets_at"] = None if free_at is None else from_microseconds(free_at)
+    values |= _until(cap, free_at)
     values["model"] = plan.call.facts.model
     if claim.amount <= room:
         soonest = wait if until_free is None else min(wait, until_free)
@@ -246,8 +246,8 @@ def refuse(error: UnboundedError, call: Call, at: datetime, *, store: Store) -> 
     return RequestTooLargeError(
         f"That is because {error.upper.explain()}. {_mend(error)}",
         requested=None,
-        resets_at=None if end is None else from_microseconds(end),
         retry_after=_until_free(hold.cap, end, at),
+        **_until(hold.cap, end),
         model=call.facts.model,
         **_fields(hold, _read([hold], store)[key], call),
     )
@@ -255,9 +255,14 @@ def refuse(error: UnboundedError, call: Call, at: datetime, *, store: Store) -> 
 
 def _until_free(cap: Cap, free_at: int | None, at: datetime) -> Decimal | None:
     """Seconds until the window ends, or before that the budget; None when neither does."""
-    _, ends = cap.budget.effective
-    moments = [moment for moment in (free_at, None if ends is None else to_microseconds(ends)) if moment is not None]
-    return EXACT.scaleb(Decimal(max(min(moments) - to_microseconds(at), 0)), -6) if moments else None
+    until = cap.ends_first(free_at)
+    return None if until is None else EXACT.scaleb(Decimal(max(until - to_microseconds(at), 0)), -6)
+
+
+def _until(cap: Cap, free_at: int | None) -> dict[str, Any]:
+    """Until when a cap stops calls: the end of the window, or before that of the budget."""
+    until = cap.ends_first(free_at)
+    return {"resets_at": None if until is None else from_microseconds(until), "ends": until != free_at}
 
 
 def _mend(error: UnboundedError) -> str:

@@ -10,6 +10,7 @@ from tokenmeter.attribution import NOBODY, Scope, attribute
 from tokenmeter.budgets.matching import Cap
 from tokenmeter.budgets.plan import HeldBudget
 from tokenmeter.budgets.policy import Budget, Unit, amount_of
+from tokenmeter.display import unit_amount
 from tokenmeter.ledger import Claim, CounterKey
 from tokenmeter.processes import make_lock, run_alone
 from tokenmeter.stores.base import CapReachedError, Counter
@@ -112,7 +113,7 @@ class Run(Scope):
         counters.update(standing)
 
     def __repr__(self) -> str:
-        left = ", ".join(f"{amount:f} {unit}" for unit, amount in self.left.items())
+        left = ", ".join(unit_amount(amount, unit) for unit, amount in self.left.items())
         return f"<Run {self.budget.name!r}: {left} left>"
 
 

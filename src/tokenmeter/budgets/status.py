@@ -48,7 +48,8 @@ class Balance:
         reserved: What calls in flight hold, in `unit`.
         remaining: What is left, ``limit - spent - reserved``; negative when a soft budget is passed.
         window_start: Aware UTC; None for a budget that never resets.
-        resets_at: Start of the next window, aware UTC; None when it never resets. For a rate limit: when what was
+        resets_at: Start of the next window, aware UTC, or the end of the budget itself, where that is before it; None
+            when it never resets or ends. For a rate limit: when what was
             used at its busiest is forgotten.
         hard: Whether it stops calls.
         limit_known: False where the limit is asked of a function that this process does not have, or that fails, and no
@@ -319,7 +320,7 @@ def _balance(
         reserved=amount_of(cap.unit, counter.reserved),
         remaining=_UNLIMITED if unlimited else amount_of(cap.unit, limit - _taken(counter)),
         window_start=from_microseconds(key.window_start) if end is not None else None,
-        resets_at=None if end is None else from_microseconds(end),
+        resets_at=None if (until := cap.ends_first(end)) is None else from_microseconds(until),
         hard=cap.budget.hard,
         limit_known=known,
         assumed=amount_of(cap.unit, beyond.get(key, 0)),

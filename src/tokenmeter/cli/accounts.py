@@ -309,7 +309,7 @@ def _show_balances(frame: Frame, found: Sequence[Balance], tz: str) -> None:
     lines: list[list[str | ProgressBar]] = []
     for balance in found:
         scope = ", ".join(f"{name}={value}" for name, value in balance.scope.items()) or "all calls"
-        resets = (
+        until = (
             "never" if balance.resets_at is None else balance.resets_at.astimezone(zone(tz)).strftime("%Y-%m-%d %H:%M")
         )
         used = add(balance.spent, balance.reserved)
@@ -324,11 +324,12 @@ def _show_balances(frame: Frame, found: Sequence[Balance], tz: str) -> None:
                 unit_amount(balance.remaining, balance.unit) if balance.limit_known else "",
                 f"{round_to(multiply(_share_used(balance), 100), 0):f}%" if balance.limit_known else "",
                 _bar(balance),
-                resets,
+                until,
             ]
         )
+    resets = f"resets ({tz})"
     figures = ("used", *(("assumed",) if any_assumed else ()), "limit", "left", "%")
-    show_table(("budget", "scope", *figures, "", "resets"), lines, figures=figures, whole=("budget", "scope", "resets"))
+    show_table(("budget", "scope", *figures, "", resets), lines, figures=figures, whole=("budget", "scope", resets))
 
 
 def _share_used(balance: Balance) -> Decimal:
