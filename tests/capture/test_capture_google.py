@@ -997,6 +997,30 @@ def test_every_turn_of_a_live_session_is_a_bill(live, books):
 
 
 @since(1, 32)
+@pytest.mark.parametrize(
+    ("usage", "quantities"),
+    [
+        ({"promptTokenCount": 0, "responseTokenCount": 0, "totalTokenCount": 0}, None),
+        ({"promptTokenCount": -1, "responseTokenCount": 5, "totalTokenCount": 4}, None),
+        ({"promptTokenCount": 40, "responseTokenCount": 0, "totalTokenCount": 40}, {"input": 40, "output": 6}),
+        ({"promptTokenCount": "40", "responseTokenCount": "5", "totalTokenCount": "45"}, {"input": 40, "output": 5}),
+    ],
+)
+def test_a_turn_that_counts_badly_is_never_free_in_silence(usage, quantities, live, books):
+    provider, client = live
+    provider.answer("The sea is very large", usage=usage)
+
+    async def talk():
+        async with client.aio.live.connect(model="gemini-3.8-live") as session:
+            await a_turn(session, "Tell me of the sea")
+
+    asyncio.run(talk())
+    entry = books.one()
+    assert dict(entry.usage.quantities) == (quantities or {})
+    assert (entry.cost_source == "unpriced") == (quantities is None)
+
+
+@since(1, 32)
 def test_a_live_session_without_a_turn_is_free(live, books):
     _, client = live
 

@@ -63,6 +63,27 @@ async def test_responses_over_a_connection_are_recorded(name, clients, books, pr
     assert books.quantities() == dict(provider.total.quantities)
 
 
+@pytest.mark.parametrize("name", ["OpenAI", "AsyncOpenAI"])
+@pytest.mark.parametrize(
+    "usage", [None, {}, {"input_tokens": 0, "output_tokens": 0}, {"input_tokens": -5, "output_tokens": 9}]
+)
+async def test_a_response_over_a_connection_that_counts_badly_is_estimated_as_over_http(
+    name, usage, clients, books, provider, do
+):
+    client = clients.make(name)
+    _needs(client, "responses.connect")
+    provider.answer("The sea is large.", usage=usage, omit_usage=usage is None, times=2)
+    asked = {"model": "gpt-5-mini", "input": "Tell me of the sea. " * 20}
+    await do(client.responses.create(**asked))
+    async with do.inside(client.responses.connect()) as connection:
+        await do(connection.response.create(**asked))
+        while (await do(connection.recv())).type != "response.completed":
+            pass
+    plain, heard = books.all()
+    assert "estimated" in plain.flags
+    assert (heard.usage, heard.flags, heard.billed_cost) == (plain.usage, plain.flags, plain.billed_cost)
+
+
 def test_a_sessions_transcription_is_recorded_at_its_own_model(clients, books, provider):
     client = clients.openai()
     _needs(client, "realtime.connect")

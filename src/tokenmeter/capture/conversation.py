@@ -180,7 +180,8 @@ class Conversation:
             event = json.loads(data)
             kind, names = event.get("type"), self._events
             if kind in names.answers or kind in names.asides:
-                self._understand(message, self._usage_in(event), "ok", answers=kind in names.answers)
+                answers = kind in names.answers
+                self._understand(message, self._usage_in(event, answers=answers), "ok", answers=answers)
             elif kind in names.totals:
                 self._take_total(message, self._usage_in(event), ended=kind in names.last_totals)
             elif kind in names.beginnings or kind in names.settings:
@@ -225,10 +226,11 @@ class Conversation:
                 break
             except Exception as error:  # noqa: BLE001 - see above
                 self.meter.fault("read what a socket is asked", error)
-        return replace(self._call, facts=replace(facts, streamed=True, region=known.region))
+        return replace(self._call, facts=replace(facts, streamed=True, region=known.region, cost_unit=known.cost_unit))
 
-    def _usage_in(self, event: Mapping[str, Any]) -> Observation:
-        call = self._call
+    def _usage_in(self, event: Mapping[str, Any], *, answers: bool = False) -> Observation:
+        """What an event says was used; by what was asked, if it answers that."""
+        call = self._asked[0][1].call if self._asked and answers else self._call
         return self._dialect.read(event, provider=call.provider, endpoint=call.endpoint, request=call.facts)
 
     def _configure(self, settings: Mapping[str, Any], *, begins: bool) -> None:

@@ -79,9 +79,12 @@ class _MeteredSession(_LiveSession):
 
 
 class _Turn:
-    """What is known of a turn: its call, whether leave was asked and anything heard, and what was told of it."""
+    """What is known of a turn: its call, whether leave was asked and anything heard, and what was told of it.
 
-    __slots__ = ("asked", "call", "ended", "grounding", "heard", "said")
+    Of what was answered only the words are kept, until the turn is billed: beside them a count of nothing is none.
+    """
+
+    __slots__ = ("asked", "call", "ended", "grounding", "heard", "parts", "said")
 
     def __init__(self) -> None:
         self.call: InFlight | None = None
@@ -90,6 +93,7 @@ class _Turn:
         self.ended = False
         self.said: dict[str, Any] = {}
         self.grounding: dict[str, Any] = {}
+        self.parts: list[dict[str, Any]] = []
 
 
 class _Turns:
@@ -144,7 +148,8 @@ class _Turns:
         for _ in range(2):  # what fails once may pass, as want of memory does
             try:
                 await self._begin(turn)  # the provider may speak unasked
-                body = {"usageMetadata": turn.said, "serverContent": {"groundingMetadata": turn.grounding}}
+                content = {"groundingMetadata": turn.grounding, "modelTurn": {"parts": turn.parts}}
+                body = {"usageMetadata": turn.said, "serverContent": content}
                 await _write_down(turn.call, body)
                 self._turn, self._billed = _Turn(), message
             except Exception as error:  # noqa: BLE001 - the caller gets his message
@@ -178,8 +183,17 @@ def _take(turn: _Turn, message: Any) -> None:
     if content is not None:
         if found := getattr(content, "grounding_metadata", None):
             turn.grounding.update(found.model_dump(mode="json", by_alias=True, exclude_none=True))
+        turn.parts += map(_words_of, getattr(getattr(content, "model_turn", None), "parts", None) or ())
+        if heard := getattr(getattr(content, "output_transcription", None), "text", None):
+            turn.parts.append({"text": heard})
         if getattr(content, "turn_complete", None):
             turn.ended = True
+
+
+def _words_of(part: Any) -> dict[str, Any]:
+    """A part of an answer as far as its size goes: its words; of a sound, that it is one."""
+    said: dict[str, Any] = {"text": part.text} if getattr(part, "text", None) else {"inlineData": {}}
+    return {**said, "thought": True} if getattr(part, "thought", None) else said
 
 
 # -- what turns and music have in common

@@ -381,20 +381,26 @@ def run_trigger(context: Context) -> Served:
 def turn_of(context: Context) -> tuple[list[JSON], Bill]:
     """The messages of one turn of a Live session, and its bill."""
     composition = _compose(context)
-    usage = google_usage(composition.usage)
-    told = {
-        "promptTokenCount": usage["promptTokenCount"],
-        "responseTokenCount": usage.get("candidatesTokenCount", 0),
-        "thoughtsTokenCount": usage.get("thoughtsTokenCount", 0),
-        "totalTokenCount": usage["promptTokenCount"] + usage.get("candidatesTokenCount", 0),
-        "promptTokensDetails": usage["promptTokensDetails"],
-        "responseTokensDetails": usage.get("candidatesTokensDetails", []),
-    }
+    told = composition.wire_usage
+    if told is None:
+        usage = google_usage(composition.usage)
+        prompt, spoken = usage.get("promptTokenCount", 0), usage.get("candidatesTokenCount", 0)
+        told = {
+            "promptTokenCount": prompt,
+            "responseTokenCount": spoken,
+            "thoughtsTokenCount": usage.get("thoughtsTokenCount", 0),
+            "totalTokenCount": prompt + spoken,
+            "promptTokensDetails": usage.get("promptTokensDetails", []),
+            "responseTokensDetails": usage.get("candidatesTokensDetails", []),
+        }
+    last: JSON = {"serverContent": {"turnComplete": True}}
+    if not context.answer.omit_usage:
+        last["usageMetadata"] = told
     said = {"modelTurn": {"role": "model", "parts": [{"text": composition.text or ""}]}}
     messages: list[JSON] = [
         {"serverContent": said},
         {"serverContent": {"generationComplete": True}},
-        {"serverContent": {"turnComplete": True}, "usageMetadata": told},
+        last,
     ]
     bill = composition.bill("", told)
     return messages, replace(bill, response_id=None)

@@ -99,7 +99,8 @@ def _word_bytes(body: JSON) -> int:
 
 
 def _answer_parts(body: JSON) -> list[JSON]:
-    contents = (section(candidate, "content") for candidate in members(body, "candidates"))
+    contents = [section(candidate, "content") for candidate in members(body, "candidates")]
+    contents.append(section(section(body, "serverContent"), "modelTurn"))  # a turn of a Live session
     return [part for content in contents for part in members(content, "parts")]
 
 
