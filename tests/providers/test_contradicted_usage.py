@@ -531,3 +531,29 @@ def test_searches_beside_two_kinds_of_search_tools_say_that_the_price_is_assumed
     both = [{"type": "web_search_preview"}, {"type": "web_search"}]
     for tools, flags in ((both, {"search_tool_assumed"}), (both[:1], set()), (both[1:], set())):
         assert read({**body, "usage": usage, "tools": tools}, "responses", "openai").flags == flags
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"type": "redacted_thinking", "data": WORDS},
+        {"type": "thinking", "thinking": WORDS, "signature": "x"},
+        {"type": "text", "text": WORDS},
+        {"type": "tool_use", "id": "t", "name": "f", "input": {"words": WORDS}},
+    ],
+)
+def test_a_block_that_begins_whole_is_content_beside_a_zero(block):
+    usage = {"input_tokens": 1000, "output_tokens": 0}
+    message = {"type": "message", "model": "claude-opus-4-6", "content": [block], "stop_reason": "end_turn"}
+    reader = dialect_for("anthropic", "messages").stream(provider="anthropic", endpoint="messages", request=REQUEST)
+    for event in (
+        {"type": "message_start", "message": {**message, "content": [], "usage": usage}},
+        {"type": "content_block_start", "index": 0, "content_block": block},
+        {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 0}},
+        {"type": "message_stop"},
+    ):
+        reader.feed(event)
+    whole = read({**message, "usage": usage}, "messages", "anthropic")
+    assert whole.usage["output"] >= 100
+    assert (reader.observation().usage, reader.observation().flags) == (whole.usage, whole.flags) != ({}, set())
+    assert "estimated" in whole.flags

@@ -73,7 +73,7 @@ def message(body: JSON, context: Context) -> Observation:
     said = exclusive(wire)
     if said.unsaid == BOTH_SIDES:
         said = read_usage(wire) or said  # a gateway may hand on what its host said in a format of its own
-    top = said if refused else context.complete(said, received=lambda: _content_bytes(body))
+    top = said if refused else context.complete(said, received=lambda: content_bytes(body))
     if top is None:
         known = model or context.request.model
         return unknown(body, body.get("usage"), model=known, flags=said.flags, deduplicate=True)
@@ -139,7 +139,7 @@ def is_called_by_code(block: JSON) -> bool:
     return named and (text(section(block, "caller"), "type") or "").startswith("code_execution")
 
 
-def _content_bytes(body: JSON) -> int:
+def content_bytes(body: JSON) -> int:
     """UTF-8 bytes of what the model wrote: text, thinking, and calls of tools with their names."""
     words: list[Any] = [body.get("completion")]
     for block in members(body, "content"):

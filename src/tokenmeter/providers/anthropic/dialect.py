@@ -128,7 +128,7 @@ class MessageStream:
         elif kind == "content_block_start":
             self._content = True
             block = section(event, "content_block")
-            self._bytes += utf8_length(text(block, "name") or "")
+            self._bytes += bodies.content_bytes({"content": [block]})  # deltas follow, or hosts put all of it here
             if not self._called and bodies.is_called_by_code(block):
                 self._called = [{"name": block["name"], "caller": block["caller"]}]
             if bodies.is_search(block):
