@@ -228,6 +228,15 @@ def every_store(store_url):
     opened.close()
 
 
+@pytest.fixture
+def provider():
+    """A provider on this machine, whose own books say what reached it."""
+    from tokenmeter.testing import FakeProvider
+
+    with FakeProvider() as running:
+        yield running
+
+
 class EndedCommand(NamedTuple):
     """How a command ended: with its exit code, and what it printed."""
 

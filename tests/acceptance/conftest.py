@@ -6,16 +6,9 @@ import pytest
 
 import tokenmeter
 import tokenmeter.default
-from tokenmeter.testing import FakeProvider
 
 OPENAI_KEY = "sk-acceptance-openai-0001"
 ANTHROPIC_KEY = "sk-ant-acceptance-0002"
-
-
-@pytest.fixture
-def provider():
-    with FakeProvider() as running:
-        yield running
 
 
 @pytest.fixture

@@ -41,12 +41,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
                 pytest.skip(f"this SDK version has no {feature}")
 
 
-@pytest.fixture
-def provider() -> Iterator[FakeProvider]:
-    with FakeProvider() as running:
-        yield running
-
-
 @pytest.fixture(scope="session")
 def priced() -> Meter:
     """A meter with the real price list, which takes a while to read."""

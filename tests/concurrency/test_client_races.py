@@ -10,7 +10,6 @@ import pytest
 
 import tokenmeter
 from tokenmeter.errors import BudgetExceededError
-from tokenmeter.testing import FakeProvider
 
 SHARED = pytest.mark.parametrize("store_url", ["sqlite", "postgres"], indirect=True)
 LIMIT = 150
@@ -67,13 +66,6 @@ def work(sdk, url, base_url, threads, patience):
     for thread in workers:
         thread.join()
     tokenmeter.default_meter().close()
-
-
-@pytest.fixture
-def provider():
-    """The provider, whose own books say what reached it."""
-    with FakeProvider() as running:
-        yield running
 
 
 @pytest.fixture

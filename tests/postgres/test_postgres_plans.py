@@ -12,15 +12,8 @@ from tokenmeter import Budget
 from tokenmeter.ledger import utcnow
 from tokenmeter.stores.postgres import journal
 from tokenmeter.stores.postgres.store import PostgresStore
-from tokenmeter.testing import FakeProvider
 
 HELLO = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hello"}]}
-
-
-@pytest.fixture
-def provider():
-    with FakeProvider() as running:
-        yield running
 
 
 @pytest.fixture
