@@ -153,7 +153,7 @@ class InFlight:
         self.goes_freely = plan is not None
         if plan is None:  # right here: a body may change while its answer is awaited
             self._call = self._described()
-            self._authorization = leave(meter, self._call)
+            self._authorization = give_leave(meter, self._call)
         elif plan.demands.any or streamed:
             self.goes_freely = False
             request = None
@@ -855,6 +855,6 @@ def _call_of(identity: Identity | InFlight, endpoint: Endpoint, facts: RequestFa
     )
 
 
-def leave(meter: Meter, call: Call) -> Authorization:
+def give_leave(meter: Meter, call: Call) -> Authorization:
     """Leave for a call that no budget is asked about."""
     return Authorization(call, meter.store.now(), time.perf_counter_ns())

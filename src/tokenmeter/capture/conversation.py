@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from tokenmeter import processes
 from tokenmeter.call import Call, Outcome
-from tokenmeter.capture.calls import REFUSALS, describe, identify, leave
+from tokenmeter.capture.calls import REFUSALS, describe, give_leave, identify
 from tokenmeter.capture.readings import GrowingBill, opened
 from tokenmeter.capture.sdk import Binding, UnreadBody, binding_of, bound_to, twice
 from tokenmeter.capture.settlement import Settling, catch_up_async, settle, settle_from_anywhere, watch
@@ -255,7 +255,7 @@ class Conversation:
         identity = self._attached_to or self._session.setdefault("id", new_id())
         flags = total.flags | {"estimated"} if status == "aborted" else total.flags
         outcome = Outcome(status=status, observation=replace(total, response_id=identity, flags=flags))
-        self._write(GrowingBill(self.meter, leave(self.meter, self._call), outcome, identity))
+        self._write(GrowingBill(self.meter, give_leave(self.meter, self._call), outcome, identity))
         self._due, self._total = time.monotonic() + _EVERY, None
 
     def _refuse(self, message: _Message, error: Mapping[str, Any]) -> None:
@@ -272,7 +272,7 @@ class Conversation:
         asked = self._asked[0] if self._asked and answers else None
         bills: list[Settling] = []
         if seen is None or seen.billable:
-            account = leave(self.meter, self._call) if asked is None else asked[1]
+            account = give_leave(self.meter, self._call) if asked is None else asked[1]
             if seen is not None:
                 bills += (
                     Settling(self.meter, account, Outcome(status=status, observation=bill, last=False))

@@ -210,7 +210,7 @@ async def authorize_async(meter: Meter, call: Call, hold_id: str) -> Authorizati
         try:
             return await anyio.to_thread.run_sync(waiting.authorize, limiter=anyio.CapacityLimiter(1))
         except BaseException:
-            waiting.leave()
+            waiting.give_back()
             raise
 
 
@@ -221,7 +221,7 @@ class _Waiting:
         self._meter = meter
         self._call = call
         self._hold_id = hold_id
-        self._left = False
+        self._given_back = False
         self._granted: Authorization | None = None
         self._lock = threading.Lock()
 
@@ -229,14 +229,14 @@ class _Waiting:
         granted = self._meter.authorize(self._call, hold_id=self._hold_id)
         with self._lock:
             self._granted = granted
-            left = self._left
-        if left:
+            given_back = self._given_back
+        if given_back:
             self._meter.release(granted)
         return granted
 
-    def leave(self) -> None:
+    def give_back(self) -> None:
         with self._lock:
-            self._left = True
+            self._given_back = True
             granted = self._granted
         if granted is not None:
             self._meter.release(granted)

@@ -310,7 +310,7 @@ def _logout(door: Door) -> Callable[[Request], Awaitable[Response]]:
     async def logout(request: Request) -> Response:
         form = parse_qs((await request.body())[:_LONGEST_FORM].decode(errors="replace"))
         check_own_page(request, form.get("proof", [""])[0])
-        return door.leave(base_of(request))
+        return door.log_out(base_of(request))
 
     return logout
 

@@ -254,7 +254,7 @@ class Door:
         )
         return response
 
-    def leave(self, base: str) -> RedirectResponse:
+    def log_out(self, base: str) -> RedirectResponse:
         """To the login page, without the cookie."""
         response = RedirectResponse(f"{base}/login", status_code=303)
         response.delete_cookie(_COOKIE, path=f"{base}/")
