@@ -14,9 +14,9 @@ from datetime import timedelta
 import openai
 import pytest
 from google import genai
-from test_capture_interrupts import ROOT, interrupted_at
 
 import tokenmeter
+from interrupting import ROOT, interrupted_at
 from tokenmeter.capture.calls import InFlight
 from tokenmeter.capture.responses import Exchange
 from tokenmeter.meter import Meter

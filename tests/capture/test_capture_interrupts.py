@@ -6,8 +6,6 @@ import asyncio
 import contextvars
 import gc
 import json
-import os
-import sys
 from datetime import timedelta
 from typing import Any
 
@@ -15,10 +13,10 @@ import openai
 import pytest
 
 import tokenmeter
+from interrupting import interrupted_at
 from tokenmeter.meter import Meter
 from tokenmeter.stores import open_store
 
-ROOT = os.path.dirname(tokenmeter.__file__)  # noqa: PTH120 - compared with code objects' names
 CHAT = {"model": "gpt-5-mini", "messages": [{"role": "user", "content": "x"}]}
 USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
 ANSWER = {
@@ -80,33 +78,6 @@ class Calls:
                     pass
 
         self.loop.run_until_complete(go())
-
-
-def interrupted_at(number, call, raised=KeyboardInterrupt, *, within=ROOT):
-    """Where line `number` of ours (in files named so) was, at which `call` was interrupted; None when it has fewer."""
-    place = None
-    passed = 0
-
-    def line(frame, event, _argument):
-        nonlocal passed, place
-        if event == "line":
-            passed += 1
-            if passed == number:
-                place = f"{frame.f_code.co_qualname}, line {frame.f_lineno}"
-                raise raised
-        return line
-
-    def enter(frame, _event, _argument):
-        return line if frame.f_code.co_filename.startswith(within) else None
-
-    sys.settrace(enter)
-    try:
-        call()
-    except raised:
-        pass
-    finally:
-        sys.settrace(None)
-    return place
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # where it came in a finaliser

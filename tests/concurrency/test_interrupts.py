@@ -1,6 +1,5 @@
 """An exception at any line (Ctrl-C, a signal handler that raises, a soft time limit) leaves no lock and no hold."""
 
-import sys
 import threading
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import tokenmeter.stores
+from interrupting import interrupted_at
 from tokenmeter.ledger import Claim, CounterKey, Entry, Posting, Reservation, new_id
 from tokenmeter.stores.base import Counter
 from tokenmeter.stores.documents import NewDocument
@@ -40,35 +40,6 @@ def entry(member="ada"):
         billed_cost=cost,
         attribution=tokenmeter.attribution.Attribution(member=member),
     )
-
-
-def interrupt(work, at):
-    """Run `work` with an exception raised at the `at`-th line of the stores' code; whether it came so far.
-
-    What is raised in a finaliser that the garbage collector happens to run (an earlier test's store) reaches nobody.
-    """
-    seen = 0
-
-    def look(frame, event, _):
-        nonlocal seen
-        if not frame.f_code.co_filename.startswith(HOME):
-            return None
-        if event == "line":
-            seen += 1
-            if seen == at:
-                sys.settrace(None)
-                raise Stop
-        return look
-
-    before = sys.gettrace()
-    sys.settrace(look)
-    try:
-        work()
-    except Stop:
-        pass
-    finally:
-        sys.settrace(before)
-    return seen >= at
 
 
 def in_thread(work):
@@ -103,7 +74,7 @@ def other(path):
 
 def each_line(work, check, *, step=1):
     at = 1
-    while interrupt(work, at):
+    while interrupted_at(at, work, Stop, within=HOME) is not None:  # raised in a finaliser, it reaches nobody
         check()
         at += step
     assert at > 20

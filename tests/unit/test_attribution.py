@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import pickle
-import sys
 import threading
 from decimal import Decimal
 
 import pytest
 
+from interrupting import ROOT, interrupted_at
 from tokenmeter.attribution import NOBODY, ApiKey, Attribution, attribute, current_attribution, current_scopes
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.usage import Usage
@@ -196,38 +196,23 @@ def test_a_scope_adds_up_what_settles_inside_it_and_counts_what_has_no_price():
 
 def test_every_call_of_a_block_counts_once_whichever_line_of_the_counting_is_interrupted():
     """What is counted waits to be added up, which is done by whoever finds much waiting."""
-    many, line, counted = 150, 1, 0
+    many, line, counted = 150, 0, 0
+    place: str | None = "nowhere"
 
-    def stop_at(frame, event, _):
-        nonlocal passed
-        if not frame.f_code.co_filename.endswith("attribution.py"):
-            return None
-        passed += event == "line"
-        if passed == line and event == "line":
-            raise KeyboardInterrupt
-        return stop_at
+    def count():
+        for _ in range(many):
+            scope.count({"input": 2}, 1, 3, 5, unpriced=True)
 
-    while True:
-        passed = 0
+    while place is not None:
+        line += 1
         with attribute(member="ada") as scope:
-            sys.settrace(stop_at)
-            try:
-                for _ in range(many):
-                    scope.count({"input": 2}, 1, 3, 5, unpriced=True)
-            except KeyboardInterrupt:
-                pass
-            finally:
-                sys.settrace(None)
+            place = interrupted_at(line, count, within=f"{ROOT}/attribution.py")
             counted = scope.requests
-            for _ in range(many):
-                scope.count({"input": 2}, 1, 3, 5, unpriced=True)
+            count()
             calls = counted + many
             assert scope.requests == scope.unpriced == calls
             assert scope.usage.quantities == {"input": 2 * calls}
             assert (scope.list_cost, scope.billed_cost) == (Decimal(3 * calls) / 10**12, Decimal(5 * calls) / 10**12)
-        if passed < line:
-            break
-        line += 1
     assert counted == many
     assert line > many
 

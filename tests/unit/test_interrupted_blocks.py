@@ -2,45 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import sys
-
 import pytest
 
 import tokenmeter
+from interrupting import interrupted_at
 from tokenmeter.attribution import attribute, current_scopes
 
-ROOT = os.path.dirname(tokenmeter.__file__)  # noqa: PTH120 - compared with code objects' names
 #: They have a ``with`` of their own: between its last line and the call of ``__exit__`` only a tracer can come.
 RUNNERS = {"_call", "_await", "_iterate", "_iterate_async"}
 BLOCKS = [attribute(member="grace"), tokenmeter.budget(limit_usd=1, name="a run")]
-
-
-def interrupted_at(number, call):
-    """Where line `number` of ours was, at which `call` was interrupted; None when it has fewer."""
-    place, passed = None, 0
-
-    def line(frame, event, _argument):
-        nonlocal passed, place
-        if event == "line":
-            passed += 1
-            if passed == number:
-                place = f"{frame.f_code.co_qualname}, line {frame.f_lineno}"
-                raise KeyboardInterrupt
-        return line
-
-    def enter(frame, _event, _argument):
-        ours = frame.f_code.co_filename.startswith(ROOT) and frame.f_code.co_name not in RUNNERS
-        return line if ours else None
-
-    sys.settrace(enter)
-    try:
-        call()
-    except KeyboardInterrupt:
-        pass
-    finally:
-        sys.settrace(None)
-    return place
 
 
 def enter_once(block):
@@ -105,7 +75,7 @@ def test_what_was_open_before_is_open_afterwards(way, block):
     with attribute(member="ada"):
         before, number = current_scopes(), 1
         call = way(block)
-        while (place := interrupted_at(number, call)) is not None:
+        while (place := interrupted_at(number, call, without=RUNNERS)) is not None:
             assert current_scopes() == before, place
             number += 1
         assert number > 5, "it was not interrupted at all"
