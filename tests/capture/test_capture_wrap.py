@@ -150,6 +150,7 @@ def test_what_is_no_client_is_refused_by_name(thing):
         tokenmeter.wrap(thing)
 
 
+@pytest.mark.needs("openai:responses")
 def test_our_module_in_place_of_the_sdks_meters_its_module_level_client(provider, tmp_path):
     """With ``from tokenmeter import openai``; the SDK's is one for the process, so in one of its own."""
     script = f"""
