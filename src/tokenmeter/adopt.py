@@ -7,6 +7,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from tokenmeter.arguments import tell_wrong_arguments
 from tokenmeter.attribution import NOBODY, Attribution
 from tokenmeter.errors import ConfigurationError
 
@@ -48,6 +49,7 @@ ClientT = TypeVar("ClientT", bound=AnyClient | GoogleClient | ModuleType)
 _SDKS = {"openai": "openai", "anthropic": "anthropic", "google.genai": "google"}
 
 
+@tell_wrong_arguments
 def wrap(client: ClientT, meter: Meter | None = None, *, attribution: Attribution = NOBODY) -> ClientT:
     """Meter a client in place: its type, its settings and the resources taken from it before all stay.
 

@@ -13,6 +13,7 @@ from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
 
+from tokenmeter.arguments import tell_wrong_arguments
 from tokenmeter.attribution import NOBODY, Attribution
 from tokenmeter.errors import ConfigurationError, LedgerError, StoreUnavailableError, TamperedLedgerError
 from tokenmeter.late import LateModule, late_method
@@ -100,7 +101,7 @@ def _check_hash(name: str, value: str | None) -> str | None:
 
 def _of_ledger(find: Callable[[], Callable[Concatenate[Store, P], R]]) -> Callable[Concatenate[CallMeter, P], R]:
     """A function of a store as a method of the meter that has the store."""
-    return late_method(lambda: _make_method(find()))
+    return late_method(lambda: tell_wrong_arguments(_make_method(find())))
 
 
 def _of_profile(find: Callable[[], Callable[Concatenate[Store, P], R]]) -> Callable[Concatenate[CallMeter, P], R]:
@@ -115,7 +116,7 @@ def _of_profile(find: Callable[[], Callable[Concatenate[Store, P], R]]) -> Calla
                 kwargs["profile"] = self.profile
             return method(self, *args, **kwargs)
 
-        return with_profile
+        return tell_wrong_arguments(with_profile)
 
     return late_method(make)
 
@@ -148,6 +149,7 @@ class Meter(CallMeter):
 
     # -- reading
 
+    @tell_wrong_arguments
     def report(
         self,
         by: str | Sequence[str] = (),
@@ -195,6 +197,7 @@ class Meter(CallMeter):
             ),
         )
 
+    @tell_wrong_arguments
     def entries(
         self,
         *,
@@ -213,6 +216,7 @@ class Meter(CallMeter):
         query = reports.Query.parse(since=since, until=until, period=period, where=where, tz=tz)
         return reports.read_entries(self.catch_up(), query, newest_first=newest_first)
 
+    @tell_wrong_arguments
     def price(
         self: Priced,
         response_or_usage: Any,
@@ -267,15 +271,16 @@ class Meter(CallMeter):
         )
         return replace(rating, flags=observation.flags | rating.flags) if observation.flags else rating
 
-    estimate = late_method(lambda: estimating.estimate)
+    estimate = late_method(lambda: tell_wrong_arguments(estimating.estimate))
 
     # -- by hand
 
-    record = late_method(lambda: by_hand.record)
-    hold = late_method(lambda: by_hand.hold)
+    record = late_method(lambda: tell_wrong_arguments(by_hand.record))
+    hold = late_method(lambda: tell_wrong_arguments(by_hand.hold))
 
     # -- files for others
 
+    @tell_wrong_arguments
     def export_entries(
         self,
         target: writers.Target,
@@ -310,6 +315,7 @@ class Meter(CallMeter):
             self.catch_up(), target, format=format, query=query, overwrite=overwrite, progress=progress
         )
 
+    @tell_wrong_arguments
     def export_charges(
         self,
         target: writers.Target,
@@ -329,6 +335,7 @@ class Meter(CallMeter):
             self.catch_up(), target, format=format, query=query, overwrite=overwrite, progress=progress
         )
 
+    @tell_wrong_arguments
     def export_focus(
         self,
         folder: str | Path,
@@ -359,6 +366,7 @@ class Meter(CallMeter):
 
     # -- keeping the ledger right
 
+    @tell_wrong_arguments
     def verify(
         self,
         *,
@@ -407,6 +415,7 @@ class Meter(CallMeter):
             counted = [Fault("unchecked", "budgets", f"They were not counted again. {error}")]
         return replace(outcome, faults=(*outcome.faults, *counted))
 
+    @tell_wrong_arguments
     def checkpoint(self, *, key: bytes | None = None) -> checkpoints.Checkpoint:
         """The present state of the ledger, signed: hand it to whoever must be convinced later that nothing was changed.
 
@@ -423,6 +432,7 @@ class Meter(CallMeter):
         """
         return checkpoints.sign(self.catch_up(), key)
 
+    @tell_wrong_arguments
     def reprice(
         self,
         *,
@@ -481,6 +491,7 @@ class Meter(CallMeter):
 
     # -- years
 
+    @tell_wrong_arguments
     def archive(
         self,
         through: str,
@@ -516,6 +527,7 @@ class Meter(CallMeter):
         """Every sealed month, in the order of the chain."""
         return list(self.catch_up().archives.listed())
 
+    @tell_wrong_arguments
     def restore_archive(self, since: str | None = None) -> list[manifest.ArchivedMonth]:
         """Bring the entries of dropped months, from `since` (``2026-08``) on, back into the live ledger.
 
@@ -531,6 +543,7 @@ class Meter(CallMeter):
         """
         return list(self.catch_up().archives.restore(since))
 
+    @tell_wrong_arguments
     def duckdb(self, path: str | os.PathLike[str] | None = None) -> DuckDBPyConnection:
         """The whole ledger, archived months included, as tables of DuckDB, for questions in SQL and for BI tools.
 
@@ -547,6 +560,7 @@ class Meter(CallMeter):
         """
         return self.catch_up().archives.connect(path)
 
+    @tell_wrong_arguments
     def prove(self, entry_id: str) -> manifest.Proof:
         """That a sealed month has an entry, for somebody who knows the month's Merkle root and sees nothing else.
 
@@ -584,7 +598,7 @@ class Meter(CallMeter):
     record_payment = _of_ledger(lambda: billing.record_payment)
     void_invoice = _of_ledger(lambda: billing.void_invoice)
     write_off_invoice = _of_ledger(lambda: billing.write_off_invoice)
-    import_usage = late_method(lambda: importing.import_usage)
+    import_usage = late_method(lambda: tell_wrong_arguments(importing.import_usage))
     reconcile = _of_ledger(lambda: reconciliation.reconcile)
     file_reconciliation = _of_ledger(lambda: reconciliation.file_reconciliation)
-    post_proposals = late_method(lambda: reconciliation.post_proposals)
+    post_proposals = late_method(lambda: tell_wrong_arguments(reconciliation.post_proposals))

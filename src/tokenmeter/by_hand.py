@@ -6,8 +6,10 @@ import asyncio
 import functools
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from difflib import get_close_matches
+from functools import lru_cache
 from types import TracebackType
 from typing import Any, Self, cast
 
@@ -20,14 +22,22 @@ from tokenmeter.errors import ConfigurationError, shown
 from tokenmeter.ledger import Entry
 from tokenmeter.meter import Authorization, Meter
 from tokenmeter.periods import parse_instant
+from tokenmeter.pricing import PriceList
 from tokenmeter.processes import is_disabled
 from tokenmeter.providers import dialect_for, error_in, observe, to_wire
+from tokenmeter.providers.hosts import names
+from tokenmeter.providers.registry import FORMATS, dialect
 from tokenmeter.usage import Observation
 
 #: What a call that was on its way when it failed may have cost, nobody knows.
 _LOST = Observation(flags=frozenset({"billing_unknown"}))
 #: Seconds since the epoch that can be when an answer was made: 2020 to 2100.
 _FIRST, _LAST = 1_577_836_800, 4_102_444_800
+
+#: How far the clock of who tells when a call was made may be ahead of the ledger's.
+_AHEAD = timedelta(days=1)
+#: How much a name has in common with the one that it is a slip for.
+_ALIKE = 0.8  # not money
 
 
 def record(
@@ -77,7 +87,8 @@ def record(
 
     Raises:
         PricingError: neither a response nor a usage object.
-        ConfigurationError: `provider` or `endpoint` is empty, or `at` is no instant.
+        ConfigurationError: `provider` or `endpoint` is empty, or almost one that is known; `at` is no instant, or one
+            that is still to come.
 
     Examples:
         >>> answer = requests.post(url, json=body).json()  # doctest: +SKIP
@@ -92,7 +103,10 @@ def record(
     body = to_wire(response_or_usage)
     outcome = _read(body, call, status, response_id)
     # The ledger's clock, by which budgets cut their windows on every host alike.
-    started_at = meter.store.now() if at is None else parse_instant(at)
+    now = meter.store.now()
+    started_at = now if at is None else parse_instant(at)
+    if started_at > now + _AHEAD:
+        raise ConfigurationError(f"at={shown(at)} is still to come: a call is recorded when it was made.")
     return _settle(meter, Authorization(call, started_at, 0), outcome, _made_at(body), dated=at is not None)
 
 
@@ -128,7 +142,7 @@ def hold(
         attribution: On whose account, before the `attribute` blocks around.
 
     Raises:
-        ConfigurationError: `provider` or `endpoint` is empty, or a number of tokens is none.
+        ConfigurationError: `provider` or `endpoint` is empty, or almost one that is known; a number of tokens is none.
         BudgetExceededError: from the block's beginning: a hard cap would be passed. Make no call.
         StoreUnavailableError: from the block's beginning: a hard cap applies and the ledger fails.
 
@@ -267,6 +281,10 @@ def _call(
             )
     around = current_attribution()
     found = dialect_for(provider, endpoint).named(endpoint)
+    if found.kind == "unknown" and (meant := _find_meant_endpoint(endpoint)):
+        raise ConfigurationError(f"endpoint {shown(endpoint)} is no method of an SDK. Did you mean {meant!r}?")
+    if meant := _find_meant_provider(provider, meter.pricer.price_list):
+        raise ConfigurationError(f"Who is {shown(provider)}? Did you mean {meant!r}? Rows in `prices` may name others.")
     if (unit := meter.pricer.terms.cost_unit(provider)) is not None:
         facts = replace(facts, cost_unit=unit)
     return Call(
@@ -279,6 +297,21 @@ def _call(
         api_key=meter.identify(api_key),
         span=None if meter.spans is None else meter.spans.current(),
     )
+
+
+@lru_cache(maxsize=256)
+def _find_meant_endpoint(endpoint: str) -> str | None:
+    """The endpoint that one which no format has is a slip for; None for one that is like none."""
+    billed = {path for name in FORMATS for path in dialect(name).billed()}
+    return next(iter(get_close_matches(endpoint, billed, n=1, cutoff=_ALIKE)), None)
+
+
+@lru_cache(maxsize=256)
+def _find_meant_provider(provider: str, prices: PriceList) -> str | None:
+    """The provider that one whom nobody knows is a slip for. A known name with something before or after it is none."""
+    name = provider.strip().lower()
+    near = None if name in names() else next(iter(get_close_matches(name, names(), n=1, cutoff=_ALIKE)), None)
+    return None if near is None or near in name or prices.sells(name) else near
 
 
 def _read(

@@ -8,6 +8,7 @@ from concurrent.futures import Executor, Future
 from typing import Any, ParamSpec, TypeVar, cast
 from urllib.parse import quote, unquote
 
+from tokenmeter.arguments import tell_wrong_arguments
 from tokenmeter.attribution import NOBODY, Attribution, current_attribution, current_scopes
 from tokenmeter.dimensions import WHO
 from tokenmeter.errors import ConfigurationError, shown
@@ -86,6 +87,7 @@ class CarryingExecutor(Executor):
         self._executor.shutdown(wait, cancel_futures=cancel_futures)
 
 
+@tell_wrong_arguments
 def to_headers(
     headers: Mapping[str, str] | None = None, *, attribution: Attribution | Mapping[str, Any] | None = None
 ) -> dict[str, str]:
@@ -126,6 +128,7 @@ def to_baggage(others: str = "", *, attribution: Attribution | Mapping[str, Any]
     return ",".join(members)
 
 
+@tell_wrong_arguments
 def from_headers(headers: Mapping[str, Any]) -> Attribution:
     """The attribution that `to_headers` put into `headers`; nobody's when there is none.
 

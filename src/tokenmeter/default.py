@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from tokenmeter.api import Meter, Priced
+from tokenmeter.arguments import tell_wrong_arguments
 from tokenmeter.budgets import AlertTarget, Budget
 from tokenmeter.budgets.agreement import check_consistent
 from tokenmeter.budgets.alerts import make_rules
@@ -55,6 +56,7 @@ _pricer: Pricer | None = None
 # -- a meter out of settings
 
 
+@tell_wrong_arguments
 def make_meter(
     settings: Settings | None = None,
     *,

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from tokenmeter.api import Meter, drop_first
 from tokenmeter.default import default_meter, default_prices, default_recorder
+from tokenmeter.errors import ConfigurationError, shown
+from tokenmeter.meter import Meter as CallMeter
 
 P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
@@ -29,7 +31,11 @@ def _on_default(
 
     @functools.wraps(method)
     def function(*args: Any, meter: Meter | None = None, **kwargs: Any) -> Any:
-        return method(meter_of() if meter is None else meter, *args, **kwargs)
+        if meter is None:
+            meter = meter_of()
+        elif not isinstance(meter, CallMeter):  # pyright: ignore[reportUnnecessaryIsInstance] - who has no type checker
+            raise ConfigurationError(f"meter must be a Meter, as configure() returns it, not {shown(meter)}.")
+        return method(meter, *args, **kwargs)
 
     signature, told = drop_first(method)
     own = inspect.Parameter("meter", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="Meter | None")

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from operator import attrgetter
 
+from tokenmeter.arguments import tell_wrong_arguments
 from tokenmeter.budgets.alerts import AlertTarget, Notice, Rule
 from tokenmeter.budgets.bounds import Ceilings, Expectations, Sizes, longest_prompt
 from tokenmeter.budgets.counting import Openings, audit, count, spent_by
@@ -483,6 +484,7 @@ class Budgets(Registry):
         """Counters of budgets in force that differ from the ledger; see `tokenmeter.budgets.counting.audit`."""
         return audit(self._read().caps, self._store, self._pricer, now=self._store.now(), repair=repair)
 
+    @tell_wrong_arguments
     def forget_limits(self, name: str, value: str | None = None) -> None:
         """Ask a budget's limit function again with the next call: for one member (or the like), or for all."""
         self._asked.forget(name, value)

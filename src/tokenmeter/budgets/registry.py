@@ -12,6 +12,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, cast
 
+from tokenmeter.arguments import tell_wrong_arguments
 from tokenmeter.attribution import ApiKey
 from tokenmeter.budgets.agreement import (
     check_consistent,
@@ -111,10 +112,12 @@ class Registry:
         """The definitions in force, each with who said it, when and where."""
         return list(self._read().changes.values())
 
+    @tell_wrong_arguments
     def history(self, name: str | None = None) -> list[Change]:
         """Every definition, change and end of one budget, or of all, the first first."""
         return history(self._read().policy, name)
 
+    @tell_wrong_arguments
     def grants(self, name: str, scope: Mapping[str, str] | None = None) -> list[Grant]:
         """The grants of a budget, or of one of its counters, the first first."""
         return grants_of(self._read().policy.grants, name, scope)
@@ -328,6 +331,7 @@ class Registry:
 
     # -- changing them
 
+    @tell_wrong_arguments
     def set(
         self,
         budget: Budget | Mapping[str, Any],
@@ -370,6 +374,7 @@ class Registry:
             return _would_be(policy, budget.name, budget, by=acting(by), reason=reason, source=source)
         return self._change(budget.name, budget, by=by, reason=reason, source=source)
 
+    @tell_wrong_arguments
     def retire(self, name: str, *, by: str | None = None, reason: str = "", source: str = "run time") -> Change:
         """End a budget. Its history stays; setting it again counts from the ledger.
 
@@ -392,6 +397,7 @@ class Registry:
                 self._read_applied()
                 return self._read_policy().changes[name][len(versions)]
 
+    @tell_wrong_arguments
     def apply(
         self,
         budgets: Iterable[Budget],
@@ -438,6 +444,7 @@ class Registry:
             ]
         return [self._change(name, budget, by=who, reason=reason, source=source) for name, budget in due.items()]
 
+    @tell_wrong_arguments
     def grant(
         self,
         name: str,

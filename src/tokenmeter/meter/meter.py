@@ -6,11 +6,12 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from tokenmeter.arguments import tell_wrong_arguments
 from tokenmeter.attribution import ApiKey, Attribution
 from tokenmeter.budgets import AlertTarget, Balance, Budget, Budgets, Grant
 from tokenmeter.budgets.alerts import Rule
@@ -33,6 +34,7 @@ from tokenmeter.ledger import Entry
 from tokenmeter.meter.plans import Plans
 from tokenmeter.meter.recording import NOTHING_SEEN, Authorization, KeyRing, Unwritten, UnwrittenOutcomes, record_of
 from tokenmeter.money import parse_decimal
+from tokenmeter.periods import parse_instant
 from tokenmeter.pricing import Pricer, Rating
 from tokenmeter.processes import make_lock, may_wait, run_alone, run_patiently
 from tokenmeter.providers.hosts import canonical_provider
@@ -470,6 +472,7 @@ class Meter:
         self._logged.add(kind)
         return first
 
+    @tell_wrong_arguments
     def flush(self, timeout: int = 10) -> int:
         """Wait until entries that only this process or host has are in the ledger, and alerts are handed over.
 
@@ -497,20 +500,22 @@ class Meter:
 
     # -- budgets
 
-    def remaining(self, /, *, at: datetime | None = None, **scope: str) -> list[Balance]:
+    @tell_wrong_arguments
+    def remaining(self, /, *, at: datetime | date | str | None = None, **scope: str) -> list[Balance]:
         """What budgets have left, and when they reset: one `Balance` per counter.
 
         Args:
-            at: The instant whose windows are meant; default: now.
+            at: The instant whose windows are meant (a date or ISO text, too); default: now.
             **scope: Which budgets: ``member="ada"``, ...; tags as ``**{"tag:env": "prod"}``. Nothing means all.
 
         Raises:
-            ConfigurationError: no budget can be about such a name.
+            ConfigurationError: no budget can be about such a name, or `at` is no instant.
         """
         check_scope(scope)
         self.waiting.catch_up()
-        return self.budgets.remaining(scope, at or self.store.now())
+        return self.budgets.remaining(scope, self.store.now() if at is None else parse_instant(at))
 
+    @tell_wrong_arguments
     def raise_budget(
         self,
         name: str,
@@ -543,6 +548,7 @@ class Meter:
         """Counters that differ from the ledger; see `Budgets.audit`."""
         return self.budgets.audit(repair=repair)
 
+    @tell_wrong_arguments
     def sweep(self, now: datetime | None = None) -> int:
         """Turn expired holds into estimated entries, so that a crashed caller's spend is not forgotten.
 

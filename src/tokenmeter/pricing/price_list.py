@@ -176,6 +176,12 @@ class PriceList:
             self._found[key] = ListedModel(seller, EVERY_MODEL, EVERY_MODEL, card) if rows else None
         return self._found[key]
 
+    def sells(self, provider: str) -> bool:
+        """Whether any price is `provider`'s."""
+        seller = canonical_provider(provider)
+        own = any(row.provider == seller for row in self.own_rows)
+        return own or (self._catalog is not None and any(True for _ in self._catalog.ids(seller)))
+
     def nearest(self, provider: str, model: str) -> str | None:
         """The listed id that `model` may be a slip of; a suggestion to people, never a price."""
         seller = canonical_provider(provider)

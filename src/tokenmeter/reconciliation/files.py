@@ -246,7 +246,7 @@ def _content(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
             return unpacked(file).read()
-    except (*UNPACKING, NotATableError) as error:
+    except (*UNPACKING, NotATableError, ValueError) as error:  # the last: no file can have such a name
         raise ReconciliationError(f"{path} cannot be read: {reason_of(error)}.") from error
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from tokenmeter.attribution import NOBODY, Attribution
-from tokenmeter.errors import ConfigurationError, ReconciliationError
+from tokenmeter.errors import ConfigurationError, ReconciliationError, shown
 from tokenmeter.ledger import Entry, utcnow
 from tokenmeter.money import EXACT, ZERO, parse_decimal
 from tokenmeter.periods import Period, floor, parse_period
@@ -322,7 +322,12 @@ def _paths(source: Any) -> list[Path]:
         return []
     if not source:
         raise ConfigurationError("source= is an empty list: name at least one CSV file, or give a client.")
-    return [Path(path) for path in cast("Iterable[str]", source)]
+    try:
+        return [Path(path) for path in cast("Iterable[str]", source)]
+    except TypeError:
+        raise ConfigurationError(
+            f"source= is a client, or names CSV files, not {shown(cast('object', source))}."
+        ) from None
 
 
 def _known(by: Sequence[str], grain: Iterable[str]) -> tuple[str, ...]:
