@@ -139,6 +139,7 @@ def test_an_account_must_be_named_and_once(run, account):
         ("invoice issue --by member,team", "--by takes member"),
         ("invoice draft team=search --lines-by membr", "--lines-by takes member"),
         ("invoice draft member=ada --by member", "An invoice for every member is asked for"),
+        ("invoice credit INV-00001 rest --line 2 --reason x", "Say how much of line 2 is given back"),
         ("handover stripe --by membr", "--by takes member"),
         ("handover stripe --customer ada=cus_A --customer ada=cus_B", "ada is given twice: cus_A, cus_B"),
         ("import none.jsonl --tag job=day --tag job=night", "--tag job is given twice: day, night"),

@@ -90,6 +90,18 @@ def test_an_invoice_is_credited_under_the_tokens_name(served, filed):
     assert post(served, "/invoices/INV-77777/credit-notes", reason="none", dry_run=False)[0] == 404
 
 
+def test_a_line_of_an_invoice_is_credited_as_the_command_does(served, filed):
+    line = max(filed.find_invoice("INV-00001").lines, key=lambda one: one.amount).position
+    deed = {"amount": "0.01", "line": line, "reason": "goodwill"}
+    told = post(served, "/invoices/INV-00001/credit-notes", **deed)[1]["result"]["credit_note"]
+    status, answer = post(served, "/invoices/INV-00001/credit-notes", **deed, dry_run=False)
+    note = credit_notes(filed.store)[-1]
+    assert (status, note.number, [one.line for one in note.lines]) == (201, answer["result"]["number"], [line])
+    assert [one["line"] for one in told["lines"]] == [line]
+    for wrong, code in (({"line": 99}, 400), ({"line": 0}, 422), ({"amount": None}, 400), ({"amount": "9999"}, 409)):
+        assert post(served, "/invoices/INV-00001/credit-notes", **{**deed, **wrong})[0] == code, wrong
+
+
 def test_a_budget_is_ended_once_under_the_tokens_name(served, filed):
     for _ in range(2):
         status, answer = post(served, "/budgets/ada-monthly/end", reason="she left", dry_run=False)
@@ -257,6 +269,7 @@ DEEDS = (
     ("close", {"period": "2021-03", "tz": "UTC"}, "Close 2021-03"),
     ("invoice", {"account": "team", "of": "new", "period": "last-month", "force": "1"}, "Issue an invoice"),
     ("credit", {"number": "INV-00001", "amount": "0.01", "reason": "goodwill"}, "left to pay"),
+    ("credit", {"number": "INV-00001", "amount": "0.01", "line": "3", "reason": "goodwill"}, "left to pay"),
     ("payment", {"number": "INV-00002", "amount": "0.01", "reference": "wire 8"}, "wire 8"),
     ("reprice", {"model": "gpt-5-mini"}, "corrections"),
 )

@@ -8,7 +8,15 @@ from decimal import Decimal
 
 import pytest
 
-from tokenmeter.billing import close_period, closed_periods, credit_notes, draft_invoice, find_invoice, issue_invoice
+from tokenmeter.billing import (
+    close_period,
+    closed_periods,
+    credit_notes,
+    draft_invoice,
+    find_invoice,
+    issue_invoice,
+    make_einvoice,
+)
 from tokenmeter.periods import parse_period
 from tokenmeter.reconciliation import reconciliations
 
@@ -59,11 +67,41 @@ def test_documents_can_be_downloaded_as_they_are_filed(filed, serve, browse):
         ("/printed/json/INV-00002", invoice.to_json()),
         ("/printed/html/CN-00001", note.to_html()),
         ("/printed/json/CN-00001", note.to_json()),
+        ("/printed/xlsx/INV-00002", invoice.to_xlsx()),
+        ("/printed/xlsx/CN-00001", note.to_xlsx()),
         ("/periods/1.json", closed_periods(filed.store)[0].document.body),
     ):
-        status, headers, body = served.get(path)
+        status, headers, body = served.get(path, binary=isinstance(content, bytes))
         assert (status, body) == (200, content), path
         assert headers["content-disposition"].startswith("attachment")
+
+
+def test_an_electronic_invoice_can_be_downloaded_or_says_what_the_settings_lack(filed, serve):
+    seller = {"name": "Platform GmbH", "country": "DE", "city": "Berlin", "postcode": "10115", "tax_id": "DE123456789"}
+    seller |= {
+        "contact": "Kim Lee",
+        "phone": "+49 30 1234567",
+        "email": "kim@x.example",
+        "iban": "DE89370400440532013000",
+    }
+    seller |= {"electronic_address": "bills@platform.example"}
+    buyer = {"name": "Ada", "country": "DE", "city": "Bonn", "postcode": "53111", "reference": "04011000-12345-34"}
+    buyer |= {"electronic_address": "in@search.example"}
+    profile = {
+        "seller": seller,
+        "taxes": [{"name": "VAT", "rate": "0.19"}],
+        "buyers": {"member": {"ada": buyer}},
+    }
+    draft = draft_invoice(filed.store, member="ada", period=parse_period("last-month"), profile=profile)
+    made = issue_invoice(filed.store, draft, allow_unpriced=True, allow_overlap="as an electronic one")
+    served = serve(filed)
+    assert served.get(f"/printed/xrechnung/{made.number}")[::2] == (200, make_einvoice(made, "xrechnung").decode())
+    status, headers, body = served.get(f"/printed/factur-x/{made.number}", binary=True)
+    assert (status, headers["content-type"], body[:5]) == (200, "application/pdf", b"%PDF-")
+    name, xml = pytest.importorskip("facturx").get_xml_from_pdf(body, check_xsd=True)
+    assert (name, made.number.encode() in xml) == ("factur-x.xml", True)
+    status, _, told = served.get("/printed/xrechnung/INV-00002")
+    assert (status, "BT-40 seller.country" in told) == (400, True)
 
 
 def test_a_closed_period_tells_what_came_in_late_until_a_closing_takes_it_up(filed, serve, browse):

@@ -32,6 +32,19 @@ _TAKEN_OFF = frozenset({"void", "uncollectible"})
 CreditRequest = Sequence[tuple[int | str, Decimal | int | str]] | Decimal | int | str | None
 
 
+def ask_credit(amount: str | None, line: int | None) -> CreditRequest:
+    """What to credit, as a person says it: an amount of the whole or of one line; None = all that is left.
+
+    Raises:
+        ConfigurationError: a line without an amount, which would give back the rest of all lines.
+    """
+    if line is None:
+        return amount
+    if amount is None:
+        raise ConfigurationError(f"Say how much of line {line} is given back; the rest is of the whole invoice.")
+    return [(line, amount)]
+
+
 def record_payment(
     store: Store,
     invoice: Invoice | str,

@@ -31,6 +31,7 @@ from tokenmeter.billing import (
     write_off_invoice,
 )
 from tokenmeter.billing.rated import check_dimensions
+from tokenmeter.billing.receivables import ask_credit
 from tokenmeter.cli.frame import Exit, Frame, command, emit, out, show_table
 from tokenmeter.cli.options import BillPeriod, BooksTzOption, complete_account, parse_pairs
 from tokenmeter.dimensions import ACCOUNTS
@@ -263,8 +264,8 @@ def credit(
 ) -> None:
     """Issue a credit note on an invoice."""
     with frame.ledger() as opened:
-        lines = None if amount == "rest" else amount if line is None else [(line, amount)]
-        note = credit_invoice(opened, number, lines, reason, by=actor, key=key)
+        asked = ask_credit(None if amount == "rest" else amount, line)
+        note = credit_invoice(opened, number, asked, reason, by=actor, key=key)
         frame.tell(note)
 
 

@@ -26,7 +26,9 @@ from tokenmeter.billing import (
     find_invoice,
     invoices,
     late_costs,
+    make_einvoice,
 )
+from tokenmeter.billing.einvoice import EInvoiceForm
 from tokenmeter.dashboard import figures
 from tokenmeter.dashboard.rendering import missing, page, part_of, zone_of
 from tokenmeter.dashboard.view import View
@@ -47,8 +49,12 @@ _TYPES = {
     "pdf": "application/pdf",
     "html": "text/html; charset=utf-8",
     "csv": "text/csv; charset=utf-8",
+    "xml": "application/xml",
+    "xlsx": "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet",
     "json": "application/json",
 }
+#: Electronic invoices -> the ending of the file.
+_ELECTRONIC: dict[EInvoiceForm, str] = {"factur-x": "pdf", "xrechnung": "xml"}
 
 
 class DocumentPages:
@@ -136,6 +142,8 @@ class DocumentPages:
         """An invoice or a credit note as a file."""
         form, number = request.path_params["form"], request.path_params["number"]
         found = self._invoice(number) or self._credit_note(number)
+        if found is not None and (electronic := next((one for one in _ELECTRONIC if one == form), None)):
+            return _download(make_einvoice(found, electronic), number, _ELECTRONIC[electronic])
         write = getattr(found, f"to_{form}", None) if form in _TYPES else None
         if write is None:
             return missing(request, "No such file", f"There is no {number[:64]!r} to download as {form[:16]!r}.")

@@ -273,7 +273,8 @@ def _to_invoice(_: Form, done: Json) -> str:
 
 def _credit(meter: Meter, form: Form, by: str, key: str, dry_run: bool) -> Json:
     amount, reason = form.get("amount", "").strip(), form.get("reason", "").strip()
-    deed = acting.CreditInvoice(amount=amount or None, key=key, reason=reason, dry_run=dry_run)
+    told = {"amount": amount or None, "line": form.get("line") or None, "key": key, "reason": reason}
+    deed = acting.CreditInvoice.model_validate({**told, "dry_run": dry_run})
     done = acting.credit_invoice(meter, form.get("number", ""), deed, by=by)
     if done is None:
         raise LedgerError("There is no such invoice in this ledger.")

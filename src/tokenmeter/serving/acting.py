@@ -21,7 +21,7 @@ from tokenmeter.api import Meter
 from tokenmeter.billing import closed_periods, find_invoice, late_costs
 from tokenmeter.billing.issuing import check_invoice
 from tokenmeter.billing.period import check_open, closable, find_closed, period_dict
-from tokenmeter.billing.receivables import draft_credit_note, payment_of
+from tokenmeter.billing.receivables import ask_credit, draft_credit_note, payment_of
 from tokenmeter.budgets import Budget
 from tokenmeter.budgets.policy import Unit
 from tokenmeter.errors import ConfigurationError
@@ -103,6 +103,7 @@ class CreditInvoice(Deed):
     """A credit note on an invoice."""
 
     amount: Decimals | None = Field(None, description="Net amount to give back; null = all that is left")
+    line: int | None = Field(None, ge=1, description="Of which line of the invoice; null = of no line in particular")
     key: Key = None
     reason: Reason
 
@@ -210,10 +211,11 @@ def credit_invoice(meter: Meter, number: str, deed: CreditInvoice, *, by: str) -
     known = answers.invoice(meter, number)
     if known is None:
         return None
+    asked = ask_credit(deed.amount, deed.line)
     if deed.dry_run:
-        note = draft_credit_note(meter.store, number, deed.amount, deed.reason)
-        return {"amount": deed.amount, "credit_note": note, "invoice": known}
-    return meter.credit_invoice(number, deed.amount, deed.reason, by=by, key=deed.key).to_dict()
+        note = draft_credit_note(meter.store, number, asked, deed.reason)
+        return {"amount": deed.amount, "line": deed.line, "credit_note": note, "invoice": known}
+    return meter.credit_invoice(number, asked, deed.reason, by=by, key=deed.key).to_dict()
 
 
 def record_payment(meter: Meter, number: str, deed: RecordPayment, *, by: str) -> dict[str, Any] | None:
@@ -315,7 +317,7 @@ def _add_bookkeeping(api: FastAPI, meter: Meter) -> None:
 
     @api.post("/v1/invoices/{number:path}/credit-notes", name="credit_invoice", **_TOLD)
     def post_credit_note(number: Word, deed: CreditInvoice, who: Annotated[Access, _require("invoices")]) -> Response:
-        """Give back an amount of an invoice, or all of it."""
+        """Give back an amount of an invoice or of one of its lines, or all of it."""
         result = credit_invoice(meter, number, deed, by=who.name)
         if result is None:
             raise HTTPException(404, "There is no such invoice in this ledger.")
