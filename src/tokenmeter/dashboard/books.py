@@ -142,7 +142,8 @@ class DocumentPages:
         """An invoice or a credit note as a file."""
         form, number = request.path_params["form"], request.path_params["number"]
         found = self._invoice(number) or self._credit_note(number)
-        if found is not None and (electronic := next((one for one in _ELECTRONIC if one == form), None)):
+        if found is not None and form in _ELECTRONIC:
+            electronic = cast("EInvoiceForm", form)
             return _download(make_einvoice(found, electronic), number, _ELECTRONIC[electronic])
         write = getattr(found, f"to_{form}", None) if form in _TYPES else None
         if write is None:
