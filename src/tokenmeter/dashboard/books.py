@@ -143,8 +143,7 @@ class DocumentPages:
         form, number = request.path_params["form"], request.path_params["number"]
         found = self._invoice(number) or self._credit_note(number)
         if found is not None and form in _ELECTRONIC:
-            electronic = cast("EInvoiceForm", form)
-            return _download(make_einvoice(found, electronic), number, _ELECTRONIC[electronic])
+            return _download(make_einvoice(found, form), number, _ELECTRONIC[form])
         write = getattr(found, f"to_{form}", None) if form in _TYPES else None
         if write is None:
             return missing(request, "No such file", f"There is no {number[:64]!r} to download as {form[:16]!r}.")
