@@ -1,11 +1,11 @@
 """A fork and SQLite: what another thread reads is over when the process forks, so that no child waits for ever."""
 
-import os
 import threading
 import time
 
 import pytest
 
+from forking import run_in_child
 from tokenmeter.stores.sqlite import opened
 from tokenmeter.stores.sqlite.database import Database
 
@@ -17,26 +17,6 @@ def database(tmp_path):
     opened = Database(tmp_path / "file.db", refuse=lambda *_: None, prepare=lambda *_: None)
     yield opened
     opened.close()
-
-
-def fork(work):
-    """Run `work` in a child; its exit code, or None for one that had to be ended."""
-    pid = os.fork()
-    if pid == 0:
-        code = 99
-        try:
-            code = work()
-        finally:
-            os._exit(code)
-    until = time.monotonic() + 60
-    while time.monotonic() < until:
-        ended, status = os.waitpid(pid, os.WNOHANG)
-        if ended:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.005)
-    os.kill(pid, 9)
-    os.waitpid(pid, 0)
-    return None
 
 
 def one(connection):
@@ -69,7 +49,7 @@ class AmidRead:
 def test_a_fork_waits_for_what_another_thread_reads(database, monkeypatch):
     monkeypatch.setattr(opened, "FORK_PATIENCE", 60)
     with AmidRead(database, one) as values:
-        assert fork(lambda: database.read(one) - 1 if values else 3) == 0
+        assert run_in_child(lambda: database.read(one) - 1 if values else 3) == 0
     assert database.read(one) == 1
 
 
@@ -87,14 +67,14 @@ def test_a_read_that_begins_at_a_fork_waits_for_its_end(database, monkeypatch):
 
 
 def test_a_thread_may_fork_in_the_middle_of_its_own_read(database):
-    assert database.read(lambda connection: (one(connection), fork(lambda: database.read(one) - 1))) == (1, 0)
+    assert database.read(lambda connection: (one(connection), run_in_child(lambda: database.read(one) - 1))) == (1, 0)
     assert database.read(one) == 1
 
 
 def test_a_read_within_a_read_does_not_wait_for_the_fork_that_waits_for_it(database, monkeypatch):
     monkeypatch.setattr(opened, "FORK_PATIENCE", 60)
     with AmidRead(database, lambda connection: (one(connection), database.read(one))) as values:
-        assert fork(lambda: 0 if values else 3) == 0
+        assert run_in_child(lambda: 0 if values else 3) == 0
     assert values == [(1, 1)]
 
 
@@ -102,4 +82,4 @@ def test_a_read_that_fails_holds_up_no_fork(database):
     with pytest.raises(ZeroDivisionError):
         database.read(lambda _: 1 // 0)
     assert not opened._under_way
-    assert fork(lambda: database.read(one) - 1) == 0
+    assert run_in_child(lambda: database.read(one) - 1) == 0

@@ -11,6 +11,7 @@ import openai
 import pytest
 
 import tokenmeter
+from forking import run_in_child
 from tokenmeter.errors import StoreUnavailableError
 from tokenmeter.meter.recording import UnwrittenOutcomes
 from tokenmeter.testing import FakeProvider
@@ -91,12 +92,12 @@ def test_a_forked_child_leaves_what_waits_to_its_parent_and_waits_for_no_lock_of
     thread = threading.Thread(target=waiting.catch_up)
     thread.start()
     begun.wait()  # the thread has the lock
-    child = os.fork()
-    if not child:
+
+    def work():
         waiting.catch_up()
-        os._exit(len(waiting))
-    _, status = os.waitpid(child, 0)
-    assert status == 0
+        return len(waiting)
+
+    assert run_in_child(work) == 0
     go_on.set()
     thread.join()
     assert written == ["outcome"]

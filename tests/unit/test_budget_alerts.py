@@ -5,7 +5,6 @@ import email
 import email.policy
 import json
 import logging
-import os
 import smtplib
 import socketserver
 import threading
@@ -20,6 +19,7 @@ from typing import Any
 import pytest
 import standardwebhooks
 
+from forking import run_in_child
 from tokenmeter.budgets import Alert, AlertQueue
 from tokenmeter.budgets.alerts import Notice
 from tokenmeter.budgets.delivery import QUEUE_SIZE
@@ -406,8 +406,10 @@ class TestQueue:
         alerts = AlertQueue([seen.append])
         alerts.submit(ALERT)
         assert alerts.flush(5)
-        child = os.fork()
-        if child == 0:
+
+        def work():
             alerts.submit(ALERT)
-            os._exit(0 if alerts.flush(5) and len(seen) == 2 else 1)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            assert alerts.flush(5)
+            assert len(seen) == 2
+
+        assert run_in_child(work) == 0

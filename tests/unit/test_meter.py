@@ -4,13 +4,13 @@ import faulthandler
 import gc
 import hashlib
 import logging
-import os
 import threading
 import time
 from decimal import Decimal
 
 import pytest
 
+from forking import run_in_child
 from tokenmeter.attribution import Attribution, attribute, current_scopes
 from tokenmeter.budgets import Budget
 from tokenmeter.call import Call, Outcome, RequestFacts
@@ -198,21 +198,17 @@ class TestFaults:
                 meter.fault("pretend", ValueError())
                 meter.budgets.learn(meter.settle(meter.authorize(a_call()), Outcome(observation=answered())))
 
+        def call_afresh():
+            faulthandler.dump_traceback_later(20, exit=True)
+            fresh = make_meter(Budget(limit_requests=5))
+            fresh.fault("pretend", ValueError())
+            fresh.settle(fresh.authorize(a_call()), Outcome(observation=answered()))
+            return fresh.faults - 1
+
         thread = threading.Thread(target=work)
         thread.start()
         try:
-            for _ in range(5):
-                child = os.fork()
-                if child == 0:
-                    faulthandler.dump_traceback_later(20, exit=True)
-                    try:
-                        fresh = make_meter(Budget(limit_requests=5))
-                        fresh.fault("pretend", ValueError())
-                        fresh.settle(fresh.authorize(a_call()), Outcome(observation=answered()))
-                        os._exit(fresh.faults - 1)
-                    finally:
-                        os._exit(99)
-                assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            assert [run_in_child(call_afresh) for _ in range(5)] == [0] * 5
         finally:
             stop.set()
             thread.join()

@@ -1,12 +1,12 @@
 """Processes are told apart, also from later ones of the same number."""
 
-import os
 import subprocess
 import sys
 import threading
 
 import pytest
 
+from forking import run_in_child
 from tokenmeter import default
 from tokenmeter.attribution import NOBODY, Scope
 from tokenmeter.budgets import Budget, delivery, registry, tokens
@@ -57,13 +57,7 @@ class TestLocksInAForkedChild:
             thread.start()
             held.wait()
             try:
-                child = os.fork()
-                if child == 0:
-                    try:
-                        os._exit(work())
-                    finally:
-                        os._exit(99)
-                return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+                return run_in_child(work)
             finally:
                 done.set()
                 thread.join()
