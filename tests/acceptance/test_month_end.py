@@ -27,7 +27,7 @@ STATEMENT = "Day,Model,Input,Output,Cost\n2026-10-09,gpt-5-mini,60000000,7000000
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, run_command):
-    """A command line in a folder of its own: exit code and what was printed."""
+    """A command line in a folder of its own: exit code and what was printed, or why nothing was."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     (tmp_path / "tokenmeter.toml").write_text(SETTINGS)
@@ -37,7 +37,11 @@ def run(tmp_path, monkeypatch, run_command):
     ]
     (tmp_path / "log.json").write_text(json.dumps(rows))
 
-    return lambda *arguments: run_command(*arguments)[:2]
+    def command(*arguments):
+        code, printed, complaint = run_command(*arguments)
+        return code, printed or complaint
+
+    return command
 
 
 def test_from_a_log_to_the_journal(run, tmp_path):
@@ -96,7 +100,7 @@ def test_the_provider_billed_the_same_and_its_tax_is_no_traffic(run, tmp_path):
 @pytest.fixture
 def booked(run):
     """October is imported, closed, and billed by member."""
-    run("import", "log.json", "--map", "id=id,time=at,model=m,input=in,output=out,member=who")
+    run("import", "log.json", "--map", "id=id,time=at,model=m,input=in,output=out,member=who", "--team", "search")
     run("period", "close", "2026-10", "--by", "kim")
     run("invoice", "issue", "--by", "member", "--period", "2026-10", "--yes", "--actor", "kim")
     return run
@@ -115,9 +119,13 @@ def test_each_line_can_be_redone_by_its_named_factors(booked, tmp_path):
 
 
 def test_usage_is_on_one_invoice_unless_a_reason_is_kept(booked):
-    code, _ = booked("invoice", "issue", "model=gpt-5-mini", "--period", "2026-10")
-    assert code
+    whole = ("invoice", "issue", "team=search", "--period", "2026-10")
+    code, told = booked(*whole)
+    assert (code, "is on INV-00001, INV-00002 already" in " ".join(told.split())) == (4, True)
     assert "INV-00003" not in booked("invoice", "list")[1]
+    assert booked(*whole, "--allow-overlap", "asked for a copy")[0] == 0
+    told = booked("invoice", "show", "INV-00003")[1]
+    assert ("asked for a copy" in told, "43.14" in told) == (True, True)  # 36.25 and 19 %
 
 
 def test_an_account_that_never_was_gets_no_invoice(booked):
@@ -126,10 +134,17 @@ def test_an_account_that_never_was_gets_no_invoice(booked):
 
 
 def test_a_line_gives_back_at_most_itself_and_a_payment_is_money(booked):
-    assert booked("invoice", "credit", "INV-00001", "26.00", "--reason", "outage")[0]
+    # Two lines of 12.50: what is too much for one would be little for the invoice.
+    line = ("invoice", "credit", "INV-00001", "--line", "1", "--reason", "outage")
+    code, told = booked(*line, "12.51")
+    assert (code, "Line 1 of invoice INV-00001 is 12.50 USD" in " ".join(told.split())) == (4, True)
+    assert booked("invoice", "credit", "INV-00001", "25.01", "--reason", "outage")[0] == 4
     assert booked("invoice", "paid", "INV-00001", "0")[0]
     assert booked("invoice", "paid", "INV-00001", "1", "--on", "2036-01-01")[0]
     assert json.loads(booked("invoice", "show", "INV-00001", "--json")[1])["balance"] == "29.75"
+    assert booked(*line, "12.50")[0] == 0
+    assert booked(*line, "0.01")[0] == 4
+    assert json.loads(booked("invoice", "show", "INV-00001", "--json")[1])["balance"] == "14.87"
 
 
 @pytest.mark.parametrize("ending", ["pdf", "html", "csv", "xlsx"])
