@@ -268,6 +268,8 @@ def bucket(monkeypatch, tmp_path):
     pytest.importorskip("s3fs")
     import fsspec
 
+    from tokenmeter.stores.archive import places
+
     running = server.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     running.start()
     _, port = running.get_host_and_port()
@@ -283,6 +285,7 @@ def bucket(monkeypatch, tmp_path):
     client = boto3.client("s3")
     client.create_bucket(Bucket="books", CreateBucketConfiguration={"LocationConstraint": "eu-central-1"})
     fsspec.get_filesystem_class("s3").clear_instance_cache()
+    places.forget_silence()
     yield client
     fsspec.get_filesystem_class("s3").clear_instance_cache()
     running.stop()

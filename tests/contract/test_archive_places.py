@@ -3,7 +3,7 @@
 import http.client
 import shutil
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -283,6 +283,54 @@ def test_a_bucket_that_says_nothing_is_asked_as_often_as_its_package_asks(ledger
         server.shutdown()
         serving.join()
     assert len(asked) == s3fs.S3FileSystem.retries
+    store.close()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+@pytest.mark.parametrize("said", [b"", b"HTTP/1.1 200 OK\r\ncontent-length: 99999\r\n\r\n"], ids=["silence", "bytes"])
+def test_a_bucket_that_never_has_done_is_given_up(ledger, bucket, monkeypatch, tmp_path, said):
+    """What is written waits for a go-ahead that never comes, and what is read for an end: by no package's timeout."""
+    import s3fs
+
+    store = ledger("endless")
+    store.archives.seal("2026-01", "s3://books/usage")
+    store.archives.drop()
+    before = store.archives.listed()
+    asked, ended = [], threading.Event()
+
+    class Endless(BaseHTTPRequestHandler):
+        def handle(self):
+            asked.append(self.client_address)
+            with suppress(OSError):  # until who asks hangs up
+                self.request.sendall(said)
+                while not ended.wait(0.05):
+                    self.request.sendall(said and b"1")
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Endless) as server:
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        with monkeypatch.context() as patched:
+            patched.setattr(places, "_SILENCE", 1)
+            patched.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+            s3fs.S3FileSystem.clear_instance_cache()
+            with pytest.raises(StoreUnavailableError, match=r"written: nothing came of it for 1 seconds\. Nothing was"):
+                store.archives.seal("2026-02", "s3://books/usage")
+            places.forget_silence()
+            shutil.rmtree(tmp_path / "cache")
+            with pytest.raises(StoreUnavailableError, match="cannot be read: nothing came of it"):
+                list(store.entries())
+            with pytest.raises(StoreUnavailableError, match="cannot be read: it said nothing a moment ago"):
+                store.archives.restore()
+            known = len(asked)
+            assert [one.kind for one in store.verify().faults] == ["archive"]
+            assert len(asked) == known  # a bucket that said nothing is not waited for again by every month of it
+            ended.set()
+            server.shutdown()
+            serving.join()
+    assert store.archives.listed() == before
+    places.forget_silence()
+    assert [one.dropped for one in store.archives.restore()] == [False]
+    assert store.verify(deep=True).faults == ()
     store.close()
 
 

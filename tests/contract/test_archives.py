@@ -431,7 +431,7 @@ def test_totals_for_which_there_is_no_room_are_not_missed_and_put_out_none_that_
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     monkeypatch.setattr("tokenmeter.stores.archive.totals._WORTH", 1)
     monkeypatch.setattr("tokenmeter.stores.archive.totals._WORTH_TIMES", 0.01)
-    monkeypatch.setattr("tokenmeter.stores.archive.places._MEBIBYTE", 1024)
+    monkeypatch.setattr("tokenmeter.stores.archive.kept._MEBIBYTE", 1024)
     edges = [START, START + timedelta(days=200)]
 
     def asked(store):

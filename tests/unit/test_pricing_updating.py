@@ -219,13 +219,6 @@ def test_a_list_that_was_moved_is_followed_but_not_to_another_kind_of_address(pu
         prices.update(url=publisher.url)
 
 
-def test_a_list_that_comes_for_ever_is_given_up(publisher, monkeypatch):
-    publisher.body = published()
-    monkeypatch.setattr(updating, "_LONGEST", -1)
-    with pytest.raises(PricingError, match="not whole"):
-        prices.update(url=publisher.url)
-
-
 def test_a_server_that_fails_is_told_by_name(publisher):
     publisher.status = 503
     with pytest.raises(PricingError, match="503"):

@@ -18,6 +18,7 @@ from typing import Any
 from tokenmeter.billing.handover import HandOverError, Reading, ReadingRefusedError, ReadingThereError
 from tokenmeter.errors import ConfigurationError, reason_of
 from tokenmeter.ledger import utcnow
+from tokenmeter.patience import STEPS, wait_for
 
 _SECONDS = 30
 _TRIES = 5
@@ -124,8 +125,7 @@ class _Http:
         )
         for left in reversed(range(_TRIES)):
             try:
-                with _OPENER.open(request, timeout=_SECONDS) as answer:
-                    self._check_answer(answer.headers.get_content_type(), reading)
+                self._check_answer(wait_for(lambda _: _type_of_answer(request), STEPS * _SECONDS), reading)
             except urllib.error.HTTPError as error:
                 pause = _pause(error) if left else None
                 if pause is None:
@@ -149,7 +149,7 @@ class _Http:
     def _give_up(self, error: urllib.error.HTTPError, reading: Reading) -> None:
         with error:
             try:
-                said = error.read(500).decode("utf-8", "replace")
+                said = wait_for(lambda _: error.read(500), _SECONDS).decode("utf-8", "replace")
             except (OSError, http.client.HTTPException):
                 said = ""
         if self._has_it(error.code, said):
@@ -158,6 +158,12 @@ class _Http:
         where = f", sent on to {error.headers['location']}" if error.headers.get("location") else ""
         what = f"{self.name} did not take {reading.identifier} (HTTP {error.code}{where}): {said}"
         raise kind(what) from error
+
+
+def _type_of_answer(request: urllib.request.Request) -> str:
+    with _OPENER.open(request, timeout=_SECONDS) as answer:
+        kind: str = answer.headers.get_content_type()
+    return kind
 
 
 def _pause(error: urllib.error.HTTPError) -> int | None:

@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -21,6 +20,7 @@ from tokenmeter.budgets.grants import NO_CAP
 from tokenmeter.budgets.matching import Cap, scope_text
 from tokenmeter.budgets.policy import Budget, LimitFunction, LimitValue, Unit, limit_in, limit_table, units_said
 from tokenmeter.errors import ConfigurationError, StoreUnavailableError
+from tokenmeter.patience import wait_for
 
 log = logging.getLogger("tokenmeter")
 
@@ -180,7 +180,7 @@ class AskedLimits:
         here = _running_loop()
         if self._loop is not None and self._loop.is_running() and here is None:
             return asyncio.run_coroutine_threadsafe(answer(), self._loop).result(_LONGEST_WAIT)
-        return asyncio.run(anew()) if here is None else _in_thread(lambda: asyncio.run(anew()))
+        return asyncio.run(anew()) if here is None else wait_for(lambda _: asyncio.run(anew()), _LONGEST_WAIT)
 
     def _tell(self, budget: Budget, error: BaseException, *, has_last: bool) -> None:
         """Log a limit function's failure, at most once a minute per budget."""
@@ -248,17 +248,3 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return asyncio.get_running_loop()
     except RuntimeError:
         return None
-
-
-def _in_thread(work: Callable[[], Any]) -> Any:
-    """The result of `work` in a thread that has no loop as yet."""
-    done: Future[Any] = Future()
-
-    def run() -> None:
-        try:
-            done.set_result(work())
-        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
-            done.set_exception(error)
-
-    threading.Thread(target=run, name="tokenmeter-limit", daemon=True).start()
-    return done.result(_LONGEST_WAIT)

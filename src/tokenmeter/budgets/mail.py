@@ -12,6 +12,7 @@ from email.utils import format_datetime, getaddresses
 from tokenmeter.budgets.alerts import Alert, Notice
 from tokenmeter.budgets.delivery import TargetError
 from tokenmeter.errors import ConfigurationError
+from tokenmeter.patience import STEPS, wait_for
 
 log = logging.getLogger("tokenmeter")
 
@@ -90,7 +91,7 @@ class Email:
         lines = "".join(f"{name}: {value}\n" for name, value in alert.facts().items())
         message.set_content(f"{alert}\n\n{lines}")
         try:
-            self._send(message)
+            wait_for(lambda _: self._send(message), STEPS * self._timeout)
         except (OSError, smtplib.SMTPException) as error:
             raise TargetError(
                 f"{self!r} could not be sent by {self._server[0]}: {type(error).__name__}: {error}."

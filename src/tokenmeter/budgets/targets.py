@@ -24,6 +24,7 @@ from tokenmeter.budgets.alerts import Alert, Notice
 from tokenmeter.budgets.delivery import TargetError
 from tokenmeter.budgets.mail import Email
 from tokenmeter.errors import ConfigurationError
+from tokenmeter.patience import STEPS, wait_for
 
 __all__ = ["Email", "PagerDuty", "Slack", "TargetError", "Teams", "Webhook", "sign", "verify_signature"]
 
@@ -138,14 +139,14 @@ class _Post:
         headers = {"Content-Type": "application/json", "User-Agent": "tokenmeter", **self._headers(body, alert_id)}
         request = urllib.request.Request(self.url, body, headers, method="POST")  # noqa: S310 - scheme checked above
         try:
-            with self._opener.open(request, timeout=self._timeout):
-                return None
+            wait_for(lambda _: self._opener.open(request, timeout=self._timeout).close(), STEPS * self._timeout)
         except urllib.error.HTTPError as error:
             error.close()
             final = error.code not in _RETRYABLE and error.code < _SERVER_ERRORS
             return _Refusal(f"HTTP {error.code}", final, _seconds(error.headers.get("Retry-After")))
         except (OSError, http.client.HTTPException) as error:
             return _Refusal(f"{type(error).__name__}: {error}", final=False)
+        return None
 
 
 def _seconds(retry_after: str | None) -> int:

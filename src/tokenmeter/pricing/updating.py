@@ -20,13 +20,13 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from http.client import HTTPException
 from pathlib import Path
-from time import monotonic
 from typing import Any, NamedTuple
 
 from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError, PricingError, StoreUnavailableError, reason_of
 from tokenmeter.money import EXACT
 from tokenmeter.paths import expand, user_folder
+from tokenmeter.patience import wait_for
 from tokenmeter.pricing.edition import Edition, Record, installed, installed_file
 from tokenmeter.pricing.price import Conditions
 from tokenmeter.pricing.price_list import Catalog, PriceList
@@ -95,29 +95,23 @@ def fetch(source: str | Path | None = None) -> Edition:
         raise PricingError(f"A price list is fetched by https or http, or read from a file; {where} is neither.")
     request = urllib.request.Request(where, headers={"User-Agent": "tokenmeter", "Accept": "application/json"})  # noqa: S310 - checked above
     try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:  # noqa: S310 - checked above
-            if where.startswith("https://") and not answer.url.startswith("https://"):
-                raise PricingError(f"{where} led to {answer.url}, which is not https; nothing was fetched.")
-            content = _whole(answer)
+        content = wait_for(lambda _: _fetched(where, request), _LONGEST)
     except (OSError, HTTPException, ValueError) as error:
         raise PricingError(f"The price list at {where} could not be fetched: {reason_of(error)}.") from error
     return Edition.parse(_unpacked(content, where))
 
 
-def _whole(answer: Any) -> bytes:
-    """The whole answer, which may neither be endless nor take for ever.
+def _fetched(where: str, request: urllib.request.Request) -> bytes:
+    """The whole answer, of which there may be more than of any list, by one byte.
 
     Raises:
-        TimeoutError: it takes too long.
+        PricingError: somebody else would answer, where others can read along.
     """
-    parts: list[bytes] = []
-    size, end = 0, monotonic() + _LONGEST
-    while size <= _MOST_BYTES and (part := answer.read1(1 << 20)):
-        parts.append(part)
-        size += len(part)
-        if monotonic() > end:
-            raise TimeoutError(f"not whole after {_LONGEST} seconds")
-    return b"".join(parts)
+    with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:  # noqa: S310 - checked by who asks
+        if where.startswith("https://") and not answer.url.startswith("https://"):
+            raise PricingError(f"{where} led to {answer.url}, which is not https; nothing was fetched.")
+        content: bytes = answer.read(_MOST_BYTES + 1)
+    return content
 
 
 def _unpacked(content: bytes, where: str) -> bytes:

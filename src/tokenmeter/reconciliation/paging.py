@@ -17,6 +17,7 @@ from typing import Any, cast
 from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError, ReconciliationError
 from tokenmeter.money import EXACT
+from tokenmeter.patience import wait_for
 from tokenmeter.periods import Period
 from tokenmeter.tables import parse_number
 
@@ -27,6 +28,8 @@ Progress = Callable[[str, int, int | None], None]
 
 _ATTEMPTS = 8
 _LONGEST_WAIT = 120.0
+#: Seconds for a page, with the times that the SDK itself tries again. Alone, it waits for ten minutes, three times.
+_LONGEST_ANSWER = 300
 _TRY_AGAIN = frozenset({408, 409, 429, 500, 502, 503, 504, 529})
 #: Pages without anything that may follow each other; a month has 31 days.
 _MOST_EMPTY = 100
@@ -129,7 +132,7 @@ class ReportPages:
     def _patiently(self, what: str, fetch: Callable[[], Any]) -> Any:
         for attempt in range(_ATTEMPTS):
             try:
-                return fetch()
+                return wait_for(lambda _: fetch(), _LONGEST_ANSWER)
             except Exception as error:
                 status = getattr(error, "status_code", None)
                 if status in {401, 403}:
@@ -137,7 +140,8 @@ class ReportPages:
                         f"The provider refused to show {what} (HTTP {status}): its reports need an admin key. {error}"
                     ) from error
                 if status not in _TRY_AGAIN or attempt == _ATTEMPTS - 1:
-                    if status is None and getattr(error, "request", None) is None:  # nothing of the network's
+                    ours = getattr(error, "request", None) is None and not isinstance(error, TimeoutError)
+                    if status is None and ours:  # nothing of the network's
                         raise
                     how = "cannot be reached" if status is None else f"did not show {what} (HTTP {status})"
                     raise ReconciliationError(f"The provider {how}; nothing was compared. {error}") from error

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlencode, urlsplit, urlunsplit
 
 from tokenmeter.errors import ConfigurationError, LedgerError, StoreUnavailableError
+from tokenmeter.patience import wait_for
 from tokenmeter.stores.archive.places import import_extra
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.urls import redacted
@@ -128,16 +129,25 @@ class ClickHouse:
             url, body = self._url, statement.encode()
         request = urllib.request.Request(url, body, self._headers, method="POST")  # noqa: S310 - http(s), see above
         try:
-            with urllib.request.urlopen(request, timeout=_SECONDS) as answer:  # noqa: S310 - as above
+            return wait_for(lambda _: self._ask(request), _SECONDS)
+        except HTTPException as error:
+            raise self.stranger(f"{type(error).__name__}: {error}") from error
+        except (OSError, ValueError) as error:
+            raise StoreUnavailableError(f"ClickHouse at {self._url} cannot be reached: {error}") from error
+
+    def _ask(self, request: urllib.request.Request) -> str:
+        """What it answers.
+
+        Raises:
+            StoreUnavailableError: it refuses.
+        """
+        try:
+            with urllib.request.urlopen(request, timeout=_SECONDS) as answer:  # noqa: S310 - http(s), see above
                 return str(answer.read().decode("utf-8", "replace"))
         except urllib.error.HTTPError as error:
             with error:
                 told = error.read(2000).decode("utf-8", "replace").strip().partition("\n")[0]
             raise StoreUnavailableError(f"ClickHouse at {self._url} refuses: {told or error}") from error
-        except HTTPException as error:
-            raise self.stranger(f"{type(error).__name__}: {error}") from error
-        except (OSError, ValueError) as error:
-            raise StoreUnavailableError(f"ClickHouse at {self._url} cannot be reached: {error}") from error
 
 
 def load_clickhouse(

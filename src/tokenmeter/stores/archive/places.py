@@ -1,9 +1,7 @@
 """Where archive files lie: a folder, or a bucket of an object store. Written once, never changed, read through a copy.
 
 A file is known by its SHA-256, which the ledger's chain has. Reading one makes sure of it: what comes from a bucket is
-kept in a folder of this machine under that digest, beside totals of large ones. All of it can be had again, so whoever
-clears the folder takes nothing away. It has a bound: what was not read for the longest time goes first. What somebody
-is reading stays; a lock tells so, and on Windows that it is open.
+kept on this machine under that digest (`tokenmeter.stores.archive.kept`). A bucket that says nothing is given up.
 """
 
 from __future__ import annotations
@@ -12,10 +10,10 @@ import contextlib
 import hashlib
 import os
 import shutil
-import stat
 import tempfile
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
@@ -27,10 +25,17 @@ from tokenmeter.errors import (
     TokenmeterError,
     reason_of,
 )
-from tokenmeter.paths import full_path, remove_abandoned, user_folder
-from tokenmeter.processes import CAN_SHARE, lock_file
+from tokenmeter.paths import full_path, remove_abandoned
+from tokenmeter.patience import wait_for
+from tokenmeter.stores.archive.kept import LATELY, UNFINISHED, is_private, kept_path, make_folder, make_room, reading
 
 _CHUNK = 1 << 20
+#: A bucket is read and written by blocks of so many bytes, and given up where none got through for so many seconds.
+_BLOCK, _SILENCE = 8 << 20, 180
+#: A bucket that said nothing is not waited for again for so many seconds: there may be a hundred months in it.
+_UNASKED = 60
+#: Buckets that said nothing, and until when none is read.
+_silent: dict[str, float] = {}
 #: How names of files begin that are to become a month's.
 _SEALING = ".sealing-"
 #: Times that a copy is fetched again because somebody removed it.
@@ -114,7 +119,36 @@ def _asking(url: str, what: str, mend: str) -> Generator[None]:
     except Exception as error:
         if "://" in url:  # who mends the credentials need not start anew: none is kept with the old ones
             _file_system(url)[0].clear_instance_cache()
+        if _is_silence(error):
+            _silent[_bucket(url)] = time.monotonic() + _UNASKED
         raise StoreUnavailableError(f"{what}: {reason_of(error)}. {mend}") from error
+
+
+def _is_silence(error: BaseException) -> bool:
+    """Whether nobody answered: after a while of waiting, by whatever class its package has for that."""
+    return isinstance(error, TimeoutError) or "Timeout" in type(error).__name__
+
+
+def _bucket(url: str) -> str:
+    """Whom one asks for a file."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.partition('/')[0]}"
+
+
+def forget_silence() -> None:
+    """Have every bucket asked again at once."""
+    _silent.clear()
+
+
+def _check_silence(url: str) -> None:
+    """Refuse to wait for a bucket that said nothing just now.
+
+    Raises:
+        OSError: it did.
+    """
+    left = _silent.get(_bucket(url), 0) - time.monotonic()
+    if left > 0:
+        raise OSError(f"it said nothing a moment ago, and is asked again in {left:.0f} seconds")
 
 
 def digest_of_file(stream: IO[bytes]) -> tuple[str, int]:
@@ -134,11 +168,8 @@ def put_file(source: Path, url: str, sha256: str) -> None:
     """
     with _asking(url, f"{url} cannot be written", "Nothing was dropped; mend the access, or name another place."):
         if "://" in url:
-            system, path = _file_system(url)
-            with contextlib.suppress(FileExistsError), source.open("rb") as given, system.open(path, "xb") as made:
-                shutil.copyfileobj(given, made, _CHUNK)
-            with system.open(path, "rb") as written:
-                found, _ = digest_of_file(written)
+            found = wait_for(partial(_put_away, source, url), _SILENCE)
+            _silent.pop(_bucket(url), None)
         else:
             _put_beside(source, Path(url))
             with Path(url).open("rb") as written:
@@ -147,14 +178,44 @@ def put_file(source: Path, url: str, sha256: str) -> None:
         raise StoreUnavailableError(f"{url} holds another file. Nothing was dropped; name another place.")
 
 
+def _put_away(source: Path, url: str, tell: Callable[[], None]) -> str:
+    """Put a file into a bucket, where none is of that name; the SHA-256 of what is there then."""
+    system, path = _file_system(url)
+    with (
+        contextlib.suppress(FileExistsError),
+        source.open("rb") as given,
+        system.open(path, "xb", block_size=_BLOCK) as made,
+    ):
+        while chunk := given.read(_CHUNK):
+            made.write(chunk)
+            tell()
+    digest = hashlib.sha256()
+    for chunk in _chunks(url, tell):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _chunks(url: str, tell: Callable[[], None]) -> Iterator[bytes]:
+    """What a file in a bucket holds; `tell` is called whenever some of it came."""
+    system, path = _file_system(url)
+    with system.open(path, "rb", block_size=_BLOCK) as given:
+        while chunk := given.read(_CHUNK):
+            tell()
+            yield chunk
+
+
 def remove_file(url: str) -> None:
     """Remove a file that no manifest names, if the place lets us: it does no harm."""
     with contextlib.suppress(StoreUnavailableError), _asking(url, f"{url} cannot be removed", ""):
         if "://" in url:
-            system, path = _file_system(url)
-            system.rm_file(path)
+            wait_for(lambda _: _remove_away(url), _SILENCE)
         else:
             Path(url).unlink()
+
+
+def _remove_away(url: str) -> None:
+    system, path = _file_system(url)
+    system.rm_file(path)
 
 
 def _put_beside(source: Path, target: Path) -> None:
@@ -239,15 +300,19 @@ def _checked(url: str, sha256: str) -> Generator[Path]:
 
 def _fetched(url: str, sha256: str) -> Path:
     """A file out of a bucket, under a name that nobody else looks for."""
-    system, path = _file_system(url)
+    _check_silence(url)
     handle, name = tempfile.mkstemp(dir=make_folder(), prefix=UNFINISHED)
-    digest = hashlib.sha256()
-    try:
-        with os.fdopen(handle, "wb") as made, system.open(path, "rb") as given:
-            while chunk := given.read(_CHUNK):
+
+    def fetch(tell: Callable[[], None]) -> str:
+        digest = hashlib.sha256()
+        with os.fdopen(handle, "wb") as made:
+            for chunk in _chunks(url, tell):
                 digest.update(chunk)
                 made.write(chunk)
-        _compare(url, digest.hexdigest(), sha256)
+        return digest.hexdigest()
+
+    try:
+        _compare(url, wait_for(fetch, _SILENCE), sha256)
     except BaseException:
         Path(name).unlink()
         raise
@@ -259,126 +324,3 @@ def _compare(url: str, found: str, sha256: str) -> None:
         raise TamperedLedgerError(
             f"{url} is not the file that was sealed: its SHA-256 is {found}, not {sha256}. Put the right one back."
         )
-
-
-#: Environment variable with the most mebibytes to keep, and the bound without it.
-BOUND, _USUAL = "TOKENMETER_ARCHIVE_CACHE_MB", 16_384
-_MEBIBYTE, _DAY, _SECOND = 1 << 20, 86_400, 1_000_000_000
-#: What was read within so many seconds is not removed for what can do without.
-LATELY = 7 * _DAY
-#: How names of files begin that are not whole yet; of a process that died they are left behind.
-UNFINISHED = ".making-"
-
-
-def kept_path(name: str) -> Path:
-    """Where something made of an archive file is kept on this machine."""
-    return user_folder("cache", "XDG_CACHE_HOME to a folder") / "archive" / name
-
-
-def make_folder() -> Path:
-    """The folder of all that is kept, made if need be."""
-    folder = kept_path("")
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return folder
-
-
-def most_bytes() -> int:
-    """How much may be kept.
-
-    Raises:
-        ConfigurationError: the environment says something that is no number of mebibytes.
-    """
-    said = os.environ.get(BOUND, "").strip() or str(_USUAL)
-    if not (said.isascii() and said.isdecimal()):
-        raise ConfigurationError(f"{BOUND} must be a whole number of mebibytes, such as {_USUAL}, not {said!r}.")
-    return int(said) * _MEBIBYTE
-
-
-def is_private(folder: Path) -> bool:
-    """Whether nobody else can put a file there: not into it, nor a folder of his own in its place."""
-    if not hasattr(os, "geteuid"):  # Windows keeps each user's files apart by itself
-        return True
-    folder = folder.resolve()
-    others = stat.S_IWGRP | stat.S_IWOTH
-    status = folder.stat()
-    if status.st_uid != os.geteuid() or status.st_mode & others:
-        return False
-    for parent in folder.parents:
-        status = parent.stat()
-        if status.st_uid not in {0, os.geteuid()} or (status.st_mode & others and not status.st_mode & stat.S_ISVTX):
-            return False
-    return True
-
-
-@contextlib.contextmanager
-def reading(kept: Path) -> Generator[bool]:
-    """Whether a file is there; if so it stays until the end of the block, and counts as read just now."""
-    try:
-        opened = kept.open("rb")
-    except FileNotFoundError:
-        yield False
-        return
-    with opened:
-        _lock(opened.fileno(), shared=True)
-        with contextlib.suppress(OSError):  # not by the time of change: by that DuckDB tells whether it knows a file
-            os.utime(kept, ns=(time.time_ns(), os.fstat(opened.fileno()).st_mtime_ns))
-        yield _is_at(opened.fileno(), kept)
-
-
-def make_room(size: int, *, unread_for: int = 0) -> bool:
-    """Remove what was not read for the longest time until there is room for more.
-
-    Args:
-        size: How many bytes more.
-        unread_for: Remove only what nobody read for so many seconds: `LATELY` for what is kept where there is room.
-
-    Returns:
-        Whether there is room now.
-    """
-    left, now, found = most_bytes() - size, time.time_ns(), list[tuple[int, int, Path]]()
-    for one in kept_path("").iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            status = one.stat()
-            if not one.name.startswith("."):
-                left -= status.st_size
-                found.append((status.st_atime_ns, status.st_size, one))
-            elif status.st_mtime_ns < now - _DAY * _SECOND:
-                shutil.rmtree(one) if stat.S_ISDIR(status.st_mode) else one.unlink()
-    for read_at, freed, one in sorted(found):
-        if left >= 0 or read_at > now - unread_for * _SECOND:
-            break
-        if _remove(one):
-            left += freed
-    return left >= 0
-
-
-def _remove(kept: Path) -> bool:
-    """Remove a file that nobody reads; whether it is gone."""
-    try:
-        with kept.open("r+b") as opened:
-            if not _lock(opened.fileno(), shared=False) or not _is_at(opened.fileno(), kept):
-                return False
-            if CAN_SHARE:
-                kept.unlink()
-        if not CAN_SHARE:  # Windows removes nothing that is open
-            kept.unlink()
-    except OSError:
-        return not kept.exists()
-    return True
-
-
-def _lock(descriptor: int, *, shared: bool) -> bool:
-    """Lock an open file; False where others have it. A file system without locks lets everybody have it."""
-    if not CAN_SHARE:
-        return True
-    try:
-        return lock_file(descriptor, shared=shared, wait=shared)
-    except OSError:
-        return True
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether an open file is still the one at a path: it may have been removed before it was locked."""
-    with contextlib.suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    return False

@@ -15,18 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tokenmeter.errors import StoreError, TamperedLedgerError
+from tokenmeter.stores.archive.kept import LATELY, UNFINISHED, is_private, kept_path, make_folder, make_room, reading
 from tokenmeter.stores.archive.manifest import ArchivedMonth
-from tokenmeter.stores.archive.places import (
-    LATELY,
-    UNFINISHED,
-    import_extra,
-    is_private,
-    kept_path,
-    make_folder,
-    make_room,
-    opened_copy,
-    reading,
-)
+from tokenmeter.stores.archive.places import import_extra, opened_copy
 from tokenmeter.stores.engine import ArchiveFilter
 from tokenmeter.stores.fold import AMOUNTS
 from tokenmeter.stores.slots import from_microseconds, to_microseconds
