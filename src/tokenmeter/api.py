@@ -292,7 +292,7 @@ class Meter(CallMeter):
         tz: str = "UTC",
         format: writers.ExportFormat | None = None,  # noqa: A002 - what everybody calls it
         overwrite: bool = False,
-        progress: Callable[[int], None] | None = None,
+        progress: Callable[[int], object] | None = None,
     ) -> reports.Manifest:
         """Write raw entries in order of their occurrence, one row per entry; memory does not grow with the ledger.
 
@@ -327,7 +327,7 @@ class Meter(CallMeter):
         tz: str = "UTC",
         format: writers.ExportFormat | None = None,  # noqa: A002 - what everybody calls it
         overwrite: bool = False,
-        progress: Callable[[int], None] | None = None,
+        progress: Callable[[int], object] | None = None,
     ) -> reports.Manifest:
         """Write every charge line with its unit price, factors and costs; arguments as for `export_entries`."""
         query = reports.Query.parse(since=since, until=until, period=period, where=where, tz=tz)
@@ -349,7 +349,7 @@ class Meter(CallMeter):
         terms: reports.FocusTerms | None = None,
         format: writers.ExportFormat = "csv",  # noqa: A002 - what everybody calls it
         overwrite: bool = False,
-        progress: Callable[[int], None] | None = None,
+        progress: Callable[[int], object] | None = None,
     ) -> dict[str, reports.Manifest]:
         """Write the datasets of FinOps FOCUS into a folder; see `tokenmeter.reports.export_focus`."""
         query = reports.Query.parse(since=since, until=until, period=period, where=where, tz=tz)
@@ -506,7 +506,8 @@ class Meter(CallMeter):
         holds is described in the schema reference.
 
         Args:
-            through: The last month to seal, ``2026-09``; it must be over (UTC).
+            through: The last month to seal, ``2026-09``; it must be over (UTC). What was recorded after calls of the
+                running month stays.
             to: Folder, or URL of one: ``s3://bucket/usage``.
             drop: Then drop the entries of these months, and of any sealed before, from the live ledger. Sums,
                 documents, names and what keeps a bill from being recorded twice stay.
@@ -520,18 +521,25 @@ class Meter(CallMeter):
             StoreUnavailableError: the place cannot be written or read. Nothing is lost.
             TamperedLedgerError: an entry, or a file, is not what the chain says. Nothing is dropped.
         """
-        sealed = self.catch_up().archives.seal(through, to, progress=progress)
-        return list(self.catch_up().archives.drop(through) if drop else sealed)
+        archives = self.catch_up().archives
+        sealed = archives.seal(through, to, progress=progress)
+        return list(archives.drop(through) if drop else sealed)
 
     def archives(self) -> list[manifest.ArchivedMonth]:
         """Every sealed month, in the order of the chain."""
         return list(self.catch_up().archives.listed())
 
     @tell_wrong_arguments
-    def restore_archive(self, since: str | None = None) -> list[manifest.ArchivedMonth]:
+    def restore_archive(
+        self, since: str | None = None, *, progress: Callable[[int], object] | None = None
+    ) -> list[manifest.ArchivedMonth]:
         """Bring the entries of dropped months, from `since` (``2026-08``) on, back into the live ledger.
 
         Their files stay.
+
+        Args:
+            since: The first month to bring back; None = all.
+            progress: Told now and then at which record of a file it is.
 
         Returns:
             What was brought back, the latest first.
@@ -541,7 +549,7 @@ class Meter(CallMeter):
             StoreUnavailableError: a file cannot be read.
             TamperedLedgerError: a file is not what was sealed.
         """
-        return list(self.catch_up().archives.restore(since))
+        return list(self.catch_up().archives.restore(since, progress=progress))
 
     @tell_wrong_arguments
     def duckdb(self, path: str | os.PathLike[str] | None = None) -> DuckDBPyConnection:

@@ -14,6 +14,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+import time_machine
 
 from forking import run_in_child
 from tokenmeter.erasing import erase
@@ -466,6 +467,25 @@ def test_totals_that_are_as_many_as_the_entries_are_not_kept(store, months, tmp_
     assert_same(before, answers(store))
     assert not list((tmp_path / "cache").rglob("*.by-*.parquet"))
     assert list((tmp_path / "cache").rglob("*.too-many"))
+
+
+@pytest.mark.parametrize("store", ["sqlite", "postgres"], indirect=True)
+def test_no_file_takes_calls_of_the_running_month_along(store, make_entry, tmp_path):
+    """A ledger that was filled newest first, at the end of November: September and October wait behind November."""
+    days = [datetime(2026, 11, 28, 12, tzinfo=UTC) - timedelta(days=number) for number in range(60)]
+    sooner = datetime(2026, 8, 5, tzinfo=UTC)
+    store.append([(make_entry(occurred_at=one), ()) for one in [sooner, *days]])
+    with time_machine.travel(datetime(2026, 11, 28, 13, tzinfo=UTC)):
+        (august,) = store.archives.seal("2026-10", tmp_path)
+        assert (august.month, august.entries) == ("2026-08", 1)
+        left = store.archives.left_behind("2026-10")
+        assert (left.entries, left.since, left.until) == (32, days[-1], days[28])
+        store.archives.drop()
+        assert sum(one.occurred_at.month == 11 for one in store.entries()) == 28
+    with time_machine.travel(datetime(2026, 12, 1, tzinfo=UTC)):
+        assert sum(one.entries for one in store.archives.seal("2026-11", tmp_path)) == 60
+        assert store.archives.left_behind("2026-11") is None
+    assert store.verify(deep=True).faults == ()
 
 
 @pytest.mark.parametrize(

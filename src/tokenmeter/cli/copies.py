@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from tokenmeter.api import Meter
 from tokenmeter.cli.database import app as db
-from tokenmeter.cli.frame import Exit, Frame, command, emit, out, show_progress, show_table
+from tokenmeter.cli.frame import Exit, Frame, command, emit, out, progress_out, show_progress, show_table
 from tokenmeter.cli.options import OverwriteOption
 from tokenmeter.default import make_meter
 from tokenmeter.display import counted
@@ -18,11 +20,13 @@ from tokenmeter.errors import ConfigurationError, reason_of
 from tokenmeter.stores import backup as backups
 from tokenmeter.stores import merging, moving
 from tokenmeter.stores.archive.manifest import ArchivedMonth, Proof
+from tokenmeter.stores.archive.sealing import end_of
 from tokenmeter.stores.urls import redacted
 
 archive_app = typer.Typer(
     help="Put closed months into files, and read them as if they were still there.", no_args_is_help=True
 )
+_DAY = timedelta(days=1)
 QuickOption = Annotated[bool, typer.Option("--quick", help="Do not walk the chain and the sums of what was written.")]
 
 
@@ -209,8 +213,8 @@ def clickhouse(
 
     The password may be in the URL, or in the environment variable CLICKHOUSE_PASSWORD.
     """
-    with frame.meter() as meter, show_progress("sending") as progress:
-        loaded = meter.load_clickhouse(to, database=database, progress=lambda sent: progress(sent, sent))
+    with frame.meter() as meter, show_progress("sending", of="entries") as progress:
+        loaded = meter.load_clickhouse(to, database=database, progress=progress)
     if frame.as_json:
         emit(asdict(loaded))
     else:
@@ -237,8 +241,27 @@ def seal_months(
 ) -> None:
     """Write each month up to that one that is not sealed yet into a Parquet file, and its digest into the chain."""
     with frame.meter() as meter:
-        sealed = meter.archive(through, to, drop=drop)
-    _show_months(frame, sealed, "Nothing to do: up to the end of that month there is nothing to seal.")
+        with show_progress("sealing", of="entries") as progress:
+            sealed = meter.archive(through, to, progress=progress)
+        if drop:
+            sealed = _drop(meter, through)
+        left = meter.store.archives.left_behind(through)
+    nothing = "Nothing was sealed." if left else "Nothing to do: up to the end of that month there is nothing to seal."
+    _show_months(frame, sealed, nothing)
+    for one in sealed:
+        if one.until >= end_of(one.month) + _DAY:
+            progress_out.print(
+                f"{one.month} has calls until {one.until:%Y-%m-%d}: those were recorded among its own, and a file is a "
+                "run of what was recorded.",
+                markup=False,
+            )
+    if left is not None:
+        progress_out.print(
+            f"In the ledger stay {counted(left.entries, 'entry', 'entries')} of {left.since:%Y-%m-%d} to "
+            f"{left.until:%Y-%m-%d}: recorded after calls of the month that runs now, and sealed with these when it is "
+            "over.",
+            markup=False,
+        )
 
 
 @command(archive_app, "drop", examples=["tokenmeter archive drop --through 2026-09"])
@@ -251,7 +274,7 @@ def drop_months(
 ) -> None:
     """Drop the entries of sealed months from the live ledger. Each file is read first, record by record."""
     with frame.meter() as meter:
-        dropped = meter.store.archives.drop(through)
+        dropped = _drop(meter, through)
     _show_months(frame, dropped, "Nothing to do: no sealed month up to that one is in the live ledger.")
 
 
@@ -264,8 +287,8 @@ def restore_months(
     ] = None,
 ) -> None:
     """Bring the entries of dropped months back into the live ledger. Their files stay."""
-    with frame.meter() as meter:
-        restored = meter.restore_archive(since)
+    with frame.meter() as meter, show_progress("bringing back, now at record", of="") as progress:
+        restored = meter.restore_archive(since, progress=progress)
     _show_months(frame, restored, "Nothing to do: no month from that one on was dropped.")
 
 
@@ -311,6 +334,11 @@ def check_proof(
         out.print("[red]The month with this root does not have this entry.[/]")
     if not holds:
         raise typer.Exit(Exit.FOUND)
+
+
+def _drop(meter: Meter, through: str | None) -> list[ArchivedMonth]:
+    with show_progress("dropping, now at record", of="") as progress:
+        return list(meter.store.archives.drop(through, progress=progress))
 
 
 def _show_months(frame: Frame, months: Sequence[ArchivedMonth], nothing: str) -> None:

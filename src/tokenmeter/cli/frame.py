@@ -16,6 +16,7 @@ import io
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
@@ -297,11 +298,37 @@ out = Console(highlight=False, soft_wrap=True, emoji=False)
 progress_out = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
+#: Seconds between two lines about what takes long, where there is no terminal.
+_BETWEEN_LINES = 30
+
+
+class Tell(Protocol):
+    """Takes how far something is, and of how much."""
+
+    def __call__(self, done: int, total: int | None = None, /) -> object:
+        """Show it."""
+        ...
+
+
 @contextmanager
-def show_progress(what: str, of: str = "records") -> Generator[Callable[[int, int], object]]:
-    """Shows on a terminal how far something is."""
-    with progress_out.status(what) as shown:
-        yield lambda done, total: shown.update(f"{what}: {done:,} of {total:,} {of}")
+def show_progress(what: str, of: str = "records") -> Generator[Tell]:
+    """Shows how far something is: on a terminal as it goes, elsewhere (a log, say) by a line every half minute."""
+    due = time.monotonic() + _BETWEEN_LINES
+
+    def words(done: int, total: int | None) -> str:
+        return f"{what}: {done:,} {'' if total is None else f'of {total:,} '}{of}"
+
+    def write(done: int, total: int | None = None, /) -> None:
+        nonlocal due
+        if time.monotonic() >= due:
+            progress_out.print(words(done, total), markup=False)
+            due = time.monotonic() + _BETWEEN_LINES
+
+    if progress_out.is_terminal:
+        with progress_out.status(what) as shown:
+            yield lambda done, total=None: shown.update(words(done, total))
+    else:
+        yield write
 
 
 def emit(value: Any) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import timedelta
 from enum import StrEnum
@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from tokenmeter.cli.frame import Frame, app, command, emit, out, progress_out, show_table, table_width
+from tokenmeter.cli.frame import Frame, app, command, emit, out, show_progress, show_table, table_width
 from tokenmeter.cli.options import OverwriteOption, SelectionOptions, SplitOptions, TzOption, Where
 from tokenmeter.display import amount, count, counted, visible
 from tokenmeter.errors import ConfigurationError
@@ -181,7 +180,7 @@ def export(
 ) -> None:
     """Write a report, entries, charge lines or FOCUS datasets, each with a manifest beside it."""
     query = selection.query(groups)
-    with frame.ledger() as opened, _show_progress() as tell:
+    with frame.ledger() as opened, show_progress("exporting") as tell:
         manifests = _export(
             dataset, opened, target, query, format_, focus_version=focus_version, overwrite=overwrite, tell=tell
         )
@@ -206,7 +205,7 @@ def _export(
     *,
     focus_version: str,
     overwrite: bool,
-    tell: Callable[[int], None],
+    tell: Callable[[int], object],
 ) -> dict[str, Manifest]:
     if dataset is Dataset.focus:
         if target == _STDOUT:
@@ -225,12 +224,3 @@ def _export(
         return {"report": read_report(opened, query).export(place, format=format_, overwrite=overwrite)}
     writer = export_entries if dataset is Dataset.entries else export_charges
     return {dataset.value: writer(opened, place, format=format_, query=query, overwrite=overwrite, progress=tell)}
-
-
-@contextmanager
-def _show_progress() -> Generator[Callable[[int], None]]:
-    """A line on standard error that counts records; nothing where that is no terminal."""
-    columns = (SpinnerColumn(), TextColumn("{task.completed:,} records"), TimeElapsedColumn())
-    with Progress(*columns, console=progress_out, transient=True, disable=not progress_out.is_terminal) as progress:
-        task = progress.add_task("export", total=None)
-        yield lambda number: progress.update(task, completed=number)

@@ -125,7 +125,7 @@ def export_entries(
     format: str | None = None,  # noqa: A002 - what everybody calls it
     query: Query | None = None,
     overwrite: bool = False,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> Manifest:
     """Write raw entries in order of their occurrence, one at a time: memory does not grow with the ledger.
 
@@ -152,7 +152,7 @@ def export_charges(
     format: str | None = None,  # noqa: A002 - what everybody calls it
     query: Query | None = None,
     overwrite: bool = False,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> Manifest:
     """Write every charge line with its unit price, factors and costs; arguments as for `export_entries`."""
     origin = Origin.of(store, "charges", query or Query())
@@ -175,7 +175,7 @@ def write(
     *,
     format: str | None = None,  # noqa: A002 - as above
     overwrite: bool = False,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> Manifest:
     """Write `records` as one table and its manifest; see `export_entries` for the arguments."""
     kind = format_of(target, format)
@@ -206,7 +206,7 @@ def write(
 class _Sums:
     """Counts records and adds up their summed columns while they pass."""
 
-    def __init__(self, fields: Sequence[Field[Any]], progress: Callable[[int], None] | None) -> None:
+    def __init__(self, fields: Sequence[Field[Any]], progress: Callable[[int], object] | None) -> None:
         self.rows = 0
         self._fields = fields
         self._summed = [index for index, one in enumerate(fields) if one.summed]

@@ -59,7 +59,7 @@ def export_focus(
     terms: FocusTerms | None = None,
     format: str = "csv",  # noqa: A002 - what everybody calls it
     overwrite: bool = False,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> dict[str, Manifest]:
     """Write FOCUS datasets into a folder: ``cost_and_usage``, and for 1.4 ``invoice_detail`` and ``billing_period``.
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
     from tokenmeter.stores.archive.manifest import ArchivedMonth, Proof
+    from tokenmeter.stores.archive.sealing import Left
 
 __all__ = [
     "DIMENSIONS",
@@ -257,7 +258,13 @@ class Archives(Protocol):
         """Drop the entries of sealed months from the live ledger, once their files were read and found whole."""
         ...
 
-    def restore(self, since: str | None = None) -> Sequence[ArchivedMonth]:
+    def left_behind(self, through: str) -> Left | None:
+        """What of months up to `through` no file can hold as yet: it was recorded after calls of the running month."""
+        ...
+
+    def restore(
+        self, since: str | None = None, *, progress: Callable[[int], object] | None = None
+    ) -> Sequence[ArchivedMonth]:
         """Bring the entries of dropped months, from `since` on, back into the live ledger. Their files stay."""
         ...
 

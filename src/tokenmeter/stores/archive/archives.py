@@ -18,11 +18,13 @@ from tokenmeter.stores.archive.manifest import KIND, ArchivedMonth, Proof
 from tokenmeter.stores.archive.places import opened_copy, place_of
 from tokenmeter.stores.archive.sealing import (
     Cut,
+    Left,
     RunChain,
     Sealing,
     documents_in,
     end_of,
     follow,
+    left_behind,
     next_cut,
     prove,
 )
@@ -120,20 +122,29 @@ class ParquetArchives:
             StoreUnavailableError: the place cannot be written.
             TamperedLedgerError: an entry is not what the chain says.
         """
-        end = end_of(through)
-        if end > utcnow():
+        end, now = end_of(through), utcnow()
+        if end > now:
             raise ConfigurationError(f"{through} is not over (UTC): a month is sealed when it is.")
         place = place_of(to)
         self._fold()
         sealing, sealed = Sealing(self._book, self._file, place, progress), list[ArchivedMonth]()
 
         def following(connection: Rows) -> Cut | None:
-            return next_cut(connection, next(reversed(self.months(connection)), None), to_microseconds(end))
+            return next_cut(connection, self._last(connection), to_microseconds(end), now)
 
         with _telling("Sealed", sealed):
             while (cut := self._book.read(following)) is not None:
                 sealed.append(sealing.seal(cut))
         return sealed
+
+    def left_behind(self, through: str) -> Left | None:
+        """What of months up to `through` no run can hold as yet: it was recorded after calls of the running month."""
+        self._fold()
+        end = to_microseconds(end_of(through))
+        return self._book.read(lambda connection: left_behind(connection, self._last(connection), end))
+
+    def _last(self, connection: Rows) -> ArchivedMonth | None:
+        return next(reversed(self.months(connection)), None)
 
     # -- for other tools
 
@@ -174,7 +185,7 @@ class ParquetArchives:
 
         Args:
             through: The last month to drop; None = all that are sealed.
-            progress: Told now and then up to which record entries are gone.
+            progress: Told now and then at which record of a file it is.
 
         Returns:
             What was dropped.
@@ -198,7 +209,7 @@ class ParquetArchives:
     def _let_go(self, month: ArchivedMonth, progress: Callable[[int], object] | None) -> None:
         """Drop what of a month is in the live ledger."""
         with opened_copy(month.url, month.sha256, check=True) as path:
-            follow(self._book, month, path)
+            follow(self._book, month, path, see=_now_and_then(progress))
             ids = ids_in(str(path))
         while self._book.let_go(month.last_seq, ids):
             if progress is not None:
@@ -219,11 +230,14 @@ class ParquetArchives:
                     if kept := [(seq, body) for seq, body in page if seq <= archived_to]:
                         yield kept
 
-    def restore(self, since: str | None = None) -> list[ArchivedMonth]:
+    def restore(
+        self, since: str | None = None, *, progress: Callable[[int], object] | None = None
+    ) -> list[ArchivedMonth]:
         """Bring the entries of dropped months back into the live ledger, the latest first. Their files stay.
 
         Args:
             since: The first month to bring back; None = all.
+            progress: Told now and then at which record of a file it is.
 
         Returns:
             What was brought back, the latest first.
@@ -245,13 +259,15 @@ class ParquetArchives:
             if since is not None and month.month < since:
                 break
             with _telling("Brought back", restored), opened_copy(month.url, month.sha256, check=True) as path:
-                archived_to = self._take_back(month, path, archived_to)
+                archived_to = self._take_back(month, path, archived_to, progress)
             restored.append(replace(month, dropped=False))
         return restored
 
-    def _take_back(self, month: ArchivedMonth, path: Path, archived_to: int) -> int:
+    def _take_back(
+        self, month: ArchivedMonth, path: Path, archived_to: int, progress: Callable[[int], object] | None
+    ) -> int:
         """Bring back what of a month is gone; up to which record entries are gone then."""
-        groups = follow(self._book, month, path).groups
+        groups = follow(self._book, month, path, see=_now_and_then(progress)).groups
         documents = documents_in(self._book, month.first_seq, month.last_seq)
         for number, (head, first) in reversed(list(enumerate(groups))):
             chain = RunChain(first, head, documents)
@@ -271,6 +287,8 @@ class ParquetArchives:
                         "Run it again when they are done."
                     )
                 archived_to = starts[at][0]
+                if progress is not None:
+                    progress(archived_to)
                 del rows[at:], starts[at:]
         return archived_to
 
@@ -325,6 +343,11 @@ class ParquetArchives:
     def shelf(self) -> Shelf:
         """The files, open for reading."""
         return self._shelf
+
+
+def _now_and_then(progress: Callable[[int], object] | None) -> Callable[[int, str], object] | None:
+    """What sees each record of a file, to tell `progress` of some."""
+    return None if progress is None else lambda seq, _: progress(seq) if seq % _PAGE == 0 else None
 
 
 @contextlib.contextmanager

@@ -150,6 +150,8 @@ _CUT = (
     "FROM entries WHERE seq > ? AND seq <= ?) AS runs WHERE lead > 0 ORDER BY lead DESC, seq DESC LIMIT 1"
 )
 
+_FIRST = "SELECT min(seq) FROM entries WHERE occurred_at >= ? AND occurred_at < ? AND seq > ?"
+
 
 class Cut(NamedTuple):
     """What is to be sealed: name of the month, the run before it, and the last record."""
@@ -280,27 +282,61 @@ class Sealing:
         return identity.hex()
 
 
-def next_cut(connection: Rows, before: ArchivedMonth | None, through: int) -> Cut | None:
+def next_cut(connection: Rows, before: ArchivedMonth | None, through: int, now: datetime) -> Cut | None:
     """The next month to seal; None when there is none.
+
+    A run ends before the first call of the running month, which nobody wants to look for in a file. Calls of months to
+    come are a clock's mistake, and stop nothing.
 
     Args:
         connection: The ledger.
         before: The last run that is sealed.
         through: The first instant that is not to be sealed, microseconds since the epoch.
+        now: Which month is the running one.
     """
     run = connection.execute
     last = 0 if before is None else before.last_seq
+    begun, over = to_microseconds(start_of(now)), to_microseconds(end_of(f"{now:%Y-%m}"))
+    (first,) = run(_FIRST, (begun, over, last)).fetchone()
     (moment,) = run("SELECT min(occurred_at) FROM entries WHERE seq > ?", (last,)).fetchone()
     while moment is not None and moment < through:
         month = f"{from_microseconds(moment):%Y-%m}"
         end = to_microseconds(end_of(month))
         (most,) = run("SELECT max(seq) FROM entries WHERE occurred_at < ? AND seq > ?", (end, last)).fetchone()
-        row = run(_CUT, (end, last, most)).fetchone()
+        row = run(_CUT, (end, last, most if first is None else min(most, first - 1))).fetchone()
         if row is not None:
             return Cut(month, before, row[0])
         statement = "SELECT min(occurred_at) FROM entries WHERE occurred_at >= ? AND seq > ?"
         (moment,) = run(statement, (end, last)).fetchone()
     return None
+
+
+class Left(NamedTuple):
+    """What of months that are over stays in the live ledger, behind calls of the running month.
+
+    Attributes:
+        entries: How many.
+        since: The first of them.
+        until: The last of them.
+    """
+
+    entries: int
+    since: datetime
+    until: datetime
+
+
+def left_behind(connection: Rows, before: ArchivedMonth | None, through: int) -> Left | None:
+    """What `next_cut` leaves; None where that is nothing."""
+    row = connection.execute(
+        "SELECT count(*), min(occurred_at), max(occurred_at) FROM entries WHERE occurred_at < ? AND seq > ?",
+        (through, 0 if before is None else before.last_seq),
+    ).fetchone()
+    return Left(row[0], from_microseconds(row[1]), from_microseconds(row[2])) if row[0] else None
+
+
+def start_of(moment: datetime) -> datetime:
+    """The first instant of its month, UTC."""
+    return moment.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
 
 
 def end_of(month: str) -> datetime:
