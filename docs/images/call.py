@@ -7,7 +7,7 @@ from pathlib import Path
 
 #: (side, what happens, where). ``out`` = before the request leaves, ``wire`` = the SDK's own, ``back`` = after it.
 STEPS = (
-    ("out", "The SDK is about to send: path, body and key are looked at", "capture/stainless.py, capture/calls.py"),
+    ("out", "The SDK is about to send: path, body and key are looked at", "capture/stainless.py, capture/opening.py"),
     ("out", "Which endpoint is it, and does it make a bill?", "providers/<room>/requests.py"),
     ("out", "Whose key, on whose account?", "meter/recording.py, attribution.py"),
     (

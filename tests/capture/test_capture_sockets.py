@@ -329,8 +329,8 @@ def test_what_a_live_session_delegates_is_recorded_beside_it(where, clients, boo
 
 
 def _conversation(client, meter, path, **more):
-    from tokenmeter.capture.calls import describe, identify
     from tokenmeter.capture.conversation import Conversation
+    from tokenmeter.capture.description import describe, identify
     from tokenmeter.capture.sdk import binding_of
 
     binding = binding_of(client)

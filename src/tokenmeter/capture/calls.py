@@ -5,16 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
-from weakref import ref
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tokenmeter import processes
-from tokenmeter.attribution import NOBODY, ApiKey, Attribution, Scope, scopes_of_call
+from tokenmeter.attribution import Attribution, Scope
 from tokenmeter.call import ActiveSpan, Call, Outcome, PlainRequest, RequestFacts
+from tokenmeter.capture.description import Identity, Kind, call_of, describe, give_leave, given_fields
 from tokenmeter.capture.readings import Readings, waiting
 from tokenmeter.capture.responses import Exchange
-from tokenmeter.capture.sdk import Binding, UnreadBody, complain, twice
+from tokenmeter.capture.sdk import Binding, twice
 from tokenmeter.capture.settlement import (
     Settling,
     authorize_async,
@@ -34,12 +33,11 @@ from tokenmeter.errors import (
 )
 from tokenmeter.ledger import new_id
 from tokenmeter.meter import Authorization, Meter
-from tokenmeter.providers.prompts import UNREADABLE, named
 from tokenmeter.usage import Observation
 
 if TYPE_CHECKING:
     from tokenmeter.budgets.holds import PlannedHold
-    from tokenmeter.providers.base import Endpoint, Plain, PlainReader, StreamReader
+    from tokenmeter.providers.base import Plain, StreamReader
 
 T = TypeVar("T")
 #: What `Meter.authorize` stops a call with; all of it reaches the caller.
@@ -158,8 +156,7 @@ class InFlight:
             self.goes_freely = False
             request = None
             if kind.read_request is not None and body is not None:
-                marks = _marks(frozenset(map(type, body.values())))
-                request = kind.read_request(_said(body, marks) if marks else body)
+                request = kind.read_request(given_fields(body))
             if request is None:
                 self._call = self._described()
             else:
@@ -178,9 +175,11 @@ class InFlight:
         return self._request or self.call.facts
 
     def _described(self) -> Call:
+        who = self.attribution, self.scopes, self.span
+        identity = Identity(self.provider, self.region, self.cost_unit, self.api_key, *who)
         if self._request is not None:
-            return _call_of(self, self.endpoint, self._request.facts(region=self.region, cost_unit=self.cost_unit))
-        call = describe(self.binding, self.endpoint, self, self._body, streamed=self.streamed)
+            return call_of(identity, self.endpoint, self._request.facts(region=self.region, cost_unit=self.cost_unit))
+        call = describe(self.binding, self.endpoint, identity, self._body, streamed=self.streamed)
         starter = waiting(self.meter, self.endpoint.subject) if self.endpoint.kind == "polled" else None
         if starter is None:
             return call
@@ -598,263 +597,3 @@ def _unanswered(error: BaseException) -> Observation:
     if unsent or _response_of(error) is not None:
         return Observation()
     return Observation(flags=frozenset({"billing_unknown"}))
-
-
-def open_call(
-    client: Any,
-    binding: Binding,
-    method: str,
-    url: str,
-    body: Mapping[str, Any] | None,
-    *,
-    streamed: bool,
-    key: str | None = None,
-) -> InFlight | None:
-    """The call that `client` is about to make; None when it is free, or when it cannot be metered (logged).
-
-    Args:
-        client: The client, as its `Sdk` knows it.
-        binding: What it is metered with.
-        method: HTTP method.
-        url: URL or path.
-        body: The JSON object that is about to be sent; None for none.
-        streamed: Whether an event stream is asked for.
-        key: The key that this very request names in a header, where it does.
-
-    Raises:
-        ConfigurationError: the user's settings are wrong.
-    """
-    place = (method, url)
-    endpoint = binding.endpoints[place] if place in binding.endpoints else _endpoint(client, binding, method, url)
-    if endpoint is None:
-        return None
-    meter = binding.own_meter
-    if meter is None and (meter := binding.meter()) is None:
-        return None
-    for by_plan in (True, False):
-        try:
-            text = key or binding.sdk.api_key(client)
-            kind: Kind | None = binding.kinds.get((*place, text, key is None))
-            if kind is None or kind.base_url is not client.base_url or kind.meter() is not meter:
-                kind = _kind(client, binding, meter, endpoint, (*place, text, key is None))
-            who = _whose(binding, meter, body)
-            plan_key = _plan_key(meter, kind, who, body, streamed=streamed) if by_plan else None
-            return InFlight(binding, meter, kind, who, body, streamed=streamed, plan_key=plan_key)
-        except Exception as error:  # noqa: BLE001 - the call itself goes on; what failed once may pass
-            meter.fault("see a call", error)
-    return None
-
-
-class Kind(NamedTuple):
-    """What calls of one client to one URL with one key have in common, while its base URL and its meter are the same.
-
-    Attributes:
-        meter: Where they are settled; not kept alive.
-        base_url: The client's, as the SDK's own object.
-        endpoint: What is called.
-        key_on_demand: Whether the SDK asks a function of its user's for the key of each request.
-        provider: Provider id.
-        region: Cloud region or data zone, where it decides the price.
-        cost_unit: What the host means by a cost it states; None = as its provider does.
-        api_key: Which key is used.
-        alike: The part of a plan's key that they share; None where no plan is made for them.
-        singular: Fields of a request that make a call unlike any other.
-        read_request: Reads a plain request, if the endpoint has such.
-        read_answer: Reads a plain answer, if it has such.
-    """
-
-    meter: ref[Meter]
-    base_url: Any
-    endpoint: Endpoint
-    key_on_demand: bool
-    provider: str
-    region: str | None
-    cost_unit: str | None
-    api_key: ApiKey | None
-    alike: tuple[str | None, ...] | None
-    singular: frozenset[str]
-    read_request: Callable[[Mapping[str, Any]], PlainRequest | None] | None
-    read_answer: PlainReader | None
-
-
-def _kind(
-    client: Any, binding: Binding, meter: Meter, endpoint: Endpoint, place: tuple[str, str, str | None, bool]
-) -> Kind:
-    _, _, text, its_own = place
-    host, api_key, dialect = binding.host(client, meter), meter.identify(text), binding.sdk.dialect()
-    on_demand = its_own and binding.sdk.asks_for_key(client)
-    alike: tuple[str | None, ...] | None = None
-    if endpoint.kind == "billed" and not on_demand:
-        alike = (host.provider, endpoint.path, host.region, None if api_key is None else api_key.fingerprint)
-    kind = Kind(
-        ref(meter),
-        client.base_url,
-        endpoint,
-        on_demand,
-        host.provider,
-        host.region,
-        host.cost_unit,
-        api_key,
-        alike,
-        dialect.singular_fields,
-        dialect.plain_requests.get(endpoint.path),
-        dialect.plain.get(endpoint.path),
-    )
-    if alike is not None and text in meter.keys.known:  # else the ledger's secret could not be read
-        if len(binding.kinds) >= _MOST_KINDS:
-            binding.kinds.clear()
-        binding.kinds[place] = kind
-    return kind
-
-
-#: What a client called that is remembered at most: ids may be part of a URL, and keys may be short-lived.
-_MOST_KINDS = 256
-
-
-def _endpoint(client: Any, binding: Binding, method: str, url: str) -> Endpoint | None:
-    """What is called; None for what makes no bill."""
-    try:
-        dialect = binding.sdk.dialect()
-        endpoint = dialect.endpoint(method.upper(), url)
-        if (elsewhere := dialect.endpoints_at(method.upper(), url)) and (meter := binding.meter()) is not None:
-            endpoint = elsewhere.get(binding.host(client, meter).provider, endpoint)
-    except ConfigurationError:
-        raise
-    except Exception as error:  # noqa: BLE001 - the call itself goes on
-        complain("see what is called", error)
-        return None
-    made = endpoint.kind in {"polled", "starts"} or (method.upper() == "POST" and endpoint.billed)
-    if len(binding.endpoints) >= _MOST_KINDS:
-        binding.endpoints.clear()
-    binding.endpoints[method, url] = endpoint if made else None
-    return endpoint if made else None
-
-
-class Identity(NamedTuple):
-    """Who makes a call, and who serves it.
-
-    Attributes:
-        provider: Provider id.
-        region: Cloud region or data zone, where it decides the price.
-        cost_unit: What the host means by a cost it states; None = as its provider does.
-        api_key: Which key is used.
-        attribution: On whose account.
-        scopes: Open `attribute` blocks to count into.
-        span: The span it is made in, where spans are told.
-    """
-
-    provider: str
-    region: str | None
-    cost_unit: str | None
-    api_key: ApiKey | None
-    attribution: Attribution
-    scopes: tuple[Scope, ...]
-    span: ActiveSpan | None
-
-
-def identify(client: Any, binding: Binding, meter: Meter, body: Mapping[str, Any] | None) -> Identity:
-    """Who is about to make a call with `client`, and who serves it."""
-    host, key = binding.host(client, meter), meter.identify(binding.sdk.api_key(client))
-    return Identity(host.provider, host.region, host.cost_unit, key, *_whose(binding, meter, body))
-
-
-def _whose(
-    binding: Binding, meter: Meter, body: Mapping[str, Any] | None
-) -> tuple[Attribution, tuple[Scope, ...], ActiveSpan | None]:
-    """On whose account a call is that is made right here; the blocks to count into, and the span, where it is told."""
-    scopes = scopes_of_call()
-    who = scopes[-1].attribution if scopes else NOBODY
-    if meter.request_fields is not None:
-        who = meter.attribution_of(body, who)
-    if binding.attribution is not NOBODY:
-        who = who.over(binding.attribution)
-    return who, scopes, None if meter.spans is None else meter.spans.current()
-
-
-def _plan_key(
-    meter: Meter,
-    kind: Kind,
-    who: tuple[Attribution, tuple[Scope, ...], ActiveSpan | None],
-    body: Mapping[str, Any] | None,
-    *,
-    streamed: bool,
-) -> tuple[Any, ...] | None:
-    """What tells calls apart; None for one that no plan is made for."""
-    if body is None or kind.alike is None:
-        return None
-    if not kind.singular.isdisjoint(body) and any(_is_given(body.get(name)) for name in kind.singular):
-        return None
-    model, tier = body.get("model"), body.get("service_tier")
-    if type(model) is not str:
-        return None
-    for scope in who[1]:
-        if type(scope) is not Scope:
-            return None  # a block with a budget of its own
-    if tier is not None and type(tier) is not str:
-        if _is_given(tier):
-            return None
-        tier = None
-    return meter.plans.key(who[0], (kind.alike, model, tier, streamed))
-
-
-#: Names of the types by which SDKs mark a field that the caller left out.
-_MARKERS = frozenset({"Omit", "NotGiven"})
-
-
-def _is_given(value: Any) -> bool:
-    """Whether a field of a request says anything; SDKs have markers for those that the caller left out."""
-    return value is not None and type(value).__name__ not in _MARKERS
-
-
-def _said(body: Mapping[str, Any], marks: frozenset[type]) -> Mapping[str, Any]:
-    """A request without the fields that the caller left out: Anthropic's SDK hands on all it knows, marked so."""
-    return {name: value for name, value in body.items() if type(value) not in marks}
-
-
-@lru_cache(maxsize=256)
-def _marks(kinds: frozenset[type]) -> frozenset[type]:
-    """Those of the types of a request's values that SDKs mark a field with which was left out."""
-    return frozenset(kind for kind in kinds if kind.__name__ in _MARKERS)
-
-
-def describe(
-    binding: Binding,
-    endpoint: Endpoint,
-    identity: Identity | InFlight,
-    body: Mapping[str, Any] | None,
-    *,
-    streamed: bool,
-) -> Call:
-    """What accounting needs to know of a call with this body, made right here."""
-    facts: RequestFacts | None = None
-    for _ in range(2):  # what fails once may pass, as want of memory does
-        try:
-            facts = binding.sdk.dialect().request_facts(endpoint, body)
-            break
-        except Exception as error:  # noqa: BLE001 - the call itself goes on, recorded, where no cap is about it
-            complain("read a request", error)
-    if facts is None:
-        facts = RequestFacts(model=None if body is None else named(body.get("model")), unbounded=UNREADABLE)
-    if type(body) is UnreadBody:
-        facts = replace(facts, unbounded=UNREADABLE)
-    if facts.streamed != streamed or identity.region is not None or identity.cost_unit is not None:
-        facts = replace(facts, streamed=streamed, region=identity.region, cost_unit=identity.cost_unit)
-    return _call_of(identity, endpoint, facts)
-
-
-def _call_of(identity: Identity | InFlight, endpoint: Endpoint, facts: RequestFacts) -> Call:
-    return Call(
-        provider=identity.provider,
-        endpoint=endpoint.path,
-        operation=endpoint.operation,
-        facts=facts,
-        attribution=identity.attribution,
-        scopes=identity.scopes,
-        api_key=identity.api_key,
-        span=identity.span,
-    )
-
-
-def give_leave(meter: Meter, call: Call) -> Authorization:
-    """Leave for a call that no budget is asked about."""
-    return Authorization(call, meter.store.now(), time.perf_counter_ns())

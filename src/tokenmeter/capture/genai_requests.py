@@ -310,7 +310,7 @@ def open_request(
             binding = binding_of(api)
             if binding is None:
                 return None
-            from tokenmeter.capture.calls import open_call  # noqa: PLC0415 - a client may be made and never used
+            from tokenmeter.capture.opening import open_call  # noqa: PLC0415 - a client may be made and never used
 
             named, place, facts, key = _described(api, method, path, body, http_options)
             return open_call(api, binding, named, place, facts, streamed=streamed, key=key)

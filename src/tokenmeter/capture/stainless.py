@@ -457,7 +457,7 @@ class _Capture:
 
     @functools.cached_property
     def open_call(self) -> Callable[..., InFlight | None]:
-        from tokenmeter.capture.calls import open_call  # noqa: PLC0415 - see above
+        from tokenmeter.capture.opening import open_call  # noqa: PLC0415 - see above
 
         return open_call
 
