@@ -88,7 +88,7 @@ def _assemble(
         pricer=pricer,
         budgets=budgets,
         alerts=_make_alerts(settings),
-        rules=make_rules(settings.rules),
+        rules=make_rules(row.values for row in settings.rules),
         required=Required(settings.require, refuse=settings.on_missing == "refuse"),
         source=None if settings.source is None else str(Path(settings.source).resolve()),
         in_code={budget.name for budget in budgets} - in_file,

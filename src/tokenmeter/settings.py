@@ -224,6 +224,36 @@ def _parse_host(value: object) -> object:
     return {"provider": value} if isinstance(value, str) else value
 
 
+class RuleSettings(BaseModel):
+    """A rule of `Settings.rules`: ``"spike"``, or ``{ rule = "spike", factor = 4, least_usd = "0.10" }``.
+
+    Attributes:
+        rule: ``burn_rate``, ``spike``, ``unpriced`` or ``faults``.
+        factor: Of ``spike``: how many times the mean hour of the week before an hour must cost.
+        least_usd: Of ``spike``: hours that cost less are never told.
+        percent: Of ``burn_rate``: how much of a window must have passed before a projection is made.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rule: Literal["burn_rate", "spike", "unpriced", "faults"]
+    factor: Any = None
+    least_usd: Any = None
+    percent: Any = None
+
+    @property
+    def values(self) -> Row:
+        """What is said of it."""
+        return self.model_dump(exclude_none=True)
+
+    def __str__(self) -> str:
+        return " ".join((self.rule, *(f"{key} {value}" for key, value in self.values.items() if key != "rule")))
+
+
+def _parse_rule(value: object) -> object:
+    return {"rule": value} if isinstance(value, str) else value
+
+
 class Settings(BaseModel):
     """Everything that can be configured; the keys of ``tokenmeter.toml``.
 
@@ -245,7 +275,8 @@ class Settings(BaseModel):
         alerts: ``[[alerts]]`` rows.
         require: What every call has to be attributed to, such as ``["member"]``.
         on_missing: Whether a call without it is refused (``refuse``), or told once per place in the code (``warn``).
-        rules: What alerts tell besides thresholds: ``burn_rate``, ``spike``, ``unpriced``, ``faults``.
+        rules: What alerts tell besides thresholds: ``burn_rate``, ``spike``, ``unpriced``, ``faults``, each a
+            name or a table of `RuleSettings`.
         metrics: Whether each call is also recorded as metrics: ``"opentelemetry"`` (or True; extra ``otel``),
             ``"prometheus"`` (extra ``prometheus``), or False.
         metrics_labels: Dimensions that metrics may be labelled with: ``team``, ``route``, ``tag:NAME``, ... Each value
@@ -278,7 +309,7 @@ class Settings(BaseModel):
     alerts: list[AlertSettings] = Field(default_factory=list[AlertSettings])
     require: list[Text] = Field(default_factory=list[str])
     on_missing: Literal["refuse", "warn"] = "refuse"
-    rules: list[Literal["burn_rate", "spike", "unpriced", "faults"]] = Field(default_factory=list[Any])
+    rules: list[Annotated[RuleSettings, BeforeValidator(_parse_rule)]] = Field(default_factory=list[RuleSettings])
     metrics: bool | Literal["opentelemetry", "prometheus"] = False
     metrics_labels: list[Text] = Field(default_factory=list[str])
     traces: bool = False
@@ -366,7 +397,7 @@ class SettingsArguments(TypedDict, total=False):
     alerts: Sequence[Mapping[str, Any]] | None
     require: Sequence[str] | None
     on_missing: Literal["refuse", "warn"] | None
-    rules: Sequence[str] | None
+    rules: Sequence[str | Mapping[str, Any]] | None
     metrics: bool | Literal["opentelemetry", "prometheus"] | None
     metrics_labels: Sequence[str] | None
     traces: bool | None

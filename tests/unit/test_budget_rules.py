@@ -89,6 +89,23 @@ class TestSpike:
         assert "cost $40" in str(notice)
         assert meter.budgets.check_rules() == []
 
+    def test_an_hour_is_told_while_it_is_under_way_and_once(self, meter_with, monkeypatch):
+        meter = meter_with(Spike(factor=3, least_usd="0.05"))
+        for hours in range(1, 100):
+            meter.post(a_cost("0.01", at=NOON - timedelta(hours=hours)))
+        meter.post(a_cost("0.06", at=NOON))
+        (notice,) = meter.budgets.check_rules()
+        assert "The hour from 2026-11-10 12:00 UTC has cost $0.06 by now, more than 3 times" in str(notice)
+        monkeypatch.setattr(meter.store, "now", lambda: NOON + timedelta(hours=1))
+        meter.post(a_cost("0.60", at=NOON + timedelta(minutes=10)))
+        assert meter.budgets.check_rules() == []
+
+    def test_cheap_hours_are_not_told(self, meter_with):
+        meter = meter_with(Spike())
+        meter.post(a_cost("0.01", at=NOON - timedelta(hours=5)))
+        meter.post(a_cost("0.99", at=NOON))
+        assert meter.budgets.check_rules() == []
+
     def test_an_ordinary_hour_and_a_first_hour_are_not(self, meter_with):
         meter = meter_with(Spike(factor=5))
         meter.post(a_cost(40))
@@ -118,6 +135,33 @@ def test_rules_stand_in_the_settings_by_name():
     with pytest.raises(ConfigurationError, match="burn_rate"):
         tokenmeter.make_meter(store="memory:", config={"rules": ["weather"]})
     tokenmeter.make_meter(store="memory:", config={"rules": ["burn_rate", "spike", "unpriced", "faults"]}).close()
+
+
+def test_what_rules_go_by_stands_in_the_settings(tmp_path):
+    file = tmp_path / "tokenmeter.toml"
+    file.write_text(
+        'rules = ["faults", { rule = "spike", factor = 2.5, least_usd = "0.05" }, { rule = "burn_rate", percent = 20 }]'
+    )
+    meter = tokenmeter.make_meter(store="memory:", config=file)
+    assert meter.budgets.telling.rules == (Faults(), Spike(factor="2.5", least_usd="0.05"), BurnRate(percent=20))
+    meter.close()
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"rule": "spike", "factor": 0}, "spike.factor must be at least 1"),
+        ({"rule": "spike", "least_usd": "much"}, "spike.least_usd must be a number"),
+        ({"rule": "spike", "percent": 5}, "spike has no percent; it has factor, least_usd"),
+        ({"rule": "faults", "factor": 5}, "faults has no factor"),
+        ({"rule": "burn_rate", "percent": "5"}, "burn_rate.percent must be a whole number"),
+        ({"factor": 5}, "rule"),
+        ({"rule": "spike", "fctor": 5}, "fctor"),
+    ],
+)
+def test_a_wrong_value_of_a_rule_is_refused(row, told):
+    with pytest.raises(ConfigurationError, match=told):
+        tokenmeter.make_meter(store="memory:", config={"rules": [row]})
 
 
 def a_call(**who):

@@ -10,14 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 from tokenmeter.budgets.status import Balance
-from tokenmeter.display import counted, dollars, unit_amount
-from tokenmeter.errors import ConfigurationError, whose
+from tokenmeter.display import counted, dollars, number_text, unit_amount
+from tokenmeter.errors import ConfigurationError, shown, whose
 from tokenmeter.money import EXACT, ZERO, parse_decimal
 from tokenmeter.stores.base import EntryFilter, Store
 from tokenmeter.stores.documents import NewDocument
@@ -231,6 +231,13 @@ class BurnRate:
 
     percent: int = 10
 
+    def __post_init__(self) -> None:
+        percent = cast("object", self.percent)
+        if isinstance(percent, bool) or not isinstance(percent, int) or not 0 <= percent <= 100:  # noqa: PLR2004
+            raise ConfigurationError(
+                f"rules: burn_rate.percent must be a whole number from 0 to 100, not {shown(percent)}."
+            )
+
     def __call__(self, sight: Sight) -> Iterator[Notice]:
         """One notice per counter and window."""
         for one in sight.balances:
@@ -265,26 +272,42 @@ class Spike:
     Attributes:
         factor: How many times the mean hour.
         least_usd: Hours that cost less are never told.
+
+    Raises:
+        ConfigurationError: a value is no number, or too small.
     """
 
-    factor: int = 5
+    factor: Decimal | int | str = 5
     least_usd: Decimal | int | str = 1
 
+    def __post_init__(self) -> None:
+        for name, least in (("factor", 1), ("least_usd", 0)):
+            value = parse_decimal(getattr(self, name), name=f"rules: spike.{name}")
+            if value < least:
+                raise ConfigurationError(f"rules: spike.{name} must be at least {least}, not {value}.")
+            object.__setattr__(self, name, value)
+
     def __call__(self, sight: Sight) -> Iterator[Notice]:
-        """One notice per hour: the last whole one."""
-        end = sight.now.replace(minute=0, second=0, microsecond=0)
-        hour, before = self._cost(sight.store, end - _HOUR, end), self._cost(sight.store, end - 7 * _DAY, end - _HOUR)
-        mean = EXACT.divide(before, Decimal(7 * 24 - 1))
-        least = parse_decimal(self.least_usd, name="least_usd")
-        if hour >= least and before > 0 and hour > EXACT.multiply(mean, self.factor):
-            yield Notice(
-                kind="spike",
-                subject=f"{end - _HOUR:%Y-%m-%dT%H:%M}",
-                text=f"The hour from {end - _HOUR:%Y-%m-%d %H:%M} UTC cost ${hour:f}, "
-                f"more than {self.factor} times the mean hour of the week before.",
-                figures={"hour_usd": f"{hour:f}", "week_before_usd": f"{before:f}"},
-                at=sight.now,
-            )
+        """One notice per hour: of the one under way as soon as it is a spike, and of the one before."""
+        now = sight.now.replace(minute=0, second=0, microsecond=0)
+        for start in (now - _HOUR, now):
+            cost = self._cost(sight.store, start, start + _HOUR)
+            if cost == 0 or cost < cast("Decimal", self.least_usd):
+                continue
+            before = self._cost(sight.store, start - 7 * _DAY, start)
+            mean = EXACT.divide(before, Decimal(7 * 24))
+            factor, said = cast("Decimal", self.factor), f"cost {dollars(cost)}"
+            if start == now:
+                said = f"has {said} by now"
+            if before > 0 and cost > EXACT.multiply(mean, factor):
+                yield Notice(
+                    kind="spike",
+                    subject=f"{start:%Y-%m-%dT%H:%M}",
+                    text=f"The hour from {start:%Y-%m-%d %H:%M} UTC {said}, more than {number_text(factor)} times the "
+                    "mean hour of the week before.",
+                    figures={"hour_usd": f"{cost:f}", "week_before_usd": f"{before:f}"},
+                    at=sight.now,
+                )
 
     @staticmethod
     def _cost(store: Store, since: datetime, until: datetime) -> Decimal:
@@ -334,7 +357,7 @@ class Faults:
 
 
 #: The rules by the name that settings give them.
-RULES: dict[str, Callable[[], Rule]] = {
+RULES: dict[str, type[BurnRate | Spike | Unpriced | Faults]] = {
     "burn_rate": BurnRate,
     "spike": Spike,
     "unpriced": Unpriced,
@@ -342,17 +365,23 @@ RULES: dict[str, Callable[[], Rule]] = {
 }
 
 
-def make_rules(names: Iterable[str]) -> list[Rule]:
-    """Rules by their names.
+def make_rules(rows: Iterable[Mapping[str, Any]]) -> list[Rule]:
+    """Rules by their names, each with the values that it is given: ``{"rule": "spike", "factor": 4}``.
 
     Raises:
-        ConfigurationError: one is not known.
+        ConfigurationError: one is not known, has no such value, or a value is wrong.
     """
-    wanted = list(names)
-    for name in wanted:
-        if name not in RULES:
+    found: list[Rule] = []
+    for row in rows:
+        name, given = row["rule"], {key: value for key, value in row.items() if key != "rule"}
+        kind = RULES.get(name)
+        if kind is None:
             raise ConfigurationError(f"rules: {name!r} is not one of {', '.join(RULES)}.")
-    return [RULES[name]() for name in wanted]
+        known = [field.name for field in fields(kind)]
+        if strange := [key for key in given if key not in known]:
+            raise ConfigurationError(f"rules: {name} has no {strange[0]}; it has {', '.join(known) or 'no values'}.")
+        found.append(kind(**given))
+    return found
 
 
 def check(rules: Iterable[Rule], sight: Sight) -> list[Notice]:

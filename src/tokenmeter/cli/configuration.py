@@ -47,8 +47,8 @@ TEMPLATE = """\
 #require = ["member"]
 #on_missing = "warn"
 
-# What alerts tell besides thresholds.
-#rules = ["burn_rate", "spike", "unpriced", "faults"]
+# What alerts tell besides thresholds. A table in place of a name sets what it goes by.
+#rules = ["burn_rate", { rule = "spike", factor = 5, least_usd = 1 }, "unpriced", "faults"]
 
 # Seconds that a call may be in flight before what a budget holds for it is given back. Live streams extend it.
 #hold_seconds = 900
@@ -166,7 +166,7 @@ def check(frame: Frame) -> None:
         "models": [f"{name} of {provider}" for provider, names in settings.models.items() for name in names],
         "providers": [f"{where} = {_describe_host(host)}" for where, host in settings.providers.items()],
         "alerts": [row.kind for row in settings.alerts],
-        "rules": settings.rules,
+        "rules": list(map(str, settings.rules)),
         "require": [f"{name} ({settings.on_missing})" for name in settings.require],
         "metrics": _describe_metrics(settings),
         "traces": "on" if settings.traces else "off",
