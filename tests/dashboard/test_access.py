@@ -403,6 +403,40 @@ def test_an_application_decides_what_each_of_its_users_sees(busy, hosted):
     assert [row["group"]["member"] for row in report["rows"]] == ["bob"]
 
 
+def test_pages_are_shown_in_frames_of_those_who_are_named_and_no_others(busy, hosted):
+    """Never the login page, nor what acts."""
+
+    def frames(answer):
+        (policy,) = (one for one in answer[1]["content-security-policy"].split("; ") if one.startswith("frame-an"))
+        return policy.removeprefix("frame-ancestors "), answer[1].get("x-frame-options")
+
+    served = hosted(dashboard.app(busy))
+    assert {frames(served.get(path)) for path in ("/", "/login", "/api/v1/report", "/nowhere")} == {("'none'", "DENY")}
+    portal = "https://portal.example.com"
+    served = hosted(dashboard.app(busy, frame_ancestors=["self", portal]))
+    assert frames(served.get("/")) == frames(served.get("/nowhere")) == (f"'self' {portal}", None)
+    assert frames(served.get("/login")) == frames(served.get("/acts/budget")) == ("'none'", "DENY")
+    assert frames(hosted(dashboard.app(busy, frame_ancestors="self")).get("/"))[0] == "'self'"
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        *("*", "https:", "https://*", "https://*.example.com", "https://a.example/path", "http://a.example", "'none'"),
+        *(
+            "https://a.example;script-src *",
+            "https://a.example 'unsafe-inline'",
+            "https://a.example\r\nx: y",
+            "",
+            "none",
+        ),
+    ],
+)
+def test_a_frame_for_everybody_or_for_nobody_who_can_be_told_is_refused(busy, origin):
+    with pytest.raises(ConfigurationError, match="frame_ancestors="):
+        dashboard.app(busy, frame_ancestors=origin)
+
+
 NOTHING = [{}, {"nonsense": "x"}, {"member": None}, {"member": []}, {"member": ""}, 5, ""]
 
 

@@ -41,6 +41,7 @@ from tokenmeter.dashboard.security import (
     Whom,
     Whose,
     check_own_page,
+    frame_policy,
 )
 from tokenmeter.default import default_meter
 from tokenmeter.errors import ConfigurationError, StoreError, TokenmeterError
@@ -69,6 +70,7 @@ def app(
     hosts: Sequence[str] | None = None,
     only: Only | Whom | None = None,
     requests_per_minute: int = 600,
+    frame_ancestors: str | Sequence[str] = (),
 ) -> Starlette:
     """The dashboard and the usage API as an ASGI application, to be served alone or mounted in a server of your own.
 
@@ -87,9 +89,12 @@ def app(
             may be a coroutine function. Where it returns something else nothing is seen, and the log says so. The
             tokens of the settings then count for nothing.
         requests_per_minute: How often one viewer may ask; a sixth of that at once.
+        frame_ancestors: Whose pages may show these in a frame: origins such as ``https://portal.example.com``, or
+            ``self`` for the origin they have themselves; nobody's otherwise. Nothing is done from within a frame.
 
     Raises:
-        ConfigurationError: an unknown zone or dimension, an `only` that names nothing, or a token too short to be safe.
+        ConfigurationError: an unknown zone or dimension, an `only` that names nothing, a token too short to be safe, or
+            what is no origin.
     """
     if tz is not None:
         zone(tz)
@@ -115,7 +120,7 @@ def app(
             *Acts(chosen, sites).routes(),
         ],
         middleware=[
-            Middleware(SafeHeaders),
+            Middleware(SafeHeaders, frames=frame_policy(frame_ancestors)),
             *([] if hosts is None else [Middleware(HostCheck, hosts=tuple(hosts))]),
             Middleware(door.guard),
             *([] if only is None else [Middleware(Whose, only=only)]),

@@ -8,8 +8,9 @@ import hmac
 import inspect
 import ipaddress
 import logging
+import re
 import secrets
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from math import ceil
@@ -55,6 +56,13 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "permissions-policy": "camera=(), geolocation=(), microphone=()",
 }
+_NO_FRAMES = "frame-ancestors 'none'"
+#: An origin as a browser knows it; plain http only of this machine.
+_ORIGIN = re.compile(
+    r"https://[a-z0-9.-]+(:\d{1,5})?|http://(localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?", re.IGNORECASE
+)
+#: What no page of others shows in a frame, whoever may show the rest.
+_UNFRAMED = ("/login", "/acts/")
 log = logging.getLogger("tokenmeter")
 #: What needs no token.
 _OPEN = ("/login", "/healthz", "/readyz", "/static/dashboard.css", "/static/icon.svg")
@@ -110,11 +118,35 @@ class HostCheck:
         return True
 
 
-class SafeHeaders:
-    """Adds `HEADERS` to every answer, and keeps figures out of caches."""
+def frame_policy(origins: str | Sequence[str]) -> str:
+    """What the policy of a page says of who may show it in a frame.
 
-    def __init__(self, app: ASGIApp) -> None:
+    Raises:
+        ConfigurationError: something is neither ``self`` nor an origin.
+    """
+    named = [origins] if isinstance(origins, str) else list(origins)
+    for one in named:
+        if one != "self" and not _ORIGIN.fullmatch(one):
+            raise ConfigurationError(
+                f"frame_ancestors= takes 'self' and origins such as 'https://portal.example.com', without a path and "
+                f"each by name, not {one!r}."
+            )
+    return f"frame-ancestors {' '.join(repr(one) if one == 'self' else one for one in named)}" if named else _NO_FRAMES
+
+
+class SafeHeaders:
+    """Adds `HEADERS` to every answer, and keeps figures out of caches.
+
+    Args:
+        app: What is guarded.
+        frames: Who may show its pages in a frame; see `frame_policy`.
+    """
+
+    def __init__(self, app: ASGIApp, frames: str = _NO_FRAMES) -> None:
         self._app = app
+        framed = {**HEADERS, "content-security-policy": HEADERS["content-security-policy"].replace(_NO_FRAMES, frames)}
+        del framed["x-frame-options"]  # which knows no origins
+        self._framed = HEADERS if frames == _NO_FRAMES else framed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on."""
@@ -122,7 +154,8 @@ class SafeHeaders:
         async def send_safely(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
+                chosen = HEADERS if path_of(scope).startswith(_UNFRAMED) else self._framed
+                for name, value in chosen.items():
                     headers[name] = value
                 headers.setdefault("cache-control", "no-store")
             await send(message)
@@ -368,6 +401,10 @@ def check_own_page(request: Request, proof: str) -> None:
     same = request.headers.get("sec-fetch-site", "same-origin") == "same-origin"
     if not known or not same or not hmac.compare_digest(known.encode(), proof.encode(errors="replace")):
         raise HTTPException(403, "This did not come from a page that you were shown; open the page again.")
+    if request.headers.get("sec-fetch-dest", "document") != "document":
+        raise HTTPException(
+            403, "Nothing is done from within a frame, where a click may be led; open the page by itself."
+        )
 
 
 def base_of(scope: Scope) -> str:
