@@ -24,6 +24,8 @@ _TAG = "tag."
 #: What the recommendation has every platform pass on at least.
 _MAX_BYTES = 8192
 _MAX_MEMBERS = 64
+#: Fields of requests in all formats that hold what the model is asked.
+_ASKED = frozenset({"contents", "input", "instructions", "messages", "prompt", "system", "systemInstruction", "tools"})
 
 
 def carry(function: Callable[P, R]) -> Callable[P, R]:
@@ -192,9 +194,19 @@ class RequestFields:
             that is set counts.
         tags: Fields that become tags: ``metadata`` takes each of its members under its own name, ``metadata.feature``
             one of them.
+
+    Raises:
+        ConfigurationError: a field is what the model is asked, which a ledger never keeps.
     """
 
     def __init__(self, end_user: Sequence[str] = (), tags: Sequence[str] = ()) -> None:
+        for setting, names in (("end_user_from", end_user), ("tags_from", tags)):
+            for name in names:
+                if name.partition(".")[0] in _ASKED:
+                    raise ConfigurationError(
+                        f"{setting}: {shown(name)} is what the model is asked, which is never kept; name a field that "
+                        "says who asks, such as user, safety_identifier or metadata.user_id."
+                    )
         self._end_user = tuple(tuple(name.split(".")) for name in end_user)
         self._tags = tuple(tuple(name.split(".")) for name in tags)
 

@@ -83,6 +83,7 @@ async def test_a_mistake_is_told_so_that_the_assistant_can_mend_it(connect):
 async def test_an_assistant_for_one_member_sees_that_member_only(connect):
     async with connect("--only", "member=ada") as client:
         found = await ask(client, "report", by="member")
+        assert (await ask(client, "report", by=["member"]))["rows"] == found["rows"]
         assert [row["group"]["member"] for row in found["rows"]] == ["ada"]
         entries = await ask(client, "entries", where=["member=bob"])
         assert entries["entries"] == []
@@ -159,6 +160,7 @@ async def test_no_tool_tells_a_part_what_is_of_others(filed, hostile):
     ]
     asked = [
         *(("report", way) for way in ways),
+        ("report", {"by": ["team", "route"]}),
         *(("report", {"by": by}) for by in ("member", "team,route", "api_key", "member,tag:env", "response_id")),
         ("report", {"by": "member", "granularity": "day"}),
         *(("entries", way) for way in ways),

@@ -384,6 +384,12 @@ class TestRequestFields:
         assert first == Attribution(member="ada", end_user="u1", tags={"feature": "search"})
         assert second == Attribution(member="ada", end_user="block")
 
+    @pytest.mark.parametrize("setting", ["end_user_from", "tags_from"])
+    @pytest.mark.parametrize("field", ["prompt", "input", "messages", "system", "contents.parts", "instructions"])
+    def test_what_the_model_is_asked_is_never_taken_for_a_name(self, setting, field):
+        with pytest.raises(ConfigurationError, match=f"{setting}: '{field}' is what the model is asked"):
+            tokenmeter.make_meter(store="memory:", config={}, **{setting: ["user", field]})
+
     def test_by_default_nothing_is_taken(self, fake_provider):
         meter = tokenmeter.make_meter(store="memory:", config={})
         client = tokenmeter.wrap(tokenmeter.OpenAI(base_url=fake_provider.openai_url, api_key="sk-test"), meter)

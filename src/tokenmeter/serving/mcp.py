@@ -63,7 +63,7 @@ def _parse_query(
     where: list[str],
     tz: str,
     *,
-    by: str = "",
+    by: str | list[str] = "",
     granularity: str | None = None,
 ) -> Query:
     return Query.parse(
@@ -112,7 +112,9 @@ def _tell_usage(server: MCPServer[Any], sight: ReadableMeter) -> None:
     @server.tool(annotations=_READS)
     def report(
         *,
-        by: Annotated[str, Field(description="Dimensions to group by, separated by commas, as in `where`")] = "",
+        by: Annotated[
+            str | list[str], Field(description="Dimensions to group by, as in `where`: a list, or separated by commas")
+        ] = "",
         period: Period = None,
         since: Since = None,
         until: Until = None,

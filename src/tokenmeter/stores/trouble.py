@@ -40,7 +40,9 @@ class Trouble:
         """It failed once more."""
         times = run_alone(self._lock, self._count, str(error) or type(error).__name__)
         if times:
-            log.error("tokenmeter could not %s (%d times by now): %s %s", self._what, times, self.reason, self._comfort)
+            log.error(
+                "tokenmeter could not %s (%s by now): %s %s", self._what, _times(times), self.reason, self._comfort
+            )
 
     def _count(self, reason: str) -> int:
         """How often it failed by now, if that is to be told; else 0."""
@@ -56,8 +58,12 @@ class Trouble:
     def worked(self) -> None:
         """It worked; says so if it did not before."""
         if self.reason is not None:
-            log.warning("tokenmeter can %s again, after %d failures.", self._what, run_alone(self._lock, self._end))
+            log.warning("tokenmeter can %s again; it failed %s.", self._what, _times(run_alone(self._lock, self._end)))
 
     def _end(self) -> int:
         times, self._since, self.reason = self._since, 0, None
         return times
+
+
+def _times(number: int) -> str:
+    return "once" if number == 1 else f"{number:,} times"
