@@ -132,7 +132,9 @@ def test_a_reconciliation_explains_its_differences_and_leads_to_our_side(filed, 
     ]
     page.locator("tbody th a").last.click()
     outcome, _ = reconciliations(filed.store)
-    causes = page.get_by_role("region", name="Differences by cause").locator("tbody tr").all()
+    by_cause = page.get_by_role("region", name="Differences by cause").locator("tbody tr")
+    by_cause.first.wait_for()
+    causes = by_cause.all()
     assert [row.locator("th").inner_text() for row in causes] == [one.replace("_", " ") for one in outcome.by_cause()]
     rows = page.get_by_role("region", name="Differences as a table").locator("tbody tr")
     assert rows.count() == len(outcome.discrepancies)
