@@ -460,6 +460,15 @@ async def test_a_stream_of_which_nothing_more_comes_in_time_is_a_timeout(name, c
     assert books.one().status == "timeout"
 
 
+@pytest.mark.parametrize("name", ["AsyncOpenAI", "AsyncAnthropic"])
+async def test_a_stream_may_wait_without_an_end(name, clients, books):
+    """Transports take an endless number for a timeout as well as none."""
+    client = clients.make(name, timeout=openai.Timeout(60, read=float("inf")), max_retries=0)
+    owner, request = (client.messages, MESSAGE) if "Anthropic" in name else (client.chat.completions, CHAT)
+    assert [event async for event in await owner.create(**request)]
+    assert books.one().status == "ok"
+
+
 def test_a_stream_is_written_down_before_its_body_is_closed(clients, books, monkeypatch):
     """Closing may take its time, and the process may be ended meanwhile."""
     stream = clients.openai().chat.completions.create(**CHAT)

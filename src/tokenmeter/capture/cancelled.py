@@ -29,7 +29,10 @@ def break_off(exchange: Exchange, error: BaseException) -> None:
 
 def timer(seconds: Any) -> int:
     """When what waits for so many seconds from now on gives up, in nanoseconds of the monotonic clock."""
-    return _NEVER if seconds is None else time.monotonic_ns() + int(seconds * 1_000_000_000)
+    try:
+        return time.monotonic_ns() + int(seconds * 1_000_000_000)
+    except (TypeError, ValueError, OverflowError):  # none, or without an end: transports take both
+        return _NEVER
 
 
 class Step:
