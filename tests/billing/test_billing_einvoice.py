@@ -81,6 +81,14 @@ def test_an_invoice_and_its_credit_note_are_valid(ready, form, rules):
     assert bill.number in text
 
 
+@pytest.mark.parametrize(("form", "rules"), [("cii", CII), ("ubl", UBL)])
+def test_credit_notes_of_some_cents_are_valid_each(ready, form, rules):
+    """What their tax is rounded to depends on the notes before."""
+    bill = issued(ready)
+    for note in [credit_invoice(ready, bill, "0.03", "outage") for _ in range(4)]:
+        assert failures(make_einvoice(note, form), rules) == []
+
+
 def test_the_rules_find_a_wrong_total(ready):
     """The check can fail."""
     xml = make_einvoice(issued(ready), "cii")

@@ -6,8 +6,8 @@ from decimal import Decimal
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tokenmeter.billing import close_period, draft_invoice, issue_invoice
-from tokenmeter.money import add, magnitude, multiply, total
+from tokenmeter.billing import close_period, credit_invoice, draft_invoice, find_invoice, issue_invoice
+from tokenmeter.money import add, magnitude, multiply, round_money, subtract, total
 from tokenmeter.stores import open_store
 
 ACCOUNTS = ("ada", "bob", "Zoë")
@@ -75,3 +75,30 @@ def test_late_entries_move_between_invoices_but_are_never_lost_or_billed_twice(m
         for period in ("2026-11", "2026-12")
     )
     assert billed == ledger_total(store)
+
+
+PARTS = st.lists(st.integers(min_value=1, max_value=60), min_size=1, max_size=12)
+TAXES = st.lists(st.sampled_from(["0.19", "0.081", "0.055", "0.2"]), min_size=1, max_size=2)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(parts=PARTS, rates=TAXES, currency=st.sampled_from(["EUR", "JPY", "KWD"]))
+def test_credited_in_however_many_parts_an_invoice_gives_back_its_tax_once(make_call, december, parts, rates, currency):
+    """A note's tax is its own at the rate, to a minor unit, and never below nothing; the last leaves nothing."""
+    unit = Decimal((0, (1,), {"EUR": -2, "JPY": 0, "KWD": -3}[currency]))
+    store = open_store("memory:")
+    store.settle(make_call(multiply(unit, sum(parts)), member="ada"))
+    close_period(store, "2026-11", now=december)
+    profile = {"taxes": [{"name": f"Tax {at}", "rate": rate} for at, rate in enumerate(rates)]}
+    asked = draft_invoice(store, member="ada", period="2026-11", currency=currency, exchange_rate=1, profile=profile)
+    bill = issue_invoice(store, asked)
+    notes = [credit_invoice(store, bill, amount, "outage") for amount in (multiply(unit, part) for part in parts[:-1])]
+    notes.append(credit_invoice(store, bill, None, "outage"))
+    for note in notes:
+        for tax in note.taxes:
+            alone = round_money(multiply(note.net, tax.rate), currency)
+            assert tax.amount >= 0
+            assert magnitude(subtract(tax.amount, alone)) <= unit
+    for at, tax in enumerate(bill.totals.taxes):
+        assert total(note.taxes[at].amount for note in notes) == tax.amount
+    assert (find_invoice(store, bill.number).balance, find_invoice(store, bill.number).status) == (0, "credited")

@@ -340,16 +340,12 @@ def _write_body(
             f"Invoice {invoice.number} is {invoice.totals.net} {invoice.currency} before tax, of which {given} is "
             f"credited already; {net} is more than the {left} left."
         )
-    # The last note takes what earlier ones left of each tax, so that a whole credit is the whole invoice.
+    # On all that is given back so far, less what earlier notes gave: each rounded by itself, many small ones would give
+    # back more tax than there is, and the last would take some of it away again.
+    base, back = EXACT.add(given, net), _taxes_back(invoice, earlier)
     taxes = [
-        replace(
-            tax,
-            base=net,
-            amount=_tax_left(tax, earlier)
-            if net == left
-            else round_money(EXACT.multiply(net, tax.rate), invoice.currency),
-        )
-        for tax in invoice.totals.taxes
+        replace(tax, base=net, amount=EXACT.subtract(_tax_on(base, tax, invoice), before))
+        for tax, before in zip(invoice.totals.taxes, back, strict=True)
     ]
     return {
         "invoice": invoice.number,
@@ -365,9 +361,14 @@ def _write_body(
     }
 
 
-def _tax_left(tax: TaxLine, earlier: Sequence[Mapping[str, Any]]) -> Decimal:
-    rows = (row for note in earlier for row in note["taxes"] if row["label"] == tax.label)
-    return EXACT.subtract(tax.amount, total(Decimal(row["amount"]) for row in rows))
+def _tax_on(base: Decimal, tax: TaxLine, invoice: Invoice) -> Decimal:
+    return round_money(EXACT.multiply(base, tax.rate), invoice.currency)
+
+
+def _taxes_back(invoice: Invoice, earlier: Sequence[Mapping[str, Any]]) -> list[Decimal]:
+    """What notes gave back of each tax of the invoice, in its order."""
+    notes = [[Decimal(row["amount"]) for row in note["taxes"]] for note in earlier]
+    return [total(note[at] for note in notes) for at in range(len(invoice.totals.taxes))]
 
 
 def _check_lines(invoice: Invoice, asked: Sequence[CreditLine], earlier: Sequence[Mapping[str, Any]]) -> None:
