@@ -275,6 +275,15 @@ class TestReadingEntries:
         with pytest.raises(ConfigurationError, match="name these"):
             list(store.entries(EntryFilter(where={"sku_meter!": frozenset({"input"})})))
 
+    def test_names_of_tags_are_known_each_once_and_of_very_many_the_first_hundred(self, store, make_entry):
+        assert store.tag_names() == []
+        for value in range(3):
+            store.settle(make_entry(tags={"env": f"e{value}", "zone;1": "x"}, member="tag:me", end_user="tag:you"), [])
+        store.settle(make_entry(tags={"Step": "1"}), [])
+        assert store.tag_names() == ["Step", "env", "zone;1"]
+        store.settle(make_entry(tags={f"n{number:03}": "x" for number in range(120)}), [])
+        assert store.tag_names() == ["Step", "env", *(f"n{number:03}" for number in range(98))]
+
     def test_nothing_matches_an_empty_condition(self, store, many):
         assert list(store.entries(EntryFilter(where={"member": frozenset()}))) == []
 

@@ -110,6 +110,12 @@ def test_a_filter_cannot_widen_a_scope(filed):
         assert [row["member"] for row in read_report(seen.store, query).rows] == shown
 
 
+def test_a_scoped_ledger_has_the_tags_of_its_own_entries(filed, record):
+    record(who={"member": "bob", "tags": {"secret-project": "x"}})
+    assert look_through(filed, AccessScope.of({"member": "ada"})).store.tag_names() == ["env"]
+    assert filed.store.tag_names() == ["env", "secret-project"]
+
+
 def test_a_scoped_ledger_has_every_method_of_a_store_and_none_that_writes(filed):
     seen = look_through(filed, AccessScope.of({"member": "ada"})).store
     missing = [name for name in dir(Store) if not name.startswith("_") and name not in dir(seen)]

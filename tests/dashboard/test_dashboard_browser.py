@@ -286,6 +286,31 @@ def test_a_filter_suggests_the_values_there_are(served, browse, hostile):
     assert set(known) == {"ada", "bob", "eve", hostile}
 
 
+def test_the_tags_there_are_stand_among_what_may_be_asked_by(served, browse, hostile):
+    page = browse(f"{served.url}/explore")
+    page.locator("[name=by]").select_option(label="tag env")
+    page.get_by_role("heading", level=1, name="Spend by tag env").wait_for()
+    assert page.locator(".values tbody th bdi").all_inner_texts() == ["prod", "(not set)", hostile]
+    page.get_by_text("Dates and filters").click()
+    assert page.locator("#dimensions option[value='tag:env']").count() == 1
+    page.get_by_label("Only where").fill("tag:env")
+    page.get_by_label("Only where").press("Tab")
+    expect(page.locator("#suggestions option")).to_have_count(2)
+
+
+def test_what_cannot_be_added_up_is_offered_in_no_form_that_would_add_it(served, browse):
+    page = browse(f"{served.url}/explore?show=cached-share&by=member&form=bars")
+    head = page.locator("#drawn .head")
+    expect(head).to_contain_text("over all calls")
+    expect(head).not_to_contain_text("in all")
+    assert page.get_by_role("group", name="How it is drawn").count() == 0
+    expect(page.get_by_text("cannot be added up, so it is drawn as lines")).to_be_visible()
+    assert page.locator(".values tfoot th").inner_text() == "all"
+    page.locator("select[name=show]").select_option("requests")
+    expect(page.get_by_role("group", name="How it is drawn").locator("[aria-current]")).to_have_text("Bars")
+    expect(head).to_contain_text("in all")
+
+
 def test_days_are_the_browsers_unless_the_address_or_the_server_says_otherwise(busy, serve, chromium):
     for options, told in (({}, "Pacific/Auckland"), ({"tz": "UTC"}, "UTC")):
         context = chromium.new_context(timezone_id="Pacific/Auckland")
@@ -386,7 +411,7 @@ def test_who_spent_most_yesterday_why_and_a_cap_on_them(make_meter, record_in, s
     page.locator("#last tbody th a").first.click()
     assert "output" in page.get_by_role("region", name="Charges as a table").inner_text()
     page.go_back()
-    shown = page.locator("section", has_text="No budget concerns it").locator("code").inner_text()
+    shown = page.locator("section", has_text="No budget concerns mallory").locator("code").inner_text()
     command = [sys.executable, "-m", *shlex.split(shown.replace("NAME", "mallorys").replace("=50", "=0"))]
     done = subprocess.run([*command, "--store", meter.store.url], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -429,7 +454,7 @@ def test_who_may_caps_a_member_from_their_page_after_seeing_what_it_does(busy, s
     page.get_by_role("button", name="Log in").click()
     drawn(page)
     page.goto(page.url + "account?member=bob")
-    form = page.get_by_role("form", name="Cap it")
+    form = page.get_by_role("form", name="Set a limit")
     form.locator("[name=limit]").fill("0.01")
     form.get_by_label("Why").fill("spends too much")
     form.get_by_role("button", name="Show what will happen").click()

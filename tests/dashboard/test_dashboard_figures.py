@@ -122,7 +122,7 @@ def test_percentiles_of_members_and_days_come_from_the_same_calls(meter, record)
     assert Decimal(second.replace(",", "")) > 0
     drawn = draw(answer, "", lambda _: "")
     assert [tick.label for tick in drawn.up] == ["0 ms", "1 s", "2 s", "3 s"]
-    assert drawn.data["words"] == "of all"
+    assert drawn.data["words"] == "over all calls"
 
 
 def test_how_long_calls_took_is_not_known_of_a_meter(meter, record):
@@ -250,6 +250,25 @@ def test_budget_lines_are_those_of_just_what_is_shown(make_meter, record):
     assert lines("period=last-7d&form=running") == []
     assert lines("period=this-month&member=ada") == [("limit of ada", Decimal(3))]
     assert lines("period=this-month&show=tokens") == []
+
+
+def test_the_lines_of_a_running_total_are_named(make_meter, record_in):
+    made = make_meter([{"limit_usd": 30, "name": "all", "period": "month"}])
+    for days in range(40):
+        record_in(made, at=NOW - timedelta(days=days), who={"member": "ada"}, output=1000 * (1 + days % 3))
+    here = made.budgets.remaining({}, NOW)
+
+    def lines(query):
+        drawn = draw(asked(made, f"period=this-month&{query}", balances=here), "", lambda _: "")
+        shapes = {css.removeprefix("line ") for css, _ in drawn.shapes if css.startswith("line ")}
+        assert {line.css for line in drawn.lines} == shapes - ({key.css for key in drawn.legend})
+        return [line.words for line in drawn.lines]
+
+    ahead, limit = "what it may come to, with its band", "limit of all: $30.00"
+    assert lines("form=running&by=member") == ["Spend so far", ahead, "the time before", limit]
+    assert lines("form=running&by=member&compare=none") == ["Spend so far", ahead, limit]
+    assert lines("form=running&show=requests")[0] == "Requests so far"
+    assert lines("form=lines") == ["the time before", "even pace of all, by day: $1.00"]
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ def test_a_teams_page_lists_its_invoices_and_a_key_has_a_page(filed, serve):
     assert "INV-00001" in served.get("/account?team=search")[2]
     body = served.get("/account?api_key=prod")[2]
     assert "API key <bdi>prod</bdi>" in body
-    assert "No budget concerns it" not in body  # one over everything does
+    assert "No budget concerns" not in body  # one over everything does
     status, _, body = served.get("/account")
     assert (status, "Whose page?" in body) == (400, True)
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from tokenmeter.dashboard.explore import REST, Finding, Series
 from tokenmeter.dashboard.figures import compact, exact, money, name, places, share
+from tokenmeter.dashboard.outlook import Forecast
 from tokenmeter.dashboard.questions import Form, Measure, Question, decimals_of, lasting, shown_as
 from tokenmeter.dashboard.view import find_marks
 from tokenmeter.money import EXACT, ZERO, add, multiply, ratio, round_to, subtract, total
@@ -53,6 +54,18 @@ class Tick(NamedTuple):
     fine: bool = False
 
 
+class LineKey(NamedTuple):
+    """A line that stands for no series.
+
+    Attributes:
+        css: Class that colours it.
+        words: What it is.
+    """
+
+    css: str
+    words: str
+
+
 class LegendKey(NamedTuple):
     """An entry of the legend.
 
@@ -78,7 +91,7 @@ class Chart:
     Attributes:
         width: Of its plane.
         shapes: In the order they are drawn in.
-        lines: What its horizontal lines mean.
+        lines: What the lines mean that stand for no series.
         across: Marks of time.
         up: Marks of the figures.
         legend: What the colours mean.
@@ -88,7 +101,7 @@ class Chart:
 
     width: int
     shapes: Sequence[Mark]
-    lines: Sequence[str]
+    lines: Sequence[LineKey]
     across: Sequence[Tick]
     up: Sequence[Tick]
     legend: Sequence[LegendKey]
@@ -142,13 +155,27 @@ def draw(answer: Finding, base: str, url: Callable[[Question], str]) -> Chart:
     return Chart(
         width=_width(answer),
         shapes=shapes,
-        lines=[f"{one.words}: {shown_as(one.amount, measure)}" for one in answer.limits],
+        lines=list(_lines(answer, form, before, ahead)),
         across=_across(answer),
         up=marks,
         legend=_legend(answer, colours, url) if form != "running" else [],
         data=_data(answer, base, shown, colours, before),
         empty=not tops and not levels,
     )
+
+
+def _lines(
+    answer: Finding, form: Form, before: Sequence[Decimal | int | None], ahead: Forecast | None
+) -> Iterable[LineKey]:
+    measure = answer.question.measure
+    if form == "running":
+        yield LineKey("c1", f"{measure.label} so far")
+    if ahead is not None:
+        yield LineKey("ahead", "what it may come to, with its band")
+    if any(value is not None for value in before):
+        yield LineKey("before", "the time before")
+    for one in answer.limits:
+        yield LineKey("limit", f"{one.words}: {shown_as(one.amount, measure)}")
 
 
 def _width(answer: Finding) -> int:
@@ -387,5 +414,5 @@ def _data(
             for value in (_running(answer.by_bucket, answer) if running else all_figures)
         ],
         "before": [shown_as(value, measure, decimals) for value in before],
-        "words": "so far" if running else "together" if measure.adds else "of all",
+        "words": "so far" if running else "together" if measure.adds else question.over_all,
     }

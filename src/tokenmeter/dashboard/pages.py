@@ -55,6 +55,7 @@ class Pages:
         self._meter, self._store, self._tz = meter, meter.store, tz
         self._overviews = Memory[tuple[View, Overview]]()
         self._readers = Memory[tuple[View, ReportReader]]()
+        self._tags = Memory[Sequence[str]](1)
 
     def routes(self) -> list[Route]:
         """Where each page is."""
@@ -85,6 +86,7 @@ class Pages:
             title="Overview",
             state=state,
             view=view,
+            tags=self._tags_of(state),
             seen=seen,
             answer=seen.answer,
             chart=draw(seen.answer, base, lambda question: f"{base}/explore{view.url(*question.items())}"),
@@ -111,6 +113,7 @@ class Pages:
             title=f"{question.measure.label} by {label_of(question.by)}",
             state=state,
             view=view,
+            tags=self._tags_of(state),
             answer=answer,
             chart=draw(answer, base, url),
             url=url,
@@ -138,6 +141,10 @@ class Pages:
         found = read_report(self._store, replace(view.query, by=(by,)))
         return JSONResponse([row.group[by] for row in found.rows[:_MOST_ROWS] if row.group[by]])
 
+    def _tags_of(self, state: str) -> Sequence[str]:
+        """The tags that there are, as dimensions to ask by."""
+        return self._tags.get("", state, lambda: [f"tag:{name}" for name in self._store.tag_names()])
+
     def _balances(self, view: View, measure: Measure) -> Sequence[Balance]:
         """Where the budgets stand that are about just what is shown."""
         scope, unit = view.scope, measure.budgeted
@@ -160,6 +167,7 @@ class Pages:
             title="Entries",
             state=state,
             view=view,
+            tags=self._tags_of(state),
             entries=found[:_PAGE],
             older=("before", found[_PAGE - 1].entry_id) if len(found) > _PAGE else None,
             first="before" not in request.query_params,
@@ -214,6 +222,7 @@ class Pages:
             title=f"{label_of(dimension).capitalize()} {value}",
             state=state,
             view=view,
+            tags=self._tags_of(state),
             dimension=dimension,
             value=value,
             seen=seen,
@@ -257,6 +266,7 @@ class Pages:
             title="Not exact",
             state=state,
             view=view,
+            tags=self._tags_of(state),
             unpriced=unpriced(self._store, self._meter.pricer.price_list, view),
             estimated=estimated(self._store, view),
         )

@@ -182,6 +182,11 @@ class Question:
         """How it is drawn: what cannot be added up is drawn as lines."""
         return self.form if self.measure.adds else "lines"
 
+    @property
+    def over_all(self) -> str:
+        """How the figure of all together comes about, in words."""
+        return "in all" if self.measure.adds else "over all calls"
+
     def items(self) -> Iterator[tuple[str, str]]:
         """The parameters that make this question again."""
         plain = Question()

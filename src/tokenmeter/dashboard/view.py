@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import utcnow
 from tokenmeter.periods import CALENDAR_UNITS, CalendarUnit, Period, buckets, floor, zone
-from tokenmeter.reports.query import BEGINNING, END, Query, cut, parse_by, parse_where
+from tokenmeter.reports.query import BEGINNING, END, Query, cut, parse_where
 from tokenmeter.stores.base import Store
 
 #: Bars a chart shows at most; a finer granularity than fits is made coarser, and the page says so.
@@ -32,7 +32,7 @@ _DEFAULT_PERIOD = "last-30d"
 _QUARTER = timedelta(minutes=15)
 _OWN = ("period", "since", "until", "granularity", "tz")
 #: Fields that only the filter form has, and those that say nothing when they are empty.
-_FORM = {"add", "how", "is", "apply", "tag", "leave"}
+_FORM = {"add", "how", "is", "apply", "leave"}
 _OPTIONAL = {*_OWN, "before", "by", "show", "form", "compare", "sort", "find", "columns"}
 _LABELS = {
     "api_key": "API key",
@@ -250,9 +250,6 @@ def canonical(items: Sequence[tuple[str, str]]) -> str | None:
     kept = [(name, value) for name, value in items if name not in _FORM and (value or name not in _OPTIONAL)]
     if any(name in {"since", "until"} for name, _ in kept):
         kept = [pair for pair in kept if pair[0] != "period"]
-    if given.get("tag", "").strip():
-        kept = [pair for pair in kept if pair[0] != "by"]
-        kept.append(("by", parse_by([f"tag:{given['tag'].strip()}"])[0]))
     if given.get("leave"):
         kept = [(f"{name}!" if name == given["leave"] else name, value) for name, value in kept]
     if given.get("add"):

@@ -34,6 +34,8 @@ from tokenmeter.stores.engine import matches
 from tokenmeter.stores.sketch import Latencies
 
 _MANY = 10_000
+#: Entries that are looked through for the names of tags.
+_LAST = 200
 #: Documents that change what may be seen; of an erasure it is not known what it took out.
 _SEEN = ("invoice", "invoice_event", ERASURE)
 _secret = secrets.token_bytes(32)
@@ -258,6 +260,14 @@ class Lens:
             return self._store.span(since, until)
         first, last = (None if one is None else one.occurred_at for one in ends)
         return None if first is None or last is None else (first, last)
+
+    def tag_names(self) -> Sequence[str]:
+        """Names of the tags that the scope's last entries have; none, where archived months cannot be read."""
+        try:
+            last = islice(self.entries(newest_first=True), _LAST)
+            return sorted({name for entry in last for name in entry.attribution.tags})
+        except (ConfigurationError, StoreUnavailableError):
+            return []
 
     def aggregate(
         self, boundaries: Sequence[datetime], by: Sequence[str], which: EntryFilter | None = None

@@ -406,6 +406,10 @@ class Store(Protocol):
         """Where the first and last entry in between lie at most, without a look into files; None where none does."""
         ...
 
+    def tag_names(self) -> Sequence[str]:
+        """Names of the tags that entries have, in order; of very many the first hundred."""
+        ...
+
     def aggregate(
         self, boundaries: Sequence[datetime], by: Sequence[str], which: EntryFilter | None = None
     ) -> Sequence[Aggregate]:

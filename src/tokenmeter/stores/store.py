@@ -47,6 +47,16 @@ T = TypeVar("T")
 
 #: Rows to a page.
 _PAGE = 500
+#: Kinds of names that are tags: each is looked up by the index behind the one before, however many values it has.
+_TAGS = """
+WITH RECURSIVE found (kind) AS (
+    SELECT min(kind) FROM names WHERE kind >= 'tag:' AND kind < 'tag;'
+    UNION ALL
+    SELECT (SELECT min(n.kind) FROM names AS n WHERE n.kind > f.kind AND n.kind < 'tag;') FROM found AS f
+    WHERE f.kind IS NOT NULL
+)
+SELECT kind FROM found WHERE kind IS NOT NULL LIMIT 100
+"""
 #: A record and its effects.
 Record = tuple[bytes, bytes]
 
@@ -183,6 +193,10 @@ class BookStore(ABC, Generic[B, J]):
         """Where the first and the last entry in between lie at most."""
         self._look()
         return self._reader.span(since, until)
+
+    def tag_names(self) -> Sequence[str]:
+        """Names of the tags that entries have, in order; of very many the first hundred."""
+        return [kind.removeprefix("tag:") for (kind,) in self._ask(_TAGS)]
 
     def aggregate(
         self, boundaries: Sequence[datetime], by: Sequence[str], which: EntryFilter | None = None
