@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Any, ParamSpec, TypeVar
 
 from tokenmeter import verbs
+from tokenmeter.places import hand_place
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -22,7 +23,7 @@ _PAGE = 500
 def _in_thread(verb: Callable[P, R]) -> Callable[P, Coroutine[Any, Any, R]]:
     async def function(*args: P.args, **kwargs: P.kwargs) -> R:
         # What writes must end, though nobody waits for it any more.
-        return await asyncio.shield(asyncio.to_thread(verb, *args, **kwargs))
+        return await asyncio.shield(asyncio.to_thread(hand_place(verb), *args, **kwargs))
 
     _name_after(verb, function, "in a thread")
     return function

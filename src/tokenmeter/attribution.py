@@ -7,7 +7,6 @@ import hmac
 import inspect
 import itertools
 import logging
-import sys
 import threading
 import time
 from collections import deque
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, ParamSpec, TypeVar,
 from tokenmeter.dimensions import WHO, Who, WhoArguments
 from tokenmeter.errors import ConfigurationError, shown
 from tokenmeter.money import ZERO, add, to_dollars, to_picodollars
+from tokenmeter.places import is_waited_for, place_in_code, say_place
 from tokenmeter.processes import is_on_event_loop, make_lock, run_alone
 from tokenmeter.running import SCOPES, decorate, runner_of
 from tokenmeter.texts import check_text
@@ -337,7 +337,7 @@ def scopes_of_call() -> tuple[Scope, ...]:
         return scopes
     if _empty is not None:
         _look_for_the_block(*_empty)
-    if not _this_thread.opens_blocks:
+    if not (_this_thread.opens_blocks or is_waited_for()):
         _stray = (next(_numbers), _this_thread.name or _this_thread.find_name())
     return scopes
 
@@ -352,7 +352,7 @@ def _look_for_the_block(block: attribute, ended_at: int) -> None:
         block.warn(
             "ended without a call, and soon after one was made outside of every block. If that call belongs here (a "
             "background task, a thread that goes on), hand its function over as tokenmeter.carry(function)",
-            thread=threading.current_thread().name,
+            where=f"the call {say_place()}",
         )
 
 
@@ -467,7 +467,7 @@ class attribute:  # noqa: N801 - used as a verb, like contextlib.suppress
             raise
 
     def _open(self, outer: tuple[Any, ...]) -> Scope:
-        self._place = self._place or _place_of_caller()
+        self._place = self._place or place_in_code()
         _this_thread.opens_blocks = True
         scope = self._scope_in(outer[-1] if outer else None)
         SCOPES.set((*outer, scope))
@@ -506,15 +506,15 @@ class attribute:  # noqa: N801 - used as a verb, like contextlib.suppress
             self.warn(
                 "saw no call, while a thread outside of every block made one. If that call belongs here, hand the "
                 "thread or pool tokenmeter.carry(function), or use tokenmeter.CarryingExecutor",
-                thread=_stray[1],
+                where=f"thread {_stray[1]!r}",
             )
 
-    def warn(self, what: str, *, thread: str | None = None) -> None:
+    def warn(self, what: str, *, where: str | None = None) -> None:
         """Say what went wrong with this block, once for its place in the code."""
         place = self._place or "an unknown place"
         if (place, what) not in _told:
             _told.add((place, what))
-            suffix = f" (thread {thread!r})" if thread else ""
+            suffix = f" ({where})" if where else ""
             log.warning("The block tokenmeter.attribute(...) at %s %s%s.", place, what, suffix)
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
@@ -537,15 +537,3 @@ class attribute:  # noqa: N801 - used as a verb, like contextlib.suppress
             return fresh
 
         return again
-
-
-#: Modules that open blocks for others.
-_NOT_THE_CALLER = frozenset({__name__, "contextlib", "tokenmeter.budgets.runs"})
-
-
-def _place_of_caller() -> str:
-    """File and line of the user's code that opens a block."""
-    frame = sys._getframe(2)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - as `logging` does
-    while frame.f_back is not None and frame.f_globals.get("__name__") in _NOT_THE_CALLER:
-        frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"

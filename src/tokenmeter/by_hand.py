@@ -22,6 +22,7 @@ from tokenmeter.errors import ConfigurationError, shown
 from tokenmeter.ledger import Entry
 from tokenmeter.meter import Authorization, Meter
 from tokenmeter.periods import parse_instant
+from tokenmeter.places import hand_place
 from tokenmeter.pricing import PriceList
 from tokenmeter.processes import is_disabled
 from tokenmeter.providers import dialect_for, error_in, observe, to_wire
@@ -107,7 +108,11 @@ def record(
     started_at = now if at is None else parse_instant(at)
     if started_at > now + _AHEAD:
         raise ConfigurationError(f"at={shown(at)} is still to come: a call is recorded when it was made.")
-    return _settle(meter, Authorization(call, started_at, 0), outcome, _made_at(body), dated=at is not None)
+    entry = _settle(meter, Authorization(call, started_at, 0), outcome, _made_at(body), dated=at is not None)
+    if entry is not None:
+        meter.required.look_at_made(call)
+        meter.budgets.look_at_made(call)
+    return entry
 
 
 def hold(
@@ -202,7 +207,7 @@ class Hold:
         self.entry = self._meter.settle(self._authorization, lost)
 
     async def __aenter__(self) -> Self:
-        entering = asyncio.ensure_future(asyncio.to_thread(self.__enter__))
+        entering = asyncio.ensure_future(asyncio.to_thread(hand_place(self.__enter__)))
         try:
             return await asyncio.shield(entering)
         except asyncio.CancelledError:  # the thread goes on; what it will have held is given back

@@ -298,7 +298,7 @@ class TestBlocksThatDidNotReach:
             self.elsewhere()
         assert heard.text.count("ended without a call, and soon after one was made") == 1
         assert "test_carrying.py" in heard.text
-        assert "(thread 'worker-7')" in heard.text
+        assert f"(the call at {__file__}:" in heard.text
 
     def test_work_after_a_block_in_the_same_threads_of_a_server_is_noticed(self, heard):
         def request():

@@ -167,6 +167,10 @@ class Budgets(Registry):
                     raise explain(stop, plan, store=self._store, wait=self._learned.wait(plan.call)) from None
                 attempt += 1
 
+    def look_at_made(self, call: Call) -> None:
+        """As `hold` does, tell of a call recorded by hand which no cap on each member (or the like) catches."""
+        tell_who_passes(self._state, call, self._told)
+
     def _in_force_for(self, call: Call) -> InForce:
         """What is in force, once everybody knows what its key is called, and what was missed is counted in."""
         state = self._current()

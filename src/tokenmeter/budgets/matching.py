@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import logging
 import re
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from types import FrameType, MappingProxyType
+from types import MappingProxyType
 from typing import NamedTuple
 from urllib.parse import unquote
 
@@ -19,9 +18,10 @@ from tokenmeter.attribution import ApiKey, Attribution
 from tokenmeter.budgets.policy import IN_FLIGHT, Budget, Unit
 from tokenmeter.budgets.windows import ROLLING_STEPS, Span
 from tokenmeter.call import Call
-from tokenmeter.dimensions import SCOPE_FIELDS
+from tokenmeter.dimensions import SCOPE_FIELDS, WHO
 from tokenmeter.errors import AttributionRequiredError, ConfigurationError, shown
 from tokenmeter.ledger import CounterKey, Entry
+from tokenmeter.places import say_place
 from tokenmeter.stores.slots import to_microseconds
 from tokenmeter.texts import suggest
 
@@ -364,8 +364,6 @@ class Matched:
 log = logging.getLogger("tokenmeter")
 
 _MOST_PLACES = 1_000
-#: Whoever stands between the user's line and us.
-_BETWEEN = ("tokenmeter", "openai", "anthropic", "google", "httpx", "anyio", "asyncio", "threading", "concurrent")
 
 
 class Required:
@@ -382,7 +380,7 @@ class Required:
     def __init__(self, names: Iterable[str] = (), *, refuse: bool = True) -> None:
         self.names: Sequence[str] = tuple(dict.fromkeys(names))
         self._refuse = refuse
-        self._told: set[tuple[str, str]] = set()
+        self._told: set[str] = set()
         for name in self.names:
             if name not in SCOPE_FIELDS and not (name.startswith("tag:") and len(name) > len("tag:")):
                 raise ConfigurationError(
@@ -397,17 +395,15 @@ class Required:
             AttributionRequiredError: something is missing, and such calls are refused.
         """
         missing = self.missing(call)
-        if not missing:
-            return
-        place, what = place_in_code(), ", ".join(missing)
-        mend = f"Wrap it in tokenmeter.attribute({_example(missing[0])})"
-        if self._refuse:
-            raise AttributionRequiredError(
-                f"The call to {call.endpoint} at {place} has no {what}, and the settings require it. {mend}. "
-                "The call was not sent.",
-                missing=tuple(missing),
-            )
-        self.tell(place, f"The call to {call.endpoint} at {place} has no {what}. {mend}.")
+        if missing and self._refuse:
+            raise AttributionRequiredError(f"{_say(call, missing)} The call was not sent.", missing=tuple(missing))
+        if missing:
+            self._tell(_say(call, missing))
+
+    def look_at_made(self, call: Call) -> None:
+        """Tell of a call that was made already, and is about to be written down by hand: nobody can refuse it."""
+        if missing := self.missing(call):
+            self._tell(f"{_say(call, missing)} It was made already, and is recorded.")
 
     def missing(self, call: Call) -> list[str]:
         """What a call lacks."""
@@ -416,23 +412,19 @@ class Required:
         subject = Subject.of_call(call)
         return [name for name in self.names if subject.value(name) is None]
 
-    def tell(self, key: str, text: str) -> None:
-        """Log `text` once per `key`."""
-        if (key, text) not in self._told and len(self._told) < _MOST_PLACES:
-            self._told.add((key, text))
+    def _tell(self, text: str) -> None:
+        """Log what has the place in the code in it, once."""
+        if text not in self._told and len(self._told) < _MOST_PLACES:
+            self._told.add(text)
             log.warning("%s", text)
+
+
+def _say(call: Call, missing: Sequence[str]) -> str:
+    example = next((_example(name) for name in missing if name in WHO or name.startswith("tag:")), None)
+    mend = "" if example is None else f" Wrap it in tokenmeter.attribute({example})."
+    what = ", ".join(missing)
+    return f"The call to {call.endpoint} {say_place()} has no {what}, and the settings require it.{mend}"
 
 
 def _example(name: str) -> str:
     return f"tags={{{name[4:]!r}: ...}}" if name.startswith("tag:") else f"{name}=..."
-
-
-def place_in_code() -> str:
-    """File and line of the user's code that makes the present call; a worker thread's own where it is in none."""
-    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - as `logging` does
-    while frame is not None:
-        module = str(frame.f_globals.get("__name__", ""))
-        if module.split(".", maxsplit=1)[0] not in _BETWEEN:
-            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
-        frame = frame.f_back
-    return "a worker thread"

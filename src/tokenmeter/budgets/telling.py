@@ -14,12 +14,13 @@ from tokenmeter.budgets.alerts import Alert, AlertTarget, Notice, Rule, Sight, c
 from tokenmeter.budgets.definitions import InForce
 from tokenmeter.budgets.delivery import AlertQueue, Deliveries
 from tokenmeter.budgets.holds import Fault
-from tokenmeter.budgets.matching import Cap, Subject, parse_scope, place_in_code
+from tokenmeter.budgets.matching import Cap, Subject, parse_scope
 from tokenmeter.budgets.policy import amount_of, threshold_amounts
 from tokenmeter.budgets.status import Balance, key_names
 from tokenmeter.call import Call
 from tokenmeter.errors import StoreError
 from tokenmeter.ledger import CounterKey, ThresholdCrossing
+from tokenmeter.places import say_place
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.slots import from_microseconds
 
@@ -157,7 +158,7 @@ def tell_who_passes(state: InForce, call: Call, told: set[tuple[str, int]]) -> N
         if subject.value(field) is None and (name, 0) not in told:
             told.add((name, 0))
             log.warning(
-                "Budget %r caps each %s by itself: the call to %s at %s has no %s and is not caught by it, nor are "
+                "Budget %r caps each %s by itself: the call to %s %s has no %s and is not caught by it, nor are "
                 'others like it. Require it with require=["%s"], or add a budget without that scope.',
-                name, field, call.endpoint, place_in_code(), field, field,
+                name, field, call.endpoint, say_place(), field, field,
             )  # fmt: skip

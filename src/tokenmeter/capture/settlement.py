@@ -21,6 +21,7 @@ import anyio.to_thread
 from tokenmeter.call import Call, Outcome
 from tokenmeter.errors import StoreBusyError
 from tokenmeter.ledger import new_id
+from tokenmeter.places import hand_place
 from tokenmeter.processes import after_fork_in_child, is_on_stack, may_wait, run_at_once
 
 if TYPE_CHECKING:
@@ -208,7 +209,7 @@ async def authorize_async(meter: Meter, call: Call, hold_id: str) -> Authorizati
     except StoreBusyError:
         waiting = _Waiting(meter, call, hold_id)
         try:
-            return await anyio.to_thread.run_sync(waiting.authorize, limiter=anyio.CapacityLimiter(1))
+            return await anyio.to_thread.run_sync(hand_place(waiting.authorize), limiter=anyio.CapacityLimiter(1))
         except BaseException:
             waiting.give_back()
             raise
