@@ -1,5 +1,6 @@
 """The spool: entries through outages of the server, full and read-only disks, forks and kills."""
 
+import contextlib
 import os
 import resource
 import signal
@@ -111,6 +112,18 @@ class TestOutage:
             with pytest.raises(StoreUnavailableError):
                 store.reserve(make_hold((key, 10, 1)))
         assert store.health().facts["server_failures"] < 20  # it was not asked each time
+
+    def test_once_a_report_was_read_no_call_is_told_that_the_server_is_away(self, server, url, opened, key):
+        """As where somebody is told by a probe that pages can be read: so they can, budgets too."""
+        store = opened(url)
+        since = store.now()
+        server.stop_at_once()
+        while store._pool._pause < 4:  # calls fail at once for three seconds and more
+            with contextlib.suppress(StoreUnavailableError):
+                store.counters([key])
+        server.start()
+        store.aggregate([since, since], ())
+        assert store.counters([key])[key].settled == 0
 
     def test_the_spool_empties_by_itself(self, server, url, opened, make_entry):
         store = opened(url)

@@ -155,6 +155,7 @@ class Pool:
             connection = self._connect(seconds=0)
             with transaction(connection, self.address, snapshot=snapshot):
                 yield connection
+            self._works()  # no call has to wait for the end of its pause: whoever could read may write
         except psycopg.Error as error:
             raise explain(error, self.address) from error
         finally:
