@@ -1,13 +1,28 @@
-"""For any ledger: invoice total + rounding = ledger total, over every way to cut it into invoices."""
+"""For any ledger: invoice total + rounding = ledger total, over every way to cut it into invoices; and one balance."""
 
-from datetime import UTC, datetime
+from contextlib import suppress
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tokenmeter.billing import close_period, credit_invoice, draft_invoice, find_invoice, issue_invoice
+from tokenmeter.billing import (
+    age_balances,
+    close_period,
+    credit_invoice,
+    draft_invoice,
+    draw_statement,
+    find_invoice,
+    issue_invoice,
+    journal_entries,
+    record_payment,
+    void_invoice,
+    write_off_invoice,
+)
+from tokenmeter.errors import ConfigurationError, LedgerError
 from tokenmeter.money import add, magnitude, multiply, round_money, subtract, total
+from tokenmeter.periods import Period
 from tokenmeter.stores import open_store
 
 ACCOUNTS = ("ada", "bob", "Zoë")
@@ -102,3 +117,60 @@ def test_credited_in_however_many_parts_an_invoice_gives_back_its_tax_once(make_
     for at, tax in enumerate(bill.totals.taxes):
         assert total(note.taxes[at].amount for note in notes) == tax.amount
     assert (find_invoice(store, bill.number).balance, find_invoice(store, bill.number).status) == (0, "credited")
+
+
+ISSUED = date(2025, 4, 1)
+#: What happens, how much of what the invoice is over, and how many days after its issue the money came.
+HAPPENED = st.lists(
+    st.tuples(
+        st.sampled_from(["pay", "pay", "give back", "credit", "write off", "void"]),
+        st.integers(min_value=1, max_value=120),
+        st.integers(min_value=0, max_value=100),
+    ),
+    max_size=8,
+)
+
+
+def act(store, number, what, percent, day):
+    over = find_invoice(store, number).total
+    amount = round_money(multiply(over, Decimal(percent).scaleb(-2)), "USD")
+    match what:
+        case "pay":
+            record_payment(store, number, amount, on=ISSUED + timedelta(days=day))
+        case "give back":
+            record_payment(store, number, multiply(amount, -1), on=ISSUED + timedelta(days=day))
+        case "credit":
+            credit_invoice(store, number, magnitude(amount), "outage")
+        case "write off":
+            write_off_invoice(store, number, "gone")
+        case "void":
+            void_invoice(store, number, "mistaken")
+
+
+def stand_on(day):
+    """What is over by the end of a day."""
+    end = datetime(day.year, day.month, day.day, tzinfo=UTC) + timedelta(days=1)
+    return Period(datetime(2025, 1, 1, tzinfo=UTC), end, "UTC", "so far")
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(happened=HAPPENED, cost=st.sampled_from(["100", "-80"]))
+def test_balance_statement_aging_and_journal_tell_one_sum_on_every_day(make_call, happened, cost):
+    """In whichever order payments, credits, a write-off and a voiding are written down, for whichever days."""
+    store = open_store("memory:")
+    store.settle(make_call(cost, at="2025-03-10T12:00", member="ada"))
+    close_period(store, "2025-03")
+    number = issue_invoice(store, draft_invoice(store, member="ada", period="2025-03"), on=ISSUED).number
+    for what in happened:
+        with suppress(ConfigurationError, LedgerError):
+            act(store, number, *what)
+    invoice = find_invoice(store, number)
+    today = max([ISSUED, *(one.on for one in invoice.events)])
+    days = {ISSUED, *(one.on + timedelta(days=off) for one in invoice.events for off in (-1, 0)), today}
+    for day in sorted(one for one in days if one >= ISSUED):
+        stated = draw_statement(store, member="ada", period=stand_on(day), basis="invoices").closing
+        aged = total(one.total for one in age_balances(store, as_of=day))
+        booked = journal_entries(store, period=stand_on(day))
+        receivable = total(one.amount for entry in booked for one in entry.postings if one.role == "receivable")
+        assert stated == aged == receivable
+    assert stated == invoice.balance

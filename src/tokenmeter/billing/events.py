@@ -8,11 +8,17 @@ from datetime import date, datetime
 from decimal import Decimal
 from typing import Any, Literal
 
-from tokenmeter.money import EXACT, ZERO
+from tokenmeter.money import EXACT, ZERO, multiply
 
 EventKind = Literal["payment", "credit_note", "void", "uncollectible"]
-#: What an event moves; ``recovered``: what was written off counts again, since it is paid or the invoice void.
-MovementKind = Literal[EventKind, "recovered"]
+#: What an event moves; ``recovered``: what was written off counts again, since it is paid or the invoice void;
+#: ``given_up``: what was paid and given back is written off with the rest.
+MovementKind = Literal[EventKind, "recovered", "given_up"]
+#: What those two are called on statements and in journals.
+MOVED_TEXT: Mapping[MovementKind, str] = {
+    "recovered": "What was written off counts again",
+    "given_up": "Written off with the rest, as it was given back",
+}
 _EVENT_TEXT: Mapping[EventKind, str] = {
     "payment": "Payment",
     "credit_note": "Credit note",
@@ -85,11 +91,16 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Movement:
-    """What an event took off what was due, as things stood then; of ``recovered`` it is negative."""
+    """What an event took off what was due, as things stood then; what is recovered has the other sign.
+
+    `on` is the day it counts for: the event's, but what was written off is recovered no earlier than it was written
+    off, also by money that came before.
+    """
 
     event: Event
     kind: MovementKind
     amount: Decimal
+    on: date
 
 
 def movements(due: Decimal, events: Iterable[Event]) -> Iterator[Movement]:
@@ -97,22 +108,22 @@ def movements(due: Decimal, events: Iterable[Event]) -> Iterator[Movement]:
 
     Money that comes for what was written off is recovered first: the account ends even, and the loss is the smaller.
     """
-    left, lost, recovered, came = due, ZERO, ZERO, ZERO
+    owed, lost, lost_on = due, ZERO, None
     for event in events:
-        back = ZERO
-        if event.kind == "payment" and lost:
-            came = EXACT.add(came, event.amount or ZERO)
-            least, most = sorted((ZERO, lost))
-            back = EXACT.subtract(min(max(came, least), most), recovered)
-        elif event.kind == "void":
-            back = EXACT.subtract(lost, recovered)
-        if back:
-            recovered, left = EXACT.add(recovered, back), EXACT.add(left, back)
-            yield Movement(event, "recovered", back.copy_negate())
-        amount = left if event.amount is None else event.amount
+        amount = owed if event.amount is None else event.amount
         if event.kind == "uncollectible":
-            lost = amount
-        left = EXACT.subtract(left, amount)
-        # Voiding what was written off moves nothing more, and is told all the same.
+            lost, lost_on = amount, event.on
+            yield Movement(event, event.kind, amount, event.on)
+            continue
+        owed = EXACT.subtract(owed, amount)
+        if lost_on is not None:
+            # What is still owed then is given up, all of it and no more, whatever came or was given back since.
+            given_up = owed if multiply(owed, due) > 0 else ZERO
+            back = EXACT.subtract(lost, given_up)
+            if back:
+                kind: MovementKind = "recovered" if multiply(back, due) > 0 else "given_up"
+                yield Movement(event, kind, back.copy_negate(), max(event.on, lost_on))
+            lost = given_up
+        # Voiding an invoice over nothing moves nothing, and is told all the same.
         if amount or event.kind == "void":
-            yield Movement(event, event.kind, amount)
+            yield Movement(event, event.kind, amount, event.on)

@@ -17,7 +17,7 @@ from itertools import chain, count
 from unicodedata import category, normalize
 
 from tokenmeter.billing.credit_note import CreditNote
-from tokenmeter.billing.events import movements
+from tokenmeter.billing.events import MOVED_TEXT, movements
 from tokenmeter.billing.filed import credit_notes, invoices
 from tokenmeter.billing.invoice import Invoice
 from tokenmeter.billing.lines import LineItem
@@ -41,11 +41,10 @@ ACCOUNTS: Mapping[str, str] = {
     "accrued": "Liabilities:Accrued:{provider}",
 }
 Accounts = Mapping[str, "str | Mapping[str, str]"]
-#: What moves a receivable -> kind of its entry, role of the account against it, text where the event's would not do.
+#: What moves a receivable -> kind of its entry, role of the account against it.
 _SETTLING = {
-    "payment": ("payment", "bank", None),
-    "uncollectible": ("write_off", "bad_debts", None),
-    "recovered": ("write_off", "bad_debts", "What was written off counts again"),
+    "payment": ("payment", "bank"),
+    **dict.fromkeys(("uncollectible", "recovered", "given_up"), ("write_off", "bad_debts")),
 }
 
 
@@ -116,11 +115,11 @@ def _book_all(store: Store, filed: Sequence[Invoice], chart: AccountChart) -> It
         for moved in movements(invoice.total, invoice.events):
             event = moved.event
             if moved.kind == "void":
-                yield _turn_round(booked, event.on, "void", str(invoice.number), f"Voided: {event.note}")
+                yield _turn_round(booked, moved.on, "void", str(invoice.number), f"Voided: {event.note}")
             elif moved.kind in _SETTLING:
-                kind, role, text = _SETTLING[moved.kind]
-                told = {"kind": kind, "role": role, "text": text or event.text}
-                yield _book_settlement(invoice, chart, on=event.on, amount=moved.amount, **told)
+                kind, role = _SETTLING[moved.kind]
+                told = {"kind": kind, "role": role, "text": MOVED_TEXT.get(moved.kind, event.text)}
+                yield _book_settlement(invoice, chart, on=moved.on, amount=moved.amount, **told)
     for note in credit_notes(store):
         yield _book_credit_note(note, chart)
 

@@ -8,7 +8,7 @@ from datetime import date, datetime
 from decimal import Decimal
 from typing import Any, ClassVar, Literal, Unpack
 
-from tokenmeter.billing.events import movements
+from tokenmeter.billing.events import MOVED_TEXT, movements
 from tokenmeter.billing.filed import invoices
 from tokenmeter.billing.invoice import Invoice, party_lines
 from tokenmeter.billing.paper import Cell, Printable, PrintedRow, PrintedSheet
@@ -307,11 +307,10 @@ def _moved_by(invoice: Invoice) -> Iterator[_BalanceChange]:
     yield _BalanceChange(invoice.issued_on or filed.date(), filed, invoice.currency, what, invoice.total)
     for moved in movements(invoice.total, invoice.events):
         event, why = moved.event, f": {moved.event.note}" if moved.event.note else ""
-        text = f"{event.name} on {invoice.number}{why}"
-        if moved.kind == "recovered":
-            text = f"Written off on {invoice.number}, counts again"
+        known = MOVED_TEXT.get(moved.kind)
+        text = f"{known} ({invoice.number})" if known else f"{event.name} on {invoice.number}{why}"
         if moved.amount:
-            yield _BalanceChange(event.on, event.at, invoice.currency, text, moved.amount.copy_negate())
+            yield _BalanceChange(moved.on, event.at, invoice.currency, text, moved.amount.copy_negate())
 
 
 def _blank(scope: Mapping[str, str], period: Period, basis: Basis) -> Statement:
