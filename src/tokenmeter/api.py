@@ -480,7 +480,9 @@ class Meter(CallMeter):
     def _find_corrections(self, query: reports.Query) -> Mapping[str, Sequence[Entry]]:
         """Entry -> what corrects it, in the period of `query`; a correction has the time of what it corrects."""
         found: dict[str, list[Entry]] = {}
-        for entry in self.catch_up().entries(replace(query.filter, where={"kind": frozenset({"correction"})})):
+        for entry in self.catch_up().entries(
+            replace(query.filter, where={"kind": frozenset({"correction", "reversal"})})
+        ):
             if entry.corrects is not None:
                 found.setdefault(entry.corrects, []).append(entry)
         return found

@@ -144,8 +144,8 @@ class Attribution(Who):
 NOBODY = Attribution()
 
 
-#: What one entry used: quantities, reasoning, list and billed cost in picodollars, whether it is unpriced, a request.
-_Counted = tuple[Mapping[str, "Quantity"], int, int, int, bool, bool]
+#: What one entry used: quantities, reasoning, list and billed cost in picodollars; how many unpriced, and requests.
+_Counted = tuple[Mapping[str, "Quantity"], int, int, int, int, int]
 #: Calls of a block that are not added up yet, at most.
 _MOST_WAITING = 64
 
@@ -275,12 +275,12 @@ class Scope:
         list_cost: Decimal | None,
         billed_cost: Decimal | None,
         *,
-        unpriced: bool,
-        request: bool = True,
+        unpriced: int,
+        requests: int = 1,
     ) -> None:
-        """Count one settled entry; one that is no request (a tool at work) by what it used and cost alone."""
+        """Count one settled entry, or what takes one back (-1); a tool at work is 0 requests: it used and cost."""
         costs = (to_picodollars(cost or ZERO) for cost in (list_cost, billed_cost))
-        self.count(usage.quantities, usage.reasoning_output_tokens, *costs, unpriced=unpriced, request=request)
+        self.count(usage.quantities, usage.reasoning_output_tokens, *costs, unpriced=unpriced, requests=requests)
 
     def count(
         self,
@@ -289,12 +289,12 @@ class Scope:
         list_cost: int,
         billed_cost: int,
         *,
-        unpriced: bool,
-        request: bool = True,
+        unpriced: int,
+        requests: int = 1,
     ) -> None:
         """As `add`, with costs in picodollars. Takes no lock: what was counted is added up when somebody asks."""
         waiting = self._waiting
-        waiting.append((quantities, reasoning, list_cost, billed_cost, unpriced, request))
+        waiting.append((quantities, reasoning, list_cost, billed_cost, unpriced, requests))
         if len(waiting) > _MOST_WAITING and not self._lock._is_owned():  # noqa: SLF001 - a finaliser amid the adding
             run_alone(self._lock, self._take_in)
 

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from tokenmeter.attribution import NOBODY, ApiKey, Attribution
-from tokenmeter.dimensions import TOOL_OPERATION, WHO, CostSource, EntryKind, Status
+from tokenmeter.dimensions import COUNTED_AS, TOOL_OPERATION, WHO, CostSource, EntryKind, Status
 from tokenmeter.display import dollars, facts_html, number_text
 from tokenmeter.money import negate
 from tokenmeter.processes import after_fork_in_child
@@ -133,12 +133,13 @@ def column(kind: Literal["text", "integer"]) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Entry:
-    """One call, one correction or one adjustment. Immutable: what was wrong is put right by a further entry.
+    """One call, reversal, correction or adjustment. Immutable: what was wrong is put right by a further entry.
 
     Attributes:
         entry_id: Identity (`new_id`).
-        kind: ``usage`` for a call; ``correction`` re-states an earlier entry's cost by its difference;
-            ``adjustment`` posts an agreed amount (reconciliation, credit).
+        kind: ``usage`` for a call; ``reversal`` takes an earlier entry of one back whole (an estimate, once the answer
+            is known): its cost, its usage, and that it was a call; ``correction`` re-states an earlier entry's cost by
+            its difference; ``adjustment`` posts an agreed amount (reconciliation, credit).
         occurred_at: When the call left, aware UTC. Prices, budgets' windows and reports go by it.
         recorded_at: When it was settled, aware UTC.
         provider: Provider id as in genai-prices (``openai``, ``anthropic``, ``azure``, ...).
@@ -167,7 +168,7 @@ class Entry:
         price_list_hash: Hash of the price list that rated it.
         raw_usage: The usage object off the wire, as JSON text.
         error_type: Class name of the error a failed call raised.
-        corrects: entry_id of the entry that a correction re-states.
+        corrects: entry_id of the entry that a correction re-states, or a reversal takes back.
         reservation_id: The hold this entry settled.
         dedup_key: Key under which the same bill is recorded once only, else None.
         trace_id: OpenTelemetry trace that the call was made in, 32 hex digits; None without one (setting ``traces``).
@@ -246,9 +247,12 @@ class Entry:
         return self.response_model or self.request_model
 
     @property
-    def is_request(self) -> bool:
-        """Whether reports and caps count it as a request: no correction, and no tool that calls set to work."""
-        return self.kind == "usage" and self.operation != TOOL_OPERATION
+    def requests(self) -> int:
+        """As how many requests reports and caps count it: 1 for a call, -1 for what takes one back, else 0.
+
+        A correction is none, nor is a tool that calls set to work.
+        """
+        return 0 if self.operation == TOOL_OPERATION else COUNTED_AS.get(self.kind, 0)
 
 
 #: Every `column` of an entry and its kind, in the order in which records have them.

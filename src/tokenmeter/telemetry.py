@@ -292,7 +292,7 @@ class PrometheusMetrics:
         calls, tokens, cost, unpriced, seconds = self._made.instruments
         common = (entry.provider, entry.model or "", entry.operation)
         labels = (*common, *(_label_of(entry, name) or "" for name in self._labels))
-        if entry.is_request:
+        if entry.requests:
             calls.labels(*labels, entry.status).inc()
         for kind, number in (("input", entry.usage.input_tokens), ("output", entry.usage.output_tokens)):
             if number:

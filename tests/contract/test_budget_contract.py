@@ -326,6 +326,29 @@ class TestHolds:
         assert (balance.spent, balance.reserved) == (10, 0)
         assert meter.sweep(utcnow() + timedelta(seconds=11)) == 0
 
+    def test_a_call_that_ends_after_its_hold_expired_is_one_request(self, metered, store):
+        meter = metered(Budget(limit_requests=9), Budget(limit_tokens=10**6), Budget(limit_usd=900), hold_seconds=10)
+        late = meter.authorize(a_call(size=40))
+        assert meter.sweep(utcnow() + timedelta(seconds=11)) == 1
+        meter.settle(late, answered(30, 7))
+        (totals,) = store.aggregate([datetime(2020, 1, 1, tzinfo=UTC), utcnow() + timedelta(days=1)], [])
+        assert (totals.requests, totals.errors, totals.estimated) == (1, 0, 0)
+        assert (totals.quantities, totals.billed_cost) == ({"input": 30, "output": 7}, 37)
+        assert {one.unit: one.spent for one in meter.remaining()} == {"requests": 1, "tokens": 37, "usd": 37}
+        assert meter.audit_budgets() == ()
+        assert [entry.kind for entry in store.entries()].count("reversal") == 1
+
+    @pytest.mark.parametrize("unit", ["usd", "tokens"])
+    def test_what_was_held_for_a_call_of_unknown_usage_is_taken_back_with_it(self, metered, store, unit):
+        meter = metered(Budget(**{f"limit_{unit}": 1000}))
+        call = a_call()
+        unknown = Outcome(status="ok", observation=Observation(flags=frozenset({"usage_unknown"})))
+        entry = meter.settle(meter.authorize(call), unknown)
+        assert meter.remaining()[0].spent > 0
+        meter.take_back(entry, call)
+        assert meter.remaining()[0].spent == 0
+        assert meter.audit_budgets() == ()
+
     def test_a_full_budget_sweeps_expired_holds_before_it_stops_a_call(self, metered, store):
         meter = metered(Budget(limit_requests=2))
         lost = meter.authorize(a_call())

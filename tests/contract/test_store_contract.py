@@ -8,6 +8,7 @@ import pytest
 
 from tokenmeter.attribution import ApiKey, Attribution
 from tokenmeter.errors import ConfigurationError
+from tokenmeter.pricing.corrections import reversal
 from tokenmeter.stores.base import CapReachedError, Counter, EntryFilter, Store
 from tokenmeter.stores.direct import DirectJournal
 from tokenmeter.stores.effects import WrittenIds
@@ -465,6 +466,45 @@ class TestSums:
         assert {total.group: total.unpriced for total in one(store, noon, ["sku_meter"])}["images",] == 0
         apart = {total.group: (total.requests, total.unpriced) for total in one(store, noon, ["cost_source"])}
         assert apart == {("computed",): (1, -1), ("unpriced",): (1, 1)}  # the correction is a computed one
+        assert store.verify().ok
+
+    @pytest.mark.parametrize("corrected", [False, True])
+    @pytest.mark.parametrize(
+        "by", [(), ("model",), ("sku_meter",), ("end_user",), ("tag:env",), ("cost_source",)], ids=str
+    )
+    def test_an_entry_and_what_takes_it_back_come_to_nothing(self, store, make_entry, make_charge, noon, by, corrected):
+        whose = {"end_user": "u1", "tags": {"env": "prod"}}
+        charges = (make_charge("input", 1000), make_charge("seconds_audio", Decimal("1.5"), None))
+        times = {"latency_us": 2_000_000, "first_token_us": 500_000}
+        estimate = make_entry(
+            charges=charges, cost_source="unpriced", status="aborted", flags=("estimated",), **whose, **times
+        )
+        pair = (
+            make_charge("seconds_audio", Decimal("-1.5"), None),
+            make_charge("seconds_audio", Decimal("1.5"), "2", price_id="p"),
+        )
+        priced = make_entry(
+            kind="correction", charges=pair, usage=Usage(), corrects=estimate.entry_id, cost_source="computed", **whose
+        )
+        recorded = [estimate, priced] if corrected else [estimate]
+        for entry in (*recorded, reversal(estimate, recorded[1:]), make_entry(**whose)):
+            assert store.settle(entry).recorded
+        assert not store.settle(reversal(estimate, recorded[1:])).recorded, "once"
+        sums = one(store, noon, by)
+        # By meter a request counts with each of its two; the whole answer alone is left.
+        assert sum(total.requests for total in sums) == (2 if "sku_meter" in by else 1)
+        assert [sum(getattr(total, name) for total in sums) for name in ("errors", "estimated", "unpriced")] == [0] * 3
+        used = Usage.total(Usage(total.quantities, total.reasoning_output_tokens) for total in sums)
+        assert {meter: quantity for meter, quantity in used.quantities.items() if quantity} == {
+            "input": 1000,
+            "output": 200,
+        }
+        assert used.reasoning_output_tokens == 50
+        assert sum(total.billed_cost for total in sums) == Decimal("0.00325")
+        if "sku_meter" not in by:
+            assert sum(one.duration.count for one in store.latencies([noon - DAY, noon + DAY], by)) == 1, (
+                "a time is told once"
+            )
         assert store.verify().ok
 
     def test_by_meter_show_quantities_of_entries_without_a_price(self, store, make_entry, make_charge, noon):

@@ -153,6 +153,7 @@ class TestRecord:
         totals = meter.report().totals
         # (300 x 0.25 + 20 x 2) / 1000000, half of it for a batch
         assert (totals.list_cost, totals.unpriced) == (Decimal("0.0000575"), 0)
+        assert_one_request(meter)
 
     @pytest.mark.parametrize("budgets", [[Budget(limit_requests=10)]])
     def test_a_container_costs_and_is_no_request(self, meter):
@@ -410,6 +411,19 @@ def test_a_response_with_an_endless_id_is_recorded_and_counted_once(meter):
     assert (meter.report().totals.requests, meter.remaining()[0].spent) == (1, 1)
 
 
+def assert_one_request(meter):
+    """All that is recorded is one call that went well, with its time told once; in every way of counting."""
+    for by in ([], ["sku_meter"], ["end_user"]):
+        seen = meter.report(by).rows
+        assert max(row.requests for row in seen) == 1
+        assert [sum(getattr(row, name) for row in seen) for name in ("errors", "estimated", "unpriced")] == [0, 0, 0]
+    assert (meter.report().totals.requests, Tally.of(meter.entries()).requests) == (1, 1)
+    assert (Tally.of(meter.entries()).estimated, Tally.of(meter.entries()).unpriced) == (0, 0)
+    assert sum(row.requests for row in cost_rows(meter.entries(), "UTC")) == 1, "in FOCUS"
+    assert sum(entry.requests for entry in meter.entries()) == 1
+    assert sum(entry.latency_us is not None for entry in meter.entries()) <= 1
+
+
 class TestAnswersOfMeteredClients:
     ASK = {"model": "gpt-5-mini", "messages": [{"role": "user", "content": "Hi"}]}  # noqa: RUF012
 
@@ -502,7 +516,24 @@ class TestAnswersOfMeteredClients:
         totals = meter.report(where={"member": "ada"}).totals
         right = meter.price(whole, provider="openai", endpoint=endpoint).billed_cost
         assert (totals.usage.input_tokens, totals.usage.output_tokens, totals.billed_cost) == (1000, 100, right)
+        assert_one_request(meter)
         assert meter.verify().ok
+
+    @pytest.mark.parametrize("budgets", [[Budget(limit_requests=10), Budget(limit_tokens=10**6, name="tokens")]])
+    def test_broken_off_and_replaced_are_one_request_in_the_block_and_the_run_around(self, client, meter):
+        with tokenmeter.attribute() as scope, tokenmeter.budget(limit_requests=5) as run:
+            stream = client.chat.completions.create(**self.ASK, stream=True)
+            first = next(stream)
+            stream.close()
+            whole = {**CHAT, "id": first.id, "created": first.created}
+            entry = meter.record(whole, **HERE)
+        assert entry.usage.total_tokens == 1100, "the whole answer, and not what it has more of"
+        assert (scope.requests, scope.usage.total_tokens, scope.billed_cost) == (1, 1100, entry.billed_cost)
+        assert run.remaining == 4
+        assert [one.spent for one in meter.remaining()] == [1, 1100]
+        assert meter.audit_budgets() == ()
+        assert meter.reprice(changed=True) == []
+        assert_one_request(meter)
 
 
 OPENAI_401 = {"error": {"message": "Incorrect API key", "type": "invalid_request_error", "code": "invalid_api_key"}}

@@ -259,7 +259,9 @@ def make_lines(
 
 
 def _key(rate: RateKey, period: Period, within: Period, by: Sequence[str]) -> tuple[Any, ...]:
-    kind = "correction" if period != within and rate.kind == "usage" else rate.kind
+    kind = "usage" if rate.kind == "reversal" else rate.kind  # on the line of what it takes back
+    if period != within and kind == "usage":
+        kind = "correction"
     group = tuple(rate.about(name) for name in by)
     return (
         kind,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-from tokenmeter.dimensions import ACCOUNTS, EntryKind
+from tokenmeter.dimensions import ACCOUNTS, COUNTED_AS, EntryKind
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Charge, Entry
 from tokenmeter.money import EXACT, ZERO
@@ -116,10 +116,10 @@ class Tally:
         tally = cls({})
         for entry in entries:
             tally.entries += 1
-            if entry.kind == "usage":
-                tally.requests += entry.is_request
-                tally.unpriced += entry.cost_source == "unpriced"
-                tally.estimated += entry.cost_source == "estimated" or "estimated" in entry.flags
+            counted = COUNTED_AS.get(entry.kind, 0)
+            tally.requests += entry.requests
+            tally.unpriced += counted * (entry.cost_source == "unpriced")
+            tally.estimated += counted * (entry.cost_source == "estimated" or "estimated" in entry.flags)
             for row in _rows(entry):
                 known = tally.rows.get(row.rate)
                 tally.rows[row.rate] = row if known is None else plus(known, row)

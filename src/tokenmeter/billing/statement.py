@@ -28,7 +28,7 @@ Basis = Literal["usage", "invoices"]
 
 _COLUMNS = ("account", "date", "description", "charges", "credits", "balance", "currency", "unpriced")
 #: Kind of entry -> what its line is called, in the order of lines.
-_KINDS = {"usage": "Usage", "correction": "Corrections", "adjustment": "Adjustments"}
+_KINDS = {"usage": "Usage", "reversal": "Usage", "correction": "Corrections", "adjustment": "Adjustments"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,16 +250,17 @@ def _draw_by_usage(store: Store, scope: Mapping[str, str], period: Period, unit:
     sums: list[dict[str, Decimal]] = [{} for _ in parts]
     unpriced = 0
     for group in store.aggregate([*(part.start for part in parts), period.end], ["kind"], which):
-        sums[group.bucket][str(group.group[0])] = group.billed_cost
+        kind = _KINDS[str(group.group[0])]
+        sums[group.bucket][kind] = EXACT.add(sums[group.bucket].get(kind, ZERO), group.billed_cost)
         unpriced += group.unpriced
     lines: list[StatementLine] = []
     balance = opening
     for part, by_kind in zip(parts, sums, strict=True):
-        for kind, text in _KINDS.items():
-            if amount := by_kind.get(kind):
+        for text in dict.fromkeys(_KINDS.values()):
+            if amount := by_kind.get(text):
                 balance = EXACT.add(balance, amount)
                 # A negative correction takes back a charge; only what was agreed on is a credit.
-                credit = kind == "adjustment" and amount < 0
+                credit = text == _KINDS["adjustment"] and amount < 0
                 lines.append(
                     StatementLine(part.label, text, ZERO if credit else amount, amount if credit else ZERO, balance)
                 )

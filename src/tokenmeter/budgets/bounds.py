@@ -444,7 +444,7 @@ class Expectations:
 
     def learn(self, entry: Entry) -> None:
         """Take in one settled call."""
-        if not entry.is_request or entry.status != "ok":
+        if not entry.requests or entry.status != "ok":
             return
         priced = entry.billed_cost is not None and entry.cost_source != "unpriced"
         self.learn_amounts(

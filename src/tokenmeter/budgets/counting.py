@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 
 from tokenmeter.budgets.bounds import picodollars
-from tokenmeter.budgets.holds import TAKEN_BACK, Fault
+from tokenmeter.budgets.holds import Fault
 from tokenmeter.budgets.matching import (
     Cap,
     CapIndex,
@@ -21,11 +21,12 @@ from tokenmeter.budgets.matching import (
     value_fits,
 )
 from tokenmeter.budgets.policy import IN_FLIGHT, Unit, amount_of
-from tokenmeter.dimensions import INPUT_METERS, OUTPUT_METERS, TOOL_OPERATION
+from tokenmeter.dimensions import COUNTED_AS, INPUT_METERS, OUTPUT_METERS, TOOL_OPERATION
 from tokenmeter.errors import StoreBusyError
 from tokenmeter.ledger import CounterKey, Entry, Reservation
 from tokenmeter.money import EXACT, ZERO, quantize, to_picodollars
 from tokenmeter.pricing import Pricer
+from tokenmeter.pricing.corrections import TAKEN_BACK
 from tokenmeter.processes import may_wait
 from tokenmeter.stores.base import Aggregate, EntryFilter, Store
 from tokenmeter.stores.base import Fault as CounterFault
@@ -46,15 +47,15 @@ _MOST_OPENED = 65_536
 
 def spent_by(entry: Entry, unit: Unit, pricer: Pricer) -> int:
     """What `entry` adds to a counter; tokens without a price count at the dearest known rate, never at nothing."""
+    back = TAKEN_BACK in entry.flags
     held = _held(entry, unit)
     if held is not None:
-        return held
+        return -held if back else held
     if unit == "usd":
         cost = entry.billed_cost or ZERO
         if entry.cost_source == "unpriced" or entry.kind == "correction":
             cost = EXACT.add(cost, _dearest(entry, pricer))
         return picodollars(cost)
-    back = TAKEN_BACK in entry.flags
     if entry.kind != "usage" and not back:  # any other correction puts a cost right, not a use
         return 0
     if unit == "tokens":
@@ -241,15 +242,15 @@ def _summed(entry: Entry, unit: Unit) -> int:
     """What the sums say of one entry."""
     if unit == "usd":
         return picodollars(entry.billed_cost or ZERO)
-    if entry.kind != "usage":
+    if entry.kind not in COUNTED_AS:
         return 0
-    return entry.usage.total_tokens if unit == "tokens" else int(entry.is_request)
+    return entry.usage.total_tokens if unit == "tokens" else entry.requests
 
 
 def _amount(unit: Unit, found: Aggregate, kind: str | None) -> int:
     if unit == "usd":
         return to_picodollars(found.billed_cost)
-    if kind != "usage":
+    if kind not in COUNTED_AS:
         return 0
     if unit == "requests":
         return found.requests

@@ -23,18 +23,17 @@ from tokenmeter.budgets.bounds import input_estimate
 from tokenmeter.budgets.matching import Matched
 from tokenmeter.call import ActiveSpan, Call, PlainRequest, RequestFacts
 from tokenmeter.errors import StoreBusyError
-from tokenmeter.ledger import Claim, CounterKey, Entry, Posting, Reservation, ThresholdCrossing, new_id, utcnow
-from tokenmeter.money import negate
+from tokenmeter.ledger import Claim, CounterKey, Entry, Posting, Reservation, ThresholdCrossing, utcnow
 from tokenmeter.pricing import Pricer, Rating
+from tokenmeter.pricing.corrections import reversal
 from tokenmeter.processes import has_ended, process_name, run_at_once
-from tokenmeter.stores.base import Store
+from tokenmeter.stores.base import EntryFilter, Store
 from tokenmeter.stores.live import NEVER, Slot
 from tokenmeter.stores.slots import from_microseconds
-from tokenmeter.usage import Consumption, Observation, Usage
+from tokenmeter.usage import Consumption, Observation
 
-#: Flags of the two entries.
+#: Flag of the entry that an expired hold leaves.
 EXPIRED = "expired_hold"
-TAKEN_BACK = "late_settlement"
 #: Seconds between two looks for expired holds, and from the first call to the first look.
 _SWEEP_EVERY = 60
 _FIRST_SWEEP = 5
@@ -100,22 +99,15 @@ def estimated_entry(reservation: Reservation, rating: Rating, price_list_hash: s
     )
 
 
-def taken_back(estimate: Entry) -> Entry:
-    """The correction that takes an expired hold's estimate back, once the call has been settled after all."""
-    return replace(
-        estimate,
-        entry_id=new_id(),
-        kind="correction",
-        recorded_at=utcnow(),
-        usage=Usage({meter: negate(quantity) for meter, quantity in estimate.usage.quantities.items()}),
-        charges=tuple(charge.negated() for charge in estimate.charges),
-        list_cost=negate(estimate.list_cost),
-        contracted_cost=negate(estimate.contracted_cost),
-        billed_cost=negate(estimate.billed_cost),
-        flags=tuple(sorted({*estimate.flags, TAKEN_BACK})),
-        corrects=estimate.entry_id,
-        dedup_key=f"{TAKEN_BACK}:{estimate.entry_id}",
+def take_back(store: Store, estimate: Entry) -> Entry:
+    """The entry that takes an estimate back, and what has corrected it since; it is not recorded yet."""
+    near = EntryFilter(
+        since=estimate.occurred_at,
+        until=estimate.occurred_at + timedelta(microseconds=1),
+        where={"kind": frozenset({"correction"})},
     )
+    corrections = [one for one in store.entries(near) if one.corrects == estimate.entry_id]
+    return reversal(estimate, corrections)
 
 
 class Holds:
@@ -193,8 +185,8 @@ class Holds:
         try:
             estimate = self._store.entry(reservation.reservation_id)
             if estimate is not None:
-                correction = taken_back(estimate)
-                self._store.settle(correction, self._postings(correction))
+                back = take_back(self._store, estimate)
+                self._store.settle(back, self._postings(back))
         except Exception as error:  # noqa: BLE001 - the call's own result goes through
             self._fault("take back an expired hold's estimate", error)
 

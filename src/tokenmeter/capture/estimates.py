@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
-from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from tokenmeter.budgets.holds import taken_back
 from tokenmeter.call import Call, Outcome
 from tokenmeter.capture.settlement import Settling
 from tokenmeter.errors import StoreError
@@ -61,10 +59,9 @@ def estimate_among(recorded: Sequence[Entry], seen: Observation) -> Entry | None
 def replace_estimate(
     meter: Meter, authorization: Authorization, outcome: Outcome, estimate: Entry, *, dated: bool
 ) -> Entry | None:
-    """Write down the whole answer of a call that was broken off, on its account, less what was estimated of it.
+    """Write down the whole answer of a call that was broken off, on its account, and take back what was estimated.
 
-    Where the two do not add up (other rates, a cost of the provider's own, an estimate that was too high), the whole is
-    written down and the estimate taken back: its cost, that is. Corrections have no tokens.
+    The two and what takes the one back are one request: the call's time was told with the estimate.
     """
     call, seen = authorization.call, outcome.observation
     authorization.call = replace(
@@ -77,41 +74,12 @@ def replace_estimate(
     if seen is not None and estimate.dedup_key is not None:  # the answer's own key is the estimate's
         whole = f"{seen.bill_id or seen.response_id or outcome.response_id}#whole"
         outcome = replace(outcome, observation=replace(seen, bill_id=whole))
-    if (rest := _rest(meter, authorization, outcome, estimate)) is not None:
-        return write_whole(meter, authorization, replace(outcome, observation=rest))
+    if estimate.latency_us is not None:
+        authorization.started_ns = 0
     entry = write_whole(meter, authorization, outcome)
     if entry is not None:
-        try:
-            meter.post(taken_back(estimate))
-        except StoreError as error:  # the whole answer is recorded
-            meter.fault("take back an estimate", error)
+        meter.take_back(estimate, authorization.call)
     return entry
-
-
-def _rest(meter: Meter, authorization: Authorization, outcome: Outcome, estimate: Entry) -> Observation | None:
-    """What the whole answer says beyond the estimate; None where the two do not add up to it exactly."""
-    seen, call = outcome.observation, authorization.call
-    if seen is None or len(seen.consumptions) != 1 or seen.shared or not estimate.usage:
-        return None
-    usage, fell = growth(seen.usage, estimate.usage)
-    rest = replace(seen, consumptions=(replace(seen.consumptions[0], usage=usage),))
-    costs: list[Sequence[Decimal | None]] = []
-    for one in (seen, rest):
-        rated = meter.pricer.rate(
-            one,
-            provider=call.provider,
-            endpoint=call.endpoint,
-            at=authorization.started_at,
-            api_key=call.api_key,
-            attribution=call.attribution,
-        )
-        costs.append((rated.list_cost, rated.contracted_cost, rated.billed_cost))
-    known = (estimate.list_cost, estimate.contracted_cost, estimate.billed_cost)
-    return rest if not fell and all(map(_adds_up, *costs, known)) else None
-
-
-def _adds_up(whole: Decimal | None, rest: Decimal | None, known: Decimal | None) -> bool:
-    return whole is not None and rest is not None and known is not None and add(rest, known) == whole
 
 
 def write_whole(meter: Meter, authorization: Authorization, outcome: Outcome) -> Entry | None:

@@ -17,11 +17,12 @@ from tokenmeter.budgets import AlertTarget, Balance, Budget, Budgets, Grant
 from tokenmeter.budgets.alerts import Rule
 from tokenmeter.budgets.counting import passes_bound, with_held
 from tokenmeter.budgets.delivery import EXIT_SECONDS
-from tokenmeter.budgets.holds import PlannedHold
+from tokenmeter.budgets.holds import PlannedHold, take_back
 from tokenmeter.budgets.limits import LimitUnknownError
 from tokenmeter.budgets.matching import Required
 from tokenmeter.budgets.status import check_scope
 from tokenmeter.call import ActiveSpan, Call, Outcome
+from tokenmeter.dimensions import COUNTED_AS
 from tokenmeter.errors import (
     BudgetExceededError,
     ConfigurationError,
@@ -387,14 +388,7 @@ class Meter:
         runs = authorization.runs if late.outcome.last else None
         self.budgets.settle_runs(authorization.call, entry, runs)
         if entry is not None:
-            for scope in authorization.call.scopes:
-                scope.add(
-                    entry.usage,
-                    entry.list_cost,
-                    entry.billed_cost,
-                    unpriced=entry.cost_source == "unpriced",
-                    request=entry.is_request,
-                )
+            _count_in_blocks(authorization.call, entry)
 
     def _tell(self, entry: Entry, span: ActiveSpan | None) -> None:
         if span is not None and self.spans is not None:
@@ -427,6 +421,21 @@ class Meter:
         except Exception as error:  # noqa: BLE001 - the interrupt itself goes through; the hold expires
             self.fault("release a hold", error)
             return True
+
+    def take_back(self, estimate: Entry, call: Call) -> None:
+        """Take back what was recorded of a call before its answer was known, after the answer was. Never raises.
+
+        Args:
+            estimate: The entry.
+            call: The call that has the answer: the blocks and runs around it count the difference.
+        """
+        try:
+            back = take_back(self.store, estimate)
+            if self.post(back):
+                self.budgets.settle_runs(call, back, None)
+                _count_in_blocks(call, back)
+        except StoreError as error:  # the whole answer is recorded
+            self.fault("take back an estimate", error)
 
     def post(self, entry: Entry) -> bool:
         """Append an entry that no call made: a correction or an adjustment; budgets count it.
@@ -588,6 +597,17 @@ class Meter:
         except Exception as error:  # noqa: BLE001 - the usage is kept; `reprice` can rate it later
             self.fault("rate a call", error)
             return _UNRATED
+
+
+def _count_in_blocks(call: Call, entry: Entry) -> None:
+    for scope in call.scopes:
+        scope.add(
+            entry.usage,
+            entry.list_cost,
+            entry.billed_cost,
+            unpriced=COUNTED_AS.get(entry.kind, 0) * (entry.cost_source == "unpriced"),
+            requests=entry.requests,
+        )
 
 
 #: Reentrant, since a finaliser may settle a call in the middle of another one's.

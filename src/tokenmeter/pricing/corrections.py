@@ -71,6 +71,44 @@ def changed(entry: Entry, corrections: Sequence[Entry], pricer: Pricer) -> Entry
     return _restated(entry, standing, rating, key=f"correction:{entry.entry_id}{number}")
 
 
+#: Marks what takes an entry back.
+TAKEN_BACK = "late_settlement"
+
+
+def reversal(entry: Entry, corrections: Sequence[Entry]) -> Entry:
+    """What takes `entry` back whole, once its call is recorded as it was: cost, usage, and that it was a call.
+
+    Args:
+        entry: What was recorded, such as an estimate.
+        corrections: Every correction of it that is recorded.
+
+    Returns:
+        An entry of the kind ``reversal``, to be posted once (`dedup_key` sees to it). All of these entries together
+        come to nothing, in each sum.
+    """
+    costs = {name: getattr(entry, name) for name in Costs._fields}
+    if corrections:
+        costs = Costs.total((entry, *corrections))._asdict()
+    used = entry.usage
+    return replace(
+        entry,
+        entry_id=new_id(),
+        kind="reversal",
+        recorded_at=utcnow(),
+        latency_us=None,
+        first_token_us=None,
+        usage=Usage(
+            {meter: negate(quantity) for meter, quantity in used.quantities.items()}, -used.reasoning_output_tokens
+        ),
+        charges=tuple(charge.negated() for charge in _standing((entry, *corrections))),
+        **{name: negate(cost) for name, cost in costs.items()},
+        cost_source=corrections[-1].cost_source if corrections else entry.cost_source,
+        flags=tuple(sorted({*entry.flags, TAKEN_BACK})),
+        corrects=entry.entry_id,
+        dedup_key=f"{TAKEN_BACK}:{entry.entry_id}",
+    )
+
+
 #: The rest of a call, a part of which was recorded while its answer came.
 COMPLETED = "completed"
 

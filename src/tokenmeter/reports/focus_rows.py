@@ -89,9 +89,9 @@ class CostRow:
     requests: int = 0
     costs: Costs = Costs()  # noqa: RUF009 - immutable
 
-    def add(self, charge: Charge, *, first: bool) -> None:
-        """Count one charge."""
-        self.requests += first
+    def add(self, charge: Charge, *, requests: int) -> None:
+        """Count one charge, and the requests of its entry with the first."""
+        self.requests += requests
         self.quantity = add(self.quantity, charge.quantity)
         self.costs = self.costs.plus(Costs.of(charge))
 
@@ -135,18 +135,20 @@ def cost_rows(entries: Iterable[Entry], tz: str) -> Iterator[CostRow]:
             hour = floor(entry.occurred_at, "hour", tz)
             month = floor(entry.occurred_at, "month", tz)
         billed_in = month
-        if entry.kind == "correction" and entry.recorded_at >= month.end:
+        if entry.kind in {"correction", "reversal"} and entry.recorded_at >= month.end:
             billed_in = floor(entry.recorded_at, "month", tz)
         owner = _owner(entry)
         for position, charge in enumerate(_charges(entry)):
             sku = _sku(entry, charge)
             kind: EntryKind = entry.kind
-            if kind == "correction":
+            if kind == "reversal":
+                kind = "usage"  # the opposite of what it takes back, in the same row
+            elif kind == "correction":
                 kind, sku, charge = _restated(sku, charge)  # noqa: PLW2901 - what is left of it to be counted
             key = CostKey(
                 hour.start, hour.end, billed_in.start, billed_in.end, kind, billed_in is not month, sku, owner
             )  # fmt: skip
-            rows.setdefault(key, CostRow(key)).add(charge, first=position == 0 and entry.is_request)
+            rows.setdefault(key, CostRow(key)).add(charge, requests=0 if position else entry.requests)
     yield from _worth_saying(rows)
 
 
@@ -174,7 +176,7 @@ def _charges(entry: Entry) -> Iterator[Charge]:
     """The entry's charges, and what of its cost they do not explain."""
     yield from entry.charges
     rest = Costs.of(entry).minus(Costs.total(entry.charges))
-    if any(rest) or (not entry.charges and entry.kind == "usage"):  # a failed call is a request, too
+    if any(rest) or (not entry.charges and entry.requests):  # a failed call is a request, too
         yield Charge(
             model=entry.model,
             sku_meter="",

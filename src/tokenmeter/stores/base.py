@@ -123,7 +123,7 @@ class Aggregate:
     Attributes:
         bucket: Index into the boundaries that were asked for.
         group: Values of the asked dimensions, in order; None = not set.
-        requests: Entries of kind ``usage``.
+        requests: Calls: `tokenmeter.ledger.Entry.requests` of each entry, added up.
         errors: Of these, how many were not ``ok``.
         unpriced: Entries with a meter of unknown price, less those that a correction has priced since.
         estimated: Entries whose usage or cost is estimated.

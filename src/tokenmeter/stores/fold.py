@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from pydantic_core import from_json
 
+from tokenmeter.dimensions import COUNTED_AS
 from tokenmeter.ledger import CounterKey
 from tokenmeter.money import EXACT
 from tokenmeter.stores.record import costs_of
@@ -60,14 +61,15 @@ class AccountFacts(NamedTuple):
 
     Attributes:
         number: Its row.
-        counted: Whether its entries are calls; corrections and adjustments add money only.
+        counted: 1 if its entries are calls, -1 if they take calls back; 0 for corrections and adjustments, which add
+            money only.
         correcting: Whether they are corrections.
         priceless: Whether its ``cost_source`` is ``unpriced``.
         estimated: Whether it is ``estimated``.
     """
 
     number: int
-    counted: bool
+    counted: int
     correcting: bool
     priceless: bool
     estimated: bool
@@ -75,7 +77,8 @@ class AccountFacts(NamedTuple):
     @classmethod
     def of(cls, number: int, kind: str, cost_source: str) -> AccountFacts:
         """From the account's columns."""
-        return cls(number, kind == "usage", kind == "correction", cost_source == "unpriced", cost_source == "estimated")
+        counted = COUNTED_AS.get(kind, 0)
+        return cls(number, counted, kind == "correction", cost_source == "unpriced", cost_source == "estimated")
 
 
 class Measured(NamedTuple):
@@ -98,12 +101,12 @@ class Measured(NamedTuple):
 
     @property
     def unpriced(self) -> int:
-        """+1 for a call with a meter of unknown price, -1 for a correction that takes one back."""
+        """+1 for a call with a meter of unknown price, -1 for a correction or a reversal that takes one back."""
         return self.amounts[0]
 
     @property
     def estimated(self) -> int:
-        """1 for a call whose usage or cost is estimated."""
+        """1 for a call whose usage or cost is estimated, -1 for what takes it back."""
         return self.amounts[1]
 
 
@@ -145,7 +148,7 @@ def measured(  # noqa: C901, PLR0912, PLR0915 - one pass over every entry; each 
     """What the entry of `record` adds to sums; `meter_of` says which meter a rate is for."""
     get = record.get
     counted = account.counted
-    estimated = 1 if counted and (account.estimated or "estimated" in get("flags", ())) else 0
+    estimated = counted if account.estimated or "estimated" in get("flags", ()) else 0
     typed = [0, 0, 0, 0, 0]
     more: dict[str, int] = {}
     quantities: Mapping[str, Any] = get("quantities", _NOTHING)
@@ -201,7 +204,7 @@ def measured(  # noqa: C901, PLR0912, PLR0915 - one pass over every entry; each 
             unpriced.append("")
         meters.append("")
         lines += (1, 0, estimated, 0, 0, left, centre, right)
-    mark = 0 if not unpriced else 1 if counted else -1 if account.correcting else 0
+    mark = 0 if not unpriced else counted or (-1 if account.correcting else 0)
     if mark:
         for meter in unpriced:
             lines[meters.index(meter) * LINE + _UNPRICED] = mark
@@ -212,7 +215,7 @@ def measured(  # noqa: C901, PLR0912, PLR0915 - one pass over every entry; each 
     contracted_costs = costs if second == first else divmod(second, MICRO)
     billed_costs = contracted_costs if third == second else divmod(third, MICRO)
     amounts = (mark, estimated, reasoning, *typed, *costs, *contracted_costs, *billed_costs)
-    times = (get("latency_us"), get("first_token_us")) if counted else _UNTIMED
+    times = (get("latency_us"), get("first_token_us")) if counted > 0 else _UNTIMED
     return Measured(tuple(meters), tuple(lines), amounts, more, times)
 
 

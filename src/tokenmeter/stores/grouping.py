@@ -10,7 +10,7 @@ from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from tokenmeter.dimensions import TOOL_OPERATION
+from tokenmeter.dimensions import COUNTED_AS, TOOL_OPERATION
 from tokenmeter.stores.archive.archives import ParquetArchives
 from tokenmeter.stores.archive.manifest import ArchivedMonth
 from tokenmeter.stores.base import Aggregate
@@ -42,10 +42,16 @@ T = TypeVar("T")
 
 
 class Cell(NamedTuple):
-    """Where an account's entries go: the values of its dimensions in order (None elsewhere), and how they count."""
+    """Where an account's entries go: the values of its dimensions in order (None elsewhere), and how they count.
+
+    Attributes:
+        values: See above.
+        counted: As how many requests each counts: 1, 0, or -1 where they take calls back.
+        failed: Whether these are errors.
+    """
 
     values: tuple[str | None, ...]
-    counted: bool
+    counted: int
     failed: bool
 
 
@@ -115,18 +121,19 @@ class Grouping(ABC, Generic[T]):
         shared = [name if name in SHARED else "NULL" for name in self._by]
         wanted, values = account_conditions(self._where)
         rows = self._connection.execute(
-            f"SELECT id, kind = 'usage' AND operation != '{TOOL_OPERATION}', status != 'ok', "  # noqa: S608 - names of our own
+            f"SELECT id, kind, operation, status != 'ok', "  # noqa: S608 - names of our own
             f"api_key_fingerprint, {', '.join(shared) or 'NULL'} FROM contexts "
             f"WHERE {' AND '.join(wanted) or '1 = 1'}",
             values,
         )
         numbers: dict[Cell, int] = {}
-        for account, counted, failed, key, *group in rows:
+        for account, kind, operation, failed, key, *group in rows:
             called = tuple(
                 self._key_labels.get(key, value) if name == "api_key" else value
                 for name, value in zip(self._by, group, strict=False)  # without dimensions there is one NULL
             )
-            cell = Cell(called, bool(counted), bool(failed))
+            counted = 0 if operation == TOOL_OPERATION else COUNTED_AS.get(kind, 0)
+            cell = Cell(called, counted, bool(failed))
             self._cell_of[account] = numbers.setdefault(cell, len(numbers))
         self._cells = list(numbers)
         self._cell = self._engine.cells(self._connection, self._cell_of)

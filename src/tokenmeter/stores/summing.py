@@ -190,8 +190,8 @@ class Summing(Grouping[Aggregate]):
         count, unpriced, estimated, reasoning, *rest = sums
         total.entries += count
         if cell.counted:
-            total.requests += count
-            total.errors += count * cell.failed
+            total.requests += count * cell.counted
+            total.errors += count * cell.counted * cell.failed
             total.estimated += estimated
         total.unpriced += unpriced
         total.reasoning += reasoning

@@ -186,5 +186,5 @@ class Timing(Grouping[Latencies]):
 
     def _add_call(self, bucket: int, whose: tuple[int, Any, Any], times: Sequence[Any], sign: int) -> None:
         whole, first, output = times
-        if self._cells[whose[0]].counted and (whole, first) != (None, None):
+        if self._cells[whose[0]].counted > 0 and (whole, first) != (None, None):
             self._at(bucket, self._group(*whose)).add(whole, first, output, sign)
