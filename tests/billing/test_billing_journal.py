@@ -344,6 +344,15 @@ def test_what_is_given_back_goes_to_the_account_that_the_line_was_booked_on(stor
         }
         assert found["invoice"] == {"Income:Ada": -10, "Income:X": -5}
         assert found["credit_note"] == {"Income:Ada": 1, "Income:X": 2}
+        rows = csv.DictReader(
+            io.StringIO(export_journal(store, period="2026-11", form="xero", accounts={"income": income}).decode())
+        )
+        assert [(row["*AccountCode"], row["*UnitAmount"]) for row in rows] == [
+            ("Income:Ada", "10.00"),
+            ("Income:X", "5.00"),
+            ("Income:Ada", "-1.00"),
+            ("Income:X", "-2.00"),
+        ]
 
 
 @pytest.mark.parametrize(

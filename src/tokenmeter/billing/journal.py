@@ -16,7 +16,7 @@ from decimal import Decimal
 from itertools import chain, count
 from unicodedata import category, normalize
 
-from tokenmeter.billing.credit_note import CreditNote
+from tokenmeter.billing.credit_note import CreditLine, CreditNote
 from tokenmeter.billing.events import MOVED_TEXT, movements
 from tokenmeter.billing.filed import credit_notes, invoices
 from tokenmeter.billing.invoice import Invoice
@@ -155,13 +155,8 @@ def _book_invoice(invoice: Invoice, chart: AccountChart) -> JournalEntry:
 def _book_credit_note(note: CreditNote, chart: AccountChart) -> JournalEntry:
     facts = facts_of(note.invoice)
     money = note.invoice.currency
-    by_position = {line.position: line for line in note.invoice.lines}
-    # A credit of no line in particular still has every name that a pattern may ask for.
-    nowhere = dict.fromkeys((name for line in note.invoice.lines for name in facts_of_line(line)), "")
     income: dict[str, Decimal] = {}
-    for credit in note.lines:
-        line = by_position.get(credit.line or 0)
-        told = {**nowhere, **facts} if line is None else {**facts, **facts_of_line(line)}
+    for credit, told in credited(note):
         account = chart.account("income", told)
         income[account] = EXACT.add(income.get(account, ZERO), credit.amount)
     postings = [chart.post("receivable", facts, note.total.copy_negate(), money)]
@@ -260,6 +255,17 @@ def facts_of_line(line: LineItem) -> dict[str, str]:
     """What its line adds to them: what the lines are broken down by, provider and model."""
     group = {name: value or "" for name, value in line.group.items()}
     return {**group, "provider": line.provider, "model": line.model or ""}
+
+
+def credited(note: CreditNote) -> Iterator[tuple[CreditLine, dict[str, str]]]:
+    """A credit note's lines, each with what chooses its account: that of the invoice's line which it gives back."""
+    facts = facts_of(note.invoice)
+    by_position = {line.position: facts_of_line(line) for line in note.invoice.lines}
+    # A credit of no line in particular still has every name that a pattern may ask for.
+    nowhere = dict.fromkeys((name for told in by_position.values() for name in told), "")
+    for credit in note.lines:
+        told = by_position.get(credit.line or 0)
+        yield credit, {**nowhere, **facts} if told is None else {**facts, **told}
 
 
 def _facts_of_cost(rate: RateKey) -> dict[str, str]:

@@ -21,6 +21,7 @@ from tokenmeter.billing.journal import (
     AccountChart,
     Accounts,
     JournalEntry,
+    credited,
     facts_of,
     facts_of_line,
     is_beancount_account,
@@ -186,18 +187,19 @@ _QUICKBOOKS_NUMBER, _QUICKBOOKS_ROWS, _XERO_INVOICES = 21, 1000, 500
 
 def _amounts(document: Invoice | CreditNote) -> Iterator[tuple[str, Decimal, Mapping[str, str]]]:
     """Lines that add up to the net: text, amount (of a credit note negative), facts for its account."""
-    invoice = document.invoice if isinstance(document, CreditNote) else document
-    facts = {"provider": "", "model": "", **facts_of(invoice)}
     if isinstance(document, CreditNote):
-        for credit in document.lines:
-            yield credit.description, credit.amount.copy_negate(), facts
+        for credit, told in credited(document):
+            yield credit.description, credit.amount.copy_negate(), told
         return
+    facts = facts_of(document)
     for line in document.lines:
         quantity = f": {line.quantity.normalize(EXACT):,f} {line.unit.lower()}" if line.quantity else ""
         factors = f", {line.factors_text}" if line.multipliers else ""
         yield f"{line.description}{quantity}{factors}", line.amount, {**facts, **facts_of_line(line)}
     if document.totals.rounding:
-        yield "Rounding", document.totals.rounding, facts
+        # On an account of no provider in particular, whichever names a pattern asks for.
+        told = dict.fromkeys((name for line in document.lines for name in facts_of_line(line)), "")
+        yield "Rounding", document.totals.rounding, {**told, **facts}
 
 
 def _xero(documents: Sequence[Invoice | CreditNote], chart: AccountChart, options: dict[str, Any]) -> str:
