@@ -12,11 +12,13 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 import tokenmeter
+from tokenmeter.default import default_meter
 
 BIN = Path(sys.executable).parent
 EXAMPLES = Path(__file__).parents[2] / "examples" / "apps"
@@ -122,8 +124,8 @@ def test_every_call_of_every_worker_is_on_the_account_of_its_request(name, start
     assert tokenmeter.verify().ok
 
 
-def stop_amid_streams(site, *, words):
-    """SIGTERM when two streams have each sent their first bytes; returns when the server has ended."""
+def stop_amid_streams(site, *, words, wait=lambda: None):
+    """SIGTERM when two streams have each sent their first bytes, after `wait`; returns when the server has ended."""
     begun = threading.Barrier(3)
 
     def read():
@@ -135,10 +137,23 @@ def stop_amid_streams(site, *, words):
     with ThreadPoolExecutor(2) as browsers:
         reading = [browsers.submit(read) for _ in range(2)]
         begun.wait(120)
+        wait()
         site.process.send_signal(signal.SIGTERM)
         for answer in reading:
             answer.exception()  # a server may break off what it sends
     site.process.wait(120)
+
+
+def wait_until_two_are_noted():
+    """Until the ledger knows of two streams under way how much of them was read."""
+    store = default_meter().store
+    until = time.monotonic() + 120
+    while time.monotonic() < until:
+        holds = store.expired(store.now() + timedelta(days=1))
+        if sum(hold.call.usage.output_tokens > 0 for hold in holds) == 2:
+            return
+        time.sleep(0.05)
+    pytest.fail("nothing was noted")
 
 
 @pytest.mark.slow
@@ -156,13 +171,13 @@ def test_streams_that_a_stop_lets_end_are_recorded_whole(name, start, ledger, fa
 def test_streams_that_a_stop_breaks_off_are_recorded_too(name, start, ledger, fake_provider):
     site = start(name, grace=1)
     fake_provider.answer("word " * 100, chunk_delay=0.1, times=None)
-    stop_amid_streams(site, words=100)
+    stop_amid_streams(site, words=100, wait=wait_until_two_are_noted)
     if name.startswith("fastapi, uvicorn"):  # it cancels its tasks before it ends
         told = list(tokenmeter.entries())
         assert len(told) == len(fake_provider.requests), site.log.read_text()
-        assert all(entry.usage.output_tokens for entry in told)
     tokenmeter.sweep()
     entries = list(tokenmeter.entries())
+    assert all(entry.usage.output_tokens for entry in entries), site.log.read_text()
     assert len(entries) == len(fake_provider.requests), site.log.read_text()
     assert {entry.attribution.member for entry in entries} == {"ada"}
     assert {entry.status for entry in entries} <= {"aborted", "error"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import json
 import subprocess
 import sys
@@ -527,3 +528,51 @@ def test_a_host_that_is_not_to_be_asked_for_usage_gets_the_request_as_written(by
     assert any(chunk.usage for chunk in chunks) == (mode == "always")
     assert ("estimated" in books.one().flags) == (mode == "openai")
     clients.meter.close()
+
+
+class _Clock:
+    """Says the time that a test has made it."""
+
+    def __init__(self):
+        self.now = 1
+
+    def perf_counter_ns(self):
+        return self.now
+
+
+#: How a stream is begun, whose client it is of, and whether its reader is given bytes.
+NOTED = {
+    "chat": ("openai", lambda client: client.chat.completions.create(**CHAT)),
+    "response": ("openai", lambda client: client.responses.create(model="gpt-5-mini", input="Hi", stream=True)),
+    "message": ("anthropic", lambda client: client.messages.create(**MESSAGE)),
+    "bytes": ("openai", lambda client: client.chat.completions.with_streaming_response.create(**CHAT)),
+}
+
+
+@pytest.mark.parametrize(("seconds", "least", "most"), [(0.9, 0, 0), (10, 7, 10)])
+@pytest.mark.parametrize("kind", sorted(NOTED))
+def test_what_was_read_is_noted_about_once_a_second(
+    clients, provider, meter, books, monkeypatch, kind, seconds, least, most
+):
+    clock, words = _Clock(), 200
+    monkeypatch.setattr("tokenmeter.capture.responses.time", clock)
+    notes = []
+    monkeypatch.setattr(meter.store, "note", lambda _, usage: notes.append((clock.now, usage.output_tokens)) or True)
+    provider.answer("word " * words)
+    name, begin = NOTED[kind]
+    stream = begin(getattr(clients, name)())
+    step = int(seconds * 1e9) // words
+    if kind == "bytes":
+        with stream as response:
+            for line in response.iter_lines():
+                clock.now += step * line.startswith("data")
+    else:
+        for _ in stream:
+            clock.now += step
+    assert least <= len(notes) <= most, notes
+    assert notes == sorted(set(notes))
+    apart = [after[0] - before[0] for before, after in itertools.pairwise(notes)]
+    assert all(one < 2e9 for one in apart)
+    (entry,) = books.all()
+    assert entry.status == "ok"
+    assert all(0 < output <= entry.usage.output_tokens for _, output in notes)

@@ -362,6 +362,29 @@ class TestHolds:
         assert list(store.expired(noon + 3 * DAY, limit=1)) == [later]
         assert not store.extend("nobody", noon)
 
+    @pytest.mark.parametrize("between", [False, True], ids=["in one fold", "after a fold"])
+    @pytest.mark.parametrize("capped", [False, True], ids=["claims nothing", "claims"])
+    def test_a_hold_says_what_was_noted_of_it_last(self, store, make_hold, make_key, noon, capped, between):
+        hold = make_hold(*((make_key(), 10, 6),) * capped, expires_at=noon)
+        store.reserve(hold)
+        if between:
+            assert list(store.expired(noon)) == [hold]
+        for words in (1, 7):
+            used = Usage({"input": 3, "output": words, "sound": Decimal("0.25")}, reasoning_output_tokens=1)
+            assert store.note(hold.reservation_id, used)
+        said = replace(hold, call=replace(hold.call, usage=used))
+        assert list(store.expired(noon)) == [said]
+        assert store.extend(hold.reservation_id, noon + DAY)
+        assert store.note(hold.reservation_id, Usage())
+        assert list(store.expired(noon)) == []
+        (found,) = store.expired(noon + DAY)
+        assert found == replace(hold, call=replace(hold.call, usage=Usage()), expires_at=noon + DAY)
+        assert store.counters([make_key()])[make_key()] == Counter(0, 6 * capped)
+        assert store.release(hold.reservation_id)
+        assert not store.note(hold.reservation_id, used)
+        assert store.expired(noon + 2 * DAY) == []
+        assert store.counters([make_key()])[make_key()] == Counter()
+
     def test_a_late_settlement_after_the_sweeper_frees_nothing_twice(
         self, store, make_hold, make_key, make_entry, make_posting
     ):

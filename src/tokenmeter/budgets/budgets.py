@@ -40,6 +40,7 @@ from tokenmeter.processes import may_wait, process_name
 from tokenmeter.stores.base import CapReachedError, Store
 from tokenmeter.stores.base import Fault as CounterFault
 from tokenmeter.stores.slots import from_microseconds, to_microseconds
+from tokenmeter.usage import Usage
 
 #: How often a plan is made anew when its counters moved before it was held.
 _ATTEMPTS = 3
@@ -356,6 +357,10 @@ class Budgets(Registry):
     def extend(self, reservation_id: str) -> None:
         """Give a hold its full time again. Never waits, never raises."""
         self._holds.extend(reservation_id)
+
+    def note(self, reservation_id: str, usage: Usage) -> None:
+        """Have a hold say what its call has used so far: see `tokenmeter.stores.base.Store.note`. As `extend`."""
+        self._holds.note(reservation_id, usage)
 
     def sweep(self, now: datetime) -> int:
         """Turn holds that expired before `now` into estimated entries; how many.

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from tokenmeter.attribution import Attribution
 from tokenmeter.budgets.bounds import input_estimate
@@ -30,7 +30,9 @@ from tokenmeter.processes import has_ended, process_name, run_at_once
 from tokenmeter.stores.base import EntryFilter, Store
 from tokenmeter.stores.live import NEVER, Slot
 from tokenmeter.stores.slots import from_microseconds
-from tokenmeter.usage import Consumption, Observation
+from tokenmeter.usage import Consumption, Observation, Usage
+
+T = TypeVar("T")
 
 #: Flag of the entry that an expired hold leaves.
 EXPIRED = "expired_hold"
@@ -49,7 +51,10 @@ Fault = Callable[[str, BaseException], None]
 
 
 def unanswered(call: Call, at: datetime) -> Entry:
-    """`call` with its estimated prompt, not yet rated, to be kept with its hold. Every call makes one: it is cheap."""
+    """`call` with its estimated prompt, not yet rated, to be kept with its hold. Every call makes one: it is cheap.
+
+    Once its stream has begun, the hold's record says what was read of it (`tokenmeter.stores.base.Store.note`).
+    """
     observation = input_estimate(call)
     facts = call.facts
     return Entry(
@@ -71,7 +76,7 @@ def unanswered(call: Call, at: datetime) -> Entry:
 
 
 def observation_of(entry: Entry) -> Observation:
-    """The estimated prompt of an `unanswered` entry, to be rated."""
+    """What an `unanswered` entry says of its prompt, and of what came back, to be rated."""
     consumption = Consumption(
         model=entry.request_model,
         usage=entry.usage,
@@ -147,13 +152,19 @@ class Holds:
 
     def extend(self, reservation_id: str) -> None:
         """Give a hold its full time again. Never waits, never raises; a store behind a network is told by a thread."""
-        until = self._store.now() + self.hold_time
+        self._change("extend", self._store.extend, reservation_id, self._store.now() + self.hold_time)
+
+    def note(self, reservation_id: str, usage: Usage) -> None:
+        """Have a hold say what its call has used so far. Never waits, never raises, as `extend`."""
+        self._change("note", self._store.note, reservation_id, usage)
+
+    def _change(self, verb: str, change: Callable[[str, T], bool], reservation_id: str, value: T) -> None:
         try:
-            run_at_once(self._store.extend, reservation_id, until)
+            run_at_once(change, reservation_id, value)
         except StoreBusyError:
-            _in_background("extend", lambda: self._quietly("extend a hold", self._store.extend, reservation_id, until))
+            _in_background(verb, lambda: self._quietly(f"{verb} a hold", change, reservation_id, value))
         except Exception as error:  # noqa: BLE001 - the call's own result goes through
-            self._fault("extend a hold", error)
+            self._fault(f"{verb} a hold", error)
 
     def sweep(self, now: datetime, *, owners: bool = True) -> int:
         """Turn holds that expired before `now`, and those of processes that have ended, into estimated entries.

@@ -291,6 +291,18 @@ class InFlight:
         if self._authorization is not None or time.perf_counter_ns() - self.started_ns >= self.meter.extend_every_ns:
             self.meter.extend(self.authorization)
 
+    def note(self, seen: Observation) -> None:
+        """Have the ledger know what a stream has said so far, should this process not live to say more."""
+        if self._is_left_out(seen):
+            return
+        hold_id = None
+        if self.hold is not None:
+            hold_id = self.hold.hold_id
+        elif self._authorization is not None and self._authorization.reservation is not None:
+            hold_id = self._authorization.reservation.reservation_id
+        if hold_id is not None:
+            self.meter.budgets.note(hold_id, seen.usage)
+
     # -- responses
 
     def read(self, body: Any) -> Observation:

@@ -15,14 +15,18 @@ from tokenmeter.capture.sdk import Sdk, twice
 from tokenmeter.capture.settlement import Settling, settle, settle_async, settle_from_anywhere
 from tokenmeter.dimensions import Status
 from tokenmeter.ledger import new_id
-from tokenmeter.usage import Observation
+from tokenmeter.usage import Observation, Usage
 
 if TYPE_CHECKING:
     from tokenmeter.meter import Meter
     from tokenmeter.providers.base import Endpoint, StreamReader
 
-#: Events between two looks at whether a hold has to be extended: one in half a minute still keeps one of 15 minutes.
+#: Most events between two looks at the clock. Fewer of them pass unasked where they come slowly.
 _UNASKED = 31
+#: Nanoseconds between two notes of what a stream has said so far; one that is shorter than that has none.
+_NOTE_EVERY_NS = 1_000_000_000
+#: What came as quickly as this since the look before may come unasked.
+_QUICK_NS = _NOTE_EVERY_NS // 4
 _UNKNOWN = Observation(flags=frozenset({"usage_unknown"}))
 
 
@@ -49,6 +53,10 @@ class Asked(Protocol):
 
     def keep_hold(self) -> None:
         """The stream goes on: what is held for it stays held."""
+        ...
+
+    def note(self, seen: Observation) -> None:
+        """Have the ledger know what a stream has said so far, should this process not live to say more."""
         ...
 
     def line(self, seen: Observation, request_id: str | None) -> Settling | None:
@@ -97,14 +105,18 @@ class Exchange:
         "_error_type",
         "_holding",
         "_lines",
+        "_looked_ns",
         "_made_in",
         "_many",
         "_meter",
+        "_note_due_ns",
+        "_noted",
         "_observation",
         "_pending",
         "_raw",
         "_sdk",
         "_stream",
+        "_unasked",
         "attempts",
         "body",
         "closed",
@@ -141,6 +153,8 @@ class Exchange:
         self._many = asked.endpoint.form != "one"
         self._stream: StreamReader | None = asked.open_stream() if streamed and not self._many else None
         self._holding = streamed and holding
+        self._looked_ns = self._note_due_ns = self._unasked = 0
+        self._noted: Usage | None = None
         self._deaf = False  # to what the SDK decodes: the bytes are read, or all is known
         self._raw: RawReader | None = None
         self._lines: list[Settling] = []
@@ -160,16 +174,46 @@ class Exchange:
         """
         if self._deaf:
             return 0
+        unasked = _UNASKED
         try:
             if self._holding:
-                self._asked.keep_hold()
+                unasked = self._keep_hold()
             self.saw_event(event)
         except Exception as error:  # noqa: BLE001 - the caller gets his answer
             self.misread(error)
         if self._many or self._stream is None:
             return 0
         self.feed = self._stream.feed
-        return _UNASKED
+        return unasked
+
+    def _keep_hold(self) -> int:
+        """Keep what is held, and have what was read until now noted, now and then.
+
+        Returns:
+            How many of the next events need not ask for it: twice as many as before while they come quickly.
+        """
+        now = time.perf_counter_ns()
+        if not self._note_due_ns:
+            self._note_due_ns = now + _NOTE_EVERY_NS
+        quick = now - self._looked_ns < _QUICK_NS
+        self._unasked = min(2 * self._unasked + 1, _UNASKED) if quick else self._unasked // 2
+        self._looked_ns = now
+        self._asked.keep_hold()
+        if now >= self._note_due_ns:
+            self._note_due_ns = now + _NOTE_EVERY_NS
+            self._note(self._stream)
+        return self._unasked
+
+    def _note(self, stream: StreamReader | None) -> None:
+        if stream is None:
+            return
+        try:
+            seen = stream.observation()
+            if seen.billable and seen.usage != self._noted:
+                self._noted = seen.usage
+                self._asked.note(seen)
+        except Exception as error:  # noqa: BLE001 - the event that came is still to be read
+            self._meter.fault("note what was read of a stream", error)
 
     def misread(self, error: Exception) -> None:
         """What came could not be read."""
@@ -263,7 +307,7 @@ class Exchange:
             return
         try:
             if self._holding:
-                self._asked.keep_hold()
+                self._keep_hold()
             self._raw.feed(piece)
         except Exception as error:  # noqa: BLE001 - the caller gets his bytes
             self._raw = RawReader({}, self)

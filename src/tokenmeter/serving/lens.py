@@ -392,7 +392,7 @@ class Lens:
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
         raise LedgerError("Here only a part of the ledger can be seen, and nothing of it can be changed.")
 
-    settle = append = reserve = release = extend = file = recount = open_counters = _refuse
+    settle = append = reserve = release = extend = note = file = recount = open_counters = _refuse
     expired = counters = verify = rebuild = secret = _refuse
 
 

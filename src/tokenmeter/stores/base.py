@@ -17,7 +17,7 @@ from tokenmeter.display import counted, facts_html
 from tokenmeter.ledger import Claim, CounterKey, Entry, Posting, Reservation, ThresholdCrossing
 from tokenmeter.stores.documents import Document, DocumentQuery, Filing, NewDocument
 from tokenmeter.stores.sketch import Latencies
-from tokenmeter.usage import Quantity
+from tokenmeter.usage import Quantity, Usage
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -359,6 +359,14 @@ class Store(Protocol):
 
     def extend(self, reservation_id: str, expires_at: datetime) -> bool:
         """Move a hold's expiry; False when the hold is gone."""
+        ...
+
+    def note(self, reservation_id: str, usage: Usage) -> bool:
+        """Have a hold say what its call has used so far, in place of what it said before.
+
+        It becomes the usage of `Reservation.call`, should nobody settle the hold. False when this process has no such
+        hold: nothing is written then.
+        """
         ...
 
     def expired(self, now: datetime, *, limit: int = 100) -> Sequence[Reservation]:

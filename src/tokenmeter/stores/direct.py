@@ -158,6 +158,10 @@ class DirectJournal(Shared):
         """Move a hold's expiry; False when there is none."""
         return self._on_hold(hold_id, extend_effects(hold_id, expires_at))
 
+    def note(self, hold_id: str, effects: bytes) -> bool:
+        """See `Shared`."""
+        return self._on_hold(hold_id, effects)
+
     def _on_hold(self, hold_id: str, effects: bytes) -> bool:
         def work(transaction: Transaction) -> bool:
             if transaction.hold(hold_id) is None:

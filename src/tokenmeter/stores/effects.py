@@ -10,9 +10,10 @@ from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
 from tokenmeter.ledger import Claim, CounterKey, is_own, new_id
 from tokenmeter.stores.base import CapReachedError
 from tokenmeter.stores.definitions import Definitions
-from tokenmeter.stores.encoding import quoted
+from tokenmeter.stores.encoding import encode_json, quoted
 from tokenmeter.stores.live import Slot
 from tokenmeter.stores.trouble import Trouble
+from tokenmeter.usage import Usage
 
 T = TypeVar("T")
 
@@ -171,6 +172,10 @@ class Shared(ABC):
     def extend(self, hold_id: str, expires_at: int) -> bool:
         """Move a hold's expiry (microseconds since the epoch); False when there is none."""
 
+    @abstractmethod
+    def note(self, hold_id: str, effects: bytes) -> bool:
+        """Write what a hold's call has used so far, as `note_effects` says it; False when this process has none."""
+
     # -- what all have
 
     def slot(self, key: CounterKey, window_end: int | None = None) -> Slot:
@@ -210,6 +215,13 @@ def claim_effects(hold: NewHold) -> bytes:
 def extend_effects(hold_id: str, expires_at: int) -> bytes:
     """What moving a hold's expiry does."""
     return b'{"extend":%b,"until":%d}' % (quoted(hold_id), expires_at)
+
+
+def note_effects(hold_id: str, usage: Usage) -> bytes:
+    """What a hold is to say of its call from now on."""
+    return encode_json(
+        {"note": hold_id, "quantities": dict(usage.quantities), "reasoning": usage.reasoning_output_tokens}
+    )
 
 
 def settle_effects(hold_id: str | None, posts: Sequence[Post]) -> bytes:

@@ -9,7 +9,7 @@ from decimal import Decimal
 from json.encoder import encode_basestring
 from typing import Any
 
-from pydantic_core import PydanticSerializationError, to_json
+from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from tokenmeter.ledger import COLUMNS
 from tokenmeter.providers.wire import type_of
@@ -190,3 +190,13 @@ def hold_record(hold_id: str, created_at: int, expires_at: int, owner: bytes, ca
         owner,
         call,
     )
+
+
+def note_usage(record: bytes, effects: Mapping[str, Any]) -> bytes:
+    """The record of a hold that says of its call what `effects` do (`tokenmeter.stores.effects.note_effects`)."""
+    values: dict[str, Any] = from_json(record)
+    call = {name: value for name, value in values["call"].items() if name not in {"quantities", "reasoning"}}
+    for name in ("quantities", "reasoning"):
+        if effects[name]:
+            call[name] = effects[name]
+    return encode_json({**values, "call": call})

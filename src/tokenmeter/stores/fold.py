@@ -19,6 +19,7 @@ from pydantic_core import from_json
 from tokenmeter.dimensions import COUNTED_AS
 from tokenmeter.ledger import CounterKey
 from tokenmeter.money import EXACT
+from tokenmeter.stores.encoding import note_usage
 from tokenmeter.stores.record import costs_of
 from tokenmeter.stores.sketch import LatencySums
 from tokenmeter.stores.slots import HOUR, Stretch, month_of, week_of
@@ -259,6 +260,7 @@ class Batch:
         holds: Identity -> expiry, claims and record, of holds that are open at the end.
         freed: Holds that are not.
         extended: Identity -> new expiry.
+        noted: Identity -> effects that say what its call has used so far: see `note_usage`.
     """
 
     sums: dict[tuple[int, int], Sequence[int]] = field(default_factory=dict[tuple[int, int], Sequence[int]])
@@ -269,6 +271,7 @@ class Batch:
     holds: dict[str, list[Any]] = field(default_factory=dict[str, list[Any]])
     freed: list[str] = field(default_factory=list[str])
     extended: dict[str, int] = field(default_factory=dict[str, int])
+    noted: dict[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
 
     def count(self, occurred_at: int, number: int, found: Measured) -> None:
         """Add an entry to the sums, by its time and its account's row."""
@@ -298,6 +301,7 @@ class Batch:
         freed = effects.get("free")
         if freed is not None:
             self.holds.pop(freed, None)
+            self.noted.pop(freed, None)
             self.freed.append(freed)
         extended = effects.get("extend")
         if extended is not None:
@@ -306,6 +310,12 @@ class Batch:
                 self.extended[extended] = effects["until"]
             else:
                 known[0] = effects["until"]
+        if (of_hold := effects.get("note")) is not None:
+            known = self.holds.get(of_hold)
+            if known is None:
+                self.noted[of_hold] = effects
+            else:
+                known[2] = note_usage(known[2], effects)
         if counted:
             for budget, scope, start, end, amount in effects.get("post", ()):
                 key = CounterKey(budget, scope, start)

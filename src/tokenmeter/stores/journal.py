@@ -161,6 +161,13 @@ class Journal(Writer):
 
         return self._locked(quick)
 
+    def note(self, hold_id: str, effects: bytes) -> bool:
+        """See `Shared`. Takes no lock: whether the hold is there is found out when it is folded."""
+        if hold_id not in self._holds:
+            return False
+        self._write(frame(b"", effects))
+        return True
+
     def post(
         self,
         record: bytes,

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from pydantic_core import from_json
 
+from tokenmeter.display import counted
 from tokenmeter.late import LateModule, LateObject
 from tokenmeter.ledger import CounterKey, Entry, Reservation
+from tokenmeter.processes import has_ended
 from tokenmeter.stores.base import Aggregate, Crossing, EntryFilter, Latencies, SumsDifference, Verification
 from tokenmeter.stores.book import FoldingBook
 from tokenmeter.stores.documents import Document, DocumentQuery
-from tokenmeter.stores.effects import NewHold, Shared
+from tokenmeter.stores.effects import NewHold, Shared, note_effects
 from tokenmeter.stores.encoding import hold_record, quoted
 from tokenmeter.stores.engine import asked, check_boundaries
 from tokenmeter.stores.naming import NO_NAMES, KeyNames
@@ -27,6 +29,7 @@ from tokenmeter.stores.reading import EntryReader
 from tokenmeter.stores.record import decode_hold, encode_entry
 from tokenmeter.stores.slots import Stretch, from_microseconds, to_microseconds
 from tokenmeter.stores.tail import unfolded
+from tokenmeter.usage import Usage
 
 if TYPE_CHECKING:
     from tokenmeter.stores import audit, packing, rebuilding, summing, timing
@@ -47,6 +50,8 @@ T = TypeVar("T")
 
 #: Rows to a page.
 _PAGE = 500
+#: Open holds that are looked at for processes that have ended.
+_MOST_OPEN = 1_000
 #: Kinds of names that are tags: each is looked up by the index behind the one before, however many values it has.
 _TAGS = """
 WITH RECURSIVE found (kind) AS (
@@ -129,6 +134,10 @@ class BookStore(ABC, Generic[B, J]):
         """Move a hold's expiry."""
         return self.journal.extend(reservation_id, to_microseconds(expires_at))
 
+    def note(self, reservation_id: str, usage: Usage) -> bool:
+        """Have a hold say what its call has used so far."""
+        return self.journal.note(reservation_id, note_effects(reservation_id, usage))
+
     # -- reading
 
     def _ask(self, statement: str, values: Sequence[Any] = ()) -> Sequence[Any]:
@@ -153,6 +162,16 @@ class BookStore(ABC, Generic[B, J]):
             return found
 
         return self._book.read(work)
+
+    def _tell_left_holds(self) -> Iterator[str]:
+        """What `doctor` says of holds whose process has ended, as far as this machine can tell of its own."""
+        bodies = self._book.fetch("SELECT body FROM holds ORDER BY expires_at, hold_id LIMIT ?", (_MOST_OPEN,))
+        left = sum(has_ended(from_json(body)["owner"]) for (body,) in bodies)
+        if left:
+            told = counted(
+                left, "hold of a process that has ended: it is", "holds of processes that have ended: they are"
+            )
+            yield f"{told} booked by whichever process makes a call next, within a minute, or by tokenmeter.sweep()."
 
     def _walk_counters(self, columns: str) -> Iterator[Sequence[Any]]:
         """Rows of the table of counters (``c``), in key order, page by page; `columns` begin with the key."""

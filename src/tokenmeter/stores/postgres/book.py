@@ -20,7 +20,7 @@ from tokenmeter.stores.base import PolicyReader
 from tokenmeter.stores.book import ENTRY_COLUMNS, SUM_COLUMNS, Folding, FoldingBook, RepeatedError
 from tokenmeter.stores.documents import told_of_move
 from tokenmeter.stores.effects import Standing
-from tokenmeter.stores.encoding import digest_of
+from tokenmeter.stores.encoding import digest_of, note_usage
 from tokenmeter.stores.fold import Batch, sum_rows
 from tokenmeter.stores.postgres.pool import Pool
 from tokenmeter.stores.postgres.sessions import ENGINE, ServerRows, explain, is_refusal, reason_of
@@ -492,9 +492,29 @@ class _FoldToServer(Folding):
                 (CounterKey(budget, scope, start), amount, thresholds, values["id"], values["recorded_at"])
             )
 
+    def _note(self, connection: ServerRows) -> None:
+        """Have holds on the server say what their calls have used so far: such a row goes, and is put back.
+
+        A hold that is put back claims what it gave up in the same fold, as one made from no lease does: nothing moves.
+        """
+        batch = self._batch
+        if not batch.noted:
+            return
+        statement = "SELECT hold_id, expires_at, claims, body FROM holds WHERE hold_id = ANY(?)"
+        for hold, expires_at, told, body in connection.execute(statement, (list(batch.noted),)).fetchall():
+            claims = json.loads(told)
+            batch.freed.append(hold)
+            self._needed.append(hold)  # else a hold that somebody freed meanwhile would come back
+            record = note_usage(body.encode(), batch.noted[hold])
+            batch.holds[hold] = [batch.extended.pop(hold, expires_at), claims, record]
+            for budget, scope, start, end, amount, _ in claims:
+                key = (budget, scope, start, end, "")
+                self._leased[key] = self._leased.get(key, 0) + amount
+
     def end(self, connection: ServerRows, known: Mapping[int, int]) -> None:
         """See `Folding`."""
         batch: Batch = self._batch
+        self._note(connection)
         told: dict[str, Any] = {
             "host": self.book.identity.hex(),
             "seq": self._seq - len(self._rows),

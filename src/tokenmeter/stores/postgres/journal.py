@@ -405,6 +405,13 @@ class ServerJournal(LeasingWriter):
         self.send()
         return bool(self._server.fetch("SELECT extend(?, ?)", (hold_id, expires_at))[0][0])
 
+    def note(self, hold_id: str, effects: bytes) -> bool:
+        """See `Shared`: one append."""
+        if hold_id not in self._holds:
+            return False
+        self.append(b"", effects)
+        return True
+
     # -- identities
 
     def recorded(self, entry_id: str) -> bool:

@@ -345,7 +345,13 @@ class PostgresStore(BookStore[PostgresBook, ServerJournal]):
     def health(self) -> Health:
         """Facts of server and spool, and what to mind. Answers while the server is away, too."""
         self._fold()
-        return describe(self._pool, self._spool, self._book, waiting=self._waiting, fetch=self._fetch)
+        found = describe(self._pool, self._spool, self._book, waiting=self._waiting, fetch=self._fetch)
+        if not found.facts.get("pending_holds"):
+            return found
+        try:
+            return Health(found.facts, (*found.warnings, *self._tell_left_holds()))
+        except StoreError:  # it went away just now
+            return found
 
     # -- erasing
 

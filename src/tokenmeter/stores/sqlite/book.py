@@ -25,7 +25,7 @@ from tokenmeter.stores.definitions import PERSONAL, Account
 from tokenmeter.stores.direct import Transaction
 from tokenmeter.stores.documents import MOVED, told_of_move
 from tokenmeter.stores.effects import Standing
-from tokenmeter.stores.encoding import compact_json, digest_of
+from tokenmeter.stores.encoding import compact_json, digest_of, note_usage
 from tokenmeter.stores.engine import Engine
 from tokenmeter.stores.fold import AMOUNTS, METER_AMOUNTS, identity_column, stretches_of, sum_rows
 from tokenmeter.stores.sketch import joined
@@ -497,4 +497,9 @@ class _FoldToFile(Folding):
             [(hold, end, compact_json(claims), body.decode()) for hold, (end, claims, body) in batch.holds.items()],
         )
         many("UPDATE holds SET expires_at = ? WHERE hold_id = ?", [(end, hold) for hold, end in batch.extended.items()])
+        for hold, effects in batch.noted.items():
+            row = connection.execute("SELECT body FROM holds WHERE hold_id = ?", (hold,)).fetchone()
+            if row is not None:
+                body = note_usage(row[0].encode(), effects).decode()
+                connection.execute("UPDATE holds SET body = ? WHERE hold_id = ?", (body, hold))
         many("DELETE FROM holds WHERE hold_id = ?", [(hold,) for hold in batch.freed])

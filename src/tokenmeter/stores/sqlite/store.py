@@ -311,7 +311,7 @@ class SQLiteStore(BookStore[SQLiteBook, Journal | DirectJournal]):
             "write_failures": trouble.count,
             "refused_records": refused,
         }
-        return Health(facts, tuple(self._warnings(status.st_mode, refused)))
+        return Health(facts, (*self._warnings(status.st_mode, refused), *self._tell_left_holds()))
 
     def _warnings(self, mode: int, refused: int) -> Iterator[str]:
         if stat.S_IMODE(mode) & 0o077:
