@@ -201,6 +201,15 @@ def test_codes_that_lists_have_are_valid(ready):
     assert failures(make_einvoice(bill, "ubl"), UBL) == []
 
 
+@pytest.mark.parametrize(("form", "rules"), [("cii", CII), ("ubl", UBL)])
+@pytest.mark.parametrize("rate", ["0.08875", "0.19", "0.2"])
+def test_a_rate_has_every_digit_of_it(store, book, december, form, rules, rate):
+    """Rounded, 8.875 % of a large amount would come to another tax than the invoice's."""
+    book("36862.51", team="search")
+    close_period(store, "2026-11", now=december)
+    assert failures(make_einvoice(issued(store, taxes=[{"name": "VAT", "rate": rate}]), form), rules) == []
+
+
 def test_each_factor_is_an_allowance_or_a_charge_by_its_name(ready):
     text = make_einvoice(issued(ready), "cii").decode()
     assert "discount x 0.8" in text

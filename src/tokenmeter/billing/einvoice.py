@@ -299,7 +299,8 @@ def _party(party: Party) -> dict[str, Any]:
 
 
 def _rate(tax: TaxLine) -> str:
-    return f"{EXACT.multiply(tax.rate, _PERCENT).quantize(Decimal('0.01'), context=EXACT):f}"
+    """The rate in percent, every digit of it: what a rounded one comes to would not be the tax."""
+    return f"{EXACT.multiply(tax.rate, _PERCENT).normalize(EXACT):f}"
 
 
 def _tax(tax: TaxLine) -> dict[str, str]:
