@@ -23,6 +23,7 @@ None of them is a subclass of an SDK's error, so ``except openai.OpenAIError`` n
 
 from __future__ import annotations
 
+import re
 from decimal import Decimal
 from functools import partial
 from reprlib import Repr
@@ -55,6 +56,11 @@ _SHORT = Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 120
 
 
+#: Characters without a space, and of a whole message, that an error shows at most; of longer ones these ends.
+_MOST_UNBROKEN, _MOST_SAID, _KEPT = 400, 8_000, 60
+_UNBROKEN = re.compile(rf"\S{{{_MOST_UNBROKEN},}}")
+
+
 def shown(value: object) -> str:
     """What somebody gave, for the text of an error: short, and without its repr where that raises."""
     try:
@@ -69,8 +75,19 @@ def whose(scope: Mapping[str, str], key_name: str | None = None) -> str:
     return ", ".join(f"{key}={value}" for key, value in named.items()) or "all calls"
 
 
+def _fit(said: object) -> object:
+    """A message in which a value that somebody gave takes no more room than what is said about it."""
+    if not isinstance(said, str) or len(said) <= _MOST_UNBROKEN:
+        return said
+    fitting = _UNBROKEN.sub(lambda found: f"{found[0][:_KEPT]}...{found[0][-_KEPT:]}", said)
+    return fitting if len(fitting) <= _MOST_SAID else f"{fitting[: _MOST_SAID // 2]} ... {fitting[-_MOST_SAID // 2 :]}"
+
+
 class TokenmeterError(Exception):
-    """The root of every error tokenmeter raises."""
+    """The root of every error tokenmeter raises. A long value that its message repeats is cut in the middle."""
+
+    def __init__(self, *said: object) -> None:
+        super().__init__(*map(_fit, said))
 
 
 class ConfigurationError(TokenmeterError):

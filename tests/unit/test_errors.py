@@ -10,8 +10,9 @@ from decimal import Decimal
 
 import pytest
 
+import tokenmeter
 import tokenmeter.errors as module
-from tokenmeter.errors import BudgetExceededError, RequestTooLargeError, TokenmeterError
+from tokenmeter.errors import BudgetExceededError, ConfigurationError, RequestTooLargeError, TokenmeterError
 
 FIELDS = {
     "budget": "ada-monthly",
@@ -58,6 +59,42 @@ def test_a_budget_stop_survives_pickling_and_json():
     assert type(again) is RequestTooLargeError
     assert again.to_dict() == stop.to_dict() == json.loads(json.dumps(stop.to_dict()))
     assert stop.to_dict()["max_affordable_output_tokens"] == 120
+
+
+#: A value as nobody can read it, without a space and with some.
+LONG = {"unbroken": "x" * 100_000, "words": "word " * 20_000}
+GIVEN = {
+    "a setting": lambda value: tokenmeter.make_meter(store="memory:", config={}, price_list=value),
+    "a row of a setting": lambda value: tokenmeter.make_meter(store="memory:", config={}, prices=[{value: value}]),
+    "a budget": lambda value: tokenmeter.Budget(limit_usd=1, period=value),
+    "a dimension": lambda value: tokenmeter.make_meter(store="memory:", config={}).report(by=value),
+    "a period": lambda value: tokenmeter.make_meter(store="memory:", config={}).report(period=value),
+    "a filter": lambda value: tokenmeter.make_meter(store="memory:", config={}).report(where={value: value}),
+    "a number": lambda value: tokenmeter.make_meter(store="memory:", config={}).hold(
+        provider="openai", endpoint="responses", model="gpt-5", input_tokens=[value]
+    ),
+    "a name": lambda value: tokenmeter.attribute(member=value),
+}
+
+
+@pytest.mark.parametrize("value", sorted(LONG))
+@pytest.mark.parametrize("given", sorted(GIVEN))
+def test_a_long_value_takes_no_more_of_a_message_than_what_is_said_of_it(given, value):
+    with pytest.raises(TokenmeterError) as wrong:
+        GIVEN[given](LONG[value])
+    message = str(wrong.value)
+    assert len(message) <= 8_100
+    assert message == pickle.loads(pickle.dumps(wrong.value)).args[0]  # noqa: S301 - our own bytes
+
+
+def test_a_message_that_is_cut_keeps_its_beginning_and_its_mend():
+    message = str(
+        ConfigurationError(f"period {'x' * 5_000!r} is none; write it as 2026-09. " + "It is long. " * 2_000 + "End.")
+    )
+    assert message.startswith("period 'xxx")
+    assert "xxx' is none; write it as 2026-09." in message
+    assert message.endswith("End.")
+    assert len(message) < 8_100
 
 
 def test_a_call_without_a_bound_says_so():
