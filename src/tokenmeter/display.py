@@ -82,11 +82,14 @@ def money_places(amounts: Iterable[Decimal]) -> int:
     """Decimals that show what amounts have below a cent: four, or six where four show nothing of it; two without any.
 
     The one rule by which tables, pages and cards round dollars; of a column, so that its figures line up. The smallest
-    amount shows with two figures, none with zeros that say nothing, and from $1,000 on cents do.
+    amount shows with two figures, none with zeros that say nothing. From $1,000 on cents do, unless a smaller amount
+    beside it would not show at all.
     """
     known = list(amounts)
     fine = [one.normalize(EXACT) for one in known if not _in_cents(one)]
-    if not fine or any(one.copy_abs() >= _THOUSANDS for one in known):
+    if any(one.copy_abs() >= _THOUSANDS for one in known):
+        fine = [one for one in fine if not round_to(one, _CENTS)]
+    if not fine:
         return _CENTS
     least = _FEW_PLACES if any(not _in_cents(round_to(one, _FEW_PLACES)) for one in fine) else _MOST_PLACES
     smallest = max(1 - one.adjusted() for one in fine)

@@ -360,7 +360,7 @@ def test_figures_are_written_for_people():
     )
     assert (change(Decimal(-9), Decimal(1)), change(2, Decimal(-1))) == ("less", "more")
     assert [exact(Decimal(text), decimals([Decimal("0.125"), None])) for text in ("1.5", "-2")] == ["1.500", "-2.000"]
-    assert (places([Decimal("0.0042")]), places([Decimal("0.0042"), Decimal(-5000)])) == (4, 2)
+    assert (places([Decimal("0.0042")]), places([Decimal("0.0042"), Decimal(-5000)])) == (4, 4)
     assert change(Decimal(40), Decimal(2)) == "20-fold"
     assert (change(1, 1000), change(999, 1000), change(1001, 1000)) == (">99% less", "<1% less", "<1% more")
     assert (unit_amount(Decimal("0.004"), "usd"), unit_amount(Decimal(9000), "tokens")) == ("$0.004", "9,000 tokens")

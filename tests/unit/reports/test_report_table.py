@@ -175,11 +175,14 @@ def test_money_for_people(dollars: str, places: int, shown: str) -> None:
         (["0.0042", "-0.5"], ["$0.0042", "-$0.5000"]),
         (["0.00012", "7"], ["$0.00012", "$7.00000"]),
         (["0.000000001"], ["<$0.000001"]),
-        (["1000.005", "0.0042", "3.5"], ["$1,000.00", "<$0.01", "$3.50"]),
+        (["1000.005", "3.5077"], ["$1,000.00", "$3.51"]),
+        (["1000.005", "0.0042", "3.5"], ["$1,000.0050", "$0.0042", "$3.5000"]),
+        (["225000", "0", "0.0025"], ["$225,000.0000", "$0.0000", "$0.0025"]),
+        (["-1000000", "0.000005"], ["-$1,000,000.000000", "$0.000005"]),
         (["0", "12.30"], ["$0.00", "$12.30"]),
     ],
 )
-def test_what_lies_below_a_cent_shows_beside_any_amount_below_a_thousand(column: list[str], shown: list[str]) -> None:
+def test_what_lies_below_a_cent_shows_beside_any_amount(column: list[str], shown: list[str]) -> None:
     amounts = [Decimal(one) for one in column]
     assert [amount(one, money_places(amounts)) for one in amounts] == shown
 
