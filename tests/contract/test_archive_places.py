@@ -134,6 +134,18 @@ def spoilt(request, status, headers, body):
     return status, headers, bytes(len(body)) if request.command == "GET" else body
 
 
+def giving(part):
+    """Part of a file, or something else, as if it was whole."""
+
+    def answer(request, status, headers, body):
+        if request.command != "GET" or body.startswith(b"<?xml"):
+            return status, headers, body
+        kept = {name: value for name, value in headers.items() if name.lower() in {"etag", "last-modified"}}
+        return status, kept, part(body)
+
+    return answer
+
+
 FAULTS = {
     "read-only": refused(403, "AccessDenied", reads=False),
     "overloaded": refused(503, "SlowDown"),
@@ -142,7 +154,12 @@ FAULTS = {
     "expired": refused(400, "ExpiredToken"),
     "cut off": cut_off,
     "spoilt": spoilt,
+    "half": giving(lambda body: body[: len(body) // 2]),
+    "empty": giving(lambda body: b""),
+    "a page": giving(lambda body: b"<html>Log in</html>".ljust(len(body))),
 }
+#: Those that give a whole file which is another one.
+OTHER = {"half", "empty", "a page"}
 
 
 def healthy(request, *answer):
@@ -224,7 +241,7 @@ def test_whatever_a_bucket_answers_is_an_error_of_ours_and_loses_nothing(ledger,
     store = open_store(url)
     before = answers(store)
     for name, fault in FAULTS.items():
-        with frail(fault), pytest.raises(StoreUnavailableError, match=r"cannot be written: .* Nothing was dropped;"):
+        with frail(fault), pytest.raises(StoreUnavailableError, match=rf"^s3://books/{name}/.* Nothing was dropped;"):
             store.archives.seal("2026-02", f"s3://books/{name}")
         assert store.archives.listed() == []
     assert answers(store) == before
@@ -235,8 +252,10 @@ def test_whatever_a_bucket_answers_is_an_error_of_ours_and_loses_nothing(ledger,
             continue
         shutil.rmtree(tmp_path / "cache", ignore_errors=True)
         with frail(fault):
-            with pytest.raises(StoreUnavailableError, match=r"cannot be read: .* mend the access\.$"):
+            told = rf"cannot be read: .* {'Put the right one back' if name in OTHER else 'mend the access'}\.$"
+            with pytest.raises(StoreUnavailableError, match=told) as caught:
                 answers(store)
+            assert store.archives.listed()[0].url in str(caught.value)
             assert [one.kind for one in store.verify().faults] == ["archive", "archive"]
     with frail(cut_off):
         for ask in (store.archives.restore, store.archives.connect):
@@ -283,6 +302,96 @@ def test_a_bucket_that_says_nothing_is_asked_as_often_as_its_package_asks(ledger
         server.shutdown()
         serving.join()
     assert len(asked) == s3fs.S3FileSystem.retries
+    store.close()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_a_bucket_that_falls_silent_within_a_file_is_told_as_such_and_not_asked_for_the_next(
+    ledger, bucket, monkeypatch, tmp_path
+):
+    """Its package stumbles over that (an `IndexError`), which says nothing to anybody."""
+    import s3fs
+
+    class Falling(BaseHTTPRequestHandler):
+        def log_message(self, *told):
+            pass
+
+        def do_HEAD(self):
+            self.send_response(200)
+            self.send_header("Content-Length", "100000")
+            self.send_header("Last-Modified", "Sat, 28 Nov 2026 14:00:00 GMT")
+            self.end_headers()
+
+        def do_GET(self):
+            self.do_HEAD()
+            self.wfile.write(b"PAR1" * 100)
+            self.wfile.flush()
+            self.connection.settimeout(20)
+            with suppress(OSError):
+                self.connection.recv(1)  # until who asks hangs up
+
+    store = ledger("falling")
+    store.archives.seal("2026-02", "s3://books/usage")
+    store.archives.drop()
+    shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+    s3fs.S3FileSystem.clear_instance_cache()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Falling) as server:
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setattr(s3fs.S3FileSystem, "read_timeout", 0.1)
+        with pytest.raises(StoreUnavailableError, match=r"cannot be read: Read timeout .* mend the access\.$"):
+            answers(store)
+        with pytest.raises(StoreUnavailableError, match="said nothing a moment ago"):
+            answers(store)
+        server.shutdown()
+        serving.join()
+    store.close()
+
+
+@pytest.mark.parametrize("other", ["cut", "empty", "text", "longer", "another month", "another ledger"])
+def test_a_file_that_is_not_the_months_answers_no_question(ledger, tmp_path, other):
+    store, apart = ledger("one"), ledger("two")
+    before = answers(store)
+    for each, folder in ((store, "files"), (apart, "theirs")):
+        each.archives.seal("2026-02", tmp_path / folder)
+        each.archives.drop()
+    first, second = (Path(one.url) for one in store.archives.listed())
+    whole = first.read_bytes()
+    first.write_bytes(
+        {
+            "cut": whole[:-10],
+            "empty": b"",
+            "text": b"hello".ljust(len(whole)),
+            "longer": whole * 2,
+            "another month": second.read_bytes(),
+            "another ledger": Path(apart.archives.listed()[0].url).read_bytes() + b"\0",
+        }[other]
+    )
+    told = rf"cannot be read: {first} is not the file that was sealed: .* Put the right one back\.$"
+    for ask in (lambda: answers(store), lambda: store.entry(before[2][0]), store.archives.connect):
+        with pytest.raises(StoreUnavailableError, match=told):
+            ask()
+    assert [(one.kind, one.where) for one in store.verify().faults] == [("archive", "2026-01")]
+    first.write_bytes(whole)
+    assert answers(store) == before
+    apart.close()
+    store.close()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_a_copy_that_the_disk_has_not_all_of_is_fetched_again(ledger, bucket, tmp_path):
+    """As where a machine went down just after it was made."""
+    store = ledger("copied")
+    before = answers(store)
+    store.archives.seal("2026-02", "s3://books/usage")
+    store.archives.drop()
+    assert answers(store) == before
+    copies = sorted((tmp_path / "cache").rglob("*.parquet"))
+    assert len(copies) == 2
+    for copy in copies:
+        copy.write_bytes(b"")
+    assert answers(store) == before
     store.close()
 
 

@@ -155,7 +155,7 @@ class ParquetArchives:
             connection = open_star(
                 self._book,
                 self.within,
-                lambda month: held.enter_context(opened_copy(month.url, month.sha256)),
+                lambda month: held.enter_context(opened_copy(month)),
                 path,
             )
             weakref.finalize(connection, held.pop_all().close)  # its views read the files as long as it is there
@@ -173,7 +173,7 @@ class ParquetArchives:
             )
         seq, record = found
         month = next(one for one in months if one.first_seq <= seq <= one.last_seq)
-        with opened_copy(month.url, month.sha256, check=True) as path:
+        with opened_copy(month, check=True) as path:
             return prove(self._book, month, path, seq=seq, record=record)
 
     # -- dropping and bringing back
@@ -208,7 +208,7 @@ class ParquetArchives:
 
     def _let_go(self, month: ArchivedMonth, progress: Callable[[int], object] | None) -> None:
         """Drop what of a month is in the live ledger."""
-        with opened_copy(month.url, month.sha256, check=True) as path:
+        with opened_copy(month, check=True) as path:
             follow(self._book, month, path, see=_now_and_then(progress))
             ids = ids_in(str(path))
         while self._book.let_go(month.last_seq, ids):
@@ -225,7 +225,7 @@ class ParquetArchives:
         """
         months, archived_to = self._book.read(self.within)
         for month in months:
-            with opened_copy(month.url, month.sha256, check=True) as path:
+            with opened_copy(month, check=True) as path:
                 for page in records(str(path)):
                     if kept := [(seq, body) for seq, body in page if seq <= archived_to]:
                         yield kept
@@ -258,7 +258,7 @@ class ParquetArchives:
                 continue
             if since is not None and month.month < since:
                 break
-            with _telling("Brought back", restored), opened_copy(month.url, month.sha256, check=True) as path:
+            with _telling("Brought back", restored), opened_copy(month, check=True) as path:
                 archived_to = self._take_back(month, path, archived_to, progress)
             restored.append(replace(month, dropped=False))
         return restored

@@ -88,7 +88,7 @@ def _look_at(book: Readable, month: ArchivedMonth, asked: Collection[str] | None
         month: What the file should be.
         asked: Hashes to look for along the chain; None = only look at the file's SHA-256.
     """
-    with opened_copy(month.url, month.sha256, check=True) as path:
+    with opened_copy(month, check=True) as path:
         if asked is None:
             return {}
         bills = BillCheck(book)

@@ -18,6 +18,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
+from tokenmeter.display import counted
 from tokenmeter.errors import (
     ConfigurationError,
     StoreUnavailableError,
@@ -28,6 +29,7 @@ from tokenmeter.errors import (
 from tokenmeter.paths import full_path, remove_abandoned
 from tokenmeter.patience import wait_for
 from tokenmeter.stores.archive.kept import LATELY, UNFINISHED, is_private, kept_path, make_folder, make_room, reading
+from tokenmeter.stores.archive.manifest import ArchivedMonth
 
 _CHUNK = 1 << 20
 #: A bucket is read and written by blocks of so many bytes, and given up where none got through for so many seconds.
@@ -119,9 +121,20 @@ def _asking(url: str, what: str, mend: str) -> Generator[None]:
     except Exception as error:
         if "://" in url:  # who mends the credentials need not start anew: none is kept with the old ones
             _file_system(url)[0].clear_instance_cache()
-        if _is_silence(error):
+        cause = _cause_of(error)
+        if _is_silence(cause):
             _silent[_bucket(url)] = time.monotonic() + _UNASKED
-        raise StoreUnavailableError(f"{what}: {reason_of(error)}. {mend}") from error
+        raise StoreUnavailableError(f"{what}: {reason_of(cause)}. {mend}") from error
+
+
+def _cause_of(error: BaseException) -> BaseException:
+    """What went wrong with a place, where its package stumbles over that (an `IndexError`), or says nothing of it."""
+    while isinstance(error, (LookupError, TypeError, AttributeError)) or not str(error):
+        before = error.__cause__ or error.__context__
+        if before is None:
+            break
+        error = before
+    return error
 
 
 def _is_silence(error: BaseException) -> bool:
@@ -175,7 +188,10 @@ def put_file(source: Path, url: str, sha256: str) -> None:
             with Path(url).open("rb") as written:
                 found, _ = digest_of_file(written)
     if found != sha256:
-        raise StoreUnavailableError(f"{url} holds another file. Nothing was dropped; name another place.")
+        raise StoreUnavailableError(
+            f"{url} holds another file, or gives other bytes than were put there. Nothing was dropped; name another "
+            "place."
+        )
 
 
 def _put_away(source: Path, url: str, tell: Callable[[], None]) -> str:
@@ -234,42 +250,67 @@ def _put_beside(source: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def opened_copy(url: str, sha256: str, *, check: bool = False) -> Generator[Path]:
-    """The path on this machine of a file that is what the digest says; it stays there as long as the block runs.
+def opened_copy(month: ArchivedMonth, *, check: bool = False) -> Generator[Path]:
+    """The path on this machine of a month's file; it stays there as long as the block runs.
 
-    What comes from a bucket is kept for the next question. What is only checked is kept where there is room.
+    What comes from a bucket is what the digest says, and is kept for the next question; what is only checked is kept
+    where there is room. Of a file in a folder each question looks at the size alone: whole years would be read before
+    the first figure is told. See `check_file`.
 
     Args:
-        url: Where it lies.
-        sha256: What it has to be.
+        month: Whose, and what it has to be.
         check: Whether it is read where it lies to see that it is, whatever is kept of it.
 
     Raises:
-        StoreUnavailableError: it cannot be read.
-        TamperedLedgerError: it is not what was sealed.
+        StoreUnavailableError: it cannot be read, or is no more what was sealed.
+        TamperedLedgerError: the latter, as a check tells it.
     """
+    url = month.url
     told, mend = f"The archived month at {url} cannot be read", "Put the file back, or mend the access."
     with contextlib.ExitStack() as held:
-        with _asking(url, told, mend):
+        with _asking(url, told, mend), contextlib.nullcontext() if check else reading_file():
             if "://" in url:
-                path = held.enter_context(_checked(url, sha256)) if check else _kept(url, sha256, held)
+                path = held.enter_context(_checked(url, month.sha256)) if check else _kept(month, held)
             else:
                 path = Path(url)
                 if check:
-                    with path.open("rb") as stream:
-                        _compare(url, digest_of_file(stream)[0], sha256)
+                    check_file(path, month)
                 elif not path.is_file():
                     raise FileNotFoundError(2, "No such file", url)
+                elif (size := path.stat().st_size) != month.bytes:
+                    raise _other_file(url, f"it has {counted(size, 'byte')}, not {month.bytes:,}")
         yield path
 
 
-def _kept(url: str, sha256: str, held: contextlib.ExitStack) -> Path:
+@contextlib.contextmanager
+def reading_file() -> Generator[None]:
+    """Have a file that is not the one that was sealed be one that cannot be read.
+
+    Whoever is asked what the kept sums tell as well goes on with these then.
+    """
+    try:
+        yield
+    except TamperedLedgerError as error:
+        raise StoreUnavailableError(f"Archived months cannot be read: {error}") from error
+
+
+def check_file(path: Path, month: ArchivedMonth) -> None:
+    """Make sure that a file is a month's.
+
+    Raises:
+        TamperedLedgerError: it is another one.
+    """
+    with path.open("rb") as stream:
+        _compare(month.url, digest_of_file(stream)[0], month.sha256)
+
+
+def _kept(month: ArchivedMonth, held: contextlib.ExitStack) -> Path:
     """The copy on this machine, fetched if need be; nobody removes it before `held` ends."""
-    kept = kept_path(f"{sha256}.parquet")
+    url, kept = month.url, kept_path(f"{month.sha256}.parquet")
     for _ in range(_ATTEMPTS):
-        if held.enter_context(reading(kept)) and _is_as_fetched(kept, sha256):
+        if held.enter_context(reading(kept)) and _is_as_fetched(kept, month):
             return kept
-        fetched = _fetched(url, sha256)
+        fetched = _fetched(url, month.sha256)
         try:
             make_room(fetched.stat().st_size)  # if there is none, it goes with the next that is fetched
             fetched.replace(kept)
@@ -278,11 +319,13 @@ def _kept(url: str, sha256: str, held: contextlib.ExitStack) -> Path:
     raise StoreUnavailableError(f"Somebody removes or changes what is kept of {url} in {kept.parent}.")
 
 
-def _is_as_fetched(kept: Path, sha256: str) -> bool:
+def _is_as_fetched(kept: Path, month: ArchivedMonth) -> bool:
+    if kept.stat().st_size != month.bytes:  # the machine went down before the disk had all of it
+        return False
     if is_private(kept.parent):
         return True
     with kept.open("rb") as stream:
-        return digest_of_file(stream)[0] == sha256
+        return digest_of_file(stream)[0] == month.sha256
 
 
 @contextlib.contextmanager
@@ -321,6 +364,8 @@ def _fetched(url: str, sha256: str) -> Path:
 
 def _compare(url: str, found: str, sha256: str) -> None:
     if found != sha256:
-        raise TamperedLedgerError(
-            f"{url} is not the file that was sealed: its SHA-256 is {found}, not {sha256}. Put the right one back."
-        )
+        raise _other_file(url, f"its SHA-256 is {found}, not {sha256}")
+
+
+def _other_file(url: str, told: str) -> TamperedLedgerError:
+    return TamperedLedgerError(f"{url} is not the file that was sealed: {told}. Put the right one back.")

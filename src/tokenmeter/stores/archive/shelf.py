@@ -11,6 +11,7 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -18,7 +19,7 @@ from tokenmeter.errors import StoreUnavailableError
 from tokenmeter.processes import after_fork_in_child
 from tokenmeter.stores.archive.layout import RECORD_COLUMNS, identity_parts, record_of
 from tokenmeter.stores.archive.manifest import ArchivedMonth
-from tokenmeter.stores.archive.places import import_extra
+from tokenmeter.stores.archive.places import check_file, import_extra, reading_file
 from tokenmeter.stores.archive.totals import COST_COLUMNS, KeptTotals, Opened, months_of
 from tokenmeter.stores.engine import ArchiveFilter, asked
 
@@ -62,13 +63,24 @@ def open_duckdb(database: str = ":memory:") -> Any:
 
 
 @contextlib.contextmanager
-def asking_duckdb(what: str = "Archived months cannot be read") -> Generator[None]:
-    """Have what DuckDB raises be an error of ours."""
+def asking_duckdb(
+    what: str = "Archived months cannot be read", files: Mapping[Path, ArchivedMonth] = MappingProxyType({})
+) -> Generator[None]:
+    """Have what DuckDB raises be an error of ours.
+
+    Args:
+        what: What cannot be done then.
+        files: Files that are read, as they are when it fails: one that is not what was sealed is named.
+    """
     failure = import_extra("duckdb").Error
     try:
         yield
     except failure as error:
-        raise StoreUnavailableError(f"{what}: {error}") from error
+        for path, month in files.items():
+            with reading_file():
+                check_file(path, month)
+        said = str(error).partition("\n")[0].rstrip(".")  # behind it there are lines of our own SQL
+        raise StoreUnavailableError(f"{what}: {said}. `tokenmeter verify` tells whether a file is at fault.") from error
 
 
 def _make_overflow(connection: Any) -> str:
@@ -107,8 +119,9 @@ class Shelf:
             if self._database is None:
                 self._database = open_duckdb()
             cursor = self._database.cursor()
-        with contextlib.closing(cursor), asking_duckdb(), contextlib.ExitStack() as held:
-            yield Opened(cursor, held)
+        files = dict[Path, ArchivedMonth]()
+        with contextlib.closing(cursor), contextlib.ExitStack() as held, asking_duckdb(files=files):
+            yield Opened(cursor, held, files)
 
     def sums(
         self,

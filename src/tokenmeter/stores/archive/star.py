@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,9 +79,10 @@ def open_star(
     """
     if path is not None and Path(path).exists():
         raise ConfigurationError(f"{path} exists; name a new file, or remove it.")
-    with _making(path) as connection:
+    files = dict[Path, ArchivedMonth]()
+    with _making(path, files) as connection:
         source = "SELECT * FROM live"
-        if archived := _copy_live(connection, book, within, path_of):
+        if archived := _copy_live(connection, book, within, path_of, files):
             source += f" UNION ALL {archived}"
         connection.execute(f"CREATE VIEW entries AS {_ENTRIES} FROM ({source})")
         connection.execute(f"CREATE VIEW calls AS {_CALLS}")
@@ -89,10 +90,10 @@ def open_star(
 
 
 @contextmanager
-def _making(path: str | os.PathLike[str] | None) -> Generator[DuckDBPyConnection]:
+def _making(path: str | os.PathLike[str] | None, files: Mapping[Path, ArchivedMonth]) -> Generator[DuckDBPyConnection]:
     """A new database; of one that fails nothing is left."""
     try:
-        with ExitStack() as failed, asking_duckdb("The database cannot be made"):
+        with ExitStack() as failed, asking_duckdb("The database cannot be made", files):
             connection = failed.enter_context(closing(open_duckdb(":memory:" if path is None else os.fspath(path))))
             yield connection
             failed.pop_all()
@@ -107,12 +108,13 @@ def _copy_live(
     book: Readable,
     within: Callable[[Rows], tuple[Sequence[ArchivedMonth], int]],
     path_of: Callable[[ArchivedMonth], Path],
+    files: dict[Path, ArchivedMonth],
 ) -> str | None:
-    """Copy what is in the live ledger; a query for what is in files only, if there is any."""
+    """Copy what is in the live ledger; a query for what is in `files` only, if there is any."""
     with tempfile.TemporaryDirectory(prefix="tokenmeter-duckdb-") as folder:
         live = Path(folder) / "live.parquet"
 
-        def copy(rows: Rows) -> tuple[list[str], int]:
+        def copy(rows: Rows) -> int:
             months, archived_to = within(rows)
             with closing(FileWriter(str(live), Shaper(heads_only=True))) as writer:
                 after = 0
@@ -120,12 +122,13 @@ def _copy_live(
                     writer.write([row for row, _ in page])
                     after = page[-1][0].seq
             _dimensions(connection, rows)
-            return [str(path_of(one)) for one in months], archived_to
+            files.update((path_of(one), one) for one in months)
+            return archived_to
 
-        paths, archived_to = book.read(copy)
+        archived_to = book.read(copy)
         connection.execute("CREATE TABLE live AS SELECT * FROM read_parquet(?)", [str(live)])
-    listed = ", ".join("'" + one.replace("'", "''") + "'" for one in paths)
-    return f"SELECT * FROM read_parquet([{listed}]) WHERE seq <= {archived_to}" if paths else None  # noqa: S608 - names of our own
+    listed = ", ".join("'" + str(one).replace("'", "''") + "'" for one in files)
+    return f"SELECT * FROM read_parquet([{listed}]) WHERE seq <= {archived_to}" if files else None  # noqa: S608 - names of our own
 
 
 def _dimensions(connection: Any, rows: Rows) -> None:

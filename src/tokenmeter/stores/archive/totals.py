@@ -42,10 +42,13 @@ class Opened(NamedTuple):
 
     cursor: Any
     held: contextlib.ExitStack
+    files: dict[Path, ArchivedMonth]
 
     def path(self, file: ArchivedMonth) -> str:
         """The path of an archive file."""
-        return str(self.held.enter_context(opened_copy(file.url, file.sha256)))
+        path = self.held.enter_context(opened_copy(file))
+        self.files[path] = file
+        return str(path)
 
 
 class KeptTotals:
