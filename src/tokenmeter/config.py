@@ -25,6 +25,7 @@ from tokenmeter.settings import (
     DashboardSettings,
     EmailSettings,
     HostSettings,
+    KeysAtHand,
     Settings,
     SettingsArguments,
     TokenSettings,
@@ -81,7 +82,7 @@ def load_settings(**given: Unpack[SettingsArguments]) -> Settings:
     """Join code, environment and file: an argument wins over ``TOKENMETER_STORE``, which wins over the file.
 
     Args:
-        **given: See `SettingsArguments`; None means not given. API keys are hashed here and not kept.
+        **given: See `SettingsArguments`; None means not given. API keys are hashed here, and kept in memory only.
 
     Raises:
         ConfigurationError: what is wrong, where, and what to do.
@@ -108,6 +109,7 @@ def load_settings(**given: Unpack[SettingsArguments]) -> Settings:
         else:
             values[name] = value
     settings = _validate(values, source)
+    settings._keys = KeysAtHand(_plain_keys(arguments.get("api_keys")))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
     settings._tokens_of_file = source is not None and "dashboard" not in arguments  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
     return settings
 
@@ -187,9 +189,17 @@ def _hash_keys(api_keys: Mapping[str, str]) -> dict[str, str]:
     for alias, reference in api_keys.items():
         if not isinstance(alias, str) or not isinstance(reference, str) or not alias or not reference:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigurationError("api_keys maps an alias to an API key, 'env:NAME' or 'sha256:HEX'; both are text.")
-        plain = not (ENV.match(reference) or SHA256.match(reference))
-        hashed[alias] = f"sha256:{hash_key(reference)}" if plain else reference
+        hashed[alias] = f"sha256:{hash_key(reference)}" if _is_key(reference) else reference
     return hashed
+
+
+def _is_key(reference: str) -> bool:
+    """Whether it is a key itself, as code may say it."""
+    return not (ENV.match(reference) or SHA256.match(reference))
+
+
+def _plain_keys(api_keys: Mapping[str, str] | None) -> dict[str, str]:
+    return {alias: reference for alias, reference in (api_keys or {}).items() if _is_key(reference)}
 
 
 #: Table, and a key in it -> what the key's table holds.

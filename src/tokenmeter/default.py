@@ -110,6 +110,7 @@ def _assemble(
         if store is None:
             meter.close()
         raise
+    meter.store.call_keys(settings.keys_at_hand())
     if metrics is not None:
         metrics.watch(meter)
     meter.settings, meter.profile = settings, profile

@@ -254,6 +254,16 @@ def _parse_rule(value: object) -> object:
     return {"rule": value} if isinstance(value, str) else value
 
 
+class KeysAtHand(dict[str, str]):
+    """API keys and what they are called, in this process's memory only: neither shown nor pickled."""
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} API keys>"
+
+    def __reduce__(self) -> tuple[type[KeysAtHand], tuple[()]]:
+        return KeysAtHand, ()
+
+
 class Settings(BaseModel):
     """Everything that can be configured; the keys of ``tokenmeter.toml``.
 
@@ -320,6 +330,7 @@ class Settings(BaseModel):
     hold_seconds: int = Field(default=900, ge=10, le=86_400)
     source: str | None = None
     _tokens_of_file: bool = PrivateAttr(default=False)
+    _keys: KeysAtHand = PrivateAttr(default_factory=KeysAtHand)
 
     @property
     def tokens_of_file(self) -> bool:
@@ -344,6 +355,14 @@ class Settings(BaseModel):
             elif found := SHA256.match(reference):
                 hashes[found["hex"]] = alias
         return hashes
+
+    def keys_at_hand(self) -> KeysAtHand:
+        """Each API key that code has said, or that an ``env:`` variable holds -> its alias."""
+        found = KeysAtHand({key: alias for alias, key in self._keys.items()})
+        for alias, reference in self.api_keys.items():
+            if (named := ENV.match(reference)) and (key := os.environ.get(named["name"])):
+                found[key] = alias
+        return found
 
 
 class SettingsArguments(TypedDict, total=False):

@@ -125,3 +125,31 @@ def test_of_names_used_in_turn_the_last_one_counts_in_hours_long_past_too(store,
         monkeypatch.setattr(store, "now", lambda moment=moment: moment)
         spend(store, 1, called(name))
     assert rows(store) == {"c": 4}
+
+
+def secret_key(store, text, name=None):
+    """An API key as the ledger knows it, by its text."""
+    return ApiKey.identify(text, secret=store.secret(), alias=name)
+
+
+def test_the_names_of_settings_hold_before_a_call_and_nothing_is_written(store):
+    text, budget = "sk-test-settings-0001", Budget(api_key="prod", limit_usd=100, name="prod")
+    spend(store, 2, secret_key(store, text))
+    spend(store, 3, secret_key(store, text, "old"))
+    before = store.pulse()
+    store.call_keys({text: "prod", "sk-test-never-used": "spare"})
+    assert rows(store) == rows(store, api_key="prod") == rows(store, api_key="old") == {"prod": 5}
+    assert rows(store, api_key="spare") == {}
+    assert found(store, api_key="prod") == [("prod", 2), ("prod", 3)]
+    meter = Meter(store=store, pricer=PRICER, budgets=[budget])
+    (balance,) = meter.remaining(api_key="prod")
+    assert (balance.scope, balance.spent) == ({"api_key": "prod"}, 5)
+    assert store.pulse() == before
+    assert set(store.key_names().values()) == {"old"}
+    # A call writes the name down, so that others know it as well, and the counter goes on.
+    spend(store, 4, secret_key(store, text, "prod"), [budget])
+    store.call_keys({})
+    assert rows(store) == {"prod": 9}
+    assert [one.spent for one in meter.remaining(api_key="prod")] == [9]
+    assert meter.audit_budgets() == ()
+    assert store.verify().ok

@@ -20,6 +20,12 @@ ANSWER = {"model": "gpt-5-mini", "usage": {"prompt_tokens": 5, "completion_token
 BY_HAND = {"provider": "openai", "endpoint": "chat.completions"}
 
 
+@pytest.fixture(autouse=True)
+def _no_block_before(monkeypatch):
+    """The last block of another test does not miss a call of this one."""
+    monkeypatch.setattr("tokenmeter.attribution._empty", None)
+
+
 @pytest.fixture
 def settings(store_url):
     """Settings of a ledger that nobody has opened, where members are asked for and capped."""

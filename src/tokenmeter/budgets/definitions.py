@@ -377,11 +377,11 @@ class InForce:
         *,
         generation: int | None,
         applied: bool,
-        aliases: Callable[[Policy], Mapping[str, str]] = lambda _: {},
+        aliases: Callable[[], Mapping[str, str]] = dict,
     ) -> InForce:
         """Prepare what is in force; `aliases` says what the ledger calls keys, asked only where a budget names one."""
         named = any(is_alias(change.budget.api_key) for change in changes.values() if change.budget is not None)
-        known: Mapping[str, str] = aliases(policy) if named else {}
+        known: Mapping[str, str] = aliases() if named else {}
         caps = [
             Cap(change.budget, unit, era=change.era, defined_at=change.counted_since, aliases=known)
             for change in changes.values()

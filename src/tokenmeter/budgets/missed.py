@@ -16,7 +16,6 @@ from tokenmeter.budgets.counting import tally
 from tokenmeter.budgets.definitions import InForce, Policy, read_policy
 from tokenmeter.budgets.holds import Fault
 from tokenmeter.budgets.matching import Cap, scope_text
-from tokenmeter.budgets.status import aliases_in_use
 from tokenmeter.errors import StoreBusyError, StoreError
 from tokenmeter.ledger import CounterKey
 from tokenmeter.pricing import Pricer
@@ -106,7 +105,11 @@ class MissedBudgets:
             self._then = then
             if then.revision == now.revision:  # grants leave the caps as they are
                 return {}
-            before, after = self._prepare(then), self._prepare(now)
+            names = self._store.key_names()
+            new = {key for key, said in now.names.items() if then.names.get(key) != said}
+            old = {key: name for key, name in names.items() if key not in new}
+            old |= {key: then.names[key][0] for key in new & then.names.keys()}
+            before, after = _prepare(then, old), _prepare(now, names)
             found: dict[CounterKey, tuple[int, int | None]] = {}
             for cap, scope in (*_renamed(before, after), *_added(before, after)):
                 for start, end in {span for moment in moments for span in cap.spans(moment)} if cap.counts else ():
@@ -117,12 +120,6 @@ class MissedBudgets:
             self._fault("count calls into a new budget", error)
             return {}
         return found
-
-    def _prepare(self, policy: Policy) -> InForce:
-        def aliases(policy: Policy) -> Mapping[str, str]:
-            return aliases_in_use(self._store, policy.names)
-
-        return InForce.of(policy, policy.in_force(), generation=None, applied=True, aliases=aliases)
 
     def count_in(self) -> None:
         """Count in what is missed. Never raises."""
@@ -148,6 +145,10 @@ class MissedBudgets:
             self.count_in()
         except Exception as error:  # noqa: BLE001 - the entries are recorded
             log.info("Whether there are new budgets could not be asked: %s", error)
+
+
+def _prepare(policy: Policy, names: Mapping[str, str]) -> InForce:
+    return InForce.of(policy, policy.in_force(), generation=None, applied=True, aliases=lambda: names)
 
 
 def _added(before: InForce, now: InForce) -> Iterator[tuple[Cap, Mapping[str, str]]]:

@@ -40,7 +40,7 @@ from tokenmeter.budgets.grants import Grant, find_filed, full_scope, grants_of
 from tokenmeter.budgets.holds import Fault
 from tokenmeter.budgets.matching import Cap
 from tokenmeter.budgets.policy import Budget, Unit, parse_limit
-from tokenmeter.budgets.status import aliases_in_use, by_fingerprint
+from tokenmeter.budgets.status import by_fingerprint
 from tokenmeter.budgets.wording import in_words
 from tokenmeter.errors import ConfigurationError, StoreBusyError, shown
 from tokenmeter.ledger import new_id
@@ -165,7 +165,9 @@ class Registry:
         if state.generation != generation:
             policy = self._read_policy()
             changes = self._with_functions(joined(policy, self.declared, self._sources))
-            state = InForce.of(policy, changes, generation=generation, applied=not self.declared, aliases=self._aliases)
+            state = InForce.of(
+                policy, changes, generation=generation, applied=not self.declared, aliases=self._store.key_names
+            )
             if self._state.generation is None or state.applied:
                 self._obey(state)
         return state
@@ -200,16 +202,13 @@ class Registry:
             self._state = replace(self._state, policy=policy, generation=generation)
             return self._state
         changes = self._with_functions(policy.in_force())
-        self._obey(InForce.of(policy, changes, generation=generation, applied=True, aliases=self._aliases))
+        self._obey(InForce.of(policy, changes, generation=generation, applied=True, aliases=self._store.key_names))
         self._tell_contradictions(policy)
         return self._state
 
     def _obey(self, state: InForce) -> None:
         """Go by `state` from now on."""
         self._state = state
-
-    def _aliases(self, policy: Policy) -> Mapping[str, str]:
-        return aliases_in_use(self._store, policy.names)
 
     def _with_name(self, state: InForce, key: ApiKey | None) -> InForce:
         """Have every process know what this one calls `key`, where a budget goes by names; what is in force then.

@@ -223,17 +223,6 @@ def keys_called(store: Store, name: str) -> set[str]:
     return {fingerprint for (fingerprint,) in (one.group for one in found) if fingerprint is not None}
 
 
-def aliases_in_use(store: Store, said: Mapping[str, tuple[str, datetime]]) -> dict[str, str]:
-    """Per fingerprint the present name of an API key.
-
-    Args:
-        store: Its entries bear the names that were used.
-        said: Names that programs said before they used them, and when.
-    """
-    found = {fingerprint: name for fingerprint, (name, _) in said.items()}
-    return found | {key: name for key, name in key_names(store).items() if not name.startswith("...")}
-
-
 def _shown(name: str, value: str, names: Mapping[str, str]) -> str:
     return names.get(value, value) if name == "api_key" else value
 

@@ -139,6 +139,7 @@ class Frame:
         """
         self.require()
         opened = open_store(self.settings.store)
+        opened.call_keys(self.settings.keys_at_hand())
         try:
             yield opened
         finally:

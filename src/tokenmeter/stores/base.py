@@ -510,6 +510,21 @@ class Store(Protocol):
         """Facts and hazards, for ``doctor``."""
         ...
 
+    def call_keys(self, names: Mapping[str, str]) -> None:
+        """Go by these names of API keys (key -> name) where something is read, before the ledger's own.
+
+        Nothing is written; the keys themselves are forgotten once their fingerprints are known.
+        """
+        ...
+
+    def key_names(self) -> Mapping[str, str]:
+        """Per fingerprint the name that the ledger itself has for an API key now, whatever `call_keys` was told.
+
+        Raises:
+            StoreUnavailableError: it cannot be read.
+        """
+        ...
+
     def secret(self) -> bytes:
         """The ledger's own secret for fingerprints of API keys: made once, kept beside the data, never exported."""
         ...

@@ -1,13 +1,17 @@
-"""What API keys are called now. A key is its fingerprint; a name that it is given later is its name for all it did."""
+"""What API keys are called now. A key is its fingerprint; a name that it is given later is its name for all it did.
+
+The ledger knows the names that were used or said. Settings are laid over it for readers; nothing is written.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from pydantic_core import from_json
 
+from tokenmeter.attribution import ApiKey
 from tokenmeter.stores.encoding import storable_text
 from tokenmeter.stores.engine import Rows, Where, asked
 from tokenmeter.stores.slots import HOUR, Level, start_of
@@ -27,10 +31,12 @@ class NamesInForce(NamedTuple):
     Attributes:
         labels: Fingerprint -> its present name, or ``...last4`` where it never had one.
         ever: Whatever a key was called -> fingerprints.
+        in_ledger: As `labels`, without what this process's settings say.
     """
 
     labels: Mapping[str, str]
     ever: Mapping[str, frozenset[str]]
+    in_ledger: Mapping[str, str]
 
     def alias(self, fingerprint: str | None, said: str | None) -> str | None:
         """The present name of a key of which an entry says `said`; None for one that never had a name."""
@@ -63,14 +69,38 @@ class NamesInForce(NamedTuple):
         return [key for key, label in self.labels.items() if label == text] or self.ever.get(text, ())
 
 
-NO_NAMES = NamesInForce({}, {})
+NO_NAMES = NamesInForce({}, {}, {})
 
 
 class KeyNames:
-    """The names of a ledger's API keys, read when something was written since. Safe to share between threads."""
+    """The names of a ledger's API keys, read when something was written since. Safe to share between threads.
 
-    def __init__(self) -> None:
+    Args:
+        secret: Reads what the ledger's fingerprints are made with.
+    """
+
+    def __init__(self, secret: Callable[[], bytes]) -> None:
+        self._read_secret = secret
         self._known: tuple[object, NamesInForce] = (None, NO_NAMES)
+        self._given: Mapping[str, str] = {}
+        self._own: Mapping[str, str] | None = {}
+
+    def lay_over(self, keys: Mapping[str, str]) -> None:
+        """Go by settings from now on, whatever the ledger says: API key -> its name."""
+        self._given, self._own = keys, None
+        self.forget()
+
+    def make_fingerprints(self) -> None:
+        """What settings name, once the ledger's secret can be read. Outside of transactions.
+
+        Raises:
+            StoreUnavailableError: the ledger cannot be read.
+        """
+        if self._own is None:
+            secret = self._read_secret() if self._given else b""
+            self._own = {ApiKey.identify(key, secret=secret).fingerprint: name for key, name in self._given.items()}
+            self._given = {}
+            self.forget()
 
     def forget(self) -> None:
         """Read them again: a name may have been erased."""
@@ -84,6 +114,8 @@ class KeyNames:
         known, names = self._known
         if known != stamp:
             names = _read(connection)
+            if own := {key: name for key, name in (self._own or {}).items() if key in names.labels}:
+                names = names._replace(labels={**names.labels, **own})
             self._known = (stamp, names)
         return names
 
@@ -117,7 +149,7 @@ def _read(connection: Rows) -> NamesInForce:
         if last is not None and (name is None or moment >= since):
             name = last
         labels[fingerprint] = name or named[fingerprint][max(named[fingerprint])]
-    return NamesInForce(labels, {label: frozenset(keys) for label, keys in ever.items()})
+    return NamesInForce(labels, {label: frozenset(keys) for label, keys in ever.items()}, labels)
 
 
 def _read_said(connection: Rows) -> dict[str, tuple[str, int]]:

@@ -83,13 +83,17 @@ class BookStore(ABC, Generic[B, J]):
         self._book = book
         made = cache(lambda: archives.ParquetArchives(book, self.file, self._fold))
         self.archives = book.archives = cast("archives.ParquetArchives", LateObject(made))
-        self._keys = KeyNames()
+        self._keys = KeyNames(self.secret)
         self._reader = EntryReader(book, self.archives, self._keys)
 
     # -- what an engine does
 
     @abstractmethod
     def file(self, draft: Any) -> Any:
+        """See `tokenmeter.stores.base.Store`."""
+
+    @abstractmethod
+    def secret(self) -> bytes:
         """See `tokenmeter.stores.base.Store`."""
 
     @abstractmethod
@@ -201,11 +205,13 @@ class BookStore(ABC, Generic[B, J]):
     def entry(self, entry_id: str) -> Entry | None:
         """One entry, or None."""
         self._look()
+        self._keys.make_fingerprints()
         return self._reader.entry(entry_id)
 
     def entries(self, which: EntryFilter | None = None, *, newest_first: bool = False) -> Iterator[Entry]:
         """Entries in order of their occurrence, those of one moment in the order of the chain; lazily, page by page."""
         self._look()
+        self._keys.make_fingerprints()
         yield from self._reader.entries(which or EntryFilter(), newest_first=newest_first)
 
     def span(self, since: datetime | None, until: datetime | None) -> tuple[datetime, datetime] | None:
@@ -223,6 +229,16 @@ class BookStore(ABC, Generic[B, J]):
         """Sums per time bucket and group: from the kept sums where they can answer, else from entries."""
         return self._add_up(summing.Summing, boundaries, by, which)
 
+    def call_keys(self, names: Mapping[str, str]) -> None:
+        """Go by these names of API keys (key -> name) where something is read, before the ledger's own."""
+        self._keys.lay_over(names)
+
+    def key_names(self) -> Mapping[str, str]:
+        """Per fingerprint the name that the ledger itself has for an API key now."""
+        self._look()
+        labels = self._book.read(self._keys.read).in_ledger
+        return {key: name for key, name in labels.items() if not name.startswith("...")}
+
     def latencies(
         self, boundaries: Sequence[datetime], by: Sequence[str] = (), which: EntryFilter | None = None
     ) -> Sequence[Latencies]:
@@ -239,6 +255,7 @@ class BookStore(ABC, Generic[B, J]):
         """What `how` finds; and what it would have read faster if it was packed, is."""
         instants, where = check_boundaries(boundaries), (which or EntryFilter()).where
         self._look()
+        self._keys.make_fingerprints()
 
         def work(connection: Any) -> tuple[list[T], Mapping[PackedKind, Sequence[Stretch]]]:
             about_keys = any(asked(each)[0] == "api_key" for each in (*by, *where))
