@@ -289,3 +289,54 @@ def bucket(monkeypatch, tmp_path):
     yield client
     fsspec.get_filesystem_class("s3").clear_instance_cache()
     running.stop()
+
+
+@pytest.fixture
+def event_server():
+    """A billing system: it keeps what it is sent (`taken`); `answers` are statuses, bodies and headers to give first.
+
+    In place of a body `GONE` closes the connection; `taken`, `keys` and `paths` are what it saw.
+    """
+    import json
+    import threading
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+    from typing import Any
+    from urllib.parse import parse_qs
+
+    server: Any
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["content-length"]))
+            kind = self.headers["content-type"]
+            event = (
+                json.loads(body) if "json" in kind else {key: one for key, (one,) in parse_qs(body.decode()).items()}
+            )
+            status, answer, *more = server.answers.pop(0) if server.answers else (200, "{}")
+            if status < 300:
+                server.taken.append(event)
+            server.keys.add(self.headers["authorization"])
+            server.paths.add(self.path)
+            if answer is server.GONE:  # it closes: before or after it took the event
+                self.close_connection = True
+                return
+            self.send_response(status)
+            headers = {"content-type": "application/json", **(more[0] if more else {})}
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.send_header("content-length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer.encode())
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.taken, server.answers, server.keys, server.paths, server.GONE = [], [], set(), set(), object()
+    server.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()

@@ -5,12 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import threading
 from contextlib import closing
 from datetime import timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
-from urllib.parse import parse_qs
 
 import pytest
 
@@ -21,50 +17,6 @@ from tokenmeter.ledger import utcnow
 from tokenmeter.periods import Period, floor
 from tokenmeter.stores import open_store
 from tokenmeter.stores.moving import copy_ledger
-
-GONE = object()
-
-
-@pytest.fixture
-def server():
-    """A server that keeps what it is sent; `server.answers` are statuses, bodies and headers to give first."""
-    server: Any
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = self.rfile.read(int(self.headers["content-length"]))
-            kind = self.headers["content-type"]
-            event = (
-                json.loads(body) if "json" in kind else {key: one for key, (one,) in parse_qs(body.decode()).items()}
-            )
-            status, answer, *more = server.answers.pop(0) if server.answers else (200, "{}")
-            if status < 300:
-                server.taken.append(event)
-            server.keys.add(self.headers["authorization"])
-            server.paths.add(self.path)
-            if answer is GONE:  # it closes: before or after it took the event
-                self.close_connection = True
-                return
-            self.send_response(status)
-            headers = {"content-type": "application/json", **(more[0] if more else {})}
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.send_header("content-length", str(len(answer)))
-            self.end_headers()
-            self.wfile.write(answer.encode())
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.taken, server.answers, server.keys, server.paths = [], [], set(), set()
-    server.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
 
 
 @pytest.fixture
@@ -84,8 +36,8 @@ def used(store, make_call, period):
     return use
 
 
-def lago(server):
-    return Lago(server.url, "key-1")
+def lago(event_server):
+    return Lago(event_server.url, "key-1")
 
 
 def identify(store, period, reading):
@@ -93,78 +45,78 @@ def identify(store, period, reading):
     return f"tm-{store.identity()[:8]}-{period.label}-{reading}"
 
 
-def values(server):
-    return [(event["event"]["transaction_id"], event["event"]["properties"]["value"]) for event in server.taken]
+def values(event_server):
+    return [(event["event"]["transaction_id"], event["event"]["properties"]["value"]) for event in event_server.taken]
 
 
-def test_what_was_sent_is_not_sent_again_and_what_comes_later_is_the_difference(store, used, server, period):
+def test_what_was_sent_is_not_sent_again_and_what_comes_later_is_the_difference(store, used, event_server, period):
     used("ada", 100)
     used("bob", 7, meter="output")
-    first = hand_over(store, lago(server), period=period, by="kim")
+    first = hand_over(store, lago(event_server), period=period, by="kim")
     assert len(first.sent) == 2
-    again = hand_over(store, lago(server), period=period)
+    again = hand_over(store, lago(event_server), period=period)
     assert (again.sent, again.unchanged) == ([], 2)
     used("ada", 11)
-    later = hand_over(store, lago(server), period=period)
+    later = hand_over(store, lago(event_server), period=period)
     assert [(one.value, one.revision) for one in later.sent] == [(11, 2)]
-    assert values(server) == [
+    assert values(event_server) == [
         (identify(store, period, "ada-input-r1"), "100"),
         (identify(store, period, "bob-output-r1"), "7"),
         (identify(store, period, "ada-input-r2"), "11"),
     ]
-    assert server.keys == {"Bearer key-1"}
+    assert event_server.keys == {"Bearer key-1"}
 
 
-def test_usage_that_was_sent_is_not_sent_again_under_another_name_or_period(store, used, server, period):
+def test_usage_that_was_sent_is_not_sent_again_under_another_name_or_period(store, used, event_server, period):
     used("ada", 100, team="ada")
-    hand_over(store, lago(server), period=period)
+    hand_over(store, lago(event_server), period=period)
     longer = Period(period.start - timedelta(days=6), period.end, label="seven days")
     for other in ({"period": period, "each": "team"}, {"period": longer}):
         with pytest.raises(LedgerError, match=r"lago has usage from .* by member already.*--allow-overlap"):
-            hand_over(store, lago(server), **other)
-    assert len(server.taken) == 1
+            hand_over(store, lago(event_server), **other)
+    assert len(event_server.taken) == 1
     before = Period(period.start - timedelta(days=1), period.start, label="the day before")
-    assert hand_over(store, lago(server), period=before).ok
-    assert hand_over(store, OpenMeter(server.url, "key-2"), period=period, each="team").sent
+    assert hand_over(store, lago(event_server), period=before).ok
+    assert hand_over(store, OpenMeter(event_server.url, "key-2"), period=period, each="team").sent
 
 
-def test_usage_that_is_sent_again_for_a_reason_has_identifiers_of_its_own(store, used, server, period):
+def test_usage_that_is_sent_again_for_a_reason_has_identifiers_of_its_own(store, used, event_server, period):
     used("ada", 100, team="ada")
-    hand_over(store, lago(server), period=period)
-    hand_over(store, lago(server), period=period, each="team", allow_overlap="a meter for teams")
-    assert values(server) == [
+    hand_over(store, lago(event_server), period=period)
+    hand_over(store, lago(event_server), period=period, each="team", allow_overlap="a meter for teams")
+    assert values(event_server) == [
         (identify(store, period, "ada-input-r1"), "100"),
         (identify(store, period, "team=ada-input-r1"), "100"),
     ]
     assert any("a meter for teams" in document.body for document in store.documents())
 
 
-def test_what_was_refused_hinders_no_other_run(store, used, server, period):
+def test_what_was_refused_hinders_no_other_run(store, used, event_server, period):
     used("ada", 100, team="search")
-    server.answers.append((422, '{"error_details": {"code": ["no such subscription"]}}'))
-    assert hand_over(store, lago(server), period=period).refused
-    assert hand_over(store, lago(server), period=period, each="team").sent
+    event_server.answers.append((422, '{"error_details": {"code": ["no such subscription"]}}'))
+    assert hand_over(store, lago(event_server), period=period).refused
+    assert hand_over(store, lago(event_server), period=period, each="team").sent
 
 
-def test_an_interrupted_run_goes_on_under_the_same_identifiers(store, used, server, period):
+def test_an_interrupted_run_goes_on_under_the_same_identifiers(store, used, event_server, period):
     used("ada", 100)
     used("bob", 50)
-    server.answers = [(200, "{}"), (503, "away")]
+    event_server.answers = [(200, "{}"), (503, "away")]
     with pytest.raises(HandOverError, match=r"lago did not take tm-.*-bob-input-r1 \(HTTP 503\): away"):
-        hand_over(store, lago(server), period=period)
+        hand_over(store, lago(event_server), period=period)
     used("bob", 1)
-    outcome = hand_over(store, lago(server), period=period)
+    outcome = hand_over(store, lago(event_server), period=period)
     assert [(one.account, one.value) for one in outcome.sent] == [("member=bob", 50), ("member=bob", 1)]
-    assert sum(int(value) for _, value in values(server)) == 151
+    assert sum(int(value) for _, value in values(event_server)) == 151
 
 
-def test_ledgers_of_one_customer_hand_over_under_identifiers_of_their_own(tmp_path, make_call, server, period):
+def test_ledgers_of_one_customer_hand_over_under_identifiers_of_their_own(tmp_path, make_call, event_server, period):
     at = (period.start + timedelta(hours=3)).replace(tzinfo=None).isoformat()
     for name in ("here", "there"):
         with closing(open_store(f"sqlite:///{tmp_path / name}.db")) as store:
             store.settle(make_call("1", at, quantity=100, member="ada"))
-            assert hand_over(store, OpenMeter(server.url, "k"), period=period).sent
-    assert len({(event["source"], event["id"]) for event in server.taken}) == 2
+            assert hand_over(store, OpenMeter(event_server.url, "k"), period=period).sent
+    assert len({(event["source"], event["id"]) for event in event_server.taken}) == 2
 
 
 def test_a_ledger_and_its_copy_are_known_by_the_same_identity(tmp_path, make_call):
@@ -179,56 +131,58 @@ def test_a_ledger_and_its_copy_are_known_by_the_same_identity(tmp_path, make_cal
 
 @pytest.mark.parametrize(("found", "more"), [("arrived", []), ("lost", [100])])
 def test_what_is_there_though_this_ledger_never_sent_it_waits_until_somebody_has_looked(
-    store, used, server, period, found, more
+    store, used, event_server, period, found, more
 ):
     used("ada", 100)
-    server.answers = [(422, '{"error_details": {"transaction_id": ["value_already_exist"]}}')]
+    event_server.answers = [(422, '{"error_details": {"transaction_id": ["value_already_exist"]}}')]
     for _ in range(2):  # the next run does not take it for its own either
-        outcome = hand_over(store, lago(server), period=period)
+        outcome = hand_over(store, lago(event_server), period=period)
         assert ([one.value for one in outcome.uncertain], outcome.sent, outcome.ok) == ([100], [], False)
-    settled = hand_over(store, lago(server), period=period, **{found: [outcome.uncertain[0].identifier]})
+    settled = hand_over(store, lago(event_server), period=period, **{found: [outcome.uncertain[0].identifier]})
     assert ([one.value for one in settled.sent], settled.ok) == (more, True)
-    assert hand_over(store, lago(server), period=period).unchanged == 1
+    assert hand_over(store, lago(event_server), period=period).unchanged == 1
 
 
-def test_a_refusal_that_speaks_of_something_else_is_none_of_these(store, used, server, period):
+def test_a_refusal_that_speaks_of_something_else_is_none_of_these(store, used, event_server, period):
     used("ada", 100)
-    server.answers = [(422, '{"error_details": {"code": ["metric_does_not_exist"]}}')]
-    outcome = hand_over(store, lago(server), period=period)
+    event_server.answers = [(422, '{"error_details": {"code": ["metric_does_not_exist"]}}')]
+    outcome = hand_over(store, lago(event_server), period=period)
     assert (outcome.sent, list(outcome.refused), outcome.ok) == ([], [identify(store, period, "ada-input-r1")], False)
 
 
-def test_one_refused_reading_stops_no_other_and_goes_out_anew_when_it_is_put_right(store, used, server, period):
+def test_one_refused_reading_stops_no_other_and_goes_out_anew_when_it_is_put_right(store, used, event_server, period):
     used("ada", 100)
     used("bob", 50)
-    server.answers = [(404, "no such subscription")]
-    outcome = hand_over(store, lago(server), period=period, customers={"ada": "sub_typo", "bob": "sub_b"})
+    event_server.answers = [(404, "no such subscription")]
+    outcome = hand_over(store, lago(event_server), period=period, customers={"ada": "sub_typo", "bob": "sub_b"})
     assert [one.account for one in outcome.sent] == ["member=bob"]
     assert "no such subscription" in outcome.refused[identify(store, period, "ada-input-r1")]
-    outcome = hand_over(store, lago(server), period=period, customers={"ada": "sub_a", "bob": "sub_b"})
+    outcome = hand_over(store, lago(event_server), period=period, customers={"ada": "sub_a", "bob": "sub_b"})
     assert [(one.customer, one.value, one.identifier[-2:]) for one in outcome.sent] == [("sub_a", 100, "r2")]
-    assert hand_over(store, lago(server), period=period, customers={"ada": "sub_a", "bob": "sub_b"}).unchanged == 2
+    assert (
+        hand_over(store, lago(event_server), period=period, customers={"ada": "sub_a", "bob": "sub_b"}).unchanged == 2
+    )
 
 
 @pytest.mark.parametrize("taken", [True, False], ids=["after-it-took-it", "before"])
-def test_a_connection_that_closes_leaves_one_reading_to_be_sent_again(store, used, server, period, taken):
+def test_a_connection_that_closes_leaves_one_reading_to_be_sent_again(store, used, event_server, period, taken):
     used("ada", 100)
     used("bob", 50)
-    server.answers = [(200, "{}"), (200 if taken else 500, GONE)]
+    event_server.answers = [(200, "{}"), (200 if taken else 500, event_server.GONE)]
     with pytest.raises(HandOverError, match="cannot be reached") as stopped:
-        hand_over(store, lago(server), period=period)
+        hand_over(store, lago(event_server), period=period)
     assert [one.account for one in stopped.value.done.sent] == ["member=ada"]
-    server.answers = [(422, '{"error_details": {"transaction_id": ["value_already_exist"]}}')] if taken else []
-    outcome = hand_over(store, lago(server), period=period)
+    event_server.answers = [(422, '{"error_details": {"transaction_id": ["value_already_exist"]}}')] if taken else []
+    outcome = hand_over(store, lago(event_server), period=period)
     assert ([one.account for one in outcome.sent], outcome.unchanged) == (["member=bob"], 1)
-    assert sorted(value for _, value in values(server)) == ["100", "50"]
+    assert sorted(value for _, value in values(event_server)) == ["100", "50"]
 
 
-def test_who_is_told_to_wait_waits_and_sends_once(store, used, server, period):
+def test_who_is_told_to_wait_waits_and_sends_once(store, used, event_server, period):
     used("ada", 100)
-    server.answers = [(429, "slowly", {"retry-after": "0"})] * 2
-    assert len(hand_over(store, lago(server), period=period).sent) == 1
-    assert values(server) == [(identify(store, period, "ada-input-r1"), "100")]
+    event_server.answers = [(429, "slowly", {"retry-after": "0"})] * 2
+    assert len(hand_over(store, lago(event_server), period=period).sent) == 1
+    assert values(event_server) == [(identify(store, period, "ada-input-r1"), "100")]
 
 
 @pytest.mark.parametrize(
@@ -241,14 +195,14 @@ def test_who_is_told_to_wait_waits_and_sends_once(store, used, server, period):
     ],
     ids=["redirect", "page", "unauthorized", "tomorrow"],
 )
-def test_an_answer_that_does_not_take_it_does_not_count_as_sent(store, used, server, period, answer, said):
+def test_an_answer_that_does_not_take_it_does_not_count_as_sent(store, used, event_server, period, answer, said):
     used("ada", 100)
-    server.answers = [answer]
+    event_server.answers = [answer]
     with pytest.raises(HandOverError, match=said) as stopped:
-        hand_over(store, lago(server), period=period)
+        hand_over(store, lago(event_server), period=period)
     assert stopped.value.done.sent == []
-    server.taken.clear()
-    assert [one.value for one in hand_over(store, lago(server), period=period).sent] == [100]
+    event_server.taken.clear()
+    assert [one.value for one in hand_over(store, lago(event_server), period=period).sent] == [100]
 
 
 class Forgetful(_Http):
@@ -265,30 +219,34 @@ class Forgetful(_Http):
 
 
 @pytest.mark.parametrize(("found", "more"), [("arrived", []), ("lost", [100])])
-def test_what_a_system_would_not_know_again_is_sent_when_somebody_has_looked(store, used, server, period, found, more):
+def test_what_a_system_would_not_know_again_is_sent_when_somebody_has_looked(
+    store, used, event_server, period, found, more
+):
     used("ada", 100)
-    target = Forgetful(server.url, "k")
-    server.answers = [(200, GONE)]
+    target = Forgetful(event_server.url, "k")
+    event_server.answers = [(200, event_server.GONE)]
     with pytest.raises(HandOverError, match="cannot be reached"):
         hand_over(store, target, period=period)
     doubtful = hand_over(store, target, period=period)
     (reading,) = doubtful.uncertain
-    assert (doubtful.sent, doubtful.ok, len(server.taken)) == ([], False, 1)
+    assert (doubtful.sent, doubtful.ok, len(event_server.taken)) == ([], False, 1)
     assert f"{reading.identifier}: 100 of member=ada input may be there or not" in str(doubtful)
     settled = hand_over(store, target, period=period, **{found: [reading.identifier]})
     assert ([one.value for one in settled.sent], settled.ok) == (more, True)
     assert hand_over(store, target, period=period).unchanged == 1
 
 
-def test_only_a_reading_whose_end_is_not_known_can_be_settled(store, used, server, period):
+def test_only_a_reading_whose_end_is_not_known_can_be_settled(store, used, event_server, period):
     used("ada", 100)
-    sent = hand_over(store, lago(server), period=period).sent[0].identifier
+    sent = hand_over(store, lago(event_server), period=period).sent[0].identifier
     for wrong in ({"lost": [sent]}, {"arrived": ["tm-nothing"]}):
         with pytest.raises(ConfigurationError, match="not one reading whose end is not known; they are: none"):
-            hand_over(store, lago(server), period=period, **wrong)
+            hand_over(store, lago(event_server), period=period, **wrong)
 
 
-def test_a_run_killed_between_sending_and_writing_it_down_sends_nothing_twice(tmp_path, server, period, make_call):
+def test_a_run_killed_between_sending_and_writing_it_down_sends_nothing_twice(
+    tmp_path, event_server, period, make_call
+):
     url = f"sqlite:///{tmp_path / 'ledger.db'}"
     with closing(open_store(url)) as store:
         at = (period.start + timedelta(hours=3)).replace(tzinfo=None).isoformat()
@@ -309,33 +267,33 @@ class Dying(Lago):
 
 start, end = map(datetime.fromisoformat, ({period.start.isoformat()!r}, {period.end.isoformat()!r}))
 with closing(open_store({url!r})) as store:
-    hand_over(store, Dying({server.url!r}, "k"), period=Period(start, end))
+    hand_over(store, Dying({event_server.url!r}, "k"), period=Period(start, end))
 """
     assert subprocess.run([sys.executable, "-c", dying], check=False, timeout=60).returncode == -9
-    server.answers = [(422, '{"error_details": {"transaction_id": ["value_already_exist"]}}')]
+    event_server.answers = [(422, '{"error_details": {"transaction_id": ["value_already_exist"]}}')]
     with closing(open_store(url)) as store:
         asked = Period(period.start, period.end)
-        assert [one.value for one in hand_over(store, lago(server), period=asked).sent] == [100]
-        assert hand_over(store, lago(server), period=asked).unchanged == 1
-    ((identifier, value),) = values(server)
+        assert [one.value for one in hand_over(store, lago(event_server), period=asked).sent] == [100]
+        assert hand_over(store, lago(event_server), period=asked).unchanged == 1
+    ((identifier, value),) = values(event_server)
     assert (identifier[-2:], value) == ("r1", "100")
 
 
-def test_accounts_without_a_customer_and_takings_back_are_named(store, used, server, period):
+def test_accounts_without_a_customer_and_takings_back_are_named(store, used, event_server, period):
     used("ada", 100)
     used("eve", 5)
-    outcome = hand_over(store, lago(server), period=period, customers={"ada": "sub_1"})
+    outcome = hand_over(store, lago(event_server), period=period, customers={"ada": "sub_1"})
     assert outcome.unknown == {"member=eve": 5}
     used("ada", -40, kind="correction")
-    outcome = hand_over(store, lago(server), period=period, customers={"ada": "sub_1"})
+    outcome = hand_over(store, lago(event_server), period=period, customers={"ada": "sub_1"})
     assert (outcome.sent, outcome.owed) == ([], {"member=ada input": 40})
     assert "40 less than was sent" in str(outcome)
 
 
-def test_openmeter_gets_cloud_events(store, used, server, period):
+def test_openmeter_gets_cloud_events(store, used, event_server, period):
     used("ada", 100)
-    hand_over(store, OpenMeter(server.url, "k", source="tokenmeter/a"), period=period)
-    (event,) = server.taken
+    hand_over(store, OpenMeter(event_server.url, "k", source="tokenmeter/a"), period=period)
+    (event,) = event_server.taken
     assert (event["specversion"], event["source"], event["subject"], event["data"]) == (
         "1.0",
         "tokenmeter/a",
@@ -344,16 +302,16 @@ def test_openmeter_gets_cloud_events(store, used, server, period):
     )
 
 
-def test_stripe_gets_meter_events_by_its_own_package(store, used, server, period):
+def test_stripe_gets_meter_events_by_its_own_package(store, used, event_server, period):
     stripe = pytest.importorskip("stripe")
     used("ada", 120345)
-    client = stripe.StripeClient("sk_test_1", base_addresses={"api": server.url})
+    client = stripe.StripeClient("sk_test_1", base_addresses={"api": event_server.url})
     hand_over(store, StripeMeters(client), period=period, customers={"ada": "cus_A"})
-    (event,) = server.taken
+    (event,) = event_server.taken
     assert event["event_name"] == "ai_input"
     assert (event["payload[stripe_customer_id]"], event["payload[value]"]) == ("cus_A", "120345")
     assert event["identifier"] == identify(store, period, "ada-input-r1")
-    assert server.paths == {"/v1/billing/meter_events"}
+    assert event_server.paths == {"/v1/billing/meter_events"}
     assert hand_over(store, StripeMeters(client), period=period, customers={"ada": "cus_A"}).unchanged == 1
 
 
@@ -368,12 +326,12 @@ def test_stripe_gets_meter_events_by_its_own_package(store, used, server, period
     ids=["there-already", "no-such-customer", "wrong-key", "broken"],
 )
 def test_what_stripe_says_decides_whether_a_reading_is_there(
-    store, used, server, period, status, kind, message, expected
+    store, used, event_server, period, status, kind, message, expected
 ):
     stripe = pytest.importorskip("stripe")
     used("ada", 100)
-    client = stripe.StripeClient("sk_test_1", base_addresses={"api": server.url}, max_network_retries=0)
-    server.answers = [(status, json.dumps({"error": {"type": kind, "message": message}}))]
+    client = stripe.StripeClient("sk_test_1", base_addresses={"api": event_server.url}, max_network_retries=0)
+    event_server.answers = [(status, json.dumps({"error": {"type": kind, "message": message}}))]
     try:
         outcome = hand_over(store, StripeMeters(client), period=period)
     except HandOverError:
@@ -395,8 +353,8 @@ def test_a_key_does_not_leave_over_plain_http():
         Lago("http://billing.example", "key")
 
 
-def test_a_customer_of_an_account_that_used_nothing_is_named(store, used, server, period):
+def test_a_customer_of_an_account_that_used_nothing_is_named(store, used, event_server, period):
     used("ada", 100)
-    outcome = hand_over(store, lago(server), period=period, customers={"ada": "sub_1", "Ada": "sub_2"})
+    outcome = hand_over(store, lago(event_server), period=period, customers={"ada": "sub_1", "Ada": "sub_2"})
     assert (outcome.idle, outcome.ok) == (["member=Ada"], True)
     assert "member=Ada has a customer and used nothing; is it spelled so here?" in str(outcome)

@@ -21,11 +21,11 @@ from xml.etree import ElementTree as ET
 from tokenmeter.billing.credit_note import CreditNote
 from tokenmeter.billing.invoice import Invoice
 from tokenmeter.billing.lines import LineItem, TaxLine
-from tokenmeter.billing.profile import EINVOICE_FORMS, Party
+from tokenmeter.billing.profile import EINVOICE_FORMS, EINVOICE_PDFS, Party
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import EXACT, ONE, magnitude, minor_unit, round_money, total
 
-EInvoiceForm = Literal["factur-x", "cii", "ubl", "xrechnung"]
+EInvoiceForm = Literal["factur-x", "zugferd", "cii", "ubl", "xrechnung"]
 _EN16931 = "urn:cen.eu:en16931:2017"
 _XRECHNUNG = f"{_EN16931}#compliant#urn:xeinkauf.de:kosit:xrechnung_3.0"
 _PEPPOL = "urn:fdc:peppol.eu:2017:poacc:billing:01:1.0"
@@ -53,11 +53,12 @@ def make_einvoice(document: Invoice | CreditNote, form: EInvoiceForm = "factur-x
 
     Args:
         document: What was issued.
-        form: ``factur-x`` (a PDF with its XML; ZUGFeRD is the same), ``cii`` (that XML alone), ``ubl``, or
+        form: ``factur-x`` or ``zugferd`` (a PDF with its XML, the same), ``cii`` (that XML alone), ``ubl``, or
             ``xrechnung`` (UBL by the German rules).
 
     Returns:
-        A PDF for ``factur-x``, else XML. Factur-X has the time of its making in it: make it once, and keep it.
+        A PDF for ``factur-x`` and ``zugferd``, else XML. The PDF has the time of its making in it: make it once, and
+        keep it.
 
     Raises:
         ConfigurationError: the extra is missing, it is a draft, or the settings do not say all that is needed.
@@ -74,12 +75,12 @@ def make_einvoice(document: Invoice | CreditNote, form: EInvoiceForm = "factur-x
     german = form == "xrechnung"
     if german:
         data["BT-23"] = _PEPPOL
-    flavor = "factur-x" if form in {"factur-x", "cii"} else "ubl-2.1"
+    flavor = "factur-x" if form == "cii" or form in EINVOICE_PDFS else "ubl-2.1"
     # Its own schematron check asks a server and takes silence for a yes; only the schemas are checked here.
     xml: bytes = facturx.generate_xml(data, flavor=flavor, level="en16931", check_xsd=True, check_schematron=False)
     if german:
         xml = xml.replace(f">{_EN16931}<".encode(), f">{_XRECHNUNG}<".encode(), 1)
-    if form != "factur-x":
+    if form not in EINVOICE_PDFS:
         return xml
     content: bytes = facturx.generate_from_binary(
         document.to_pdf(), xml, flavor="factur-x", level="en16931", check_xsd=False, afrelationship="alternative"

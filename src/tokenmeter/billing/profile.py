@@ -18,7 +18,9 @@ _PERCENT = Decimal(100)
 #: Tax categories of EN 16931 that an invoice of services can have.
 TAX_CATEGORIES = ("S", "Z", "E", "AE", "K", "G", "O")
 #: Forms of electronic invoices; see `tokenmeter.billing.make_einvoice`.
-EINVOICE_FORMS = ("factur-x", "cii", "ubl", "xrechnung")
+EINVOICE_FORMS = ("factur-x", "zugferd", "cii", "ubl", "xrechnung")
+#: Those that are a PDF; Germany calls the same file by another name.
+EINVOICE_PDFS = ("factur-x", "zugferd")
 #: A party's settings that are one text each.
 _TEXTS = (
     *("email", "tax_id", "cost_centre", "purchase_order", "country", "city", "postcode", "contact", "phone"),
@@ -180,8 +182,8 @@ class BillingProfile:
         payment_terms: A sentence instead of the usual one.
         taxes: On every invoice, unless the buyer has its own.
         notes: Printed at the end.
-        einvoice: Which electronic invoice is made of them, ``factur-x``, ``cii``, ``ubl`` or ``xrechnung``: what that
-            lacks stops an issue.
+        einvoice: Which electronic invoice is made of them, ``factur-x`` (or ``zugferd``), ``cii``, ``ubl`` or
+            ``xrechnung``: what that lacks stops an issue.
     """
 
     seller: Party = field(default_factory=lambda: Party(name="(seller not configured)"))

@@ -37,25 +37,33 @@ LAGO_CODES: Mapping[str, str] = {
 }
 
 
+def _check_address(name: str, url: str) -> str:
+    if not url.startswith(("https://", "http://127.0.0.1", "http://localhost")):
+        raise ConfigurationError(f"{name}: give an https:// address, not {url!r}: the key goes with every event.")
+    return url.rstrip("/")
+
+
 class StripeMeters:
     """Stripe's meter events, by its official package (extra ``stripe``).
 
     Args:
         client: A ``stripe.StripeClient``; or its API key.
         event_name: Of the meter there; ``{meter}`` is filled in: ``ai_{meter}`` makes ``ai_output``.
+        url: Where it is, if not at Stripe: a server for trials, such as ``stripe-mock``.
     """
 
     name = "stripe"
     #: Stripe's promise is 24 hours; one is kept back for clocks.
     remembers = timedelta(hours=23)
 
-    def __init__(self, client: Any, *, event_name: str = "ai_{meter}") -> None:
+    def __init__(self, client: Any, *, event_name: str = "ai_{meter}", url: str | None = None) -> None:
         self._event_name = event_name
         try:
             self._stripe: Any = import_module("stripe")
         except ImportError as error:
             raise ConfigurationError("Stripe needs the extra: pip install 'tokenmeter-sdk[stripe]'.") from error
-        self._client: Any = self._stripe.StripeClient(client) if isinstance(client, str) else client
+        at = {"base_addresses": {"api": _check_address(self.name, url)}} if url else {}
+        self._client: Any = self._stripe.StripeClient(client, **at) if isinstance(client, str) else client
 
     def check(self, at: datetime) -> None:
         """Stripe takes events of the last 35 days."""
@@ -97,11 +105,7 @@ class _Http:
     remembers: timedelta | None = None
 
     def __init__(self, url: str, key: str) -> None:
-        if not url.startswith(("https://", "http://127.0.0.1", "http://localhost")):
-            raise ConfigurationError(
-                f"{self.name}: give an https:// address, not {url!r}: the key goes with every event."
-            )
-        self._url, self._key = url.rstrip("/"), key
+        self._url, self._key = _check_address(self.name, url), key
 
     def check(self, at: datetime) -> None:
         """Any time will do."""

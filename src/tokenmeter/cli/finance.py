@@ -168,7 +168,8 @@ def handover(
 ) -> None:
     """Send a period's usage to where customers are billed, each piece once; run it again as often as you like.
 
-    Keys and addresses are read from STRIPE_API_KEY, LAGO_API_KEY and LAGO_URL, OPENMETER_API_KEY and OPENMETER_URL.
+    Keys and addresses are read from STRIPE_API_KEY (and STRIPE_URL, of a server for trials), LAGO_API_KEY and LAGO_URL,
+    OPENMETER_API_KEY and OPENMETER_URL.
     """
     with frame.ledger() as opened:
         (each,) = check_dimensions([by], what="--by")
@@ -205,7 +206,7 @@ def _make_target(name: str, event: str) -> StripeMeters | Lago | OpenMeter:
         needed = f"{name.upper()}_API_KEY" if name == "stripe" else f"{name.upper()}_API_KEY and {name.upper()}_URL"
         raise ConfigurationError(f"Set {needed}.")
     if name == "stripe":
-        return StripeMeters(key, event_name=event)
+        return StripeMeters(key, event_name=event, url=url)
     return Lago(str(url), key) if name == "lago" else OpenMeter(str(url), key)
 
 

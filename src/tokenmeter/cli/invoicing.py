@@ -30,6 +30,7 @@ from tokenmeter.billing import (
     void_invoice,
     write_off_invoice,
 )
+from tokenmeter.billing.profile import EINVOICE_PDFS
 from tokenmeter.billing.rated import check_dimensions
 from tokenmeter.billing.receivables import ask_credit
 from tokenmeter.cli.frame import Exit, Frame, command, emit, out, show_table
@@ -234,14 +235,14 @@ def einvoice(
         Path | None, typer.Argument(help="File; - is standard output. Default: NUMBER.xml, or NUMBER.pdf for Factur-X.")
     ] = None,
     *,
-    form: Annotated[str | None, typer.Option("--form", help="factur-x, cii, ubl or xrechnung.")] = None,
+    form: Annotated[str | None, typer.Option("--form", help="factur-x (zugferd), cii, ubl or xrechnung.")] = None,
 ) -> None:
     """Write an invoice or a credit note as an electronic one (EN 16931)."""
     chosen = form or BillingProfile.parse(frame.settings.billing).einvoice or "factur-x"
     with frame.ledger() as opened:
         document = _find_document(opened, number)
     content = make_einvoice(document, chosen)  # type: ignore[arg-type]  # checked there
-    path = target or Path(f"{number}.{'pdf' if chosen == 'factur-x' else 'xml'}")
+    path = target or Path(f"{number}.{'pdf' if chosen in EINVOICE_PDFS else 'xml'}")
     write_file(path, content)
 
 
