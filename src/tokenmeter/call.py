@@ -48,6 +48,10 @@ class RequestFacts:
         streamed: Whether an event stream was asked for.
         tool_models: Models that the request configures for hosted tools, by tool type
             (``{"image_generation": "gpt-image-1.5"}``).
+        tools: Hosted tools that the request configures, as far as their bill depends on it (kind, model, container):
+            hosts need not repeat them in their answers.
+        terms: What else in the request decides its price, and may be left out of the answer, by the answer's name for
+            it: ``search_context_size``, ``inference_geo``, ``cache_ttl``.
         unbounded: Why no upper bound of the output exists (``"server_tools"``, ``"advisor"``, ...); None when it does.
         image_count: Images in the prompt (their tokens are not bounded by bytes).
         background: Whether the answer is made without the connection and read later; of a call that reads one: whether
@@ -69,6 +73,8 @@ class RequestFacts:
     choices: int = 1
     streamed: bool = False
     tool_models: Mapping[str, str] = field(default_factory=lambda: _NO_TOOLS)
+    tools: Sequence[Mapping[str, Any]] = ()
+    terms: Mapping[str, str] = field(default_factory=lambda: _NO_TOOLS)
     unbounded: str | None = None
     image_count: int = 0
     background: bool = False

@@ -30,6 +30,8 @@ from tokenmeter.usage import Consumption, Usage
 
 #: A request that configures no model for a hosted tool.
 NO_TOOLS: Mapping[str, str] = MappingProxyType({})
+#: What marks a prompt, or a part of it, to be cached.
+_CACHE_MARKS = frozenset({"cache_control", "prompt_cache_breakpoint", "prompt_cache_options"})
 #: Where a request is not for text: its other fields are files and settings of theirs.
 _PROMPT_KEYS = ("messages", "input", "instructions", "tools", "prompt")
 
@@ -88,6 +90,7 @@ class PromptSize:
         remote: Whether files are named that lie elsewhere.
         texts: The longer texts among it, as they are: whoever wants tighter bounds may count their tokens.
         carriers: Parts that offer further tools, see `offered`.
+        lifetimes: How long what is marked to be cached is to be kept, as each mark says; empty: as is usual.
     """
 
     size: int = 0
@@ -95,6 +98,14 @@ class PromptSize:
     remote: bool = False
     texts: list[str] = field(default_factory=list[str], repr=False)
     carriers: list[JSON] = field(default_factory=list[JSON], repr=False)
+    lifetimes: set[str] = field(default_factory=set[str])
+
+    @property
+    def cache_terms(self) -> dict[str, str]:
+        """The lifetime of all that is to be cached, among `RequestFacts.terms`; ``several`` where marks differ."""
+        (only, *others) = self.lifetimes or {""}
+        asked = "several" if others else only
+        return {"cache_ttl": asked} if asked else {}
 
 
 def measure(parts: Iterable[Any]) -> PromptSize:
@@ -161,6 +172,8 @@ def _note(key: str, item: Any, result: PromptSize) -> None:
         result.images += len(cast("Sequence[Any]", item))
     elif key == "audio" and is_object(item) and "id" in item:
         result.remote = True  # an earlier answer's
+    elif key in _CACHE_MARKS and is_object(item):
+        result.lifetimes.add(text(item, "ttl") or "")
 
 
 def _open_data(value: JSON, stack: list[Any], _result: PromptSize) -> int:

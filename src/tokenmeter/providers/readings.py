@@ -216,3 +216,14 @@ def has_unknown(details: JSON, known: frozenset[str], suffix: str = "_tokens") -
         value and not isinstance(value, bool | Mapping) and key.endswith(suffix) and key not in known
         for key, value in details.items()
     )
+
+
+#: Cache writes of the usual lifetime, and of the one that a request may ask for instead.
+_LONGER = {("cache_write_5m", "1h"): "cache_write_1h", ("cache_write_30m", "12h"): "cache_write_12h"}
+
+
+def lasting(write_meter: str, ttl: str | None, flags: set[str]) -> str:
+    """The class of cache writes of which no lifetime is stated, where the request asked for `ttl`."""
+    if ttl == "several":
+        flags.add("cache_ttl_assumed")
+    return _LONGER.get((write_meter, ttl or ""), write_meter)

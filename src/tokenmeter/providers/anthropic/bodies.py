@@ -70,7 +70,7 @@ def message(body: JSON, context: Context) -> Observation:
     wire = usage_of(body)
     model = text(body, "model")
     refused = body.get("stop_reason") == "refusal" and body.get("content") == []
-    said = exclusive(wire)
+    said = exclusive(wire, cache_ttl=context.request.terms.get("cache_ttl"))
     if said.unsaid == BOTH_SIDES:
         said = read_usage(wire) or said  # a gateway may hand on what its host said in a format of its own
     top = said if refused else context.complete(said, received=lambda: content_bytes(body))
@@ -176,8 +176,9 @@ def groups_of(
     flags = set(top.flags)
     if "fallback_credit" in wire and _redeemed(wire):
         flags.add("fallback_credit_redeemed")  # billed as if the retry model had had the cache all along
+    ttl = context.request.terms.get("cache_ttl")
     parts = [
-        _Item(text(entry, "type") or "message", text(entry, "model"), exclusive(entry))
+        _Item(text(entry, "type") or "message", text(entry, "model"), exclusive(entry, cache_ttl=ttl))
         for entry in entries(wire, "iterations", flags=flags)
     ]
     if "malformed_count" in flags:
@@ -186,7 +187,10 @@ def groups_of(
     if not parts:
         return (base,), frozenset(flags)
     served = next((entry.model for entry in reversed(parts) if entry.role == "fallback_message"), None) or model
-    groups = [*_serving_groups(parts, served, base, flags), *_helper_groups(parts, base, flags)]
+    groups = [
+        *_serving_groups(parts, served, base, flags),
+        *_helper_groups(parts, base, context.request.tool_models.get("advisor"), flags),
+    ]
     for entry in parts:
         flags |= entry.reading.flags
         if entry.role not in _SERVING and entry.reading.unsaid:
@@ -202,6 +206,7 @@ def _base(wire: JSON, top: Reading, model: str | None, context: Context, flags: 
     """One group for the top-level counts: its tier, speed and geography hold for every iteration."""
     request = context.request
     tier, speed, geo = text(wire, "service_tier"), text(wire, "speed") or request.speed, text(wire, "inference_geo")
+    geo = geo or request.terms.get("inference_geo")
     batch = tier == "batch"
     return Consumption(
         model=model or request.model,
@@ -231,14 +236,14 @@ def _serving_groups(entries: list[_Item], served: str | None, base: Consumption,
     return [*attempts, replace(base, prompt_tokens=None)]
 
 
-def _helper_groups(entries: list[_Item], base: Consumption, flags: set[str]) -> list[Consumption]:
+def _helper_groups(entries: list[_Item], base: Consumption, advisor: str | None, flags: set[str]) -> list[Consumption]:
     groups: list[Consumption] = []
     for entry in entries:
         if entry.role in _SERVING:
             continue
         if entry.role not in _BESIDE:
             flags.add("unknown_iteration")
-        group = _group(entry, base)
+        group = _group(entry, base, advisor if entry.role == "advisor_message" else None)
         # Only the request's own model runs at the request's speed.
         groups.append(replace(group, speed=None) if entry.role == "advisor_message" else group)
     return groups

@@ -10,7 +10,16 @@ from typing import Any
 
 from tokenmeter.call import RequestFacts
 from tokenmeter.providers.base import Endpoint, Routes, bare_path
-from tokenmeter.providers.prompts import NO_TOOLS, PromptRule, first_limit, listed, measure_prompt, named, offered
+from tokenmeter.providers.prompts import (
+    NO_TOOLS,
+    PromptRule,
+    PromptSize,
+    first_limit,
+    listed,
+    measure_prompt,
+    named,
+    offered,
+)
 from tokenmeter.providers.wire import JSON, is_object, text, to_wire
 
 #: Fields that are not rendered into the prompt.
@@ -59,8 +68,18 @@ def request_facts(endpoint: Endpoint, body: JSON | None) -> RequestFacts:
         max_output_tokens=first_limit(get("max_tokens_to_sample" if endpoint.path == "completions" else "max_tokens")),
         streamed=bool(get("stream")),
         tool_models=tool_models,
+        terms=_terms(body, prompt),
         unbounded=",".join(reasons) if reasons else None,
     )
+
+
+def _terms(body: JSON, prompt: PromptSize) -> dict[str, str]:
+    """See `RequestFacts.terms`."""
+    marked = body.get("cache_control")
+    if is_object(marked):
+        prompt.lifetimes.add(text(marked, "ttl") or "")
+    place = named(body.get("inference_geo"))
+    return prompt.cache_terms | ({"inference_geo": place} if place else {})
 
 
 def _model(value: Any) -> str | None:

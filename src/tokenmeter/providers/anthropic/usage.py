@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tokenmeter.money import total
-from tokenmeter.providers.readings import Reading, Shape, has_unknown, put, said_by
+from tokenmeter.providers.readings import Reading, Shape, has_unknown, lasting, put, said_by
 from tokenmeter.providers.wire import JSON, count, part
 from tokenmeter.usage import Quantity, Usage
 
@@ -22,11 +22,12 @@ _KNOWN_SERVER_TOOLS = frozenset(
 )
 
 
-def exclusive(usage: JSON) -> Reading:
+def exclusive(usage: JSON, *, cache_ttl: str | None = None) -> Reading:
     """A usage whose ``input_tokens`` EXCLUDES what was read from and written to the cache: Anthropic's.
 
     Cache writes whose lifetime is not broken down are 5-minute ones. Server tools mean several prompts under one sum,
     so that no prompt size is known.
+    A request that asked for an hour (`cache_ttl`) goes before that where none is stated.
     Source: ``anthropic.types``: Usage, BetaUsage, the iterations, the managed agents' session and span usage.
     """
     flags: set[str] = set()
@@ -43,7 +44,11 @@ def exclusive(usage: JSON) -> Reading:
         whole = _KNOWN_TTLS.issubset(split) and not has_unknown(split, _KNOWN_TTLS)
         if short + hour > written or (short + hour < written and whole):
             flags.add("cache_write_mismatch")
-        short += max(written - short - hour, 0)
+        rest = max(written - short - hour, 0)
+        if rest and not split and lasting("cache_write_5m", cache_ttl, flags) == "cache_write_1h":
+            hour = rest
+        else:
+            short += rest
     if has_unknown(split, _KNOWN_TTLS) or has_unknown(usage, _KNOWN_COUNTS):
         flags.add("unknown_token_class")
     put(quantities, "cache_write_5m", short)

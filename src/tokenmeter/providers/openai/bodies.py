@@ -83,6 +83,7 @@ def completion(body: JSON, context: Context) -> Observation:
         write_meter=write_meter(known),
         hidden_output=host_of(context.provider).hidden_output,
         reasoning_apart=bills_reasoning_apart(context.provider, known),
+        cache_ttl=context.request.terms.get("cache_ttl"),
     )
     if said.unsaid == BOTH_SIDES:
         said = read_usage(wire) or said  # a gateway may hand on what its host said in a format of its own
@@ -93,7 +94,7 @@ def completion(body: JSON, context: Context) -> Observation:
     if reading is None:
         return unknown(body, body.get("usage"), model=known, flags=said.flags)
     flags: set[str] = set()
-    if extra := extra_meters(context.provider, wire, known, flags) | builtin_calls(context.provider, body, flags):
+    if extra := extra_meters(context, wire, known, flags) | builtin_calls(context.provider, body, flags):
         reading = replace(reading, usage=reading.usage + Usage(extra))
     group = context.consumption(reading, model=model, wire=wire, tier=tier, flags=flags)
     groups = models_asked(body, context, group, flags) if "usage_breakdown" in body else (group,)

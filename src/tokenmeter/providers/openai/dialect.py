@@ -49,7 +49,7 @@ class OpenAIDialect(Dialect):
     )
 
     usages = frozenset({"input_token_details", "output_token_details"})  # its own, and LangChain's of any model
-    singular_fields = frozenset({"background", "background_options"})
+    singular_fields = frozenset({"background", "background_options", "prompt_cache_options", "web_search_options"})
     socket_events = streams.SOCKET_EVENTS
 
     def endpoint(self, method: str, path: str) -> Endpoint:

@@ -127,18 +127,19 @@ def _billed_tools(calls: Mapping[str, int], flags: set[str]) -> dict[str, Quanti
 
 
 def extra_meters(
-    provider: str, usage: JSON, model: str | None, flags: set[str], items: Iterable[JSON] = ()
+    context: Context, usage: JSON, model: str | None, flags: set[str], items: Iterable[JSON] = ()
 ) -> dict[str, Quantity]:
     """What a host bills beside tokens; doubts are added to `flags`.
 
     Args:
-        provider: Provider id.
+        context: Where the body came from.
         usage: The usage object.
         model: Model that answered.
         flags: Doubts are added here.
         items: Output of a response, where tools leave their trace.
     """
     meters: dict[str, Quantity] = {}
+    provider = context.provider
     if model and "-search-" in model and provider in _SEARCHERS and (found := _SEARCHES_ALWAYS.search(model)):
         meters["web_searches_preview" if found[1] == "preview" else "web_searches"] = 1
     if states_tools(usage):
@@ -151,7 +152,7 @@ def extra_meters(
         if usage.get(name) and (quantity := amount(usage, name, flags=flags)):
             meters[meter] = int(quantity) if quantity == int(quantity) else quantity
     if canonical_provider(provider) == "perplexity":
-        meters |= _perplexity(usage, model, flags)
+        meters |= _perplexity(usage, model, context.request.terms.get("search_context_size"), flags)
     return meters
 
 
@@ -240,7 +241,7 @@ def _seen_tools(usage: JSON, items: Iterable[JSON], flags: set[str]) -> dict[str
     return _billed_tools(calls, flags)
 
 
-def _perplexity(usage: JSON, model: str | None, flags: set[str]) -> dict[str, Quantity]:
+def _perplexity(usage: JSON, model: str | None, asked: str | None, flags: set[str]) -> dict[str, Quantity]:
     """Source: https://docs.perplexity.ai/getting-started/pricing."""
     found: dict[str, int | None] = {}
     if bills_reasoning_apart("perplexity", model):
@@ -250,8 +251,9 @@ def _perplexity(usage: JSON, model: str | None, flags: set[str]) -> dict[str, Qu
     elif (size := text(usage, "search_context_size")) in _REQUEST_SIZES:
         found[f"requests_{size}"] = 1
     elif _BILLS_REQUESTS.fullmatch(model or "") and amount(section(usage, "cost"), "total_cost", flags=set()) is None:
-        found["requests_low"] = 1  # what is searched where nobody asked for more
-        flags.add("request_size_assumed")
+        found[f"requests_{asked if asked in _REQUEST_SIZES else 'low'}"] = 1
+        if asked not in _REQUEST_SIZES:  # what is searched where nobody asks for more
+            flags.add("request_size_assumed")
     return {meter: quantity for meter, quantity in found.items() if quantity}
 
 

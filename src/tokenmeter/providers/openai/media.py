@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 from tokenmeter.providers.context import Context, observation, pending, unknown
 from tokenmeter.providers.hosts import host_of
+from tokenmeter.providers.openai.requests import video_meter
 from tokenmeter.providers.openai.usage import inclusive
 from tokenmeter.providers.prompts import speech_tokens, tokens_of
 from tokenmeter.providers.readings import INPUT_SIDE, NO_FLAGS, Reading, worked
@@ -26,8 +28,7 @@ from tokenmeter.providers.wire import (
 from tokenmeter.usage import Consumption, Observation, Quantity, Usage
 
 _ESTIMATED = frozenset({"estimated"})
-_SMALLEST_VIDEO = 720
-_LONGEST_SIDE = 6  # digits
+_VIDEO = "seconds_video"
 #: Endpoints that are given a picture; with an edit come words, too.
 _OF_PICTURES = frozenset({"images.edit", "images.create_variation"})
 _DONE_WITHOUT_RESULT = frozenset({"failed", "cancelled"})
@@ -222,17 +223,14 @@ def video(body: JSON, context: Context) -> Observation:
     wire = section(body, "usage")
     if context.final_only and status in {"queued", "in_progress"}:
         return pending(body)
+    asked = next(((meter, long) for meter, long in context.request.pieces.items() if meter.startswith(_VIDEO)), None)
+    if not seconds and asked is not None:
+        seconds = Decimal(asked[1])
     if not seconds:
         model = text(body, "model") or context.request.model
         return unknown(body, wire or None, model=model, flags=frozenset(flags), deduplicate=True)
-    reading = Reading(Usage({_video_meter(text(body, "size")): seconds}))
+    size = text(body, "size")
+    reading = Reading(Usage({video_meter(size) if size or asked is None else asked[0]: seconds}))
     raw = {key: body[key] for key in ("seconds", "size", "usage") if body.get(key) is not None}
     group = context.consumption(reading, model=text(body, "model"), wire=wire or None, role="video_generation")
     return observation(reading, group, body, raw, deduplicate=True)
-
-
-def _video_meter(size: str | None) -> str:
-    """Pictures larger than the smallest size have prices, and so meters, of their own: ``seconds_video_1024p``."""
-    sides = [int(side) for side in (size or "").split("x") if side.isdecimal() and len(side) < _LONGEST_SIDE]
-    shorter = min(sides, default=_SMALLEST_VIDEO)
-    return "seconds_video" if shorter <= _SMALLEST_VIDEO else f"seconds_video_{shorter}p"

@@ -14,6 +14,7 @@ from tokenmeter.providers.prompts import (
     NO_TOOLS,
     UNREADABLE,
     PromptRule,
+    PromptSize,
     first_limit,
     listed,
     measure,
@@ -34,6 +35,9 @@ _KNOBS = frozenset({
     *("safety_identifier", "include", "background", "modalities", "encoding_format", "dimensions"),
     *("context_management", "previous_response_id", "conversation", "fallbacks", "models", "plugins"),
 })  # fmt: skip
+#: Length of a video when nobody names it, and its smallest size (``openai.types`` VideoCreateParams).
+_VIDEO_SECONDS, _SMALLEST_VIDEO = 4, 720
+_LONGEST_SIDE = 6  # digits
 #: Tools that the caller runs. Any other is the host's own: each may start another turn of the model.
 _CLIENT_TOOLS = ("function", "custom", "computer", "local_shell", "apply_patch", "namespace")
 #: Fields by which a host is asked for more than an answer of the model: OpenAI's, and those of hosts that speak its
@@ -64,7 +68,8 @@ def request_facts(endpoint: Endpoint, body: JSON | None) -> RequestFacts:
     get = body.get
     prompt = measure_prompt(body, endpoint.operation, _KNOBS)
     reasons: list[str] = []
-    tool_models = _tools(offered(body, prompt, reasons), reasons)
+    tools = offered(body, prompt, reasons)
+    tool_models = _tools(tools, reasons)
     if endpoint.path.endswith("responses") or "previous_response_id" in body:
         _history(body, reasons)
     if endpoint.path.startswith("conversations."):
@@ -92,16 +97,28 @@ def request_facts(endpoint: Endpoint, body: JSON | None) -> RequestFacts:
         background=get("background") is True,
         streamed=bool(get("stream")) or get("stream_format") == "sse",
         tool_models=tool_models,
+        tools=_hosted(tools),
+        terms=_terms(body, prompt),
         unbounded=",".join(dict.fromkeys(reasons)) or None,
     )
 
 
 def _pieces(endpoint: Endpoint, body: JSON, choices: int) -> Mapping[str, int]:
-    """What may be sold by the piece: the text to be spoken, pictures."""
+    """What may be sold by the piece: the text to be spoken, pictures, seconds of a new video."""
     if endpoint.operation == "image_generation":
         return {"images": choices}
+    if endpoint.path == "videos":
+        seconds = count(body, "seconds", flags=set()) or _VIDEO_SECONDS
+        return {video_meter(text(body, "size")): seconds}
     spoken = body.get("input") if endpoint.operation == "speech" else None
     return {"characters": len(spoken)} if isinstance(spoken, str) else NO_PIECES
+
+
+def video_meter(size: str | None) -> str:
+    """Pictures larger than the smallest size have prices, and so meters, of their own: ``seconds_video_1024p``."""
+    sides = [int(side) for side in (size or "").split("x") if side.isdecimal() and len(side) < _LONGEST_SIDE]
+    shorter = min(sides, default=_SMALLEST_VIDEO)
+    return "seconds_video" if shorter <= _SMALLEST_VIDEO else f"seconds_video_{shorter}p"
 
 
 def is_agent(model: str) -> bool:
@@ -177,6 +194,35 @@ def _tools(tools: Iterable[JSON], reasons: list[str]) -> Mapping[str, str]:
         if kind == "image_generation":
             models[kind] = text(tool, "model") or DEFAULT_IMAGE_MODEL
     return models or NO_TOOLS
+
+
+#: What the bill of a hosted tool depends on: in its own configuration, and in that of the container it runs in.
+_TOOL_TERMS, _PLACES = ("type", "model"), ("container", "environment")
+_PLACE_TERMS = ("type", "container_id", "memory_limit")
+
+
+def _hosted(tools: Iterable[JSON]) -> tuple[dict[str, Any], ...]:
+    """See `RequestFacts.tools`."""
+    return tuple(_billed(tool) for tool in tools if not str(tool.get("type", "function")).startswith(_CLIENT_TOOLS))
+
+
+def _billed(tool: JSON) -> dict[str, Any]:
+    terms: dict[str, Any] = {name: value for name in _TOOL_TERMS if (value := text(tool, name)) is not None}
+    for name in _PLACES:
+        if (place := section(tool, name)) or isinstance(tool.get(name), str):
+            terms[name] = {key: text(place, key) for key in _PLACE_TERMS if key in place} or text(tool, name)
+    return terms
+
+
+def _terms(body: JSON, prompt: PromptSize) -> dict[str, str]:
+    """See `RequestFacts.terms`."""
+    terms = prompt.cache_terms
+    searched = (
+        text(section(body, "web_search_options"), "search_context_size") if "web_search_options" in body else None
+    )
+    if searched:
+        terms["search_context_size"] = searched
+    return terms
 
 
 def _is_off(name: str, setting: Any) -> bool:

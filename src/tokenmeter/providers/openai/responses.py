@@ -63,7 +63,14 @@ def _billed(body: JSON, context: Context) -> Observation:
         return replace(pending(body), flags=frozenset({"billed_before"}))
     items = members(body, "output")
     flags: set[str] = set()
-    said = inclusive(wire, write_meter=write_meter(model), hidden_output=host_of(context.provider).hidden_output)
+    if context.request.tools and not members(body, "tools"):  # not every host repeats what it was asked with
+        body = {**body, "tools": list(context.request.tools)}
+    said = inclusive(
+        wire,
+        write_meter=write_meter(model),
+        hidden_output=host_of(context.provider).hidden_output,
+        cache_ttl=context.request.terms.get("cache_ttl"),
+    )
     received = max(context.received, sum(map(_item_bytes, items)))
     if (said.unsaid or not said.usage) and (early := _unbilled(body, received)):
         return early
@@ -72,7 +79,7 @@ def _billed(body: JSON, context: Context) -> Observation:
         known = model or context.request.model
         return unknown(body, body.get("usage"), model=known, flags=said.flags, deduplicate=True)
     stated, by_call = states_tools(wire), bills_tools_by_call(context.provider)
-    meters = extra_meters(context.provider, wire, model, flags, items)
+    meters = extra_meters(context, wire, model, flags, items)
     if not (stated or by_call):
         meters |= tool_meters(body, items, flags)
     if meters or any(text(item, "type") in _LOOPING_ITEMS for item in items):

@@ -8,6 +8,7 @@ from tokenmeter.providers.readings import (
     Shape,
     check_parts,
     has_unknown,
+    lasting,
     put,
     said_by,
     split_input,
@@ -84,6 +85,7 @@ def inclusive(
     output_meter: str = "output",
     hidden_output: bool = False,
     reasoning_apart: bool = False,
+    cache_ttl: str | None = None,
 ) -> Reading:
     """A usage whose totals INCLUDE their breakdowns: OpenAI's, and that of every host that speaks its format.
 
@@ -94,6 +96,7 @@ def inclusive(
         write_meter: Class of cache writes whose lifetime is not broken down.
         output_meter: Class of output that no breakdown claims (images: ``output_image``).
         reasoning_apart: Whether reasoning is billed by itself, and is no part of the answer's tokens.
+        cache_ttl: How long the request asked for it to be kept, for writes of which no lifetime is stated.
         hidden_output: Whether what ``total_tokens`` has beyond its two parts is output the host does not itemise.
     """
     flags: set[str] = set()
@@ -104,7 +107,7 @@ def inclusive(
         reasoning = count(usage, "reasoning_tokens", flags=flags) or 0
     if reasoning_apart:
         reasoning = 0
-    quantities = _cache_writes(usage, details, write_meter, flags)
+    quantities = _cache_writes(usage, details, write_meter, cache_ttl, flags)
     cached, hits = _cached(usage, details, flags)
     from_cache = cached + sum(map(int, quantities.values()))
     prompt, answer, whole = _totals(usage, reasoning, from_cache, flags, hidden_output=hidden_output)
@@ -188,8 +191,10 @@ def _by_gap(gap: int, prompt: int, answer: int, flags: set[str], *, hidden: bool
     return prompt, gap if gap > 0 and prompt and not answer else answer
 
 
-def _cache_writes(usage: JSON, details: JSON, write_meter: str, flags: set[str]) -> dict[str, Quantity]:
-    """Tokens written to a cache, by lifetime. What no lifetime claims is `write_meter`."""
+def _cache_writes(
+    usage: JSON, details: JSON, write_meter: str, ttl: str | None, flags: set[str]
+) -> dict[str, Quantity]:
+    """Tokens written to a cache, by lifetime. What no lifetime claims is `write_meter`, or what the request said."""
     if _WRITE_KEYS.isdisjoint(details) and _WRITE_KEYS.isdisjoint(usage):
         return {}
     written = count(details, _WRITTEN, flags=flags)
@@ -204,7 +209,8 @@ def _cache_writes(usage: JSON, details: JSON, write_meter: str, flags: set[str])
     whole = any(pair.issubset(split) for pair in _LIFETIME_PAIRS)
     if written and (stated > written or (stated < written and whole)):
         flags.add("cache_write_mismatch")
-    put(quantities, write_meter, max(written - stated, 0))
+    rest = max(written - stated, 0)
+    put(quantities, lasting(write_meter, ttl, flags) if rest and not split else write_meter, rest)
     return quantities
 
 
