@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -15,8 +15,9 @@ from typing import Any, Self, cast
 
 from tokenmeter.attribution import Attribution, current_attribution, scopes_of_call
 from tokenmeter.call import Call, Outcome, RequestFacts
+from tokenmeter.capture.batches import record_batch, record_line
 from tokenmeter.capture.estimates import estimate_among, recorded_for, replace_estimate, write_whole
-from tokenmeter.capture.readings import GrowingBill, record_total
+from tokenmeter.capture.readings import GrowingBill
 from tokenmeter.dimensions import Status
 from tokenmeter.errors import ConfigurationError, shown
 from tokenmeter.ledger import Entry
@@ -83,7 +84,8 @@ def record(
         attribution: On whose account, before the `attribute` blocks around.
 
     Returns:
-        The entry; None when it was recorded already, has nothing new, has not ended (a batch under way: record it when
+        The entry (of a body that holds many bills, such as a batch with its answers, the last of them: each is
+        recorded); None when it was recorded already, has nothing new, has not ended (a batch under way: record it when
         it has), could not be written (logged), or tokenmeter is switched off.
 
     Raises:
@@ -102,13 +104,15 @@ def record(
     )
     call = _call(meter, provider, endpoint, facts, api_key=api_key, attribution=attribution)
     body = to_wire(response_or_usage)
-    outcome = _read(body, call, status, response_id)
     # The ledger's clock, by which budgets cut their windows on every host alike.
     now = meter.store.now()
     started_at = now if at is None else parse_instant(at)
     if started_at > now + _AHEAD:
         raise ConfigurationError(f"at={shown(at)} is still to come: a call is recorded when it was made.")
-    entry = _settle(meter, Authorization(call, started_at, 0), outcome, _made_at(body), dated=at is not None)
+    entry = None
+    for one, outcome in [(one, _read(one, call, status, response_id)) for one in _bills(body, call)]:
+        made = _settle(meter, Authorization(call, started_at, 0), outcome, _made_at(one), dated=at is not None)
+        entry = made or entry
     if entry is not None:
         meter.required.look_at_made(call)
         meter.budgets.look_at_made(call)
@@ -319,6 +323,13 @@ def _find_meant_provider(provider: str, prices: PriceList) -> str | None:
     return None if near is None or near in name or prices.sells(name) else near
 
 
+def _bills(body: Any, call: Call) -> Sequence[Any]:
+    """The bills that a body holds: itself, or what stands in a page, or in a batch that has its answers with it."""
+    room = dialect_for(call.provider, call.endpoint)
+    many = room.items(body) if room.named(call.endpoint).form == "items" else ()
+    return many or (body,)
+
+
 def _read(
     body: Any, call: Call, status: Status, response_id: str | None, *, service_tier: str | None = None
 ) -> Outcome:
@@ -394,7 +405,8 @@ def _settle(
     recorded = recorded_for(meter, call, identity, made_at or authorization.started_at)
     if not recorded:
         meter.recorded_by_hand(call.provider, identity)
-        write = write_whole if seen.bill_id is None else record_total
+        whole = write_whole if seen.bill_id is None else record_batch
+        write = record_line if seen.reading == "share" else whole
         return write(meter, authorization, outcome)
     if (estimate := estimate_among(recorded, seen)) is None:
         return None

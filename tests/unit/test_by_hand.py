@@ -155,6 +155,62 @@ class TestRecord:
         assert (totals.list_cost, totals.unpriced) == (Decimal("0.0000575"), 0)
         assert_one_request(meter)
 
+    #: Two lines at half the price: (200 x 0.25 + 20 x 2) / 1000000 / 2
+    TWO_LINES = Decimal("0.000045")
+
+    @staticmethod
+    def batch(tokens):
+        used = {"input_tokens": tokens, "output_tokens": tokens // 10, "total_tokens": tokens + tokens // 10}
+        done = {"request_counts": {"total": 2, "completed": 2, "failed": 0}, "output_file_id": f"file-{tokens}"}
+        body = {"id": f"batch_{tokens}", "object": "batch", "status": "completed", "model": "gpt-5-mini"}
+        return {**body, **done, "endpoint": "/v1/chat/completions", "usage": used}
+
+    @staticmethod
+    def line(number, tokens=100):
+        usage = {"prompt_tokens": tokens, "completion_tokens": tokens // 10, "total_tokens": tokens + tokens // 10}
+        body = {**CHAT, "id": f"chatcmpl-{number}", "model": "gpt-5-mini-2025-08-07", "usage": usage}
+        return {"id": f"batch_req_{number}", "custom_id": "one", "response": {"status_code": 200, "body": body}}
+
+    @pytest.mark.parametrize("budgets", [[Budget(limit_usd=1), Budget(limit_tokens=1000, name="tokens")]])
+    @pytest.mark.parametrize("total_at", [0, 1, 2])
+    def test_a_batch_and_all_its_lines_are_billed_once_in_whatever_order(self, meter, total_at, caplog):
+        bodies = [self.line(1), self.line(2)]
+        bodies.insert(total_at, self.batch(200))
+        for _ in range(2):
+            for body in bodies:
+                meter.record(body, provider="openai", endpoint="batches")
+        totals = meter.report().totals
+        assert (totals.list_cost, totals.requests, totals.usage.total_tokens) == (self.TWO_LINES, 2, 220)
+        assert [one.spent for one in meter.remaining()] == [self.TWO_LINES, 220]
+        assert meter.audit_budgets() == ()
+        assert meter.verify().ok
+        assert "batch_200" in caplog.text
+
+    def test_lines_that_may_be_of_a_recorded_batch_say_so_in_entries_and_log(self, meter, caplog):
+        assert meter.record(self.batch(500), provider="openai", endpoint="batches").flags == ()
+        lines = [meter.record(self.line(number), provider="openai", endpoint="batches") for number in (1, 2)]
+        assert [one.flags for one in lines] == [("batch_overlap",)] * 2
+        assert caplog.text.count("it is billed twice") == 1, "once per batch"
+        assert meter.record(self.line(3, tokens=600), provider="openai", endpoint="batches").flags == (), "too large"
+
+    def test_a_batch_that_may_hold_recorded_lines_says_so(self, meter, caplog):
+        meter.record(self.line(1), provider="openai", endpoint="batches")
+        assert meter.record(self.batch(500), provider="openai", endpoint="batches").flags == ("batch_overlap",)
+        assert "batch_500" in caplog.text
+
+    def test_the_answers_that_a_batch_has_with_it_are_each_recorded_once(self, meter):
+        usage = {"promptTokenCount": 1000, "candidatesTokenCount": 100, "totalTokenCount": 1100}
+        answers = [{"responseId": f"r-{n}", "modelVersion": "gemini-2.5-flash", "usageMetadata": usage} for n in (1, 2)]
+        job = {"name": "batches/1", "state": "JOB_STATE_SUCCEEDED", "model": "models/gemini-2.5-flash"}
+        job["dest"] = {"inlinedResponses": [{"response": answer} for answer in answers]}
+        here = {"provider": "google", "endpoint": "batches.get"}
+        assert meter.record(job, **here).response_id == "r-2"
+        assert meter.record(job, **here) is None
+        assert meter.record(answers[0], provider="google", endpoint="models.generate_content") is None
+        # 2 x (1000 x 0.30 + 100 x 2.50) / 1000000, half of it for a batch
+        assert meter.report().totals.list_cost == Decimal("0.00055") == meter.price(job, **here).list_cost
+        assert meter.report().totals.requests == 2
+
     @pytest.mark.parametrize("budgets", [[Budget(limit_requests=10)]])
     def test_a_container_costs_and_is_no_request(self, meter):
         call = {"type": "code_interpreter_call", "id": "ci", "status": "completed", "container_id": "cntr_1"}

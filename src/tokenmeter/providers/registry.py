@@ -166,6 +166,9 @@ def observe(
         tool_models=known.tool_models or _tool_models(model, wire),
     )
     room = _dialect_of(wire) or dialect_for(provider, name)
+    many = list(room.items(wire)) if room.named(endpoint).form == "items" else []
+    if many:  # a batch that has its answers with it, a page
+        return room.read_body(many, Context(provider, name, facts, final_only=final_only))
     read = room.read_body if isinstance(wire, list) else room.read_bounded  # a list of bodies is as long as it is
     return read(wire, Context(provider, name, facts, final_only=final_only))
 

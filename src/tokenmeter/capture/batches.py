@@ -1,0 +1,143 @@
+"""Batches that are recorded by hand: as a whole, which their object states, or by their lines. Each is one bill.
+
+A line does not say which batch it is of. That it is of one whose total is recorded shows when all lines are: together
+they used what the total says, to the token. Until then, and where it never shows, the entries and the log say so.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from tokenmeter.call import Call, Outcome
+from tokenmeter.capture.estimates import write_whole
+from tokenmeter.capture.readings import Recent, record_total
+from tokenmeter.display import counted
+from tokenmeter.ledger import Entry
+from tokenmeter.providers import dialect_for
+from tokenmeter.stores.base import EntryFilter
+from tokenmeter.usage import Observation, Usage
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from tokenmeter.meter import Authorization, Meter
+
+log = logging.getLogger("tokenmeter")
+
+#: Of an entry, which another one may hold as well.
+OVERLAP = "batch_overlap"
+#: How far apart a batch and its lines are recorded, or dated, at most: twice what a batch may take.
+_NEAR = timedelta(days=2)
+#: From how many lines on it is no chance that they used what a batch says.
+_TELLING = 2
+
+_told: Recent[bool] = Recent()
+
+
+def record_line(meter: Meter, authorization: Authorization, outcome: Outcome) -> Entry | None:
+    """Write down a line of a batch. With the last one, a total of them all that is recorded as well is taken back."""
+    call, seen = authorization.call, outcome.observation or Observation()
+    near = _recorded_near(meter, call, authorization.started_at)
+    totals = [one for one in near if _is_total(one) and _is_of(seen, one) and _holds(one.usage, seen.usage)]
+    if not totals:
+        return write_whole(meter, authorization, outcome)
+    whole = totals[-1]
+    flagged = replace(outcome, observation=replace(seen, flags=seen.flags | {OVERLAP}))
+    entry = write_whole(meter, authorization, flagged)
+    if entry is None:
+        return None
+    lines = [*(one for one in near if _is_line(one) and _is_of(seen, one)), entry]
+    if _make_up(lines, whole.usage):
+        log.warning(
+            "tokenmeter: the %s recorded used what the batch %s says as a whole, so its total is taken back: record "
+            "one or the other.",
+            counted(len(lines), "line"),
+            whole.response_id,
+        )
+        meter.take_back(whole, call)
+    else:
+        _warn(meter, whole.entry_id, whole.response_id)
+    return entry
+
+
+def record_batch(meter: Meter, authorization: Authorization, outcome: Outcome) -> Entry | None:
+    """Write down what a batch says of all its lines, unless these are recorded."""
+    call, seen = authorization.call, outcome.observation or Observation()
+    near = _recorded_near(meter, call, authorization.started_at)
+    lines = [one for one in near if _is_line(one) and _is_of(seen, one) and _holds(seen.usage, one.usage)]
+    if not lines:
+        return record_total(meter, authorization, outcome)
+    if _make_up(lines, seen.usage):
+        log.warning(
+            "tokenmeter: the batch %s is not recorded: %s that are recorded used what it says as a whole.",
+            seen.response_id,
+            counted(len(lines), "line"),
+        )
+        return None
+    flagged = replace(outcome, observation=replace(seen, flags=seen.flags | {OVERLAP}))
+    entry = record_total(meter, authorization, flagged)
+    if entry is not None:
+        _warn(meter, entry.entry_id, seen.response_id)
+    return entry
+
+
+def _warn(meter: Meter, whole: str, batch: str | None) -> None:
+    """Say once per batch what may be billed twice."""
+    if _told.get(meter, whole) is None:
+        _told.put(meter, whole, True)  # noqa: FBT003 - a mark
+        log.warning(
+            "tokenmeter: lines of a batch are recorded, and the batch %s as a whole: if they are of this one, it is "
+            "billed twice (flag %s). Record a batch or its lines, not both.",
+            batch,
+            OVERLAP,
+        )
+
+
+def _recorded_near(meter: Meter, call: Call, at: datetime) -> list[Entry]:
+    """Batches and lines of this provider that were recorded about then, but for those that were taken back."""
+    where: dict[str, frozenset[str | None]] = {
+        "provider": frozenset({call.provider}),
+        "operation": frozenset({call.operation}),
+        "kind": frozenset({"usage", "reversal"}),
+    }
+    found = list(meter.store.entries(EntryFilter(since=at - _NEAR, until=at + _NEAR, where=where)))
+    gone = {one.corrects for one in found if one.kind == "reversal"}
+    return [one for one in found if one.kind == "usage" and one.entry_id not in gone]
+
+
+def _is_known_by_itself(entry: Entry) -> bool:
+    """Whether an entry goes by its answer's own id, and by no file's."""
+    return entry.dedup_key == f"{entry.provider}:{entry.response_id}"
+
+
+def _holds_lines(entry: Entry) -> bool:
+    """Whether what an entry was read from are the lines of a file, which go by the file's id, as its batch does."""
+    return dialect_for(entry.provider, entry.endpoint).named(entry.endpoint).form == "lines"
+
+
+def _is_total(entry: Entry) -> bool:
+    return entry.dedup_key is not None and not _is_known_by_itself(entry) and not _holds_lines(entry)
+
+
+def _is_line(entry: Entry) -> bool:
+    """Whether an entry is a line that was recorded by hand."""
+    return _is_known_by_itself(entry) and any("processing=batch" in (one.price_id or "") for one in entry.charges)
+
+
+def _is_of(seen: Observation, entry: Entry) -> bool:
+    """Whether both are of one model, as far as they say; a batch may name it without the day of its making."""
+    one, other = seen.response_model or "", entry.response_model or ""
+    return one.startswith(other) or other.startswith(one)
+
+
+def _holds(whole: Usage, part: Usage) -> bool:
+    return bool(part) and all(quantity <= whole[meter] for meter, quantity in part.quantities.items())
+
+
+def _make_up(lines: Sequence[Entry], whole: Usage) -> bool:
+    """Whether what `lines` used comes to `whole`, class by class."""
+    return len(lines) >= _TELLING and Usage.total(one.usage for one in lines).quantities == whole.quantities
