@@ -104,13 +104,16 @@ def _assemble(
         spans=Spans() if settings.traces else None,
     )
     try:
-        # Which names are taken only the ledger knows, so this comes last; a store that was handed in is left open.
-        meter.budgets.refuse_taken_names()
+        meter.store.call_keys(settings.keys_at_hand())
+        # Which names are taken, and which key has two, only the ledger knows, so this comes last; a store that was
+        # handed in is left open, and goes by the settings it went by.
+        meter.budgets.refuse_by_ledger()
     except ConfigurationError:
         if store is None:
             meter.close()
+        elif _default is not None and _default.settings is not None:
+            store.call_keys(_default.settings.keys_at_hand())
         raise
-    meter.store.call_keys(settings.keys_at_hand())
     if metrics is not None:
         metrics.watch(meter)
     meter.settings, meter.profile = settings, profile

@@ -153,3 +153,32 @@ def test_the_names_of_settings_hold_before_a_call_and_nothing_is_written(store):
     assert [one.spent for one in meter.remaining(api_key="prod")] == [9]
     assert meter.audit_budgets() == ()
     assert store.verify().ok
+
+
+def test_two_budgets_that_name_one_key_by_two_names_are_twins(store, caplog):
+    text = "sk-test-twins-00001"
+    key = secret_key(store, text, "prod")
+    by_alias = Budget(api_key="prod", limit_usd=500, name="by alias")
+    by_fingerprint = Budget(api_key=key.fingerprint, limit_usd=600, name="by fingerprint")
+    twins = "'by alias'.* and 'by fingerprint'.* limit the same calls over the same window"
+    # Nobody knows yet that both are one key; the settings do, once they have it.
+    Meter(store=store, pricer=PRICER, budgets=[by_alias, by_fingerprint]).budgets.refuse_by_ledger()
+    store.call_keys({text: "prod"})
+    with pytest.raises(ConfigurationError, match=twins):
+        Meter(store=store, pricer=PRICER, budgets=[by_alias, by_fingerprint]).budgets.refuse_by_ledger()
+    store.call_keys({})
+    meter = spend(store, 2, key, [by_alias])
+    for change in (
+        lambda: meter.budgets.set(by_fingerprint),
+        lambda: meter.budgets.set(by_fingerprint, dry_run=True),
+        lambda: meter.budgets.apply([by_fingerprint], source="a file"),
+        lambda: meter.budgets.apply([by_alias, by_fingerprint], source="a file", dry_run=True),
+    ):
+        with pytest.raises(ConfigurationError, match=twins):
+            change()
+    spend(store, 3, key, [by_fingerprint])
+    assert "limit the same calls over the same window" in caplog.text
+    # Of two keys of one name a budget on one of them is about less; so is another window.
+    spend(store, 1, secret_key(store, "sk-test-twins-00002", "prod"))
+    meter.budgets.retire("by fingerprint")
+    meter.budgets.set(replace(by_fingerprint, name="one of two"))

@@ -163,7 +163,7 @@ def test_a_declared_budget_that_is_called_like_a_counter_in_the_ledger_is_left_o
     assert later.faults > 0
     assert "is called like the counter of budget 'x'" in caplog.text
     with pytest.raises(ConfigurationError, match="called like the counter of budget 'x'"):
-        later.budgets.refuse_taken_names()
+        later.budgets.refuse_by_ledger()
     assert later.audit_budgets() == ()
 
 

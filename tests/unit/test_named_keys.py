@@ -62,3 +62,13 @@ def test_keys_at_hand_are_neither_shown_nor_pickled():
     assert settings.keys_at_hand() == {KEY: "prod"}
     assert KEY not in repr(settings) + repr(settings.keys_at_hand()) + str(settings.model_dump())
     assert KEY.encode() not in pickle.dumps(settings)
+
+
+def test_settings_that_make_twins_of_two_budgets_are_refused_and_change_nothing(used):
+    tokenmeter.configure(store=used, config={}, api_keys={"prod": KEY})
+    (key,) = {entry.api_key.fingerprint for entry in tokenmeter.entries()}
+    twins = [tokenmeter.Budget(api_key=name, limit_usd=limit) for name, limit in (("live", 5), (key, 6))]
+    with pytest.raises(tokenmeter.ConfigurationError, match="limit the same calls over the same window"):
+        tokenmeter.configure(api_keys={"live": KEY}, budgets=twins)
+    assert [row.group["api_key"] for row in tokenmeter.report(by="api_key").rows] == ["prod"]
+    assert tokenmeter.remaining() == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 
 from tokenmeter.budgets.policy import Budget, Unit, amount_of
 from tokenmeter.errors import ConfigurationError
@@ -13,12 +14,19 @@ from tokenmeter.errors import ConfigurationError
 _COUNTER_ENDS = re.compile(r"( #\d+)?( opened)?$")
 
 
-def check_consistent(budgets: Iterable[Budget], places: Iterable[str] = ()) -> tuple[Budget, ...]:
+#: No key has a name that is known.
+NO_KEYS: Mapping[str, str] = MappingProxyType({})
+
+
+def check_consistent(
+    budgets: Iterable[Budget], places: Iterable[str] = (), *, keys: Mapping[str, str] = NO_KEYS
+) -> tuple[Budget, ...]:
     """`budgets` without exact repetitions.
 
     Args:
         budgets: Budgets that are to be in force together.
         places: Where each of them is said, for the error's text.
+        keys: What names one API key alone -> its fingerprint.
 
     Raises:
         ConfigurationError: two share a name, or limit the same thing at the same time to different amounts.
@@ -28,7 +36,7 @@ def check_consistent(budgets: Iterable[Budget], places: Iterable[str] = ()) -> t
     where = dict(zip(said, places, strict=False))
     names: dict[str, Budget] = {}
     for budget in unique:
-        refuse_twins(budget, names.values(), where)
+        refuse_twins(budget, names.values(), where, keys=keys)
         if (twin := names.get(budget.name)) is not None:
             both = ", ".join(where[one] for one in (twin, budget) if one in where)
             both = f" ({both})" if both else ""
@@ -38,18 +46,25 @@ def check_consistent(budgets: Iterable[Budget], places: Iterable[str] = ()) -> t
     return unique
 
 
-def refuse_twins(budget: Budget, others: Iterable[Budget], where: Mapping[Budget, str] | None = None) -> None:
+def refuse_twins(
+    budget: Budget,
+    others: Iterable[Budget],
+    where: Mapping[Budget, str] | None = None,
+    *,
+    keys: Mapping[str, str] = NO_KEYS,
+) -> None:
     """Refuse a budget that limits the same calls over the same window as another one.
 
     Args:
         budget: The one that is said.
         others: Those that are in force beside it.
         where: Where each is said, for the error's text.
+        keys: What names one API key alone -> its fingerprint.
 
     Raises:
         ConfigurationError: there is one.
     """
-    for other, unit in find_twins(budget, others):
+    for other, unit in find_twins(budget, others, keys):
         one, two = (
             f"{each.name!r} ({where[each]})" if where and each in where else f"{each.name!r}"
             for each in (other, budget)
@@ -60,13 +75,33 @@ def refuse_twins(budget: Budget, others: Iterable[Budget], where: Mapping[Budget
         )
 
 
-def find_twins(budget: Budget, others: Iterable[Budget]) -> Iterator[tuple[Budget, Unit]]:
-    """Whatever of `others` limits the same calls over the same window, both hard or both soft, and in which unit."""
+def find_twins(
+    budget: Budget, others: Iterable[Budget], keys: Mapping[str, str] = NO_KEYS
+) -> Iterator[tuple[Budget, Unit]]:
+    """Whatever of `others` limits the same calls over the same window, both hard or both soft, and in which unit.
+
+    Args:
+        budget: One budget.
+        others: Those it is compared with.
+        keys: What names one API key alone -> its fingerprint: a key has several names.
+    """
+
+    def counted(one: Budget) -> Mapping[str, str]:
+        return {name: keys.get(value, value) if name == "api_key" else value for name, value in one.scope.items()}
+
     for other in others:
-        if (other.scope, other.hard) == (budget.scope, budget.hard) and _overlap(budget, other):
+        if other.hard == budget.hard and counted(other) == counted(budget) and _overlap(budget, other):
             for unit in budget.units:
                 if unit in other.units and budget.window_of(unit) == other.window_of(unit):
                     yield other, unit
+
+
+def find_keys(labels: Mapping[str, str]) -> dict[str, str]:
+    """What names one API key alone -> its fingerprint, by what keys are called (`Store.key_labels`)."""
+    called: defaultdict[str, list[str]] = defaultdict(list)
+    for fingerprint, label in labels.items():
+        called[label].append(fingerprint)
+    return {label: keys[0] for label, keys in called.items() if len(keys) == 1}
 
 
 def refuse_shared_counters(budgets: Iterable[Budget], others: Iterable[Budget] = ()) -> None:

@@ -15,8 +15,10 @@ from typing import Any, cast
 from tokenmeter.arguments import tell_wrong_arguments
 from tokenmeter.attribution import ApiKey
 from tokenmeter.budgets.agreement import (
+    NO_KEYS,
     check_consistent,
     describe_limit,
+    find_keys,
     find_twins,
     refuse_shared_counters,
     refuse_twins,
@@ -130,21 +132,29 @@ class Registry:
         except Exception as error:  # noqa: BLE001 - a program that only reads may not write, and need not
             log.info("Declared budgets are filed with the first call, since they could not be now: %s", error)
 
-    def refuse_taken_names(self) -> None:
-        """Refuse a declaration that would count into a counter of another budget that the ledger has, or had.
+    def refuse_by_ledger(self) -> None:
+        """Refuse declarations that only the ledger shows to be wrong.
 
         Raises:
-            ConfigurationError: there is one. A ledger that cannot be read refuses nothing.
+            ConfigurationError: one would count into a counter of another budget that the ledger has, or had; or two
+                limit the same calls, since they call one API key by two names. A ledger that cannot be read refuses
+                nothing.
         """
         if not self.declared:
             return
         try:
             with _reading:
-                policy = self._read_policy()
+                policy, keys = self._read_policy(), self._keys(self.declared)
         except Exception as error:  # noqa: BLE001 - calls find it out, and tell it
             log.info("The ledger's budgets could not be read yet: %s", error)
             return
         refuse_shared_counters(self._news(policy), policy.ever())
+        check_consistent(self.declared, [self._sources[each.name] for each in self.declared], keys=keys)
+
+    def _keys(self, budgets: Iterable[Budget]) -> Mapping[str, str]:
+        """What names one API key alone -> its fingerprint, where one of `budgets` names a key."""
+        named = any("*" not in budget.scope.get("api_key", "*") for budget in budgets)
+        return find_keys(self._store.key_labels()) if named else NO_KEYS
 
     def _news(self, policy: Policy) -> list[Budget]:
         """What is declared and is to be filed."""
@@ -293,11 +303,11 @@ class Registry:
 
     def _tell_twins(self, policy: Policy) -> None:
         """Say which budget of others limits what a declared one does. Both hold: no cap is lost by a second name."""
-        in_force = policy.in_force()
+        in_force, keys = policy.in_force(), self._keys(self.declared)
         for mine in (in_force[budget.name] for budget in self.declared if budget.name in in_force):
             budget = cast("Budget", mine.budget)
             others = [cast("Budget", one.budget) for name, one in in_force.items() if name != budget.name]
-            for twin, unit in find_twins(budget, others):
+            for twin, unit in find_twins(budget, others, keys):
                 pair = (" and ".join(sorted((budget.name, twin.name))), in_force[twin.name].version + mine.version)
                 if pair in self._told:
                     continue
@@ -365,7 +375,8 @@ class Registry:
             raise ConfigurationError(f"A budget must be a Budget or a mapping of its fields, not {shown(budget)}.")
         policy = self._read_policy()
         refuse_shared_counters([budget], [*self.declared, *policy.ever()])
-        refuse_twins(budget, [one for one in self.in_force if one.name != budget.name])
+        others = [one for one in self.in_force if one.name != budget.name]
+        refuse_twins(budget, others, keys=self._keys([budget]))
         if dry_run:
             last = policy.changes[budget.name][-1] if budget.name in policy.changes else None
             if last is not None and is_same_or_gone(last.budget, budget):
@@ -422,7 +433,9 @@ class Registry:
             ConfigurationError: they contradict each other.
             StoreUnavailableError: the ledger cannot be read or written.
         """
-        wanted = {budget.name: budget for budget in check_consistent(budgets)}
+        said = list(budgets)
+        keys = self._keys(said)
+        wanted = {budget.name: budget for budget in check_consistent(said, keys=keys)}
         policy = self._read_policy()
         in_force = policy.in_force()
         due: dict[str, Budget | None] = {
@@ -434,7 +447,7 @@ class Registry:
         refuse_shared_counters(wanted.values(), policy.ever())
         staying = [one for name, change in in_force.items() if name not in wanted | due and (one := change.budget)]
         for budget in wanted.values():
-            refuse_twins(budget, staying)
+            refuse_twins(budget, staying, keys=keys)
         who = acting(by)
         self._told.update((name, policy.changes[name][-1].version) for name in due if name in policy.changes)
         if dry_run:

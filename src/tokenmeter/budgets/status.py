@@ -174,7 +174,8 @@ def balances(
     now = to_microseconds(at)
     chosen = [cap for cap in caps if cap.budget.applies(at) and _concerns(cap.budget.scope, wanted)]
     listed = _listed(store, {cap.counter_name for cap in chosen}) if chosen else {}
-    names = key_names(store) if any("api_key" in cap.budget.scope for cap in chosen) else {}
+    by_key = any("api_key" in cap.budget.scope for cap in chosen)
+    names: Mapping[str, str] = store.key_labels() if by_key else {}
     called = wanted.get("api_key")
     keys = None if called is None or called == "*" or not names else {called, *keys_called(store, called)}
     beyond = assumed(chosen, now, store=store, pricer=pricer)
@@ -189,15 +190,6 @@ def balances(
     for balance in found if names else ():
         balance.scope.update((name, _shown(name, value, names)) for name, value in balance.scope.items())
     return found
-
-
-def key_names(store: Store) -> dict[str, str]:
-    """Per fingerprint what the ledger calls an API key: its present name, or ``...last4``."""
-    return {
-        fingerprint: name
-        for fingerprint, name in (one.group for one in store.aggregate([BEGINNING, END], _KEY_DIMENSIONS))
-        if fingerprint is not None and name is not None
-    }
 
 
 def by_fingerprint(store: Store, scope: Mapping[str, str]) -> Mapping[str, str]:

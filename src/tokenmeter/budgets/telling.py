@@ -16,7 +16,7 @@ from tokenmeter.budgets.delivery import AlertQueue, Deliveries
 from tokenmeter.budgets.holds import Fault
 from tokenmeter.budgets.matching import Cap, Subject, parse_scope
 from tokenmeter.budgets.policy import amount_of, threshold_amounts
-from tokenmeter.budgets.status import Balance, key_names
+from tokenmeter.budgets.status import Balance
 from tokenmeter.call import Call
 from tokenmeter.errors import StoreError
 from tokenmeter.ledger import CounterKey, ThresholdCrossing
@@ -107,7 +107,7 @@ class Telling:
         if fingerprint is None:
             return None
         try:
-            return key_names(self._store).get(fingerprint)
+            return self._store.key_labels().get(fingerprint)
         except StoreError:  # told without a name, rather than not at all
             return None
 

@@ -525,6 +525,14 @@ class Store(Protocol):
         """
         ...
 
+    def key_labels(self) -> Mapping[str, str]:
+        """Per fingerprint what an API key is called now, or ``...last4``: by `call_keys` first.
+
+        Raises:
+            StoreUnavailableError: it cannot be read.
+        """
+        ...
+
     def secret(self) -> bytes:
         """The ledger's own secret for fingerprints of API keys: made once, kept beside the data, never exported."""
         ...

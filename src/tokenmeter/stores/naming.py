@@ -106,6 +106,10 @@ class KeyNames:
         """Read them again: a name may have been erased."""
         self._known = (None, NO_NAMES)
 
+    def labels(self, connection: Rows) -> Mapping[str, str]:
+        """What settings and the ledger call keys, by fingerprint; those of settings that were never used, too."""
+        return {**self.read(connection).labels, **(self._own or {})}
+
     def read(self, connection: Rows) -> NamesInForce:
         """The names in force, in a transaction that reads."""
         stamp = tuple(

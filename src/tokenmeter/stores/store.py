@@ -239,6 +239,12 @@ class BookStore(ABC, Generic[B, J]):
         labels = self._book.read(self._keys.read).in_ledger
         return {key: name for key, name in labels.items() if not name.startswith("...")}
 
+    def key_labels(self) -> Mapping[str, str]:
+        """Per fingerprint what an API key is called now, or ``...last4``: by `call_keys` first."""
+        self._look()
+        self._keys.make_fingerprints()
+        return self._book.read(self._keys.labels)
+
     def latencies(
         self, boundaries: Sequence[datetime], by: Sequence[str] = (), which: EntryFilter | None = None
     ) -> Sequence[Latencies]:
