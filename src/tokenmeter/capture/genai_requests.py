@@ -272,13 +272,14 @@ class _Followed:
     def __aiter__(self) -> AsyncIterator[Any]:
         return self
 
-    def __anext__(self) -> Any:
-        return Step(self._next(), self._exchange, self._until)
+    async def __anext__(self) -> Any:
+        return await Step(self._next(), self._exchange, self._until)  # awaited here as in `streams._PassedOn`
 
     async def _next(self) -> Any:
         exchange = self._exchange
         try:
             answer = await self._answers.__anext__()
+            _hear(self._call, exchange, answer)
         except StopAsyncIteration:
             exchange.ended = True
             await exchange.finish_async()
@@ -287,7 +288,6 @@ class _Followed:
             exchange.failed(error)
             await exchange.finish_async()
             raise
-        _hear(self._call, exchange, answer)
         return answer
 
     async def aclose(self) -> None:

@@ -360,6 +360,9 @@ class Exchange:
         except Exception as error:  # noqa: BLE001 - the caller gets his answer
             self._meter.fault("record a call", error)
             self.finish()
+        except BaseException:  # an interrupt, whose traceback may keep all of it alive for long
+            self.abandon()
+            raise
 
     def abandon(self) -> None:
         """Nobody holds the response any more, or the process ends. Settles without waiting."""

@@ -180,8 +180,9 @@ class _PassedOn:
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
 
-    def __anext__(self) -> Any:
-        return Step(self._next(), self._exchange, timer(self._read_timeout))
+    async def __anext__(self) -> Any:
+        # Awaited here: `async for` would make a TypeError of an interrupt that comes where a `Step` gives itself out.
+        return await Step(self._next(), self._exchange, timer(self._read_timeout))
 
     async def _next(self) -> bytes:
         try:
