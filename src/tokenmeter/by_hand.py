@@ -27,7 +27,7 @@ from tokenmeter.places import hand_place
 from tokenmeter.pricing import PriceList
 from tokenmeter.processes import is_disabled
 from tokenmeter.providers import dialect_for, error_in, observe, to_wire
-from tokenmeter.providers.hosts import names
+from tokenmeter.providers.hosts import billing_name, names
 from tokenmeter.providers.registry import FORMATS, dialect
 from tokenmeter.usage import Observation
 
@@ -289,11 +289,12 @@ def _call(
                 f"{name} must be a name such as 'openai' or 'chat.completions', not {shown(value)}."
             )
     around = current_attribution()
-    found = dialect_for(provider, endpoint).named(endpoint)
+    found = dialect_for(billing_name(provider), endpoint).named(endpoint)
     if found.kind == "unknown" and (meant := _find_meant_endpoint(endpoint)):
         raise ConfigurationError(f"endpoint {shown(endpoint)} is no method of an SDK. Did you mean {meant!r}?")
     if meant := _find_meant_provider(provider, meter.pricer.price_list):
         raise ConfigurationError(f"Who is {shown(provider)}? Did you mean {meant!r}? Rows in `prices` may name others.")
+    provider = billing_name(provider)
     if (unit := meter.pricer.terms.cost_unit(provider)) is not None:
         facts = replace(facts, cost_unit=unit)
     return Call(

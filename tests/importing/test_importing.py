@@ -897,7 +897,7 @@ def test_a_file_whose_rows_cannot_be_read_is_not_answered_with_nothing(meter, wr
         ("azure/gpt-5", None, "azure", "gpt-5"),
         ("anthropic/claude-sonnet-4-5", "anthropic", "anthropic", "claude-sonnet-4-5"),
         ("together_ai/meta-llama/Llama-3.3-70B", "", "together", "meta-llama/Llama-3.3-70B"),
-        ("us.anthropic.claude-sonnet-4-5-20250929-v1:0", "bedrock_converse", "bedrock", None),
+        ("us.anthropic.claude-sonnet-4-5-20250929-v1:0", "bedrock_converse", "aws", None),
         ("openrouter/x-ai/grok-4", "openrouter", "openrouter", "x-ai/grok-4"),
         ("meta-llama/Llama-3.3-70B", "hosted_vllm", "hosted_vllm", None),
         ("gpt-5", None, "openai", None),

@@ -21,6 +21,7 @@ from tokenmeter.pricing.card import Circumstances
 from tokenmeter.pricing.corrections import COMPLETED, completion
 from tokenmeter.pricing.pricer import Pricer
 from tokenmeter.pricing.rating import Rating
+from tokenmeter.providers.hosts import billing_name
 from tokenmeter.stores.base import EntryFilter, Store
 from tokenmeter.texts import MAX_TEXT
 from tokenmeter.usage import Consumption, Observation, Usage
@@ -146,6 +147,8 @@ class EntryMaker:
 
     def entry(self, call: ImportedCall) -> Entry:
         """The entry of a call."""
+        if (biller := billing_name(call.provider)) != call.provider:
+            call = replace(call, provider=biller)
         seen, who = call.observation, self._attribution(call)
         pricer = self._meter.pricer
         rating = rate_plainly(pricer, call, who) if seen is None else None

@@ -1,10 +1,13 @@
-"""Usage objects of Amazon Bedrock: the Converse API's, whose input excludes the cache, and Llama's own bodies."""
+"""Usage objects of Amazon Bedrock: the Converse API's, whose input excludes the cache, and Llama's and Titan's bodies.
+
+What streams of `InvokeModel` end with counts like Converse, under other names.
+"""
 
 from __future__ import annotations
 
 from tokenmeter.money import total
 from tokenmeter.providers.readings import Reading, Shape, put, said_by
-from tokenmeter.providers.wire import JSON, count, entries
+from tokenmeter.providers.wire import JSON, count, entries, section
 from tokenmeter.usage import Quantity, Usage
 
 
@@ -12,7 +15,8 @@ def converse(usage: JSON) -> Reading:
     """Converse's usage. Source: Amazon Bedrock API reference, TokenUsage."""
     flags: set[str] = set()
     quantities: dict[str, Quantity] = {}
-    fresh, answer = count(usage, "inputTokens", flags=flags), count(usage, "outputTokens", flags=flags)
+    fresh = count(usage, "inputTokens", "inputTokenCount", flags=flags)
+    answer = count(usage, "outputTokens", "outputTokenCount", flags=flags)
     put(quantities, "cache_read", count(usage, "cacheReadInputTokens", "cacheReadInputTokenCount", flags=flags) or 0)
     hour = stated = 0
     lifetimes = entries(usage, "cacheDetails", flags=flags)
@@ -60,7 +64,12 @@ def _by_total(
 
 
 def llama(usage: JSON) -> Reading:
-    """What Llama's bodies count. Source: Amazon Bedrock user guide, Meta Llama models, Response."""
+    """What Llama's bodies count; the last of a stream has it in its metrics.
+
+    Source: Amazon Bedrock user guide, Meta Llama models, Response.
+    """
+    if usage.get("prompt_token_count") is None and (metrics := section(usage, _METRICS)):
+        return converse(metrics)
     flags: set[str] = set()
     quantities: dict[str, Quantity] = {}
     prompt = count(usage, "prompt_token_count", flags=flags)
@@ -70,7 +79,36 @@ def llama(usage: JSON) -> Reading:
     return said_by(Usage(quantities), prompt, flags, {"input": prompt, "output": answer})
 
 
+def titan(usage: JSON) -> Reading:
+    """What Titan's bodies count: an embedding its text, a text each of its answers as well.
+
+    Source: Amazon Bedrock user guide, Amazon Titan models, Response.
+    """
+    flags: set[str] = set()
+    quantities: dict[str, Quantity] = {}
+    prompt = count(usage, "inputTextTokenCount", flags=flags)
+    answers = [count(one, "tokenCount", flags=flags) for one in entries(usage, "results", flags=flags)]
+    answer = None if not answers or None in answers else sum(one or 0 for one in answers)
+    put(quantities, "input", prompt or 0)
+    put(quantities, "output", answer or 0)
+    return said_by(Usage(quantities), prompt, flags, {"input": prompt, "output": answer})
+
+
+#: What a stream of `InvokeModel` used, in its last event.
+_METRICS = "amazon-bedrock-invocationMetrics"
+
 SHAPES = (
-    Shape(converse, own=frozenset({"inputTokens", "outputTokens"})),
+    Shape(
+        converse,
+        own=frozenset({"inputTokens", "outputTokens", "inputTokenCount", "outputTokenCount"}),
+        nested=(_METRICS,),
+        beside={
+            "tier": ("serviceTier", "type"),
+            "speed": ("performanceConfig", "latency"),
+            "model": ("trace", "promptRouter", "invokedModelId"),
+            "id": ("ResponseMetadata", "RequestId"),
+        },
+    ),
     Shape(llama, own=frozenset({"prompt_token_count", "generation_token_count"})),
+    Shape(titan, own=frozenset(("inputTextTokenCount",))),
 )

@@ -139,6 +139,12 @@ def canonical_provider(provider: str) -> str:
     return known.id if known is not None else name
 
 
+@lru_cache(maxsize=256)
+def billing_name(provider: str) -> str:
+    """`canonical_provider` of a host that is known by any of its names; any other stays as it is written."""
+    return canonical_provider(provider) if provider.strip().lower() in _BY_NAME else provider
+
+
 def names() -> frozenset[str]:
     """Every name by which a host is known."""
     return frozenset(_BY_NAME)

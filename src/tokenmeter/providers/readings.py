@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from tokenmeter.money import add
 from tokenmeter.providers.wire import JSON
@@ -92,6 +92,8 @@ class Shape:
         shared: Keys that it has as well as others.
         nested: Keys of a body under which it is found, beside ``usage``.
         whole: Whether a body with such a key is a usage object itself; else the key may stand beside one.
+        beside: Where a body says who it is and what decides its price: ``id``, ``model``, ``speed`` or ``tier`` -> its
+            keys, from the outside in.
     """
 
     read: Callable[[JSON], Reading]
@@ -99,6 +101,7 @@ class Shape:
     shared: frozenset[str] = frozenset()
     nested: tuple[str, ...] = ()
     whole: bool = True
+    beside: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 
 
 def put(quantities: dict[str, Quantity], meter: str, quantity: Quantity) -> None:

@@ -107,6 +107,23 @@ def read_usage(usage: JSON) -> Reading | None:
     return None if found is None else found.read(usage)
 
 
+def told_beside(body: JSON) -> dict[str, str]:
+    """What a body says beside its usage, in the words of `Shape.beside`."""
+    found: dict[str, str] = {}
+    for name, (*way, last) in _beside():
+        place = body
+        for key in way:
+            place = section(place, key)
+        if (value := text(place, last)) is not None:
+            found[name] = value
+    return found
+
+
+@cache
+def _beside() -> tuple[tuple[str, tuple[str, ...]], ...]:
+    return tuple(item for shape in shapes() for item in shape.beside.items())
+
+
 #: HTTP verbs' method names: what is priced is the resource, whichever way its body was come by.
 _METHODS = (".create", ".retrieve", ".parse", ".stream", ".poll")
 

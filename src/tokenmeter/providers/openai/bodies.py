@@ -25,7 +25,7 @@ from tokenmeter.providers.openai.extras import (
 from tokenmeter.providers.openai.usage import inclusive
 from tokenmeter.providers.prompts import measure
 from tokenmeter.providers.readings import BOTH_SIDES, INPUT_SIDE, NO_FLAGS, NOTHING_SAID, Reading
-from tokenmeter.providers.registry import read_usage, usage_of
+from tokenmeter.providers.registry import read_usage, told_beside, usage_of
 from tokenmeter.providers.wire import JSON, count, is_array, is_object, members, section, text, utf8_length
 from tokenmeter.usage import Observation, Usage
 
@@ -75,6 +75,8 @@ def _no_bill(_body: JSON, _context: Context) -> Observation:
 
 def completion(body: JSON, context: Context) -> Observation:
     """Chat and text completions, embeddings, decisions: one model, one prompt, one usage object."""
+    if "choices" not in body:
+        body = _unwrapped(body)
     wire = usage_of(body) or section(section(body, "x_groq"), "usage")
     model, tier = text(body, "model"), text(body, "service_tier")
     known = model or context.request.model
@@ -128,6 +130,7 @@ def _any(body: JSON, context: Context) -> Observation:
         return media.images(body, context)
     if any("flagged" in item for item in members(body, "results")):  # a moderation
         return Observation(response_model=text(body, "model"), response_id=text(body, "id"), billable=False)
+    body = _unwrapped(body)
     wire = usage_of(body)
     said = read_usage(wire) or NOTHING_SAID
     if "rerank" in context.endpoint:
@@ -147,10 +150,21 @@ def _any(body: JSON, context: Context) -> Observation:
         if known is not None and known.kind == "free" and not body.get("usage"):
             return Observation(response_model=text(body, "model"), response_id=text(body, "id"), billable=False)
         return unknown(body, body.get("usage"), model=context.request.model, flags=said.flags)
-    tier = text(body, "service_tier")
-    model = text(body, "model") or text(body, "modelVersion") or text(body, "model_version")
+    beside = told_beside(body)
+    tier = text(body, "service_tier") or beside.get("tier")
+    model = text(body, "model") or text(body, "modelVersion") or text(body, "model_version") or beside.get("model")
     group = context.consumption(reading, model=model, wire=wire, tier=tier)
-    return replace(observation(reading, group, body, wire, tier=tier), response_model=model)
+    if (speed := beside.get("speed")) and speed != "standard":
+        group = replace(group, speed=speed)
+    seen = observation(reading, group, body, wire, tier=tier)
+    return replace(seen, response_model=model, response_id=seen.response_id or beside.get("id"))
+
+
+def _unwrapped(body: JSON) -> JSON:
+    """What a stream's last event holds, where that has the usage (Converse, Cohere); else the body as it is."""
+    if usage_of(body):
+        return body
+    return next((inner for name in ("metadata", "delta") if section(inner := section(body, name), "usage")), body)
 
 
 def _decision_event(body: JSON, context: Context) -> Observation:
