@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from datetime import timedelta
 
 import openai
@@ -123,6 +124,21 @@ def test_after_a_while_without_calls_the_next_one_obeys_what_others_changed(call
     elsewhere.budgets.set(Budget(model="*", limit_requests=3, name="closed"), by="ada")
     elsewhere.close()
     call()
+    with pytest.raises(tokenmeter.BudgetExceededError):
+        call()
+
+
+def test_what_others_changed_a_second_ago_holds_for_the_next_call(call, meter, postgres_url):
+    meter.budgets.set(Budget(model="*", limit_requests=100, name="closed"), by="ada")
+    call()
+    call()
+    elsewhere = tokenmeter.make_meter(store=postgres_url)
+    elsewhere.budgets.set(CLOSED, by="ada")
+    elsewhere.close()
+    asked = meter.store.journal._budgets_due - journal._ASK_GENERATION_EVERY
+    until = asked + 1
+    while time.monotonic() < until:
+        threading.Event().wait(until - time.monotonic())
     with pytest.raises(tokenmeter.BudgetExceededError):
         call()
 

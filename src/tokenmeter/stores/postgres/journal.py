@@ -29,9 +29,9 @@ from tokenmeter.stores.record import encode_entry, kept_key
 from tokenmeter.stores.tail import frame
 
 _NETWORK = "The PostgreSQL server has to be asked; call again from a thread."
-#: How often a process that makes calls asks for changed budgets, in seconds. What was said twice as long ago is not
-#: gone by any more: a process that was idle asks before its next call.
-_ASK_GENERATION_EVERY = 1.0
+#: How often a process that makes calls asks for changed budgets, in seconds. What was said twice as long ago, a second,
+#: is not gone by any more: a process that was idle asks before its next call.
+_ASK_GENERATION_EVERY = 0.5
 #: Most seconds that a call waits for that answer; then it goes by the one before.
 _ANSWER_SECONDS = 0.25
 #: A generation that no plan is of.
