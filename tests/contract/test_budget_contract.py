@@ -8,7 +8,8 @@ from decimal import Decimal
 
 import pytest
 
-from tokenmeter.attribution import Attribution
+import tokenmeter
+from tokenmeter.attribution import Attribution, current_scopes
 from tokenmeter.budgets import Budget
 from tokenmeter.call import Call, Outcome, RequestFacts
 from tokenmeter.errors import (
@@ -415,6 +416,17 @@ class TestRaises:
             meter.authorize(a_call())
         assert (stop.value.limit, stop.value.spent) == (150, 120)
         assert meter.audit_budgets() == ()
+
+    def test_what_lets_calls_pass_again_is_said_where_waiting_does_not(self, metered):
+        meter = metered(Budget(member="*", limit_usd=0, period="total", name="a credit"))
+        with pytest.raises(BudgetExceededError) as stop:
+            meter.authorize(a_call(size=0))
+        assert "It never resets: grant it more (`tokenmeter budgets grant 'a credit' ...`), or raise" in str(stop.value)
+        meter.budgets.grant("a credit", 200, by="grace", reason="r", scope={"member": "ada"}, at="2026-01-01")
+        spend(meter, a_call(size=0), 20)
+        with tokenmeter.budget(limit_requests=0), pytest.raises(BudgetExceededError) as stop:
+            meter.authorize(replace(a_call(size=0), scopes=current_scopes()))
+        assert "That is all this run may use" in str(stop.value)
 
     def test_it_ends_with_its_window(self, metered):
         meter = metered(Budget(limit_usd=100, name="all"))

@@ -12,6 +12,7 @@ import pytest
 
 from tokenmeter.attribution import ApiKey, Attribution
 from tokenmeter.budgets import Budget
+from tokenmeter.budgets.limits import LimitUnknownError
 from tokenmeter.call import Call, Outcome, RequestFacts
 from tokenmeter.errors import (
     BudgetExceededError,
@@ -415,6 +416,21 @@ class TestLimits:
         spend(meter, a_call(), 10)
         assert is_stopped(meter, a_call())  # the fixed limit holds
         assert "which this budget does not limit; give it limit_" in caplog.text
+
+    @pytest.mark.parametrize(
+        ("answer", "problem"),
+        [
+            ({"euro": 3}, "said what is none (limit of 'ada': 'euro' is not one of usd, tokens, requests, in_flight)"),
+            (-1, "said what is none (limit of 'ada' must not be negative, but was -1; 0 means not at all)"),
+            (None, "said none"),
+        ],
+        ids=str,
+    )
+    def test_a_stop_says_what_a_function_answered_instead_of_a_limit(self, metered, answer, problem):
+        meter = metered(Budget(member="*", limit=lambda _: answer, name="plans"))
+        with pytest.raises(LimitUnknownError) as stop:
+            meter.authorize(a_call())
+        assert f"its limit function {problem}, and the budget has no fixed limit beside it." in str(stop.value)
 
     def test_a_function_may_limit_all_that_its_budget_does(self, metered):
         answer = {"usd": 500, "requests": 2}

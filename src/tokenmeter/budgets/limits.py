@@ -157,7 +157,9 @@ class AskedLimits:
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - it is the application's own; what is known holds
             self._tell(budget, error, has_last=known is not None and known.says_one)
             limits = known.limits if known is not None else {}
-            problem = f"failed ({type(error).__name__}: {error})"
+            problem = f"failed ({type(error).__name__}: {str(error).rstrip('.')})"
+            if isinstance(error, ConfigurationError):
+                problem = f"said what is none ({str(error).rstrip('.')})"
         if len(self._answers) >= _MOST_VALUES:
             self._answers.clear()
         # What was asked before somebody said that it changed may be the answer of before.
@@ -195,7 +197,7 @@ class AskedLimits:
         else:
             holds = "its calls are let through" if _lets_through(budget) else "its calls are refused"
         if isinstance(error, ConfigurationError):
-            log.error("Budget %r: its limit is not known (%s); %s meanwhile", name, error, holds)
+            log.error("Budget %r: its limit is not known (%s); %s meanwhile", name, str(error).rstrip("."), holds)
         else:
             log.error("Budget %r: its limit function failed; %s meanwhile", name, holds, exc_info=error)
 
@@ -214,13 +216,16 @@ class AskedLimits:
 
 def _limits_in(said: LimitValue | None, budget: Budget, value: str) -> Mapping[Unit, int | None]:
     """What a limit function says for each unit of its budget."""
+    limits: dict[Unit, int | None] = {
+        unit: limit_in(said, unit, name=f"limit of {value!r}", cut=True) for unit in budget.units
+    }
     if foreign := units_said(said) - set(budget.units):
         unit = min(foreign)
         raise ConfigurationError(
             f"limit of {value!r}: it says {unit}, which this budget does not limit; give it limit_{unit}= as well, for "
             "whom the function says nothing of it"
         )
-    return {unit: limit_in(said, unit, name=f"limit of {value!r}", cut=True) for unit in budget.units}
+    return limits
 
 
 def _lets_through(budget: Budget) -> bool:

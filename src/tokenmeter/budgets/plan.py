@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -236,7 +237,7 @@ def explain(stop: CapReachedError, plan: Demand, *, store: Store, wait: Decimal)
     if room > 0 and (claim.amount > hold.limit or affordable):
         reason = "It needs more than the window has left; ask for fewer output tokens or send a shorter prompt."
         return RequestTooLargeError(reason, retry_after=until_free, max_affordable_output_tokens=affordable, **values)
-    return BudgetExceededError(retry_after=until_free, **values)
+    return BudgetExceededError(_say_what_helps(hold, values["resets_at"]), retry_after=until_free, **values)
 
 
 def refuse(error: UnboundedError, call: Call, at: datetime, *, store: Store) -> RequestTooLargeError:
@@ -251,6 +252,18 @@ def refuse(error: UnboundedError, call: Call, at: datetime, *, store: Store) -> 
         model=call.facts.model,
         **_fields(hold, _read([hold], store)[key], call),
     )
+
+
+def _say_what_helps(hold: HeldBudget, resets_at: datetime | None) -> str:
+    """What lets calls pass again where waiting does not."""
+    if hold.run is not None:
+        return "That is all this run may use; what is left to do needs another one, or a larger limit."
+    if resets_at is None:
+        return (
+            f"It never resets: grant it more (`tokenmeter budgets grant {shlex.quote(hold.cap.budget.name)} ...`), or "
+            "raise its limit."
+        )
+    return ""
 
 
 def _until_free(cap: Cap, free_at: int | None, at: datetime) -> Decimal | None:

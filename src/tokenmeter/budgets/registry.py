@@ -466,7 +466,7 @@ class Registry:
         reason: str,
         scope: Mapping[str, str] | None = None,
         unit: Unit | None = None,
-        at: datetime | None = None,
+        at: datetime | date | str | None = None,
         expires: datetime | date | str | None = None,
         key: str | None = None,
         dry_run: bool = False,
@@ -482,7 +482,7 @@ class Registry:
             reason: Why.
             scope: Which counter, where the budget has a ``"*"``: ``{"member": "ada"}``.
             unit: Which limit, where the budget has several.
-            at: An instant in the window that is meant, from which on it counts; default: now.
+            at: An instant in the window that is meant, from which on it counts (a date or ISO text, too); default: now.
             expires: First instant at which what is left of it is gone; default: with the window.
             key: Identity of the grant, such as a payment's: the same key is granted once, however often it is sent.
             dry_run: Check it and say what it would be, and grant nothing.
@@ -506,7 +506,7 @@ class Registry:
         if key is not None:
             check_text(key, "key")
         check_reason(reason)
-        begins = at or self._store.now()
+        begins = self._store.now() if at is None else parse_instant(at, budget.tz)
         ends = None if expires is None else parse_instant(expires, budget.tz)
         if ends is not None and ends <= begins:
             raise ConfigurationError(f"expires must be later than {begins.isoformat()}, not {ends.isoformat()}.")

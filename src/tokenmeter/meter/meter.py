@@ -533,7 +533,7 @@ class Meter:
         by: str,
         reason: str,
         scope: Mapping[str, str] | None = None,
-        at: datetime | None = None,
+        at: datetime | date | str | None = None,
     ) -> Grant:
         """Raise a budget once, for one window; recorded in the ledger and seen by every process with its next call.
 
@@ -543,7 +543,7 @@ class Meter:
             by: Who decided it.
             reason: Why.
             scope: Which counter, where the budget has a ``"*"``: ``{"member": "ada"}``.
-            at: An instant in the window that is meant; default: now.
+            at: An instant in the window that is meant (a date or ISO text, too); default: now.
 
         Raises:
             ConfigurationError: no such budget or counter, or an amount that is not positive.
