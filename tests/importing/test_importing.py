@@ -1005,8 +1005,9 @@ def test_a_response_without_a_model_is_of_the_one_that_is_given(meter, write):
 
 
 def figures(meter):
-    """What the ledger comes to: meters and dollars."""
+    """What the ledger comes to, which is one request: meters and dollars."""
     (row,) = meter.store.aggregate([datetime(2026, 10, 1, tzinfo=UTC), datetime(2026, 11, 1, tzinfo=UTC)], [])
+    assert (row.requests, sum(entry.requests for entry in meter.store.entries())) == (1, 1)
     return row.quantities, row.billed_cost
 
 
@@ -1033,16 +1034,20 @@ def test_an_answer_that_was_read_while_it_came_becomes_whole_at_the_next_import(
 
 
 def test_what_completes_an_answer_counts_in_budgets_and_is_priced_again_with_it(write):
-    budgets = [{"name": name, f"limit_{name}": limit} for name, limit in (("tokens", 10_000), ("usd", 5))]
+    budgets = [
+        {"name": name, f"limit_{name}": limit} for name, limit in (("tokens", 10_000), ("usd", 5), ("requests", 9))
+    ]
     meter = tokenmeter.make_meter(store="memory:", config={"budgets": budgets})
     for output in (1, 340):
         outcome = import_usage(meter, write("a.jsonl", [claude("msg_1", output)]))
     assert "1 completed" in str(outcome)
     spent = {one.budget: one.spent for one in meter.remaining(at=datetime(2026, 10, 5, 10, tzinfo=UTC))}
-    assert spent == {"tokens": 344, "usd": Decimal("0.005112")}
-    _, rest = meter.store.entries()
-    assert dict(rest.usage.quantities) == {"output": 339}
-    assert {"completed", "imported"} <= set(rest.flags)
+    assert spent == {"tokens": 344, "usd": Decimal("0.005112"), "requests": 1}
+    part, whole, back = meter.store.entries()
+    assert dict(whole.usage.quantities) == {"input": 4, "output": 340}
+    assert {"completed", "imported"} <= set(whole.flags)
+    assert (back.kind, back.corrects) == ("reversal", part.entry_id)
+    assert meter.audit_budgets() == ()
     assert list(meter.reprice(changed=True)) == []
     meter.close()
 

@@ -44,7 +44,7 @@ class KnownCalls:
         self._days: set[date] = set()
         self._surrounded: set[date] = set()
         self._figures: dict[str, Figures] = {}
-        #: What later imports have recorded of calls that were read while their answer came, by response id.
+        #: How much more later imports have recorded of calls that were read while their answer came, by response id.
         self._rests: dict[str, Usage] = {}
 
     def is_new(self, entry: Entry) -> bool:
@@ -64,7 +64,7 @@ class KnownCalls:
             return None
         return f"{call.id} is in the ledger with {_words(known)}, here it has {_words(figures)}"
 
-    def rest(self, entry: Entry) -> Entry | None:
+    def rest(self, entry: Entry) -> tuple[Entry, ...] | None:
         """What is to be recorded of a call that an earlier import read while its answer came, and `entry` has whole.
 
         None where no import has recorded a part of it, or nothing is left.
@@ -99,7 +99,7 @@ class KnownCalls:
 
     def _read(self, day: date) -> None:
         for entry in self._entries_of(day):
-            if COMPLETED in entry.flags:
+            if COMPLETED in entry.flags or (entry.kind == "reversal" and _IMPORTED in entry.flags):
                 name = str(entry.response_id)
                 self._rests[name] = self._rests.get(name, Usage()) + entry.usage
             elif entry.kind == "usage":
@@ -124,7 +124,7 @@ def _figures(entry: Entry) -> Figures:
 
 
 def _counts(usage: Usage) -> tuple[tuple[str, Any], ...]:
-    return tuple(sorted(usage.quantities.items()))
+    return tuple(sorted((meter, quantity) for meter, quantity in usage.quantities.items() if quantity))
 
 
 def _is_part(one: Figures, other: Figures) -> bool:

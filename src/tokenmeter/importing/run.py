@@ -344,9 +344,9 @@ class _Import:
                 waiting = []
         self._post(waiting)
 
-    def _complete(self, rest: Entry) -> None:
-        """Record what came of an answer since an earlier import read it."""
-        (recorded,) = self._meter.post_all([rest])
+    def _complete(self, rest: Iterable[Entry]) -> None:
+        """Record an answer that is whole by now, in place of what an earlier import read of it."""
+        recorded, *_ = self._meter.post_all(rest)
         self.outcome.completed += recorded
         self.outcome.repeated += not recorded
 

@@ -1,4 +1,4 @@
-"""What recorded entries lack, or would cost otherwise: corrections, and the rest of a call that was recorded in parts.
+"""What recorded entries lack, or would cost otherwise: corrections, and what takes entries back.
 
 Nothing recorded ever changes: where a price becomes known, or another, the difference is a further entry.
 """
@@ -109,38 +109,25 @@ def reversal(entry: Entry, corrections: Sequence[Entry]) -> Entry:
     )
 
 
-#: The rest of a call, a part of which was recorded while its answer came.
+#: A whole call, a part of which was recorded while its answer came.
 COMPLETED = "completed"
 
 
-def completion(parts: Sequence[Entry], corrections: Sequence[Entry], whole: Entry) -> Entry:
-    """What a call has more of than was recorded of it while its answer came.
-
-    Its usage is the rest, and where a line has grown, what was recorded of it is taken back and it stands again as a
-    whole: costs of all entries together are those of the whole call, to the picodollar.
+def completion(parts: Sequence[Entry], corrections: Sequence[Entry], whole: Entry) -> tuple[Entry, ...]:
+    """A call as a whole, and what takes back what was recorded of it while its answer came.
 
     Args:
         parts: What is recorded of the call.
-        corrections: Every correction of those that is recorded.
+        corrections: Every correction and every reversal of those that is recorded.
         whole: The call as an entry that is not recorded.
+
+    Returns:
+        Entries to be posted together; all of the call then come to `whole`, as one call.
     """
-    known = Usage.total(part.usage for part in parts)
-    rest = {meter: add(quantity, negate(known[meter])) for meter, quantity in whole.usage.quantities.items()}
-    standing = tuple(_standing((*parts, *corrections)))
-    return replace(
-        whole,
-        usage=Usage(
-            {meter: quantity for meter, quantity in rest.items() if quantity},
-            whole.usage.reasoning_output_tokens - known.reasoning_output_tokens,
-        ),
-        charges=(
-            *(charge.negated() for charge in standing if charge not in whole.charges),
-            *(charge for charge in whole.charges if charge not in standing),
-        ),
-        **Costs.of(whole).minus(Costs.total(standing))._asdict(),
-        flags=tuple(sorted({*whole.flags, COMPLETED})),
-        dedup_key=f"{whole.dedup_key}#{len(parts)}",
-    )
+    gone = {one.corrects for one in corrections if one.kind == "reversal"}
+    known = replace(whole, flags=tuple(sorted({*whole.flags, COMPLETED})), dedup_key=f"{whole.dedup_key}#{len(parts)}")
+    standing = (part for part in parts if part.entry_id not in gone)
+    return known, *(reversal(part, [one for one in corrections if one.corrects == part.entry_id]) for part in standing)
 
 
 def _standing(entries: Iterable[Entry]) -> Iterator[Charge]:
