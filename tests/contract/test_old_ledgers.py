@@ -3,6 +3,7 @@
 import gzip
 import json
 import sqlite3
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tokenmeter.stores.base import Counter
 from tokenmeter.stores.definitions import Account, definition
 from tokenmeter.stores.sqlite import SQLiteStore
 
+FAR = datetime(2100, 1, 2, tzinfo=UTC)
 LEDGERS = sorted((Path(__file__).parents[1] / "ledgers").glob("format-*.db.gz"))
 
 
@@ -35,6 +37,7 @@ def test_it_verifies_and_everything_in_it_is_read(old, make_entry):
     assert len(list(store.documents())) == told["documents"]
     key = CounterKey("cap", "member=ada", 0)
     assert store.counters([key])[key] == Counter(told["entries"] * 1000, 7)
+    assert [hold.call.usage.quantities["output"] for hold in store.expired(FAR)] == [told["held_output"]]
     store.settle(make_entry())
     assert store.verify(head=told["head"]).after_head == 1
     store.close()

@@ -1,8 +1,9 @@
 """Writes the ledger of this release's format that later releases must read and verify: run once per format.
 
-    python tests/ledgers/write.py
+    python tests/ledgers/write.py                # format-N.db.gz, and format-N.json: what is in it
+    python tests/ledgers/write.py reversals      # format-N-reversals.*: what it learnt to say with the same number
 
-makes ``format-N.db.gz`` and ``format-N.json`` (what is in it) beside this file.
+The files are made beside this one, and never again once a release has them.
 """
 
 import gzip
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from tokenmeter.attribution import ApiKey, Attribution
 from tokenmeter.ledger import Charge, Claim, CounterKey, Entry, Posting, Reservation, new_id
+from tokenmeter.pricing.corrections import reversal
 from tokenmeter.stores.documents import NewDocument
 from tokenmeter.stores.encoding import FORMAT
 from tokenmeter.stores.sqlite import SQLiteStore
@@ -23,6 +25,8 @@ from tokenmeter.usage import Usage
 HERE = Path(__file__).parent
 START = datetime(2026, 1, 30, 22, 59, 59, 999_999, tzinfo=UTC)
 KEY = CounterKey("cap", "member=ada", 0)
+#: Tokens that a call in flight had put out when its hold was noted last.
+NOTED = 41
 
 
 def charge(meter, quantity, price, **more):
@@ -46,6 +50,14 @@ def charge(meter, quantity, price, **more):
 
 def entries():
     """One of every kind of thing that a record can hold."""
+    for number, entry in enumerate(calls()):
+        yield entry
+        if number % 17 == 5:
+            yield reversal(entry, ())
+
+
+def calls():
+    """Calls and corrections; every entry that is not made from another."""
     for number in range(120):
         charges = [
             charge("input", 1000 + number, "0.00000125", multipliers={"platform": Decimal("1.05")}),
@@ -101,7 +113,7 @@ def entries():
 
 
 def main():
-    name = f"format-{FORMAT}"
+    name = "-".join((f"format-{FORMAT}", *sys.argv[1:]))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "ledger.db"
         store = SQLiteStore(path)
@@ -112,7 +124,9 @@ def main():
                 draft = NewDocument(kind="invoice", key=f"INV-{number}", series="INV", body=json.dumps({"n": number}))
                 store.file(draft)
         far = datetime(2100, 1, 1, tzinfo=UTC)
-        store.reserve(Reservation(new_id(), (Claim(KEY, 10**9, 7),), START, far, "host:1", written[0]))
+        hold_id = new_id()
+        store.reserve(Reservation(hold_id, (Claim(KEY, 10**9, 7),), START, far, "host:1", written[0]))
+        store.note(hold_id, Usage({"input": 1000, "output": NOTED}))
         store.close()
         outcome = store.verify()
         assert outcome.ok
@@ -120,6 +134,7 @@ def main():
         (HERE / f"{name}.db.gz").write_bytes(gzip.compress(path.read_bytes(), mtime=0))
     billed = sum((entry.billed_cost or Decimal(0) for entry in written), Decimal(0))
     told = {"entries": len(written), "documents": 3, "head": outcome.head, "billed_cost": str(billed)}
+    told["held_output"] = NOTED
     (HERE / f"{name}.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
     sys.stdout.write(f"{name}: {told}\n")
 
