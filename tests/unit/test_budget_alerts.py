@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import standardwebhooks
@@ -201,6 +202,27 @@ class TestWebhook:
         with pytest.raises(TargetError, match=f"HTTP {status}"):
             Webhook(receiver.url, sleep=lambda _: None)(ALERT)
         assert len(receiver.requests) == 1
+
+    @pytest.mark.parametrize(
+        ("status", "told"),
+        [
+            (302, "HTTP 302, it redirects; configure the address that it leads to. It is not tried again."),
+            (
+                404,
+                "HTTP 404, which is what a wrong or withdrawn address, key or secret is answered with. It is not tried",
+            ),
+            (503, "HTTP 503. It is tried again while calls are made."),
+        ],
+    )
+    def test_the_log_says_what_became_of_an_alert_and_what_to_do_without_a_trace(self, receiver, caplog, status, told):
+        receiver.statuses.append(status)
+        queue = AlertQueue([Webhook(receiver.url, attempts=1)])
+        queue.submit(ALERT)
+        queue.flush(10)
+        _, record = caplog.records  # the alert itself comes first
+        assert told in record.getMessage()
+        assert record.exc_info is None
+        assert f"127.0.0.1:{urlsplit(receiver.url).port}" in record.getMessage()
 
     def test_nobody_listening_is_a_clear_error_without_the_urls_path(self):
         hook = Webhook("http://127.0.0.1:9/hooks/s3cret-path", attempts=1)

@@ -295,8 +295,13 @@ class _Outbox:
         try:
             self.target(alert)
         except Exception as error:
-            log.exception("tokenmeter could not deliver an alert to %r", self.target)
-            if not (isinstance(error, TargetError) and error.final):
+            final = isinstance(error, TargetError) and error.final
+            if isinstance(error, TargetError):  # its words say all there is
+                again = "It is not tried again" if final else "It is tried again while calls are made"
+                log.error("An alert was not delivered: %s %s.", error, again)  # noqa: TRY400 - see above
+            else:
+                log.exception("tokenmeter could not deliver an alert to %r", self.target)
+            if not final:
                 self._remember(lambda deliveries: self._put_off(alert, deliveries.now()))
                 return
         self._failed.pop(alert.alert_id, None)

@@ -30,6 +30,8 @@ __all__ = ["Email", "PagerDuty", "Slack", "TargetError", "Teams", "Webhook", "si
 
 _RETRYABLE = frozenset({408, 425, 429})
 _SERVER_ERRORS = 500
+#: What a receiver answers to somebody, or about something, that it does not know.
+_UNKNOWN_THERE = frozenset({401, 403, 404, 410})
 #: Seconds that a receiver is waited for; a later answer than that is another look's.
 _LONGEST_WAIT = 60
 _HOW_TO_MAKE_ONE = "python -c \"import base64, os; print('whsec_' + base64.b64encode(os.urandom(32)).decode())\""
@@ -59,6 +61,15 @@ class _Refusal(NamedTuple):
     problem: str
     final: bool
     wait: int = 0
+
+
+def _explain(status: int) -> str:
+    """An HTTP status that is no success, with what to do about it where that is known."""
+    if 300 <= status < 400:  # noqa: PLR2004 - redirects
+        return f"HTTP {status}, it redirects; configure the address that it leads to"
+    if status in _UNKNOWN_THERE:
+        return f"HTTP {status}, which is what a wrong or withdrawn address, key or secret is answered with"
+    return f"HTTP {status}"
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
@@ -105,7 +116,7 @@ class _Post:
 
     def __repr__(self) -> str:  # a URL's path is often its secret
         parts = urllib.parse.urlsplit(self.url)
-        return f"<{type(self).__name__} {parts.scheme}://{parts.hostname}>"
+        return f"<{type(self).__name__} {parts.scheme}://{parts.netloc}>"
 
     def __call__(self, alert: Alert | Notice) -> None:
         """Deliver `alert`.
@@ -143,7 +154,7 @@ class _Post:
         except urllib.error.HTTPError as error:
             error.close()
             final = error.code not in _RETRYABLE and error.code < _SERVER_ERRORS
-            return _Refusal(f"HTTP {error.code}", final, _seconds(error.headers.get("Retry-After")))
+            return _Refusal(_explain(error.code), final, _seconds(error.headers.get("Retry-After")))
         except (OSError, http.client.HTTPException) as error:
             return _Refusal(f"{type(error).__name__}: {error}", final=False)
         return None
