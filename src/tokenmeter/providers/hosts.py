@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +126,6 @@ _CLOUD_REGION = re.compile(r"bedrock[a-z-]*\.([a-z0-9-]+)\.(amazonaws\.com|api\.
 _BY_NAME = {name: host for host in _HOSTS for name in (host.id, *host.names)}
 
 
-@cache
-def _patterns() -> tuple[tuple[re.Pattern[str], str], ...]:
-    return tuple((re.compile(rf"{pattern}(?=[:/]|$)"), host.id) for host in _HOSTS for pattern in host.urls)
-
-
 @lru_cache(maxsize=256)
 def canonical_provider(provider: str) -> str:
     """The price list's id of a provider: ``bedrock`` is ``aws``, ``vertex`` is ``google``; others stay as they are."""
@@ -162,7 +157,11 @@ def provider_of_url(url: str) -> str | None:
     bare = url.partition("://")[2]
     if routed := _HUGGING_FACE.match(bare):
         return f"huggingface_{routed[1]}"
-    return next((provider for pattern, provider in _patterns() if pattern.match(bare)), None)
+    # A pattern is compiled when it is asked: a process that knows one host needs no other's.
+    return next(
+        (host.id for host in _HOSTS for pattern in host.urls if re.match(rf"{pattern}(?=[:/]|$)", bare)),
+        None,
+    )
 
 
 @lru_cache(maxsize=256)
