@@ -165,9 +165,11 @@ PROMPT_OPERATIONS: Final = frozenset({"embeddings", "rerank", "moderation"})
 #: OpenTelemetry's name for a tool at work: part of the calls that set it to work, and no request of its own.
 TOOL_OPERATION: Final = "execute_tool"
 
-EntryKind = Literal["usage", "reversal", "correction", "adjustment"]
-#: How often an entry of a kind counts its call, and what that used; kinds that are not here change costs only.
-COUNTED_AS: Final = {"usage": 1, "reversal": -1}
+EntryKind = Literal["usage", "growth", "reversal", "correction", "adjustment"]
+#: As what the usage of an entry counts; kinds that are not here change costs only.
+COUNTED_AS: Final = {"usage": 1, "growth": 1, "reversal": -1}
+#: As how many requests one of a kind counts, where that is not none.
+REQUESTS_AS: Final = {"usage": 1, "reversal": -1}
 #: ok: an answer came; error: the provider refused or failed; aborted: the caller stopped; timeout: nobody answered.
 Status = Literal["ok", "error", "aborted", "timeout"]
 #: billed: the biller said the cost; computed: usage x price list; estimated: part of the usage was estimated;

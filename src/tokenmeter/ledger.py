@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from tokenmeter.attribution import NOBODY, ApiKey, Attribution
-from tokenmeter.dimensions import COUNTED_AS, TOOL_OPERATION, WHO, CostSource, EntryKind, Status
+from tokenmeter.dimensions import REQUESTS_AS, TOOL_OPERATION, WHO, CostSource, EntryKind, Status
 from tokenmeter.display import dollars, facts_html, number_text
 from tokenmeter.money import negate
 from tokenmeter.processes import after_fork_in_child
@@ -137,9 +137,10 @@ class Entry:
 
     Attributes:
         entry_id: Identity (`new_id`).
-        kind: ``usage`` for a call; ``reversal`` takes an earlier entry of one back whole (an estimate, once the answer
-            is known): its cost, its usage, and that it was a call; ``correction`` re-states an earlier entry's cost by
-            its difference; ``adjustment`` posts an agreed amount (reconciliation, credit).
+        kind: ``usage`` for a call; ``growth`` for what more a session has used than was recorded of it; ``reversal``
+            takes an earlier entry of one back whole (an estimate, once the answer is known): its cost, its usage, and
+            that it was a call; ``correction`` re-states an earlier entry's cost by its difference; ``adjustment`` posts
+            an agreed amount (reconciliation, credit).
         occurred_at: When the call left, aware UTC. Prices, budgets' windows and reports go by it.
         recorded_at: When it was settled, aware UTC.
         provider: Provider id as in genai-prices (``openai``, ``anthropic``, ``azure``, ...).
@@ -250,9 +251,9 @@ class Entry:
     def requests(self) -> int:
         """As how many requests reports and caps count it: 1 for a call, -1 for what takes one back, else 0.
 
-        A correction is none, nor is a tool that calls set to work.
+        A correction is none, nor is a tool that calls set to work, or what a session has used since it was last read.
         """
-        return 0 if self.operation == TOOL_OPERATION else COUNTED_AS.get(self.kind, 0)
+        return 0 if self.operation == TOOL_OPERATION else REQUESTS_AS.get(self.kind, 0)
 
 
 #: Every `column` of an entry and its kind, in the order in which records have them.

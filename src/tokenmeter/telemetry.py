@@ -198,7 +198,7 @@ class OpenTelemetryMetrics:
 
     def __call__(self, entry: Entry) -> None:
         """Record one entry. Corrections and adjustments are no operations and are left out."""
-        if entry.kind != "usage":
+        if entry.kind not in {"usage", "growth"}:
             return
         labels = self._attributes(entry)
         for kind, tokens in (("input", entry.usage.input_tokens), ("output", entry.usage.output_tokens)):
@@ -287,7 +287,7 @@ class PrometheusMetrics:
 
     def __call__(self, entry: Entry) -> None:
         """Count one entry. Corrections and adjustments are no calls and are left out."""
-        if entry.kind != "usage":
+        if entry.kind not in {"usage", "growth"}:
             return
         calls, tokens, cost, unpriced, seconds = self._made.instruments
         common = (entry.provider, entry.model or "", entry.operation)

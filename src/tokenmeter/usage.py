@@ -158,8 +158,9 @@ class Observation:
         bill_id: Identity under which it is billed once, where that is not `response_id`: the output file of a batch,
             the ``custom_id`` of a result within its file.
         reading: What the quantities are: ``whole``, the bill itself; ``total``, a running total, of which only what
-            is new is recorded; ``step``, a part of a running total that may be read as well; ``share``, a part of a
-            bill that may be read as a whole as well; ``actual``, the bill of what an answer before could only assume.
+            is new is recorded; ``growth``, what of one is new since an earlier one was recorded; ``step``, a part of a
+            running total that may be read as well; ``share``, a part of a bill that may be read as a whole as well;
+            ``actual``, the bill of what an answer before could only assume.
         at: When a step was done, a total taken, or what lived for a while begun, as the provider says; aware UTC.
         shared: Bills of what outlives the response and may be named by others (a container): each is recorded once, by
             its own `bill_id`, over all responses and processes.
@@ -176,7 +177,7 @@ class Observation:
     billable: bool = True
     deduplicate: bool = False
     bill_id: str | None = None
-    reading: Literal["whole", "total", "step", "share", "actual"] = "whole"
+    reading: Literal["whole", "total", "growth", "step", "share", "actual"] = "whole"
     at: datetime | None = None
     shared: tuple[Observation, ...] = ()
     operation: str | None = None

@@ -305,6 +305,7 @@ def test_a_long_live_session_is_recorded_as_it_grows(clients, books, monkeypatch
             assert books.quantities() == {"seconds_audio": total}
     assert len(books.all()) == 2
     assert len({entry.dedup_key for entry in books.all()}) == 2
+    assert sum(entry.requests for entry in books.all()) == 1, "it is one session"
 
 
 @pytest.mark.parametrize("where", ["response.event", "decision.event"])

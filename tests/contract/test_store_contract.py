@@ -530,6 +530,26 @@ class TestSums:
             )
         assert store.verify().ok
 
+    @pytest.mark.parametrize("by", [(), ("end_user",), ("tag:env",), ("sku_meter",)], ids=str)
+    def test_what_a_session_has_grown_by_counts_as_usage_and_as_no_request(
+        self, store, make_entry, make_charge, noon, by
+    ):
+        whose = {"end_user": "u1", "tags": {"env": "prod"}}
+        store.settle(make_entry(charges=(make_charge("input", 1000),), **whose))
+        grown = make_entry(
+            kind="growth", charges=(make_charge("input", 500),), cost_source="estimated", status="aborted", **whose
+        )
+        store.settle(grown)
+        sums = one(store, noon, by)
+        assert [sum(getattr(total, name) for total in sums) for name in ("requests", "errors", "estimated")] == [
+            1,
+            0,
+            1,
+        ]
+        assert Usage.total(Usage(total.quantities) for total in sums) == Usage({"input": 1500})
+        assert sum(total.billed_cost for total in sums) == Decimal("0.001875")
+        assert store.verify().ok
+
     def test_by_meter_show_quantities_of_entries_without_a_price(self, store, make_entry, make_charge, noon):
         store.settle(make_entry(charges=(), usage=Usage({"input": 7, "output": 3}), cost_source="unpriced"))
         store.settle(

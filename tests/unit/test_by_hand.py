@@ -664,6 +664,25 @@ class TestRunningTotals:
         assert (totals.usage.input_tokens, totals.usage.output_tokens) == (7000, 700)
         assert meter.verify().ok
 
+    @pytest.mark.parametrize("budgets", [[Budget(limit_requests=10), Budget(limit_tokens=10**6, name="tokens")]])
+    @pytest.mark.parametrize("readings", [(7000,), (1000, 5000, 7000)])
+    def test_are_one_request_however_often_they_are_read(self, meter, readings):
+        with tokenmeter.attribute() as scope:
+            for tokens in readings:
+                meter.record(self.session(tokens), **self.HERE)
+        assert (scope.requests, scope.usage.total_tokens) == (1, 7700)
+        assert_one_request(meter)
+        totals = meter.report().totals
+        # 7000 x 2 + 700 x 10 dollars per million
+        assert (totals.usage.total_tokens, totals.list_cost) == (7700, Decimal("0.021"))
+        rows = list(cost_rows(meter.entries(), "UTC"))
+        assert sum(row.costs.list_cost for row in rows) == totals.list_cost
+        assert {row.key.kind for row in rows} == {"usage"}
+        assert [one.spent for one in meter.remaining()] == [1, 7700]
+        assert meter.audit_budgets() == ()
+        assert meter.reprice(changed=True) == []
+        assert meter.verify().ok
+
     @with_budget(limit_usd=5, unbounded="expected")
     def test_free_what_was_held_where_nothing_is_new(self, meter):
         meter.record(self.session(1000), **self.HERE)

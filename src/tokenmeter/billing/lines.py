@@ -9,6 +9,7 @@ from typing import Any
 
 from tokenmeter.billing.profile import Tax
 from tokenmeter.billing.rated import Rated, RateKey, plus
+from tokenmeter.dimensions import COUNTED_AS
 from tokenmeter.money import EXACT, ONE, ZERO, ExchangeRate, convert, round_money, total
 from tokenmeter.periods import Period
 
@@ -259,7 +260,7 @@ def make_lines(
 
 
 def _key(rate: RateKey, period: Period, within: Period, by: Sequence[str]) -> tuple[Any, ...]:
-    kind = "usage" if rate.kind == "reversal" else rate.kind  # on the line of what it takes back
+    kind = "usage" if rate.kind in COUNTED_AS else rate.kind  # a reversal stands on the line of what it takes back
     if period != within and kind == "usage":
         kind = "correction"
     group = tuple(rate.about(name) for name in by)

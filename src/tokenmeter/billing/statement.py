@@ -15,7 +15,7 @@ from tokenmeter.billing.paper import Cell, Printable, PrintedRow, PrintedSheet
 from tokenmeter.billing.period import days_of, period_dict, zone_of_books
 from tokenmeter.billing.profile import BillingProfile, Party
 from tokenmeter.billing.rated import account_name, check_account
-from tokenmeter.dimensions import AccountArguments
+from tokenmeter.dimensions import COUNTED_AS, AccountArguments
 from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import utcnow
@@ -28,7 +28,7 @@ Basis = Literal["usage", "invoices"]
 
 _COLUMNS = ("account", "date", "description", "charges", "credits", "balance", "currency", "unpriced")
 #: Kind of entry -> what its line is called, in the order of lines.
-_KINDS = {"usage": "Usage", "reversal": "Usage", "correction": "Corrections", "adjustment": "Adjustments"}
+_KINDS = {**dict.fromkeys(COUNTED_AS, "Usage"), "correction": "Corrections", "adjustment": "Adjustments"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,13 +56,11 @@ def spent_by(entry: Entry, unit: Unit, pricer: Pricer) -> int:
         if entry.cost_source == "unpriced" or entry.kind == "correction":
             cost = EXACT.add(cost, _dearest(entry, pricer))
         return picodollars(cost)
-    if entry.kind != "usage" and not back:  # any other correction puts a cost right, not a use
+    if entry.kind not in COUNTED_AS and not back:  # any other correction puts a cost right, not a use
         return 0
     if unit == "tokens":
         return entry.usage.total_tokens
-    if entry.operation == TOOL_OPERATION:
-        return 0
-    return -1 if back else 1
+    return -1 if back and entry.operation != TOOL_OPERATION else entry.requests
 
 
 def with_held(entry: Entry, reservation: Reservation | None, caps: Mapping[str, Cap]) -> Entry:

@@ -208,7 +208,7 @@ class GrowingBill(Settling):
                 return
             rest = replace(rest, bill_id=f"{self._identity}#{account.entries + 1}", deduplicate=True)
             if rest.reading == "total":
-                rest = replace(rest, response_id=self._identity)
+                rest = replace(rest, response_id=self._identity, reading="growth" if account.entries else "total")
             entry = self.meter.settle(self.authorization, replace(self.outcome, observation=rest))
             if entry is not None:
                 account.add(entry, step=rest.reading == "step", at=rest.at or entry.occurred_at)

@@ -57,10 +57,13 @@ def record_of(
         flags |= {"bound_violation"}
     response_id = seen.response_id or outcome.response_id
     operation = seen.operation or call.operation
-    timed = authorization.started_ns and operation != TOOL_OPERATION  # what is no request took no time of its own
+    grown = seen.reading == "growth"
+    # What is no request took no time of its own.
+    timed = authorization.started_ns and operation != TOOL_OPERATION and not grown
     bill_id = seen.bill_id or response_id
     return Entry(
         entry_id=outcome.entry_id or new_id(),
+        kind="growth" if grown else "usage",
         occurred_at=authorization.started_at,
         provider=call.provider,
         endpoint=call.endpoint,

@@ -18,6 +18,8 @@ from tokenmeter.pricing.sheet import LineConditions
 from tokenmeter.usage import Consumption, Observation, Quantity, Usage
 
 _ESTIMATED = "estimated"
+#: Kinds of what has a price of its own.
+_CALLS = frozenset({"usage", "growth"})
 
 
 def correction(entry: Entry, pricer: Pricer) -> Entry | None:
@@ -36,7 +38,7 @@ def correction(entry: Entry, pricer: Pricer) -> Entry | None:
         some line still is.
     """
     unpriced = [charge for charge in entry.charges if charge.list_cost is None]
-    if not unpriced or entry.kind != "usage":
+    if not unpriced or entry.kind not in _CALLS:
         return None
     rating = _rated(entry, unpriced, pricer)
     if rating.cost_source == "unpriced":
@@ -56,7 +58,7 @@ def changed(entry: Entry, corrections: Sequence[Entry], pricer: Pricer) -> Entry
         As for `correction`; None when no cost differs, when a line has no price today, or when no list has priced the
         entry (the biller stated its cost, or nothing was billed).
     """
-    if entry.kind != "usage":
+    if entry.kind not in _CALLS:
         return None
     standing = [
         charge for charge in _standing((entry, *corrections)) if LineConditions.parse(charge.price_id) is not None

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 from tokenmeter.dimensions import (
     CACHE_READ_METERS,
     CACHE_WRITE_METERS,
+    COUNTED_AS,
     INPUT_METERS,
     OUTPUT_METERS,
     TOOL_OPERATION,
@@ -318,8 +319,8 @@ class _BookReader:
 
     def read(self, entry: Entry) -> None:
         counted = self._statement.usage is not None and not entry.endpoint.startswith(self._statement.tokenless or "\0")
-        sign = 1 if entry.kind == "usage" else -1
-        if counted and (entry.kind == "usage" or entry.usage):
+        sign = COUNTED_AS.get(entry.kind, -1)
+        if counted and (sign > 0 or entry.usage):
             self._count(entry, sign)
         if self._statement.costs is not None:
             self._bill(entry)
@@ -339,7 +340,8 @@ class _BookReader:
             self._side(entry, charge.model or entry.model).count(counts)
             self._note(entry, charge.model or entry.model, counts, ZERO)
         if entry.usage:
-            main.requests = (main.requests or 0) + sign * (entry.operation != TOOL_OPERATION)
+            calls = entry.requests if entry.kind in COUNTED_AS else -int(entry.operation != TOOL_OPERATION)
+            main.requests = (main.requests or 0) + calls
             main.estimated += sign * (entry.cost_source == "estimated" or "estimated" in entry.flags)
 
     def _classes(self, quantities: Iterable[tuple[str, Quantity]]) -> dict[str, int]:

@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokenmeter.attribution import Attribution
-from tokenmeter.dimensions import ACCOUNTS, WHO
+from tokenmeter.dimensions import ACCOUNTS, COUNTED_AS, WHO
 from tokenmeter.ledger import Charge, Entry
 from tokenmeter.money import EXACT, ONE, ZERO, Costs, add, quantize
 from tokenmeter.periods import Period, floor
@@ -141,8 +141,8 @@ def cost_rows(entries: Iterable[Entry], tz: str) -> Iterator[CostRow]:
         for position, charge in enumerate(_charges(entry)):
             sku = _sku(entry, charge)
             kind: EntryKind = entry.kind
-            if kind == "reversal":
-                kind = "usage"  # the opposite of what it takes back, in the same row
+            if kind in COUNTED_AS:
+                kind = "usage"  # a reversal: the opposite of what it takes back, in the same row
             elif kind == "correction":
                 kind, sku, charge = _restated(sku, charge)  # noqa: PLW2901 - what is left of it to be counted
             key = CostKey(

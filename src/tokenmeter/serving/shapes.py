@@ -72,7 +72,7 @@ class EntryShape(ResponsePart):
     """One call, correction or adjustment, with its attribution and a field per meter."""
 
     entry_id: str
-    kind: Literal["usage", "reversal", "correction", "adjustment"]
+    kind: Literal["usage", "growth", "reversal", "correction", "adjustment"]
     occurred_at: datetime
     recorded_at: datetime
     provider: str

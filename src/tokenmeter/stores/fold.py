@@ -62,8 +62,8 @@ class AccountFacts(NamedTuple):
 
     Attributes:
         number: Its row.
-        counted: 1 if its entries are calls, -1 if they take calls back; 0 for corrections and adjustments, which add
-            money only.
+        counted: 1 if its entries are calls, or growths of some, -1 if they take them back; 0 for corrections and
+            adjustments, which add money only.
         correcting: Whether they are corrections.
         priceless: Whether its ``cost_source`` is ``unpriced``.
         estimated: Whether it is ``estimated``.

@@ -10,7 +10,7 @@ from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from tokenmeter.dimensions import COUNTED_AS, TOOL_OPERATION
+from tokenmeter.dimensions import REQUESTS_AS, TOOL_OPERATION
 from tokenmeter.stores.archive.archives import ParquetArchives
 from tokenmeter.stores.archive.manifest import ArchivedMonth
 from tokenmeter.stores.base import Aggregate
@@ -132,7 +132,7 @@ class Grouping(ABC, Generic[T]):
                 self._key_labels.get(key, value) if name == "api_key" else value
                 for name, value in zip(self._by, group, strict=False)  # without dimensions there is one NULL
             )
-            counted = 0 if operation == TOOL_OPERATION else COUNTED_AS.get(kind, 0)
+            counted = 0 if operation == TOOL_OPERATION else REQUESTS_AS.get(kind, 0)
             cell = Cell(called, counted, bool(failed))
             self._cell_of[account] = numbers.setdefault(cell, len(numbers))
         self._cells = list(numbers)

@@ -192,7 +192,7 @@ class Summing(Grouping[Aggregate]):
         if cell.counted:
             total.requests += count * cell.counted
             total.errors += count * cell.counted * cell.failed
-            total.estimated += estimated
+        total.estimated += estimated
         total.unpriced += unpriced
         total.reasoning += reasoning
         for index in range(3):
