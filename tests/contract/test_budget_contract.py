@@ -492,6 +492,29 @@ class TestReading:
         assert meter.audit_budgets() == ()
         assert meter.remaining(member="ada")[0].spent == 15
 
+    def test_a_counter_that_somebody_took_out_is_found_and_made_again(self, metered, store):
+        """Without one the whole limit could be spent once more."""
+        meter = metered(Budget(member="*", limit_usd=1000), Budget(limit_requests=9, period="total", name="nine"))
+        for member in ("ada", "bob"):
+            spend(meter, a_call(member), 5)
+        assert meter.audit_budgets() == ()
+        for change in (
+            "DELETE FROM counters WHERE scope IN ('', 'member=ada') AND budget NOT LIKE '%opened'",
+            "UPDATE counters SET budget = 'other' WHERE scope = 'member=bob'",
+        ):
+            store.end().write(lambda rows, change=change: rows.execute(change))
+        told = {
+            fault.where.partition(" 20")[0].partition(" 19")[0]: fault.detail
+            for fault in meter.audit_budgets(repair=True)
+        }
+        assert told == {
+            "member=* usd/month member=ada": "there is no counter for 5",
+            "member=* usd/month member=bob": "there is no counter for 5",
+            "nine [requests/total] all": "there is no counter for 2",
+        }
+        assert meter.audit_budgets() == ()
+        assert {one.budget: one.spent for one in meter.remaining(member="ada")} == {"member=* usd/month": 5, "nine": 2}
+
     def test_what_is_spent_while_a_counter_is_mended_stays_counted(self, metered, store, monkeypatch):
         meter, recount = metered(Budget(member="*", limit_usd=1000)), store.recount
         spend(meter, a_call(), 5)

@@ -336,7 +336,8 @@ def audit(
     """Counters of budgets in force that differ from the ledger.
 
     A counter that moves while the ledger is read is not judged, nor are windows that nobody counted (a budget of today
-    has no counters of last month), nor the counter of a key that bears another name by now than its budget's.
+    has no counters of last month), nor the counter of a key that bears another name by now than its budget's. One that
+    is not there limits nothing: it is missed where its window runs.
 
     Args:
         caps: The limits in force, by their counters' name.
@@ -356,14 +357,28 @@ def audit(
         if not _is_over(cap := caps[key.budget], key, moment) and cap.goes_on(parse_scope(key.scope))
     }
     after = _settled(caps, store)
-    wrong = sorted(
-        key for key in due if before[key] == after.get(key) and not _agree(caps[key.budget], key, before, due)
-    )
+    wrong = {key for key in due if before[key] == after.get(key) and not _agree(caps[key.budget], key, before, due)}
+    due |= (gone := _missing(caps, store, pricer, moment))
+    wrong = sorted(wrong | gone.keys())
     if repair and wrong:
         store.recount(
             lambda: {key: (_due(caps[key.budget], key, store, pricer), _end(caps[key.budget], key)) for key in wrong}
         )
-    return tuple(_fault(caps[key.budget], key, before[key], due[key]) for key in wrong)
+    return tuple(_fault(caps[key.budget], key, before.get(key), due[key]) for key in wrong)
+
+
+def _missing(caps: Mapping[str, Cap], store: Store, pricer: Pricer, now_us: int) -> dict[CounterKey, int]:
+    """What counters of the running windows should hold that are not there, though all that they hold was counted."""
+    due: dict[CounterKey, int] = {}
+    opened = {key for key, _ in store.all_counters() if key.budget not in caps}
+    for cap in caps.values():
+        # What a key spent under another name is in a counter of that one.
+        for start, end in cap.spans(now_us) if cap.counts and not cap.opens_by_counter else ():
+            if start >= cap.counted_since_us or _mark(CounterKey(cap.counter_name, "", start)) in opened:
+                sums = tally(cap, cap.budget.scope, start, end, store=store, pricer=pricer)
+                due |= {CounterKey(cap.counter_name, text, start): amount for text, amount in sums.items()}
+    there = {key for key, _ in store.all_counters()} if due else set[CounterKey]()
+    return {key: amount for key, amount in due.items() if key not in there}
 
 
 def _settled(caps: Mapping[str, Cap], store: Store) -> dict[CounterKey, int]:
@@ -390,7 +405,7 @@ def _is_over(cap: Cap, key: CounterKey, now: int) -> bool:
     return cap.rolling and key.window_start < cap.spans(now)[0][0]
 
 
-def _fault(cap: Cap, key: CounterKey, held: int, due: int) -> CounterFault:
+def _fault(cap: Cap, key: CounterKey, held: int | None, due: int) -> CounterFault:
     where = f"{key.budget} {key.scope or 'all'} {from_microseconds(key.window_start):%Y-%m-%dT%H:%MZ}"
-    detail = f"the counter says {amount_of(cap.unit, held)}, the ledger {amount_of(cap.unit, due)}"
-    return CounterFault("counter", where, detail)
+    told = "there is no counter for" if held is None else f"the counter says {amount_of(cap.unit, held)}, the ledger"
+    return CounterFault("counter", where, f"{told} {amount_of(cap.unit, due)}")
