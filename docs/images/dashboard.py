@@ -18,7 +18,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import product
 from pathlib import Path
 
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 import tokenmeter
 from tokenmeter.attribution import ApiKey, Attribution
@@ -64,11 +64,21 @@ PICTURES = {
 }
 
 
+#: File name of a small picture, and what it shows: address, width, scheme.
+SMALL = {
+    "dashboard-dark.png": ("/", 1440, "dark"),
+    "dashboard-running.png": ("/explore?by=member&period=this-month&form=running", 1440, "light"),
+    "dashboard-phone.png": ("/", 390, "light"),
+    "dashboard-phone-dark.png": ("/", 390, "dark"),
+    "dashboard-phone-explore.png": ("/explore?by=member&period=this-month", 390, "light"),
+    "dashboard-phone-explore-dark.png": ("/explore?by=member&period=this-month", 390, "dark"),
+}
 #: What is drawn into a folder.
 PAGES = {
     "overview": "/",
     "explore": "/explore?by=member&period=this-month",
     "explore-lines": "/explore?show=latency-p95&form=lines",
+    "explore-running": "/explore?by=tag:env&period=this-month&form=running",
     "entries": "/entries",
     "budgets": "/budgets",
     "budget": "/budgets/everything",
@@ -185,7 +195,22 @@ def draw(address: str) -> None:
             if page.locator(".live").count():
                 page.wait_for_selector(".live.on")
             page.screenshot(path=HERE / name, full_page=True)
+        for name, (path, width, scheme) in SMALL.items():
+            page = open_page(browser, width, scheme)
+            page.goto(address.rstrip("/") + path)
+            page.wait_for_selector("body[data-zone='Europe/Berlin']")
+            page.wait_for_selector(".live.on")
+            page.screenshot(path=HERE / name, scale="css")
         browser.close()
+
+
+def open_page(browser: Browser, width: int, scheme: str) -> Page:
+    """A page as wide as that, in light or dark."""
+    return browser.new_page(
+        viewport={"width": width, "height": 844},
+        color_scheme="dark" if scheme == "dark" else "light",
+        timezone_id="Europe/Berlin",
+    )
 
 
 def draw_all(address: str, folder: Path) -> None:
@@ -195,11 +220,7 @@ def draw_all(address: str, folder: Path) -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
         for width, scheme in product((1440, 390), ("light", "dark")):
-            page = browser.new_page(
-                viewport={"width": width, "height": 900},
-                color_scheme="dark" if scheme == "dark" else "light",
-                timezone_id="Europe/Berlin",
-            )
+            page = open_page(browser, width, scheme)
             page.goto(f"{address}/login")
             page.get_by_label("Token").fill(TOKEN)
             page.get_by_role("button", name="Log in").click()
