@@ -357,9 +357,9 @@ def audit(
         if not _is_over(cap := caps[key.budget], key, moment) and cap.goes_on(parse_scope(key.scope))
     }
     after = _settled(caps, store)
-    wrong = {key for key in due if before[key] == after.get(key) and not _agree(caps[key.budget], key, before, due)}
+    differing = {key for key in due if before[key] == after.get(key) and not _agree(caps[key.budget], key, before, due)}
     due |= (gone := _missing(caps, store, pricer, moment))
-    wrong = sorted(wrong | gone.keys())
+    wrong = sorted(differing | gone.keys())
     if repair and wrong:
         store.recount(
             lambda: {key: (_due(caps[key.budget], key, store, pricer), _end(caps[key.budget], key)) for key in wrong}
