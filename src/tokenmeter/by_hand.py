@@ -16,7 +16,7 @@ from typing import Any, Self, cast
 from tokenmeter.attribution import Attribution, current_attribution, scopes_of_call
 from tokenmeter.call import Call, Outcome, RequestFacts
 from tokenmeter.capture.batches import record_batch, record_line
-from tokenmeter.capture.estimates import estimate_among, recorded_for, replace_estimate, write_whole
+from tokenmeter.capture.estimates import estimate_among, finish_replacement, recorded_for, replace_estimate, write_whole
 from tokenmeter.capture.readings import GrowingBill
 from tokenmeter.dimensions import Status
 from tokenmeter.errors import ConfigurationError, shown
@@ -410,6 +410,7 @@ def _settle(
         write = record_line if seen.reading == "share" else whole
         return write(meter, authorization, outcome)
     if (estimate := estimate_among(recorded, seen)) is None:
+        finish_replacement(meter, recorded)
         return None
     return replace_estimate(meter, authorization, outcome, estimate, dated=dated)
 

@@ -575,6 +575,22 @@ class TestAnswersOfMeteredClients:
         assert_one_request(meter)
         assert meter.verify().ok
 
+    def test_whose_process_ended_before_the_estimate_was_taken_back_are_put_right_when_recorded_again(
+        self, client, meter, monkeypatch
+    ):
+        stream = client.chat.completions.create(**self.ASK, stream=True)
+        first = next(stream)
+        stream.close()
+        whole = {**CHAT, "id": first.id, "created": first.created}
+        with monkeypatch.context() as ended:
+            ended.setattr(meter, "take_back", lambda estimate, call: None)
+            meter.record(whole, **HERE)
+        assert meter.report().totals.requests == 2
+        for _ in range(2):
+            assert meter.record(whole, **HERE) is None
+        assert meter.report().totals.billed_cost == meter.price(whole, **HERE).billed_cost
+        assert_one_request(meter)
+
     @pytest.mark.parametrize("budgets", [[Budget(limit_requests=10), Budget(limit_tokens=10**6, name="tokens")]])
     def test_broken_off_and_replaced_are_one_request_in_the_block_and_the_run_around(self, client, meter):
         with tokenmeter.attribute() as scope, tokenmeter.budget(limit_requests=5) as run:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
+from tokenmeter.budgets.holds import take_back
 from tokenmeter.call import Call, Outcome
 from tokenmeter.capture.settlement import Settling
 from tokenmeter.errors import StoreError
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 #: What an entry says of itself that a whole answer knows better.
 _DOUBTS = frozenset({"estimated", "billing_unknown", "container_time_assumed", "usage_unknown"})
+#: Ends the key of an answer that took an estimate's place.
+_WHOLE = "#whole"
 #: How far the clocks of a provider and of this machine, and the start and the end of a call, may be apart.
 _NEAR = timedelta(hours=1)
 
@@ -56,6 +59,23 @@ def estimate_among(recorded: Sequence[Entry], seen: Observation) -> Entry | None
     return recorded[0] if doubtful and not _DOUBTS.intersection(seen.flags) else None
 
 
+def finish_replacement(meter: Meter, recorded: Sequence[Entry]) -> None:
+    """Take back the estimate among those `recorded` where a process ended after the whole answer was written down."""
+    wholes = [one for one in recorded if not _DOUBTS.intersection(one.flags)]
+    for estimate in recorded:
+        if _DOUBTS.intersection(estimate.flags) and any(_stands_for(whole, estimate) for whole in wholes):
+            try:
+                meter.post(take_back(meter.store, estimate))
+            except StoreError as error:
+                meter.fault("take back an estimate", error)
+
+
+def _stands_for(whole: Entry, estimate: Entry) -> bool:
+    """Whether `whole`, which bears the same answer's id, was recorded in place of `estimate`."""
+    replaced = estimate.dedup_key is None or whole.dedup_key == f"{estimate.dedup_key}{_WHOLE}"
+    return replaced and whole.operation == estimate.operation and whole.recorded_at >= estimate.recorded_at
+
+
 def replace_estimate(
     meter: Meter, authorization: Authorization, outcome: Outcome, estimate: Entry, *, dated: bool
 ) -> Entry | None:
@@ -72,7 +92,7 @@ def replace_estimate(
     if not dated:
         authorization.started_at = estimate.occurred_at
     if seen is not None and estimate.dedup_key is not None:  # the answer's own key is the estimate's
-        whole = f"{seen.bill_id or seen.response_id or outcome.response_id}#whole"
+        whole = f"{seen.bill_id or seen.response_id or outcome.response_id}{_WHOLE}"
         outcome = replace(outcome, observation=replace(seen, bill_id=whole))
     if estimate.latency_us is not None:
         authorization.started_ns = 0
