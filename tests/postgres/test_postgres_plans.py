@@ -180,3 +180,21 @@ def test_a_server_that_says_nothing_of_budgets_keeps_no_call(call, meter, idle, 
     call()
     never.set()
     assert len(list(meter.store.entries())) == 2
+
+
+def test_a_threshold_that_no_process_sees_itself_pass_is_told_by_who_sends_the_record(
+    call, meter, postgres_url, caplog
+):
+    meter.budgets.set(Budget(model="*", limit_requests=6, hard=False, thresholds=(100,), name="soft"))
+    for _ in range(4):
+        call()
+    meter.flush()
+    elsewhere = tokenmeter.make_meter(store=postgres_url)
+    answer = {"model": "gpt-4o-mini", "usage": {"prompt_tokens": 5, "completion_tokens": 5, "total_tokens": 10}}
+    elsewhere.record(answer, provider="openai", endpoint="chat.completions")
+    elsewhere.flush()
+    call()  # the sixth; as far as this process knows, the fifth
+    meter.flush()
+    elsewhere.close()
+    assert [one.threshold for one in meter.store.crossings()] == [6]
+    assert caplog.text.count("Budget 'soft' (model=gpt-4o-mini) passed 100 %") == 1

@@ -339,6 +339,7 @@ class Demands:
                     claims.append((live, one.limit, place))
                 if one.cap.counts:
                     thresholds = one.thresholds if one.cap.alerts_at(key.window_start) else ()
+                    live.thresholds = thresholds
                     if thresholds and live.alert_at == NEVER:
                         live.alert_at = thresholds[0]
                     posts.append((live, place, thresholds))

@@ -495,8 +495,11 @@ class Meter:
             How many entries still wait.
         """
         self.waiting.catch_up()
+        spooled = 0
+        if isinstance(self.store, Spooling):
+            spooled = self.store.flush(timeout)
+            self.budgets.telling.announce(self.store.take_crossings())
         self.budgets.alerts.flush(timeout)
-        spooled = self.store.flush(timeout) if isinstance(self.store, Spooling) else 0
         return spooled + len(self.waiting)
 
     def close(self) -> None:

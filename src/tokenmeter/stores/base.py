@@ -238,6 +238,10 @@ class Spooling(Protocol):
         """Send what waits on this host; how many entries are left after `timeout` seconds."""
         ...
 
+    def take_crossings(self) -> Sequence[ThresholdCrossing]:
+        """Crossings that this process has found when it sent records, and that nobody has told yet."""
+        ...
+
 
 class Archives(Protocol):
     """Closed months of a ledger in files; every other method of a store reads them as if they were still there."""

@@ -77,12 +77,14 @@ class Slot:
         key: The counter.
         window_end: End of its window in microseconds since the epoch; None when it never ends.
         alert_at: The settled amount from which a settlement reports this slot.
+        thresholds: The settled amounts that alert, ascending, for whoever folds a record and so knows where it stands.
     """
 
-    __slots__ = ("alert_at", "begin", "digest", "key", "window_end")
+    __slots__ = ("alert_at", "begin", "digest", "key", "thresholds", "window_end")
 
     def __init__(self, key: CounterKey, window_end: int | None, alert_at: int = NEVER) -> None:
         self.key, self.window_end, self.alert_at = key, window_end, alert_at
+        self.thresholds: tuple[int, ...] = ()
         self.digest = digest_of(key)
         row = compact_json([key.budget, key.scope, key.window_start, window_end])
         #: Beginning of the counter's row in the effects of a frame.

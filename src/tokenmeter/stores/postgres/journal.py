@@ -223,7 +223,7 @@ class ServerJournal(LeasingWriter):
         """
         if hold_id is not None and self._holds.get(hold_id, 0) <= self._now():
             raise HoldGoneError(hold_id)
-        self.append(record, settle_effects(hold_id, posts), generation=generation)
+        self.append(record, _with_thresholds(settle_effects(hold_id, posts), posts), generation=generation)
         if hold_id is not None:
             self._holds.pop(hold_id, None)
         settled = self._server.settled
@@ -422,6 +422,18 @@ class ServerJournal(LeasingWriter):
         """
         self.send()
         return self._server.has_entry(entry_id, None)
+
+
+def _with_thresholds(effects: bytes, posts: Sequence[Post]) -> bytes:
+    """The effects of a settlement with the thresholds of its counters, for the fold to look at.
+
+    What a process knows of a counter may lack what others spent since its last fold: who passes a threshold need not
+    be the one who sees it.
+    """
+    if not any(slot.thresholds for slot, _ in posts):
+        return effects
+    alert = json_text([slot.thresholds for slot, _ in posts]).encode()
+    return b'%b,"alert":%b}' % (effects[:-1], alert)
 
 
 def _effects(

@@ -195,6 +195,10 @@ class PostgresStore(BookStore[PostgresBook, ServerJournal]):
             slot.alert_at = next((threshold for threshold in thresholds if threshold > settled), NEVER)
         return (*crossed, *self.journal.take_crossings())
 
+    def take_crossings(self) -> tuple[ThresholdCrossing, ...]:
+        """Crossings that this process has found when it sent records, and that nobody has told yet."""
+        return self.journal.take_crossings()
+
     def recount(self, count: Callable[[], Mapping[CounterKey, tuple[int, int | None]]]) -> None:
         """Have counters say what `count` finds in the ledger, to which nothing is added meanwhile."""
         self.journal.send()
