@@ -3,7 +3,9 @@
 import pytest
 
 from tokenmeter.api import Meter
+from tokenmeter.budgets import Budget
 from tokenmeter.erasing import erase
+from tokenmeter.errors import TamperedLedgerError
 from tokenmeter.pricing import PriceList, Pricer
 from tokenmeter.stores.book import ENTRY_COLUMNS
 from tokenmeter.stores.documents import NewDocument
@@ -36,6 +38,24 @@ def test_a_table_that_is_gone_is_found(filled, table):
     told = found(filled)[f"table {table}"]
     assert told.startswith("The table is gone.")
     assert "restore a backup" in told
+
+
+def test_a_ledger_without_its_head_is_told_by_whatever_reads_its_entries(filled):
+    """By `verify` as a fault, also where budgets have to be counted again."""
+    meter = Meter(store=filled, pricer=Pricer(PriceList.load([])), budgets=[Budget(member="*", limit_tokens=500)])
+    body = {"id": "c1", "model": "gpt-5", "usage": {"prompt_tokens": 9, "completion_tokens": 1, "total_tokens": 10}}
+    meter.record(body, provider="openai", endpoint="chat.completions", attribution={"member": "ada"})
+    assert meter.verify().ok
+    change(filled, "DELETE FROM ledger")
+    for ask in (
+        lambda: list(filled.entries()),
+        lambda: filled.span(None, None),
+        filled.archives.listed,
+        meter.audit_budgets,
+    ):
+        with pytest.raises(TamperedLedgerError, match="The ledger's head is gone"):
+            ask()
+    assert {fault.where for fault in meter.verify().faults} == {"table ledger", "budgets"}
 
 
 def test_a_column_that_is_gone_is_found(filled):

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from tokenmeter.dimensions import DIMENSIONS
-from tokenmeter.errors import ConfigurationError
+from tokenmeter.errors import ConfigurationError, TamperedLedgerError
 from tokenmeter.ledger import Entry
 from tokenmeter.stores.definitions import Account
 from tokenmeter.stores.encoding import storable_text
@@ -125,6 +125,21 @@ _SHARED = frozenset(SHARED)
 FILTERS = ("trace_id", "response_id")
 
 Where = Mapping[str, frozenset[str | None]]
+
+
+def read_head(connection: Rows, columns: str) -> Sequence[Any]:
+    """Columns of the ledger's head, the one row of ``ledger``.
+
+    Raises:
+        TamperedLedgerError: it is gone.
+    """
+    row: Sequence[Any] | None = connection.execute(f"SELECT {columns} FROM ledger").fetchone()  # noqa: S608 - names of our own
+    if row is None:
+        raise TamperedLedgerError(
+            "The ledger's head is gone, the one row of its table `ledger`: somebody changed it other than with "
+            "tokenmeter. Restore a backup (`tokenmeter db restore`)."
+        )
+    return row
 
 
 def asked(condition: str) -> tuple[str, bool]:

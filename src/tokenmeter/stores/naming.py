@@ -13,7 +13,7 @@ from pydantic_core import from_json
 
 from tokenmeter.attribution import ApiKey
 from tokenmeter.stores.encoding import storable_text
-from tokenmeter.stores.engine import Rows, Where, asked
+from tokenmeter.stores.engine import Rows, Where, asked, read_head
 from tokenmeter.stores.slots import HOUR, Level, start_of
 
 #: Documents in which a program said what it calls a key, before it made a call under that name.
@@ -112,9 +112,7 @@ class KeyNames:
 
     def read(self, connection: Rows) -> NamesInForce:
         """The names in force, in a transaction that reads."""
-        stamp = tuple(
-            connection.execute("SELECT (SELECT max(id) FROM accounts), entries, documents FROM ledger").fetchone()
-        )
+        stamp = tuple(read_head(connection, "(SELECT max(id) FROM accounts), entries, documents"))
         known, names = self._known
         if known != stamp:
             names = _read(connection)

@@ -19,7 +19,16 @@ from tokenmeter.stores.base import EntryFilter
 from tokenmeter.stores.definitions import Account, Rate
 from tokenmeter.stores.documents import Document, DocumentQuery, NewDocument
 from tokenmeter.stores.encoding import FORMAT
-from tokenmeter.stores.engine import ArchiveFilter, Readable, Rows, check_dimensions, conditions, filter_of, matches
+from tokenmeter.stores.engine import (
+    ArchiveFilter,
+    Readable,
+    Rows,
+    check_dimensions,
+    conditions,
+    filter_of,
+    matches,
+    read_head,
+)
 from tokenmeter.stores.naming import NO_NAMES, KeyNames
 from tokenmeter.stores.record import decode_entry
 from tokenmeter.stores.slots import from_microseconds, to_microseconds
@@ -50,7 +59,7 @@ class _ArchiveMovedError(Exception):
 
 def archived_to_record(connection: Rows) -> int:
     """Number of the last record whose entry may be in a file instead."""
-    (number,) = connection.execute("SELECT archived_to FROM ledger").fetchone()
+    (number,) = read_head(connection, "archived_to")
     return int(number)
 
 

@@ -31,7 +31,7 @@ from tokenmeter.stores.archive.sealing import (
 from tokenmeter.stores.archive.shelf import Shelf, ids_in
 from tokenmeter.stores.archive.star import open_star
 from tokenmeter.stores.documents import Filing, NewDocument
-from tokenmeter.stores.engine import Readable, Rows
+from tokenmeter.stores.engine import Readable, Rows, read_head
 from tokenmeter.stores.slots import to_microseconds
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class ParquetArchives:
     def months(self, connection: Rows) -> list[ArchivedMonth]:
         """Every sealed run, in the order of the chain, as the ledger of `connection` has it."""
         run = connection.execute
-        (archived_to,) = run("SELECT archived_to FROM ledger").fetchone()
+        (archived_to,) = read_head(connection, "archived_to")
         (count,) = run("SELECT count(*) FROM documents WHERE kind = ?", (KIND,)).fetchone()
         if self._known[:2] != (archived_to, count):
             bodies = run("SELECT body FROM documents WHERE kind = ? ORDER BY seq", (KIND,)).fetchall()
@@ -250,9 +250,7 @@ class ParquetArchives:
         if since is not None:
             end_of(since)
         restored: list[ArchivedMonth] = []
-        (archived_to,) = self._book.read(
-            lambda connection: connection.execute("SELECT archived_to FROM ledger").fetchone()
-        )
+        (archived_to,) = self._book.read(lambda connection: read_head(connection, "archived_to"))
         for month in reversed(self.listed()):
             if month.first_seq > archived_to:
                 continue
