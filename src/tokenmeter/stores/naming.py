@@ -123,35 +123,30 @@ class KeyNames:
 
 
 def _read(connection: Rows) -> NamesInForce:
+    """A plain table of keys and their names: of several names of a key the one that was used or said last."""
     rows = connection.execute(
         "SELECT id, api_key_fingerprint, api_key_last4, api_key_alias FROM contexts "
-        "WHERE api_key_fingerprint IS NOT NULL"
+        "WHERE api_key_fingerprint IS NOT NULL ORDER BY id"
     ).fetchall()
-    said = _read_said(connection)
     labels: dict[str, str] = {}
-    named: dict[str, dict[int, str]] = {}
     ever: dict[str, set[str]] = {}
+    names: dict[str, dict[int, str]] = {}
     for account, fingerprint, last4, alias in rows:
-        hint = f"...{last4}"
-        for called in (hint, *((alias,) if alias else ())):
-            ever.setdefault(called, set()).add(fingerprint)
-        if alias is None:
-            labels.setdefault(fingerprint, hint)
-        else:
-            named.setdefault(fingerprint, {})[account] = alias
+        labels.setdefault(fingerprint, f"...{last4}")
+        ever.setdefault(f"...{last4}", set()).add(fingerprint)
+        if alias:
+            labels[fingerprint] = names.setdefault(fingerprint, {})[account] = alias
+            ever.setdefault(alias, set()).add(fingerprint)
+    said = _read_said(connection)
     several = {
-        fingerprint: accounts
-        for fingerprint, accounts in named.items()
-        if len({*accounts.values(), *(said[fingerprint][:1] if fingerprint in said else ())}) > 1
+        fingerprint: called
+        for fingerprint, called in names.items()
+        if len({*called.values(), *(said[fingerprint][:1] if fingerprint in said else ())}) > 1
     }
     used = _last_used(connection, several, said)
-    for fingerprint in named.keys() | said.keys():
-        name, since = said.get(fingerprint, (None, 0))
-        moment, last = used.get(fingerprint, (-1, None))
-        if last is not None and (name is None or moment >= since):
-            name = last
-        labels[fingerprint] = name or named[fingerprint][max(named[fingerprint])]
-    return NamesInForce(labels, {label: frozenset(keys) for label, keys in ever.items()}, labels)
+    labels |= {fingerprint: name for fingerprint, (_, name) in used.items()}
+    labels |= {key: name for key, (name, since) in said.items() if key not in used or used[key][0] < since}
+    return NamesInForce(labels, {name: frozenset(keys) for name, keys in ever.items()}, labels)
 
 
 def _read_said(connection: Rows) -> dict[str, tuple[str, int]]:
