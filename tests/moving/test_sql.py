@@ -5,11 +5,15 @@ import json
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
+from dataclasses import replace
 from decimal import Decimal
 
 import pytest
 
 from tokenmeter.errors import ConfigurationError
+from tokenmeter.ledger import new_id
+from tokenmeter.pricing.corrections import reversal
 
 
 @pytest.fixture
@@ -136,6 +140,16 @@ def test_the_tools_of_sqlite_utils_read_a_backup(meter, tmp_path):
 def test_a_ledger_on_a_server_says_what_to_use(filled, postgres_url):
     with pytest.raises(ConfigurationError, match="psql"):
         filled(postgres_url).database()
+
+
+def test_requests_add_up_to_the_calls_of_reports(meter):
+    first = next(meter.entries())
+    meter.post(reversal(first, []))
+    meter.post(replace(first, entry_id=new_id(), kind="growth", dedup_key=None))
+    meter.post(replace(first, entry_id=new_id(), operation="execute_tool", dedup_key=None))
+    with closing(meter.database()) as database:
+        for query in ("SELECT sum(requests) AS n FROM entries", "SELECT sum(requests) AS n FROM sums"):
+            assert next(database.query(query))["n"] == meter.report().totals.requests == 11
 
 
 def test_the_command_prints_a_table_or_json_and_says_what_is_wrong(meter, tmp_path, run_command):

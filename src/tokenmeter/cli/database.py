@@ -246,7 +246,7 @@ def _tell_erasure(done: erasing.Erasure) -> None:
     main,
     "sql",
     examples=[
-        'tokenmeter sql "SELECT member, count(*) AS calls FROM entries GROUP BY member"',
+        'tokenmeter sql "SELECT model, sum(requests) FROM entries GROUP BY model"',
         "tokenmeter sql \"SELECT * FROM charges WHERE meter = 'web_searches'\" --json",
         "tokenmeter sql --copy usage-readable.db",
     ],

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from pydantic_core import from_json, to_json
 
-from tokenmeter.dimensions import KEPT_WHO
+from tokenmeter.dimensions import KEPT_WHO, REQUESTS_AS, TOOL_OPERATION
 from tokenmeter.errors import ConfigurationError, reason_of
 from tokenmeter.money import to_dollars
 from tokenmeter.stores.base import Store
@@ -34,6 +34,11 @@ _TOKENS = (
 )
 
 
+_OF_KIND = " ".join(f"WHEN '{kind}' THEN {number}" for kind, number in REQUESTS_AS.items())
+#: As how many requests an entry counts (`tokenmeter.ledger.Entry.requests`).
+_REQUESTS = f"CASE WHEN c.operation = '{TOOL_OPERATION}' THEN 0 ELSE CASE c.kind {_OF_KIND} ELSE 0 END END"
+
+
 def _costs(known: str) -> str:
     """The columns of three costs, as text and as integers: NULL unless `known`, so that sums of them are, too."""
     return ", ".join(
@@ -56,7 +61,7 @@ _VIEWS = {
             strftime('%Y-%m-%dT%H:%M:%S', x.occurred_at / 1000000, 'unixepoch')
                 || printf('.%06dZ', x.occurred_at % 1000000) AS occurred_at,
             {_ACCOUNT}, CASE WHEN x.end_user IS NOT NULL THEN {_NAMED} END AS end_user, tag_values(t.body) AS tags,
-            {_TOKENS}, x.more AS other_quantities, {_ENTRY_COSTS}, x.unpriced, x.estimated,
+            {_REQUESTS} AS requests, {_TOKENS}, x.more AS other_quantities, {_ENTRY_COSTS}, x.unpriced, x.estimated,
             json_extract(x.body, '$.flags') AS flags, json_extract(x.body, '$.latency_us') AS latency_us,
             json_extract(x.body, '$.response_id') AS response_id, json_extract(x.body, '$.request_id') AS request_id,
             x.trace_id, json_extract(x.body, '$.span_id') AS span_id
@@ -75,7 +80,8 @@ _VIEWS = {
     """,
     "accounts": "SELECT * FROM LEDGER.contexts",
     "sums": f"""
-        SELECT date(x.slot * 86400, 'unixepoch') AS day, {_ACCOUNT}, x.n AS entries, {_TOKENS}, {_SUM_COSTS},
+        SELECT date(x.slot * 86400, 'unixepoch') AS day, {_ACCOUNT}, x.n AS entries,
+            x.n * {_REQUESTS} AS requests, {_TOKENS}, {_SUM_COSTS},
             x.unpriced, x.estimated
         FROM LEDGER.sums AS x JOIN LEDGER.contexts AS c ON c.id = x.account WHERE x.level = 1
     """,  # noqa: S608 - as above
@@ -85,11 +91,11 @@ _VIEWS = {
 def open_database(store: Store, copy_to: str | os.PathLike[str] | None = None) -> Database:
     """The ledger file as a `sqlite_utils.Database` that can only be read. Close it when you are done.
 
-    Views in plain names: ``entries`` (one row per call, correction or adjustment), ``charges`` (its lines),
-    ``accounts`` (who, which model, under which terms) and ``sums`` (per account and UTC day). ``billed_cost`` and its
-    like are exact decimal text in US dollars; ``billed_micro * 1000000 + billed_pico`` are whole picodollars, to be
-    added up in SQL. The function ``dollars(micro, pico)`` makes text of sums: ``dollars(sum(billed_micro),
-    sum(billed_pico))``. Entries of archived months are not in the file; ``sums`` has all.
+    Views in plain names: ``entries`` (one row per call, correction or adjustment; ``requests`` adds up to the calls),
+    ``charges`` (its lines), ``accounts`` (who, which model, under which terms) and ``sums`` (per account and UTC day).
+    ``billed_cost`` and its like are exact decimal text in US dollars; ``billed_micro * 1000000 + billed_pico`` are
+    whole picodollars, to be added up in SQL. The function ``dollars(micro, pico)`` makes text of sums:
+    ``dollars(sum(billed_micro), sum(billed_pico))``. Entries of archived months are not in the file; ``sums`` has all.
 
     Args:
         store: The ledger.
