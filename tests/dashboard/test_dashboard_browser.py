@@ -14,8 +14,13 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import pytest
+import uvicorn
+from starlette.applications import Starlette
+from starlette.responses import HTMLResponse
+from starlette.routing import Mount, Route
 
 import tokenmeter
+from tokenmeter import dashboard
 from tokenmeter.reconciliation import reconciliations
 from tokenmeter.testing import FakeProvider
 
@@ -474,6 +479,35 @@ def test_who_may_caps_a_member_from_their_page_after_seeing_what_it_does(busy, s
     page.get_by_role("button", name="Grant it").click()
     expect(page.get_by_role("region", name="Grants as a table")).to_contain_text("release week")
     assert wide(page) <= 0
+
+
+def test_in_a_frame_pages_are_read_and_nothing_is_done(busy, run_server, browse):
+    """A page around it could lead a click to a button that nobody sees."""
+    letting_act(busy, "read", "budgets")
+
+    def portal(request):
+        return HTMLResponse('<iframe src="/usage/account?member=bob" width="900" height="900"></iframe>')
+
+    pages = Mount("/usage", dashboard.app(busy, frame_ancestors="self"))
+    host = Starlette(routes=[Route("/", portal), Route("/favicon.ico", portal), pages])
+    served = run_server(uvicorn.Server(uvicorn.Config(host, port=0, log_level="warning", lifespan="off")))
+    page = browse(f"{served.url}/usage/login", expected=("403", "frame-ancestors"))
+    page.get_by_label("Token").fill(ACTS)
+    page.get_by_role("button", name="Log in").click()
+    drawn(page)
+    page.goto(served.url)
+    frame = page.frame_locator("iframe")
+    expect(frame.get_by_role("heading", level=1, name="Member bob")).to_be_visible()
+    form = frame.get_by_role("form", name="Set a limit")
+    form.locator("[name=limit]").fill("0.01")
+    form.get_by_label("Why").fill("spends too much")
+    with page.expect_response("**/usage/acts/budget") as answer:
+        form.get_by_role("button", name="Show what will happen").click()
+    assert answer.value.status == 403
+    assert "frame-ancestors 'none'" in answer.value.headers["content-security-policy"]
+    expect(frame.get_by_role("button", name="Set it")).to_have_count(0)
+    expect(frame.get_by_role("heading", level=1, name="Member bob")).to_have_count(0)
+    assert all(one.name != "member-bob" for one in busy.budgets.in_force)
 
 
 def test_what_is_shown_can_be_exported(served, busy, browse):
