@@ -51,11 +51,18 @@ def test_a_ledger_without_its_head_is_told_by_whatever_reads_its_entries(filled)
         lambda: list(filled.entries()),
         lambda: filled.span(None, None),
         filled.archives.listed,
+        filled.identity,
+        filled.pulse,
         meter.audit_budgets,
     ):
         with pytest.raises(TamperedLedgerError, match="The ledger's head is gone"):
             ask()
     assert {fault.where for fault in meter.verify().faults} == {"table ledger", "budgets"}
+    if filled.url.startswith("postgresql"):  # of a server there is more to say than of its ledger
+        assert any("head is gone" in warning for warning in filled.health().warnings)
+        return
+    with pytest.raises(TamperedLedgerError, match="The ledger's head is gone"):
+        filled.health()
 
 
 def test_a_column_that_is_gone_is_found(filled):

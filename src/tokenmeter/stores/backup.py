@@ -19,6 +19,7 @@ from tokenmeter.stores import open_store, store_path
 from tokenmeter.stores.audit import audit
 from tokenmeter.stores.base import Store, Verification
 from tokenmeter.stores.copying import End, Progress, carry
+from tokenmeter.stores.engine import read_head
 from tokenmeter.stores.sqlite import SQLiteStore
 from tokenmeter.stores.sqlite.end import LedgerFile, SQLiteEnd, copy_file
 from tokenmeter.stores.tail import owner_of, segment_path, segments
@@ -156,7 +157,7 @@ def _look(file: Path, path: Path, *, check: bool, progress: Progress | None) -> 
 
 
 def _standing(connection: Any) -> tuple[int, int, str]:
-    entries, documents, digest = connection.execute("SELECT entries, documents, hash FROM ledger").fetchone()
+    entries, documents, digest = read_head(connection, "entries, documents, hash")
     return entries, documents, bytes(digest).hex()
 
 
@@ -221,7 +222,7 @@ def _restore_server(file: LedgerFile, url: str, progress: Progress | None) -> No
     store = open_store(url)
     try:
         end = _end_of(store)
-        if end.read(lambda rows: rows.execute("SELECT seq FROM ledger").fetchone()[0]):
+        if end.read(lambda rows: read_head(rows, "seq")[0]):
             raise ConfigurationError(
                 f"{store.url} has a ledger with records, and one on a server is never replaced: name an empty schema "
                 "(?schema=NAME), and move programs to it."
@@ -243,7 +244,7 @@ def _restore_file(file: LedgerFile, path: Path, *, overwrite: bool) -> Path | No
     fresh = Path(f"{restoring_path(path)}{os.getpid()}")
     copy_file(lambda work: work(file.read(lambda connection: connection)), fresh)
     try:
-        identity = file.read(lambda connection: bytes(connection.execute("SELECT identity FROM ledger").fetchone()[0]))
+        identity = file.read(lambda connection: bytes(read_head(connection, "identity")[0]))
         with _locked(path):
             replaced = _put_aside(path, identity, utcnow())
             fresh.replace(path)

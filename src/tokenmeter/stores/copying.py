@@ -17,6 +17,7 @@ from tokenmeter.display import counted
 from tokenmeter.errors import LedgerError
 from tokenmeter.stores.book import SUM_COLUMNS, SUM_TABLES
 from tokenmeter.stores.documents import MOVED
+from tokenmeter.stores.engine import read_head
 from tokenmeter.stores.fold import AMOUNTS, FIRST, identity_column
 from tokenmeter.stores.reading import archived_to_record
 
@@ -145,7 +146,7 @@ def refuse_holds(rows: Any) -> None:
 
 
 def _reached(rows: Any) -> Copied:
-    seq, digest = rows.execute("SELECT seq, hash FROM ledger").fetchone()
+    seq, digest = read_head(rows, "seq, hash")
     return Copied(seq, bytes(digest))
 
 

@@ -127,6 +127,12 @@ FILTERS = ("trace_id", "response_id")
 Where = Mapping[str, frozenset[str | None]]
 
 
+HEADLESS = (
+    "The ledger's head is gone, the one row of its table `ledger`: somebody changed it other than with tokenmeter. "
+    "Restore a backup (`tokenmeter db restore`)."
+)
+
+
 def read_head(connection: Rows, columns: str) -> Sequence[Any]:
     """Columns of the ledger's head, the one row of ``ledger``.
 
@@ -135,10 +141,7 @@ def read_head(connection: Rows, columns: str) -> Sequence[Any]:
     """
     row: Sequence[Any] | None = connection.execute(f"SELECT {columns} FROM ledger").fetchone()  # noqa: S608 - names of our own
     if row is None:
-        raise TamperedLedgerError(
-            "The ledger's head is gone, the one row of its table `ledger`: somebody changed it other than with "
-            "tokenmeter. Restore a backup (`tokenmeter db restore`)."
-        )
+        raise TamperedLedgerError(HEADLESS)
     return row
 
 

@@ -16,6 +16,7 @@ from tokenmeter.stores.archive.manifest import KIND as ARCHIVE
 from tokenmeter.stores.copying import Progress, refuse_holds
 from tokenmeter.stores.documents import ERASURE, MERGED, MOVED, NewDocument
 from tokenmeter.stores.encoding import FORMAT
+from tokenmeter.stores.engine import read_head
 from tokenmeter.stores.moving import Movable, moved_to, opened, refuse_itself
 
 _PAGE = 500
@@ -86,7 +87,7 @@ def merge_ledger(source: str | Path, target: str | Path, *, progress: Progress |
 
 
 def _entries(store: Movable) -> int:
-    (count,) = store.end().read(lambda rows: rows.execute("SELECT entries FROM ledger").fetchone())
+    (count,) = store.end().read(lambda rows: read_head(rows, "entries"))
     return int(count)
 
 
@@ -198,7 +199,7 @@ def _definitions(origin: Movable) -> list[bytes]:
 
 def _record(origin: Movable, store: Movable, taken: int, repeated: int) -> str:
     """File what was taken in; the head after it."""
-    identity, head = origin.end().read(lambda rows: rows.execute("SELECT identity, hash FROM ledger").fetchone())
+    identity, head = origin.end().read(lambda rows: read_head(rows, "identity, hash"))
     body = {
         "ledger": bytes(identity).hex(),
         "head": bytes(head).hex(),

@@ -19,6 +19,7 @@ from tokenmeter.stores.archive.archives import ParquetArchives
 from tokenmeter.stores.base import DIMENSIONS, Store, Verification
 from tokenmeter.stores.copying import Copied, End, Progress, carry, compare_sums
 from tokenmeter.stores.documents import MOVED, Filing, NewDocument
+from tokenmeter.stores.engine import read_head
 from tokenmeter.stores.slots import from_microseconds
 from tokenmeter.stores.sqlite.end import SQLiteEnd
 from tokenmeter.stores.urls import redacted
@@ -207,7 +208,7 @@ def _compare(origin: Movable, copy: Movable, reached: Copied) -> int:
 
 
 def _head(store: Movable) -> tuple[int, bytes]:
-    seq, digest = store.end().read(lambda rows: rows.execute("SELECT seq, hash FROM ledger").fetchone())
+    seq, digest = store.end().read(lambda rows: read_head(rows, "seq, hash"))
     return seq, bytes(digest)
 
 
@@ -275,7 +276,5 @@ def _told(copy: Movable, *, behind: int, retired: bool, check: bool, progress: P
             f"The copy has {counted(len(found.faults), 'fault')}, the first: {first.where}: {first.detail} "
             "If `tokenmeter verify` finds it in the source, too, it was there before; --quick leaves this check out."
         )
-    entries, documents, digest = copy.end().read(
-        lambda rows: rows.execute("SELECT entries, documents, hash FROM ledger").fetchone()
-    )
+    entries, documents, digest = copy.end().read(lambda rows: read_head(rows, "entries, documents, hash"))
     return Copy(copy.url, entries, documents, bytes(digest).hex(), behind, 0, retired, found)

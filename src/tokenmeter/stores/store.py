@@ -23,7 +23,7 @@ from tokenmeter.stores.book import FoldingBook
 from tokenmeter.stores.documents import Document, DocumentQuery
 from tokenmeter.stores.effects import NewHold, Shared, note_effects
 from tokenmeter.stores.encoding import hold_record, quoted
-from tokenmeter.stores.engine import asked, check_boundaries
+from tokenmeter.stores.engine import asked, check_boundaries, read_head
 from tokenmeter.stores.naming import NO_NAMES, KeyNames
 from tokenmeter.stores.reading import EntryReader
 from tokenmeter.stores.record import decode_hold, encode_entry
@@ -148,6 +148,11 @@ class BookStore(ABC, Generic[B, J]):
         """Rows of one statement, of all that has been written."""
         self._look()
         return self._book.fetch(statement, values)
+
+    def _head(self, columns: str) -> Sequence[Any]:
+        """Columns of the ledger's head, of all that has been written."""
+        self._look()
+        return self._book.read(lambda connection: read_head(connection, columns))
 
     def expired(self, now: datetime, *, limit: int = 100) -> Sequence[Reservation]:
         """Holds whose expiry has passed by the ledger's clock, oldest first."""
@@ -294,11 +299,11 @@ class BookStore(ABC, Generic[B, J]):
 
     def identity(self) -> str:
         """What tells the ledger from every other one."""
-        return bytes(self._ask("SELECT identity FROM ledger")[0][0]).hex()
+        return bytes(self._head("identity")[0]).hex()
 
     def pulse(self) -> str:
         """A text that differs after every write; behind its last dot is the number of holds."""
-        return ".".join(map(str, self._ask("SELECT entries, documents, (SELECT count(*) FROM holds) FROM ledger")[0]))
+        return ".".join(map(str, self._head("entries, documents, (SELECT count(*) FROM holds)")))
 
     # -- care
 

@@ -17,7 +17,7 @@ from tokenmeter.stores.archive.places import opened_copy
 from tokenmeter.stores.archive.sealing import follow
 from tokenmeter.stores.archive.shelf import asking_duckdb, ids_in, open_duckdb
 from tokenmeter.stores.base import Fault
-from tokenmeter.stores.engine import Readable, Rows
+from tokenmeter.stores.engine import Readable, Rows, read_head
 from tokenmeter.stores.fold import FIRST
 from tokenmeter.stores.slots import HOUR
 
@@ -53,9 +53,7 @@ def check_months(
         heads: Hashes to look for among those of records that are in files; only the ends of files unless `deep`.
     """
     asked = {one for one in heads if one is not None}
-    archived_to, archived_hash = book.read(
-        lambda connection: connection.execute("SELECT archived_to, archived_hash FROM ledger").fetchone()
-    )
+    archived_to, archived_hash = book.read(lambda connection: read_head(connection, "archived_to, archived_hash"))
     faults, found = list[Fault](), dict[str, int]()
     last, head = 0, FIRST.hex()
     for month in months:

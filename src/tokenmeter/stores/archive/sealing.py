@@ -17,7 +17,7 @@ from tokenmeter.stores.archive.manifest import ArchivedMonth, Merkle, Proof
 from tokenmeter.stores.archive.places import digest_of_file, joined, put_file, remove_file
 from tokenmeter.stores.archive.shape import Shaper
 from tokenmeter.stores.documents import Filing, NewDocument
-from tokenmeter.stores.engine import Readable, Rows
+from tokenmeter.stores.engine import Readable, Rows, read_head
 from tokenmeter.stores.fold import AMOUNTS, FIRST, link
 from tokenmeter.stores.slots import from_microseconds, to_microseconds
 
@@ -276,9 +276,7 @@ class Sealing:
 
     def _folder(self) -> str:
         """Where in a place this ledger's files lie: many ledgers may share one."""
-        identity: bytes = self._book.read(
-            lambda connection: connection.execute("SELECT identity FROM ledger").fetchone()[0]
-        )
+        identity: bytes = self._book.read(lambda connection: read_head(connection, "identity")[0])
         return identity.hex()
 
 

@@ -17,6 +17,7 @@ from psycopg import Connection, sql
 from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError, SchemaVersionError, TokenmeterError
 from tokenmeter.stores.base import Health
+from tokenmeter.stores.engine import HEADLESS
 from tokenmeter.stores.postgres.book import PostgresBook
 from tokenmeter.stores.postgres.pool import Pool
 from tokenmeter.stores.postgres.schema import NEWEST, apply, migrations, state
@@ -285,7 +286,11 @@ def describe(
 
 
 def _describe_server(fetch: Callable[[str], Sequence[Any]], known: dict[str, Any], warnings: list[str]) -> None:
-    version, user, schema_version, holds, seq, entries, head, refused, reason, *rights = fetch(_FACTS)[0]
+    facts = fetch(_FACTS)
+    if not facts:
+        warnings.append(HEADLESS)
+        return
+    version, user, schema_version, holds, seq, entries, head, refused, reason, *rights = facts[0]
     known |= {
         "server_version": version,
         "schema_version": schema_version,

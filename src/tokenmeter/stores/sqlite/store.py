@@ -289,9 +289,9 @@ class SQLiteStore(BookStore[SQLiteBook, Journal | DirectJournal]):
 
     def health(self) -> Health:
         """Facts of the file and of SQLite, and what to mind."""
-        entries, head, holds, refused = self._ask(
-            "SELECT entries, hash, (SELECT count(*) FROM holds), (SELECT count(*) FROM refused) FROM ledger"
-        )[0]
+        entries, head, holds, refused = self._head(
+            "entries, hash, (SELECT count(*) FROM holds), (SELECT count(*) FROM refused)"
+        )
         status = self.path.stat()
         log = Path(f"{self.path}-wal")
         trouble = self._book.trouble
