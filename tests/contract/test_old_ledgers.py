@@ -6,9 +6,11 @@ import sqlite3
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from tokenmeter.dimensions import EntryKind
 from tokenmeter.ledger import CounterKey
 from tokenmeter.stores.base import Counter
 from tokenmeter.stores.definitions import Account, definition
@@ -41,6 +43,17 @@ def test_it_verifies_and_everything_in_it_is_read(old, make_entry):
     store.settle(make_entry())
     assert store.verify(head=told["head"]).after_head == 1
     store.close()
+
+
+def test_every_kind_of_entry_is_in_a_ledger_that_is_kept(tmp_path):
+    kinds = set()
+    for number, packed in enumerate(LEDGERS):
+        path = tmp_path / f"{number}.db"
+        path.write_bytes(gzip.decompress(packed.read_bytes()))
+        store = SQLiteStore(path)
+        kinds |= {entry.kind for entry in store.entries()}
+        store.close()
+    assert kinds == set(get_args(EntryKind)), "tests/ledgers/write.py makes one that holds the new kind"
 
 
 def test_a_new_column_makes_no_old_record_edited(old):

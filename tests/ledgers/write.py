@@ -1,7 +1,7 @@
 """Writes the ledger of this release's format that later releases must read and verify: run once per format.
 
     python tests/ledgers/write.py                # format-N.db.gz, and format-N.json: what is in it
-    python tests/ledgers/write.py reversals      # format-N-reversals.*: what it learnt to say with the same number
+    python tests/ledgers/write.py kinds          # format-N-kinds.*: what it learnt to say with the same number
 
 The files are made beside this one, and never again once a release has them.
 """
@@ -10,6 +10,7 @@ import gzip
 import json
 import sys
 import tempfile
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -54,6 +55,11 @@ def entries():
         yield entry
         if number % 17 == 5:
             yield reversal(entry, ())
+        if number % 17 == 8:
+            grown = {"entry_id": new_id(), "dedup_key": None, "request_id": f"{entry.request_id}-1"}
+            yield replace(entry, kind="growth", **grown)
+        if number % 17 == 11:
+            yield replace(entry, kind="adjustment", entry_id=new_id(), dedup_key=None, usage=Usage({}), charges=())
 
 
 def calls():
