@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import inspect
-import itertools
 import logging
 import threading
 import time
@@ -23,6 +22,7 @@ from tokenmeter.money import ZERO, add, to_dollars, to_picodollars
 from tokenmeter.places import is_waited_for, place_in_code, say_place
 from tokenmeter.processes import is_on_event_loop, make_lock, run_alone
 from tokenmeter.running import SCOPES, decorate, runner_of
+from tokenmeter.strays import STRAYS, this_thread
 from tokenmeter.texts import check_text
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ class Scope:
         self._waiting: deque[_Counted] = deque()
         self.opened_by = opened_by
         self.begun = False  # whether a call was made inside
-        self.stray_before = _stray
+        self.stray_before = STRAYS.last
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Scope, (self.attribution,))
@@ -324,30 +324,31 @@ def current_attribution() -> Attribution:
     return scopes[-1].attribution if scopes else NOBODY
 
 
-def scopes_of_call() -> tuple[Scope, ...]:
+def scopes_of_call(*, named: bool = False) -> tuple[Scope, ...]:
     """The open blocks around a call that is being made right here, outermost first.
 
-    A call outside of any block is noticed, so that a block whose calls went astray can say so.
+    A call outside of any block is noticed, so that a block whose calls went astray can say so; not one that is `named`,
+    which says itself on whose account it goes.
     """
-    global _stray  # noqa: PLW0603 - the last one of this process
     scopes = SCOPES.get()
     if scopes:
         for scope in scopes:
             scope.begun = True
         return scopes
-    if _empty is not None:
-        _look_for_the_block(*_empty)
-    if not (_this_thread.opens_blocks or is_waited_for()):
-        _stray = (next(_numbers), _this_thread.name or _this_thread.find_name())
-    return scopes
+    if STRAYS.empty is not None:
+        _look_for_the_block(*STRAYS.empty)
+    if named or is_waited_for():
+        return scopes
+    if not this_thread.opens_blocks:
+        STRAYS.last = (next(STRAYS.numbers), this_thread.name or this_thread.find_name())
+    return _OUTSIDE if STRAYS.looks > 0 else scopes
 
 
 def _look_for_the_block(block: attribute, ended_at: int) -> None:
     """A call is made outside of every block soon after one has ended that saw none: background work, a slow thread."""
-    global _empty  # noqa: PLW0603 - as above
-    if _this_thread.opens_blocks and threading.current_thread() is threading.main_thread() and not is_on_event_loop():
+    if this_thread.opens_blocks and threading.current_thread() is threading.main_thread() and not is_on_event_loop():
         return  # a program's own next line
-    _empty = None
+    STRAYS.empty = None
     if time.monotonic_ns() - ended_at <= _SOON:
         block.warn(
             "ended without a call, and soon after one was made outside of every block. If that call belongs here (a "
@@ -356,25 +357,29 @@ def _look_for_the_block(block: attribute, ended_at: int) -> None:
         )
 
 
-class _ThisThread(threading.local):
-    opens_blocks = False
-    name = ""
-
-    def find_name(self) -> str:
-        """The thread's name, looked up once."""
-        self.name = threading.current_thread().name
-        return self.name
-
-
-_this_thread = _ThisThread()
-_numbers = itertools.count(1)
-#: The last call made without a block in a thread that opens none: its number and the thread's name.
-_stray = (0, "")
-#: The last block that ended without a call, and when; for how many nanoseconds it is looked for.
-_empty: tuple[attribute, int] | None = None
+#: How many nanoseconds after its end a block without a call is looked for.
 _SOON = 30 * 10**9
-#: What was said already, by place in the user's code.
-_told: set[tuple[str, str]] = set()
+
+
+class _Outside(Scope):
+    """What stands for the blocks of a call that is outside of every one: it looks whether one waits for the call."""
+
+    __slots__ = ()
+
+    def count(self, *_: object, **__: object) -> None:
+        """The call is settled, in the thread that made it."""
+        for scope in STRAYS.find_waiting()[-1:]:
+            scope.begun = True  # it is told of here
+            scope.opened_by.warn(
+                "waits for a thread that made a call outside of every block: that call is recorded without it, and "
+                "passed the budgets on it. Hand the thread or pool tokenmeter.carry(function), or use "
+                "tokenmeter.CarryingExecutor",
+                where=f"the call {say_place()}",
+            )
+
+
+#: The blocks of such a call.
+_OUTSIDE: tuple[Scope, ...] = (_Outside(NOBODY),)
 
 
 class attribute:  # noqa: N801 - used as a verb, like contextlib.suppress
@@ -385,7 +390,8 @@ class attribute:  # noqa: N801 - used as a verb, like contextlib.suppress
     hand it ``tokenmeter.carry(function)``. A stream belongs to the block it was opened in, wherever it is read.
 
     A block that could not reach its calls (left in another context than it was entered in, or without any while, or
-    soon before, some were made outside of every block) logs a warning, once for each place in the code.
+    soon before, some were made outside of every block; or it waits for a thread that made one outside of every block)
+    logs a warning, once for each place in the code.
 
     Args:
         attribution: A ready `Attribution`; what is named beside it goes before.
@@ -468,9 +474,11 @@ class attribute:  # noqa: N801 - used as a verb, like contextlib.suppress
 
     def _open(self, outer: tuple[Any, ...]) -> Scope:
         self._place = self._place or place_in_code()
-        _this_thread.opens_blocks = True
+        this_thread.opens_blocks = True
         scope = self._scope_in(outer[-1] if outer else None)
-        SCOPES.set((*outer, scope))
+        scopes = (*outer, scope)
+        STRAYS.opened(scopes, on_loop=is_on_event_loop())
+        SCOPES.set(scopes)
         return scope
 
     def _scope_in(self, outer: Scope | None) -> Scope:
@@ -486,6 +494,7 @@ class attribute:  # noqa: N801 - used as a verb, like contextlib.suppress
             depth -= 1
         if depth >= 0:
             self._look_for_strays(scopes[depth], failed=kind is not None)
+            STRAYS.left(scopes[:depth])
             SCOPES.set(scopes[:depth])  # last: what fails before is begun anew
         elif kind is not GeneratorExit:  # a generator that nobody reads on may be closed anywhere
             self.warn(
@@ -495,25 +504,24 @@ class attribute:  # noqa: N801 - used as a verb, like contextlib.suppress
             )
 
     def _look_for_strays(self, scope: Scope, *, failed: bool) -> None:
-        global _empty  # noqa: PLW0603 - the last one of this process
         if scope.begun:
             return
-        if _stray is scope.stray_before:
+        if STRAYS.last is scope.stray_before:
             # Not what a framework opens around all work, whether or not it calls, nor a generator's step to its item.
             if not (failed or self.place or self._in_steps):
-                _empty = (self, time.monotonic_ns())
+                STRAYS.empty = (self, time.monotonic_ns())
         else:
             self.warn(
                 "saw no call, while a thread outside of every block made one. If that call belongs here, hand the "
                 "thread or pool tokenmeter.carry(function), or use tokenmeter.CarryingExecutor",
-                where=f"thread {_stray[1]!r}",
+                where=f"thread {STRAYS.last[1]!r}",
             )
 
     def warn(self, what: str, *, where: str | None = None) -> None:
         """Say what went wrong with this block, once for its place in the code."""
         place = self._place or "an unknown place"
-        if (place, what) not in _told:
-            _told.add((place, what))
+        if (place, what) not in STRAYS.told:
+            STRAYS.told.add((place, what))
             suffix = f" ({where})" if where else ""
             log.warning("The block tokenmeter.attribute(...) at %s %s%s.", place, what, suffix)
 

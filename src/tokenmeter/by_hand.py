@@ -303,7 +303,7 @@ def _call(
         operation=found.operation,
         facts=facts,
         attribution=Attribution.of(attribution).over(around),
-        scopes=scopes_of_call(),
+        scopes=scopes_of_call(named=attribution is not None),
         api_key=meter.identify(api_key),
         span=None if meter.spans is None else meter.spans.current(),
     )

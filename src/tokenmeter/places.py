@@ -17,7 +17,8 @@ R = TypeVar("R")
 
 #: Whoever stands between the user's line and us, beside the standard library.
 _BETWEEN = sys.stdlib_module_names | {
-    *("tokenmeter", "openai", "anthropic", "google", "httpx", "tenacity", "anyio", "uvloop")
+    *("tokenmeter", "openai", "anthropic", "google", "httpx", "httpx2", "httpcore", "httpcore2", "tenacity"),
+    *("anyio", "uvloop"),
 }
 
 
