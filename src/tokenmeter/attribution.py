@@ -194,6 +194,9 @@ class Scope:
     Pickled, as for a process pool, it keeps what it attributes to and counts on its own over there.
     """
 
+    #: Whether calls in it have to be asked for one by one: it has limits of its own.
+    limits_calls: ClassVar[bool] = False
+
     __slots__ = (
         "_lock",
         "_merged",

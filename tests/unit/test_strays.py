@@ -99,6 +99,18 @@ def test_a_call_of_a_thread_that_a_block_waits_for_is_told_once_with_both_places
     assert {entry.attribution.member for entry in meter.entries()} == {"ada", None}
 
 
+def test_calls_outside_of_every_block_go_by_their_plan_where_there_are_blocks(heard, call, meter, monkeypatch):
+    settled = []
+    settle = type(meter).settle
+    monkeypatch.setattr(type(meter), "settle", lambda *one, **named: settled.append(one) or settle(*one, **named))
+    with attribute(member="ada"):
+        call()
+    for _ in range(5):
+        call()
+    assert len(settled) == 2  # the first on each account, of which the others' plan is learnt
+    assert len(list(meter.entries())) == 6
+
+
 AWAITING = {
     "run_in_executor": lambda loop, pool, call: loop.run_in_executor(pool, call),
     "gather": lambda loop, pool, call: asyncio.gather(*(loop.run_in_executor(pool, call) for _ in range(2))),

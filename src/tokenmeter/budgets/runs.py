@@ -26,6 +26,8 @@ class Run(Scope):
         budget: The limits.
     """
 
+    limits_calls = True
+
     __slots__ = ("_counters", "_room", "budget", "caps")
 
     def __init__(

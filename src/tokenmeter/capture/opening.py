@@ -133,8 +133,8 @@ def _plan_key(
     if type(model) is not str:
         return None
     for scope in who[1]:
-        if type(scope) is not Scope:
-            return None  # a block with a budget of its own
+        if scope.limits_calls:
+            return None
     if tier is not None and type(tier) is not str:
         if is_given(tier):
             return None
