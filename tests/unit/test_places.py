@@ -29,6 +29,7 @@ def _no_block_before(monkeypatch):
 @pytest.fixture
 def settings(store_url):
     """Settings of a ledger that nobody has opened, where members are asked for and capped."""
+    tokenmeter.reset()  # nor is told that it is another than before
     each = Budget(member="*", limit_usd=1, name="each")
     yield {"store": store_url, "require": ["member"], "on_missing": "warn", "budgets": [each], "config": {}}
     tokenmeter.reset()
