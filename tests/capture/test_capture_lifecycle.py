@@ -291,6 +291,9 @@ class _Forgetful:
     def generation(self):
         return 0
 
+    def key_names(self):
+        return {}
+
     def documents(self, *_args):
         return iter(())
 
