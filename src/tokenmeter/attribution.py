@@ -415,6 +415,8 @@ class attribute:  # noqa: N801 - used as a verb, like contextlib.suppress
 
     #: Where the block stands, for warnings, if it is not the caller's code.
     place: ClassVar[str | None] = None
+    #: What the code calls it.
+    verb: ClassVar[str] = "attribute"
 
     def __init__(
         self,
@@ -520,13 +522,17 @@ class attribute:  # noqa: N801 - used as a verb, like contextlib.suppress
                 where=f"thread {STRAYS.last[1]!r}",
             )
 
+    @property
+    def where(self) -> str:
+        """File and line of the block, or of the function that it is around."""
+        return self._place or "an unknown place"
+
     def warn(self, what: str, *, where: str | None = None) -> None:
         """Say what went wrong with this block, once for its place in the code."""
-        place = self._place or "an unknown place"
-        if (place, what) not in STRAYS.told:
-            STRAYS.told.add((place, what))
+        if (self.where, what) not in STRAYS.told:
+            STRAYS.told.add((self.where, what))
             suffix = f" ({where})" if where else ""
-            log.warning("The block tokenmeter.attribute(...) at %s %s%s.", place, what, suffix)
+            log.warning("The block tokenmeter.%s(...) at %s %s%s.", self.verb, self.where, what, suffix)
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         """Decorate a function, a coroutine function, or a generator function of either kind.

@@ -135,6 +135,7 @@ class BudgetExceededError(TokenmeterError):
         retry_after: Seconds after which a retry makes sense; None when unknown.
         model: The model the call named.
         key_name: What the API key of ``scope`` is called: its alias or last four characters; None without one.
+        place: File and line where the run began that the budget is of (`tokenmeter.budget`); None for any other.
     """
 
     retryable: ClassVar[bool] = False
@@ -156,6 +157,7 @@ class BudgetExceededError(TokenmeterError):
         model: str | None = None,
         max_affordable_output_tokens: int | None = None,
         key_name: str | None = None,
+        place: str | None = None,
     ) -> None:
         self.reason = reason
         self.budget = budget
@@ -171,6 +173,7 @@ class BudgetExceededError(TokenmeterError):
         self.model = model
         self.max_affordable_output_tokens = max_affordable_output_tokens
         self.key_name = key_name
+        self.place = place
         super().__init__(self.message())
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -181,7 +184,8 @@ class BudgetExceededError(TokenmeterError):
         if redact:
             return "This call was stopped because a usage budget is exhausted."
         asked = "has no upper bound" if self.requested is None else f"needs up to {self._amount(self.requested)}"
-        state = f"Budget {self.budget!r} ({whose(self.scope, self.key_name)}) stopped the call before it was sent: "
+        of = whose(self.scope, self.key_name) if self.place is None else f"the run begun at {self.place}"
+        state = f"Budget {self.budget!r} ({of}) stopped the call before it was sent: "
         if self.unit == "in_flight":  # nothing is spent of it, and each call is one
             state += f"limit {self._amount(self.limit)}, of which {self.reserved:f} are taken."
         else:
@@ -232,6 +236,7 @@ class BudgetExceededError(TokenmeterError):
             "model": self.model,
             "max_affordable_output_tokens": self.max_affordable_output_tokens,
             "key_name": self.key_name,
+            "place": self.place,
         }
 
     def _amount(self, value: Decimal) -> str:

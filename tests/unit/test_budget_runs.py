@@ -1,7 +1,10 @@
 """`with tokenmeter.budget(...)`: a run that does not end is stopped before it costs more than it may."""
 
 import asyncio
+import copy
+import inspect
 import threading
+from dataclasses import replace
 from decimal import Decimal
 
 import pytest
@@ -67,6 +70,56 @@ def test_a_loop_is_stopped_before_it_costs_more(meter):
     assert (stop.value.budget, stop.value.limit, stop.value.spent) == ("run", 35, 30)
     spend(meter)  # outside of it nothing is limited
     assert list(meter.store.all_counters()) == []
+
+
+def place_of(number):
+    return f"{__file__}:{number}"
+
+
+def line_here():
+    return inspect.currentframe().f_back.f_lineno
+
+
+def test_a_stop_names_the_run_and_the_line_where_it_began(meter):
+    begun = line_here() + 1
+    with tokenmeter.budget("research", limit_usd=10), tokenmeter.attribute(member="ada"):
+        assert loop(meter) == 1
+        with pytest.raises(BudgetExceededError) as stop:
+            spend(meter)
+    assert str(stop.value).startswith(f"Budget 'research' (the run begun at {place_of(begun)}) stopped the call")
+    assert stop.value.to_dict()["place"] == copy.copy(stop.value).place == place_of(begun)
+    assert place_of(begun) not in stop.value.message(redact=True)
+
+
+def test_a_run_of_a_function_names_the_function_also_where_its_calls_have_no_upper_bound(meter):
+    @tokenmeter.budget(limit_usd=10)
+    def agent():
+        meter.authorize(replace(a_call(), facts=RequestFacts(model="m", unbounded="tools")))
+
+    @tokenmeter.budget(limit_usd=10)
+    def steps():
+        yield loop(meter)
+        spend(meter)
+
+    for function, run in ((agent, agent), (steps, lambda: list(steps()))):
+        with pytest.raises(BudgetExceededError) as stop:
+            run()
+        assert stop.value.place == place_of(inspect.unwrap(function).__code__.co_firstlineno)
+
+
+def test_a_budget_of_the_ledger_that_stops_a_run_names_no_place(meter):
+    meter.budgets.set(Budget(limit_requests=0, name="all"))
+    with tokenmeter.budget(limit_usd=10), pytest.raises(BudgetExceededError, match=r"'all' \(all calls\)") as stop:
+        spend(meter)
+    assert stop.value.place is None
+
+
+def test_a_block_of_a_budget_that_saw_no_call_is_warned_of_as_one(meter, caplog):
+    with tokenmeter.budget(limit_usd=10):
+        other = threading.Thread(target=spend, args=(meter,))
+        other.start()
+        other.join()
+    assert [line.split(" at ")[0] for line in caplog.messages] == ["The block tokenmeter.budget(...)"]
 
 
 def test_what_is_in_flight_is_held_and_given_back(meter):

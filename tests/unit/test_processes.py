@@ -9,8 +9,8 @@ import pytest
 from forking import run_in_child
 from tokenmeter import default
 from tokenmeter.attribution import NOBODY, Scope
-from tokenmeter.budgets import Budget, delivery, registry, tokens
-from tokenmeter.budgets.runs import Run
+from tokenmeter.budgets import delivery, registry, tokens
+from tokenmeter.budgets.runs import budget
 from tokenmeter.meter import meter as meter_module
 from tokenmeter.processes import has_ended, make_lock, process_name
 from tokenmeter.stores.trouble import Trouble
@@ -68,7 +68,7 @@ class TestLocksInAForkedChild:
         "lock_of",
         [
             lambda: Scope(NOBODY)._lock,
-            lambda: Run(Budget(limit_usd=1), None)._room,
+            lambda: budget(limit_usd=1)._scope_in(None)._room,
             lambda: Trouble("x", "y")._lock,
             lambda: default._lock,
             lambda: delivery._starting,

@@ -32,6 +32,11 @@ LEAST_INJECTED = 16
 class LocalCounters(Protocol):
     """Counters of this process alone."""
 
+    @property
+    def place(self) -> str:
+        """Where in the code they begin."""
+        ...
+
     def counter(self, key: CounterKey) -> Counter:
         """Where one stands."""
         ...
@@ -299,6 +304,7 @@ def _fields(hold: HeldBudget, counter: Counter, call: Call) -> dict[str, Any]:
         "spent": amount_of(unit, counter.settled),
         "reserved": amount_of(unit, counter.reserved),
         "key_name": None if key is None else key.name,
+        "place": None if hold.run is None else hold.run.place,
     }
 
 

@@ -24,17 +24,17 @@ class Run(Scope):
 
     Attributes:
         budget: The limits.
+        place: File and line where it begins: of its block, or of the function that it is a run of.
     """
 
     limits_calls = True
 
-    __slots__ = ("_counters", "_room", "budget", "caps")
+    __slots__ = ("_counters", "_room", "budget", "caps", "place")
 
-    def __init__(
-        self, limits: Budget, outer: Scope | None, *, opened_by: object = None, goes_on: Run | None = None
-    ) -> None:
+    def __init__(self, limits: Budget, outer: Scope | None, *, opened_by: budget, goes_on: Run | None = None) -> None:
         super().__init__(NOBODY, outer, opened_by=opened_by)
         self.budget = limits
+        self.place = opened_by.where
         self.caps: tuple[Cap, ...] = tuple(Cap(limits, unit) for unit in limits.units)
         if goes_on is None:
             self._counters: dict[str, Counter] = {cap.counter_name: Counter() for cap in self.caps}
@@ -186,6 +186,8 @@ class budget(attribute):  # noqa: N801 - used as a verb, like attribute
     """
 
     __slots__ = ("_begun", "_budget")
+
+    verb = "budget"
 
     def __init__(
         self,
