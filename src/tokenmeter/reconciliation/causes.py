@@ -41,7 +41,10 @@ CAUSES: Mapping[Cause, str] = {
     "unit": "amounts a hundredfold apart: cents were taken for dollars, or the other way round",
     "cache_convention": "cached tokens were counted in the input as well: one side's input includes them",
     "zone": "the statement's days are cut in another time zone",
-    "empty": "the statement has nothing at all: another organization, project or month, or a report not filled yet",
+    "empty": (
+        "the statement has nothing at all, or no costs at all: another organization, project or month, or a report not "
+        "filled yet"
+    ),
     "partial": "the statement has no rows for so early or so late a day: cut off, or made before the period ended",
     "repeated": "what differs is exactly the rows that stand in the statement twice, word for word",
     "names": "the same traffic under another name of model, key or project",

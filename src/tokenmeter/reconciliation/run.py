@@ -235,8 +235,9 @@ def _rates(given: Mapping[str, Decimal | int | str]) -> dict[str, Decimal]:
 def _whose(source: Any) -> str:
     """Whose reports a client reads: its address, organization and key; kept beside remembered pages, the key hashed."""
     key = str(getattr(source, "admin_api_key", None) or getattr(source, "api_key", None) or "")
-    told = [getattr(source, name, None) for name in ("base_url", "organization")]
-    return " ".join([*(str(one or "") for one in told), hashlib.sha256(key.encode()).hexdigest()[:16]])
+    organization = getattr(source, "organization", None)  # a name in OpenAI's SDK, methods in Anthropic's
+    told = str(getattr(source, "base_url", None) or ""), organization if isinstance(organization, str) else ""
+    return " ".join([*told, hashlib.sha256(key.encode()).hexdigest()[:16]])
 
 
 def check_grain(by: str | Sequence[str]) -> tuple[str, ...]:
