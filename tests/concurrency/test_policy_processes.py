@@ -3,6 +3,7 @@
 import signal
 import time
 from dataclasses import replace
+from decimal import Decimal
 
 import pytest
 
@@ -11,6 +12,7 @@ from tokenmeter.ledger import new_id
 from tokenmeter.meter import Meter
 from tokenmeter.pricing import PriceList, Pricer
 from tokenmeter.stores import open_store
+from tokenmeter.testing import FakeProvider
 
 SHARED = pytest.mark.parametrize("store_url", ["sqlite", "postgres"], indirect=True)
 PROGRAM = """
@@ -85,6 +87,66 @@ def test_prepaid_credit_is_drained_by_eight_processes_to_exactly_zero(store_url,
     said = run_processes(8, PROGRAM + WORK, store_url, "()")
     assert sum(int(output.split()[-1]) for output in said) == 120
     assert [(one.limit, one.spent, one.remaining) for one in meter.remaining()] == [(120, 120, 0)]
+    assert meter.audit_budgets() == ()
+    meter.close()
+
+
+ASKED = """
+import tokenmeter
+from tokenmeter.openai import OpenAI
+
+meter = tokenmeter.configure(store=url)
+question = dict(model="gpt-5-mini", messages=[{"role": "user", "content": "What?"}], max_completion_tokens=16)
+"""
+ESTIMATE = """
+bound = meter.estimate(**question).bound
+print(bound.cost, bound.amount("tokens"))
+meter.close()
+"""
+CLIENTS = """
+import logging
+logging.disable()
+client = OpenAI(base_url=sys.argv[3], api_key="sk-customer", max_retries=0)
+admitted = []
+
+def work():
+    while True:
+        try:
+            with tokenmeter.attribute(team="t"):
+                client.chat.completions.create(**question)
+        except tokenmeter.BudgetReservedError:
+            time.sleep(0.005)
+        except tokenmeter.BudgetExceededError as stop:
+            assert stop.spent == stop.limit
+            return
+        else:
+            admitted.append(1)
+
+threads = [threading.Thread(target=work) for _ in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+assert meter.faults == 0
+meter.close()
+print(len(admitted))
+"""
+
+
+@SHARED
+def test_clients_of_eight_processes_use_prepaid_credit_to_the_last_token(store_url, run_processes):
+    """Each call uses what is held for it at most, and the credit is worth 120 such calls, in dollars and in tokens."""
+    cost, tokens = run_processes(1, ASKED + ESTIMATE, store_url)[0].split()
+    meter = read(store_url)
+    meter.budgets.set(Budget(team="*", limit_usd=0, limit_tokens=0, period="total", name="credit"))
+    for unit, each in (("usd", Decimal(cost)), ("tokens", int(tokens))):
+        meter.budgets.grant("credit", 120 * each, by="billing", reason="pack", scope={"team": "t"}, unit=unit)
+    with FakeProvider() as provider:
+        provider.answer(meters={"input": int(tokens) - 16, "output": 16}, times=None)
+        said = run_processes(8, ASKED + CLIENTS, store_url, provider.openai_url)
+        assert len(provider.requests) == sum(map(int, said)) == 120
+    assert [(one.unit, one.spent > 0, one.remaining) for one in meter.remaining()] == [
+        ("usd", True, 0),
+        ("tokens", True, 0),
+    ]
     assert meter.audit_budgets() == ()
     meter.close()
 

@@ -428,6 +428,18 @@ class TestRaises:
             meter.authorize(replace(a_call(size=0), scopes=current_scopes()))
         assert "That is all this run may use" in str(stop.value)
 
+    def test_what_is_left_where_no_such_call_fits_is_said(self, metered):
+        meter = metered(Budget(member="*", limit_usd=0, period="total", name="credit"))
+        meter.budgets.grant("credit", 200, by="grace", reason="r", scope={"member": "ada"}, at="2026-01-01")
+        spend(meter, a_call(), 110)
+        with pytest.raises(BudgetExceededError, match=r"What is left, \$90, is for smaller calls, .* grant it more"):
+            meter.authorize(a_call())
+        with tokenmeter.budget(limit_tokens=120) as run:
+            spend(meter, replace(a_call(size=48), scopes=current_scopes()), 80)
+            with pytest.raises(BudgetExceededError, match=r"What is left, 40 tokens, is for .* needs another run"):
+                meter.authorize(replace(a_call(), scopes=current_scopes()))
+            assert run.left == {"tokens": 40}
+
     def test_it_ends_with_its_window(self, metered):
         meter = metered(Budget(limit_usd=100, name="all"))
         meter.raise_budget("all", 50, by="grace", reason="launch", at=utcnow() - timedelta(days=62))

@@ -242,7 +242,7 @@ def explain(stop: CapReachedError, plan: Demand, *, store: Store, wait: Decimal)
     if room > 0 and (claim.amount > hold.limit or affordable):
         reason = "It needs more than the window has left; ask for fewer output tokens or send a shorter prompt."
         return RequestTooLargeError(reason, retry_after=until_free, max_affordable_output_tokens=affordable, **values)
-    return BudgetExceededError(_say_what_helps(hold, values["resets_at"]), retry_after=until_free, **values)
+    return BudgetExceededError(_say_what_helps(hold, room, values["resets_at"]), retry_after=until_free, **values)
 
 
 def refuse(error: UnboundedError, call: Call, at: datetime, *, store: Store) -> RequestTooLargeError:
@@ -259,16 +259,22 @@ def refuse(error: UnboundedError, call: Call, at: datetime, *, store: Store) -> 
     )
 
 
-def _say_what_helps(hold: HeldBudget, resets_at: datetime | None) -> str:
-    """What lets calls pass again where waiting does not."""
+def _say_what_helps(hold: HeldBudget, room: int, resets_at: datetime | None) -> str:
+    """What lets calls pass again: shorter ones, where something is left, and what helps where waiting does not."""
+    unit, helps = hold.cap.unit, list[str]()
+    if room > 0:
+        left = f"${amount_of(unit, room):f}" if unit == "usd" else f"{room} {unit}"
+        helps.append(f"What is left, {left}, is for smaller calls, such as with a shorter prompt.")
+    elif hold.run is not None:
+        helps.append("That is all this run may use.")
     if hold.run is not None:
-        return "That is all this run may use; what is left to do needs another one, or a larger limit."
-    if resets_at is None:
-        return (
+        helps.append("What is left to do needs another run, or a larger limit.")
+    elif resets_at is None:
+        helps.append(
             f"It never resets: grant it more (`tokenmeter budgets grant {shlex.quote(hold.cap.budget.name)} ...`), or "
             "raise its limit."
         )
-    return ""
+    return " ".join(helps)
 
 
 def _until_free(cap: Cap, free_at: int | None, at: datetime) -> Decimal | None:
