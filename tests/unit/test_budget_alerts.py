@@ -14,7 +14,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import pytest
@@ -56,6 +56,7 @@ class MailServer(socketserver.StreamRequestHandler):
     """Takes mails as a server on this machine does, and keeps them in `mails`."""
 
     server: Any
+    answers: ClassVar = {"EHLO": "250-here\r\n250 AUTH PLAIN", "AUTH": "535 5.7.8 Error: authentication failed"}
 
     def handle(self):
         def say(line):
@@ -69,8 +70,8 @@ class MailServer(socketserver.StreamRequestHandler):
                 sender = line.split("<")[1].split(">")[0]
             elif verb == "RCPT":
                 recipient = line.split("<")[1].split(">")[0]
-                if recipient in self.server.refused:
-                    say("550 no such user")
+                if answer := self.server.refused.get(recipient):
+                    say(answer)
                     continue
                 recipients.append(recipient)
             elif verb == "DATA":
@@ -80,15 +81,15 @@ class MailServer(socketserver.StreamRequestHandler):
                     lines.append(text)
                 self.server.mails.append((sender, recipients, "".join(lines)))
             elif verb == "QUIT":
-                say("221 bye")
+                say(self.server.goodbye)
                 return
-            say("250 ok")
+            say(self.answers.get(verb, "250 ok"))
 
 
 @pytest.fixture
 def mail_server():
     server: Any = socketserver.ThreadingTCPServer(("127.0.0.1", 0), MailServer)
-    server.mails, server.refused = [], set()
+    server.mails, server.refused, server.goodbye = [], {}, "221 bye"
     server.address = {"host": "127.0.0.1", "port": server.server_address[1], "security": "none"}
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -314,12 +315,54 @@ class TestTargets:
         assert asked == [("mail.example.com", port)]
 
     def test_of_several_recipients_the_log_says_who_was_refused(self, mail_server, caplog):
-        mail_server.refused = {"bob@example.com"}
+        mail_server.refused = {"bob@example.com": "550 5.1.1 no such user"}
         to = ["Ada <ada@example.com>", "bob@example.com"]
         Email(to, sender="meter@example.com", **mail_server.address)(ALERT)
         ((_, recipients, _),) = mail_server.mails
         assert recipients == ["ada@example.com"]
-        assert "bob@example.com was refused by 127.0.0.1: (550" in caplog.text
+        (told,) = caplog.messages
+        assert told.startswith("An alert was not sent to bob@example.com, whom 127.0.0.1:")
+        assert told.endswith(" refused: 550 5.1.1 no such user")
+
+    def test_who_is_put_off_is_sent_it_later_and_the_others_not_twice(self, mail_server):
+        send = Email(["ada@example.com", "bob@example.com"], sender="m@example.com", **mail_server.address)
+        mail_server.refused = {"bob@example.com": "451 4.7.1 Greylisted, try again later"}
+        for _ in range(2):
+            with pytest.raises(TargetError, match=r"for bob@example\.com: 451 4\.7\.1 Grey.* later\.$") as stop:
+                send(ALERT)
+            assert not stop.value.final
+        mail_server.refused = {}
+        send(ALERT)
+        send(NOTICE)
+        told = [recipients for _, recipients, _ in mail_server.mails]
+        assert told == [["ada@example.com"], ["bob@example.com"], ["ada@example.com", "bob@example.com"]]
+
+    def test_who_is_put_off_and_then_refused_is_told_in_the_log(self, mail_server, caplog):
+        send = Email(["ada@example.com", "bob@example.com"], sender="m@example.com", **mail_server.address)
+        mail_server.refused = {"bob@example.com": "451 later"}
+        with pytest.raises(TargetError):
+            send(ALERT)
+        mail_server.refused = {"bob@example.com": "550 never"}
+        send(ALERT)
+        assert "bob@example.com" in caplog.text
+        assert len(mail_server.mails) == 1
+
+    def test_a_mail_that_nobody_was_sent_is_none(self, mail_server):
+        mail_server.refused = {"ada@example.com": "550 5.1.1 no such user"}
+        with pytest.raises(TargetError, match=r"for ada@example\.com: 550 5\.1\.1 no such user"):
+            Email("Ada <ada@example.com>", sender="m@example.com", **mail_server.address)(ALERT)
+
+    def test_a_mail_that_was_taken_is_sent_whatever_the_server_says_at_the_end(self, mail_server):
+        mail_server.goodbye = "421 4.4.2 closing"
+        Email("a@example.com", sender="m@example.com", **mail_server.address)(ALERT)
+        assert len(mail_server.mails) == 1
+
+    def test_a_wrong_password_is_told_in_words(self, mail_server):
+        wrong = {**mail_server.address, "user": "meter", "password": "s3cret"}
+        with pytest.raises(TargetError, match=r":\d+: it answered 535 5\.7\.8 .*, which is what a wrong user") as stop:
+            Email("a@example.com", sender="m@example.com", **wrong)(ALERT)
+        assert "s3cret" not in str(stop.value)
+        assert not mail_server.mails
 
     def test_a_mail_server_that_is_not_there_is_a_clear_error(self):
         with pytest.raises(TargetError, match=r"could not be sent by 127\.0\.0\.1"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import smtplib
 import ssl
@@ -11,12 +12,15 @@ from email.utils import format_datetime, getaddresses
 
 from tokenmeter.budgets.alerts import Alert, Notice
 from tokenmeter.budgets.delivery import TargetError
-from tokenmeter.errors import ConfigurationError
+from tokenmeter.errors import ConfigurationError, reason_of
 from tokenmeter.patience import STEPS, wait_for
 
 log = logging.getLogger("tokenmeter")
 
 _PORTS = {"starttls": 587, "tls": 465, "none": 25}
+#: From here on an answer is for good; below, it may be another one later: some servers put off whom they do not know.
+_FOR_GOOD = 500
+_WRONG_LOGIN = 535
 
 
 class Email:
@@ -61,8 +65,12 @@ class Email:
             raise ConfigurationError(f"email.host must be the name of a mail server, not {host!r}.")
         if not (password or "").isascii():  # which is not shown
             raise ConfigurationError("email.password must be ASCII: SMTP's log-in has no other letters.")
+        self._addresses = list(dict.fromkeys(address for _, address in getaddresses(self._to)))
+        #: Who is still to be told, of alerts that the server did not take for everybody yet.
+        self._left: dict[str, list[str]] = {}
         self._sender = sender
         self._server = (host, _PORTS[security] if port is None else port)
+        self._at = "{}:{}".format(*self._server)
         self._security = security
         self._login = (user, password or "") if user else None
         self._timeout = timeout
@@ -79,7 +87,7 @@ class Email:
         """Send `alert`.
 
         Raises:
-            TargetError: the server did not take it.
+            TargetError: the server did not take it, or not for everybody yet: who has it is not sent it again.
         """
         message = EmailMessage()
         message["From"] = self._sender
@@ -90,26 +98,62 @@ class Email:
         message["Message-ID"] = f"<{alert.alert_id}@tokenmeter>"
         lines = "".join(f"{name}: {value}\n" for name, value in alert.facts().items())
         message.set_content(f"{alert}\n\n{lines}")
+        left = self._left.get(alert.alert_id, self._addresses)
         try:
-            wait_for(lambda _: self._send(message), STEPS * self._timeout)
+            refused = wait_for(lambda _: self._send(message, left), STEPS * self._timeout)
         except (OSError, smtplib.SMTPException) as error:
-            raise TargetError(
-                f"{self!r} could not be sent by {self._server[0]}: {type(error).__name__}: {error}."
-            ) from error
+            raise self._failure(_explain(error)) from error
+        later = {address: answer for address, answer in refused.items() if answer[0] < _FOR_GOOD}
+        nobody = len(refused) == len(self._addresses)
+        for address in refused.keys() - later.keys() if later or not nobody else ():
+            log.warning("An alert was not sent to %s, whom %s refused: %s", address, self._at, _say(*refused[address]))
+        if later or nobody:
+            self._left[alert.alert_id] = list(later or left)
+            told = "; ".join(f"{address}: {_say(*answer)}" for address, answer in (later or refused).items())
+            raise self._failure(f"it answered for {told}")
+        self._left.pop(alert.alert_id, None)
 
-    def _send(self, message: EmailMessage) -> None:
+    def _failure(self, why: str) -> TargetError:
+        return TargetError(f"{self!r} could not be sent by {self._at}: {why}.")
+
+    def _send(self, message: EmailMessage, to: Sequence[str]) -> dict[str, tuple[int, bytes]]:
+        """Hand a mail to the server; what it answered for the recipients that it did not take."""
         context = ssl.create_default_context()
         if self._security == "tls":
             server: smtplib.SMTP = smtplib.SMTP_SSL(*self._server, timeout=self._timeout, context=context)
         else:
             server = smtplib.SMTP(*self._server, timeout=self._timeout)
-        with server:
+        try:
             if self._security == "starttls":
                 server.starttls(context=context)
             if self._login is not None:
                 server.login(*self._login)
-            for address, why in server.send_message(message).items():
-                log.warning("An alert was sent, but %s was refused by %s: %s", address, self._server[0], why)
+            return server.send_message(message, to_addrs=to)
+        except smtplib.SMTPRecipientsRefused as nobody:
+            return nobody.recipients
+        finally:
+            with contextlib.suppress(OSError, smtplib.SMTPException):
+                server.quit()  # a mail that was taken is sent, whatever is answered to this
+            server.close()
+
+
+def _explain(error: Exception) -> str:
+    """What went wrong, as who set the target up can mend it."""
+    if isinstance(error, smtplib.SMTPResponseException):
+        said = _say(error.smtp_code, error.smtp_error)
+        if error.smtp_code == _WRONG_LOGIN:
+            return f"it answered {said}, which is what a wrong user or password is answered with"
+        return f"it answered {said}"
+    if isinstance(error, smtplib.SMTPServerDisconnected):
+        return f"it broke the connection off, or did not answer in time ({reason_of(error)})"
+    why = reason_of(error)
+    return f'{why}: email.security is to be "tls" or "none"' if "STARTTLS" in why else why
+
+
+def _say(code: int, answer: bytes | str) -> str:
+    """An answer of a server in one line."""
+    text = answer.decode("utf-8", "replace") if isinstance(answer, bytes) else answer
+    return " ".join(f"{code} {text}".split()).rstrip(".")
 
 
 def _is_address(text: str) -> bool:
