@@ -454,3 +454,64 @@ def test_datev_names_each_account_that_is_missing(booked):
     told = str(refused.value)
     assert "'Assets:Bank' for bank, 'Expenses:BadDebts' for bad_debts" in told
     assert told.endswith("(--account bank=1200 --account bad_debts=2400).")
+
+
+BEFORE = {
+    "nothing": [],
+    "some of a line": [[(1, "1.00")]],
+    "an amount": ["7.00"],
+    "words, and some of a line": [[("Goodwill", "2.00")], [(2, "0.50")]],
+}
+
+
+@pytest.mark.parametrize("before", BEFORE.values(), ids=BEFORE)
+def test_a_full_credit_note_leaves_nothing_on_any_account_of_its_invoice(store, book, december, before):
+    for cost in ("10.004", "5.004", "3.004"):
+        book(cost, team="search", provider="openai", model=f"gpt-{cost}")
+    book("50.004", team="search", provider="anthropic", model="claude-haiku-4-5")
+    close_period(store, "2026-11", now=december)
+    profile = {"seller": {"name": "P"}, "taxes": [{"name": "VAT", "rate": "0.19"}]}
+    bill = issue_invoice(store, draft_invoice(store, team="search", period="2026-11", profile=profile))
+    assert bill.totals.rounding
+    for part in before:
+        credit_invoice(store, bill, part, "goodwill")
+    credit_invoice(store, bill, None, "all of it")
+    assert find_invoice(store, str(bill.number)).status == "credited"
+    sums = {}
+
+    def put(account, amount):
+        sums[account] = add(sums.get(account, Decimal(0)), amount)
+
+    for entry in journal_entries(store, period="2026-11", accounts={"income": "Income:{provider}:{model}"}):
+        for posting in entry.postings if entry.kind != "provider_cost" else ():
+            put(posting.account, posting.amount)
+    assert len(sums) > 6
+    assert set(sums.values()) == {0}
+
+    by_model = {f"model={line.model}": f"840{line.position}" for line in bill.lines}
+    chart = NUMBERS | {"income": {**by_model, "default": "8499"}}
+    sums.clear()
+    for row in csv.DictReader(
+        io.StringIO(export_journal(store, period="2026-11", form="xero", accounts=chart).decode())
+    ):
+        put(row["*AccountCode"], Decimal(row["*UnitAmount"]))
+    assert {*sums} >= {*by_model.values(), NUMBERS["rounding"]}
+    assert set(sums.values()) == {0}
+
+    sums.clear()
+    packed = export_journal(store, period="2026-11", form="datev", accounts=chart, options={"currency": "USD"})
+    for row in list(csv.reader(io.StringIO(packed.decode("cp1252")), delimiter=";"))[2:]:
+        amount = Decimal(row[0].replace(",", "."))
+        put(row[7], amount if row[1] == "S" else negate(amount))
+    assert {*sums} >= {*by_model.values(), NUMBERS["rounding"]}
+    assert total(sums.values()) == 0  # tax and all, of which rounding by cents may stand on one account or another
+    assert all(abs(left) <= Decimal("0.02") for left in sums.values())
+
+
+def test_xero_has_rounding_on_its_own_account_where_one_is_named(booked):
+    def codes(**accounts):
+        text = export_journal(booked, period="2026-11", form="xero", accounts={"income": "200", **accounts}).decode()
+        return {row["*Description"]: row["*AccountCode"] for row in csv.DictReader(io.StringIO(text))}
+
+    assert codes()["Rounding"] == "200"
+    assert codes(rounding="860")["Rounding"] == "860"

@@ -18,9 +18,17 @@ from tokenmeter.stores.documents import Document
 CREDIT_COLUMNS = ("credit_note", "invoice", "line", "description", "amount", "tax_amount", "currency")
 
 
+#: In place of a line's number: what is given back of an invoice's rounding.
+ROUNDING = 0
+
+
 @dataclass(frozen=True, slots=True)
 class CreditLine:
-    """What is given back: for which line (None = none in particular), in words, and how much before tax."""
+    """What is given back: for which line, in words, and how much before tax.
+
+    The line is None for none in particular, and `ROUNDING` for the invoice's rounding. A negative amount takes back:
+    the credit of a line that was negative itself, or what earlier notes gave back in words.
+    """
 
     line: int | None
     description: str
@@ -35,8 +43,8 @@ class CreditNote(Printable):
         number: ``CN-00001``.
         invoice: The invoice it puts right, as it stands with this note.
         reason: Why.
-        lines: What is given back, positive.
-        net: Their sum.
+        lines: What is given back.
+        net: Their sum, positive.
         taxes: Tax given back, at the invoice's rates.
         total: Net and taxes, positive, in the invoice's currency.
         issued_on: Day of issue.
@@ -69,14 +77,14 @@ class CreditNote(Printable):
     def _table(self) -> Iterator[Mapping[str, Cell]]:
         known = {"credit_note": self.number, "invoice": self.invoice.number, "currency": self.invoice.currency}
         for line in self.lines:
-            yield {**known, "line": line.line, "description": line.description, "amount": line.amount}
+            yield {**known, "line": line.line or None, "description": line.description, "amount": line.amount}
         for tax in self.taxes:
             yield {**known, "description": tax.label, "tax_amount": tax.amount}
 
     def to_sheet(self) -> PrintedSheet:
         """What its page shows."""
         invoice, currency = self.invoice, self.invoice.currency
-        rows = (("" if one.line is None else str(one.line), one.description, f"{one.amount:,f}") for one in self.lines)
+        rows = ((str(one.line or ""), one.description, f"{one.amount:,f}") for one in self.lines)
         return PrintedSheet(
             title=f"Credit note {self.number}",
             author=invoice.seller.name,

@@ -16,7 +16,7 @@ from decimal import Decimal
 from itertools import chain, count
 from unicodedata import category, normalize
 
-from tokenmeter.billing.credit_note import CreditLine, CreditNote
+from tokenmeter.billing.credit_note import ROUNDING, CreditLine, CreditNote
 from tokenmeter.billing.events import MOVED_TEXT, movements
 from tokenmeter.billing.filed import credit_notes, invoices
 from tokenmeter.billing.invoice import Invoice
@@ -155,12 +155,13 @@ def _book_invoice(invoice: Invoice, chart: AccountChart) -> JournalEntry:
 def _book_credit_note(note: CreditNote, chart: AccountChart) -> JournalEntry:
     facts = facts_of(note.invoice)
     money = note.invoice.currency
-    income: dict[str, Decimal] = {}
+    given: dict[tuple[str, str], Decimal] = {}
     for credit, told in credited(note):
-        account = chart.account("income", told)
-        income[account] = EXACT.add(income.get(account, ZERO), credit.amount)
+        role = role_of(credit)
+        place = role, chart.account(role, told)
+        given[place] = EXACT.add(given.get(place, ZERO), credit.amount)
     postings = [chart.post("receivable", facts, note.total.copy_negate(), money)]
-    postings += [Posting("income", account, amount, money) for account, amount in income.items()]
+    postings += [Posting(role, account, amount, money) for (role, account), amount in given.items() if amount]
     for tax in note.taxes:
         if tax.amount:
             postings.append(chart.post("tax", {**facts, "tax": tax.label.split()[0]}, tax.amount, money))
@@ -268,6 +269,11 @@ def credited(note: CreditNote) -> Iterator[tuple[CreditLine, dict[str, str]]]:
         yield credit, {**nowhere, **facts} if told is None else {**facts, **told}
 
 
+def role_of(credit: CreditLine) -> str:
+    """Against which account a credit note's line is booked."""
+    return "rounding" if credit.line == ROUNDING else "income"
+
+
 def _facts_of_cost(rate: RateKey) -> dict[str, str]:
     """What may choose an account of a provider's cost: who used it, provider and model."""
     who = {name: rate.about(name) or "" for name in DIMENSIONS}
@@ -285,7 +291,7 @@ class AccountChart:
         for role in accounts:
             if role not in ACCOUNTS:
                 raise ConfigurationError(f"accounts: unknown role {role!r}; use {', '.join(ACCOUNTS)}.")
-        self._accounts = {**ACCOUNTS, **accounts}
+        self._accounts, self._named = {**ACCOUNTS, **accounts}, frozenset(accounts)
         self._parts: dict[str, dict[str, str]] = defaultdict(dict)
         self._taken: dict[str, set[str]] = defaultdict(set)
 
@@ -335,6 +341,10 @@ class AccountChart:
             raise ConfigurationError(
                 f"accounts.{role} is {named!r}, which names something unknown ({error}); known: {', '.join(facts)}."
             ) from None
+
+    def names(self, role: str) -> bool:
+        """Whether the settings name the account of a role, which else has a usual one."""
+        return role in self._named
 
     def post(self, role: str, facts: Mapping[str, str], amount: Decimal, currency: str) -> Posting:
         """A posting of that role."""

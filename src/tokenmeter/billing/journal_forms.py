@@ -26,6 +26,7 @@ from tokenmeter.billing.journal import (
     facts_of_line,
     is_beancount_account,
     journal_entries,
+    role_of,
 )
 from tokenmeter.billing.paper import plain_text
 from tokenmeter.billing.period import days_of, zone_of_books
@@ -185,21 +186,21 @@ _QUICKBOOKS = (
 _QUICKBOOKS_NUMBER, _QUICKBOOKS_ROWS, _XERO_INVOICES = 21, 1000, 500
 
 
-def _amounts(document: Invoice | CreditNote) -> Iterator[tuple[str, Decimal, Mapping[str, str]]]:
-    """Lines that add up to the net: text, amount (of a credit note negative), facts for its account."""
+def _amounts(document: Invoice | CreditNote) -> Iterator[tuple[str, Decimal, str, Mapping[str, str]]]:
+    """Lines that add up to the net: text, amount (of a credit note negative), role of its account and facts for it."""
     if isinstance(document, CreditNote):
         for credit, told in credited(document):
-            yield credit.description, credit.amount.copy_negate(), told
+            yield credit.description, credit.amount.copy_negate(), role_of(credit), told
         return
     facts = facts_of(document)
     for line in document.lines:
         quantity = f": {line.quantity.normalize(EXACT):,f} {line.unit.lower()}" if line.quantity else ""
         factors = f", {line.factors_text}" if line.multipliers else ""
-        yield f"{line.description}{quantity}{factors}", line.amount, {**facts, **facts_of_line(line)}
+        yield f"{line.description}{quantity}{factors}", line.amount, "income", {**facts, **facts_of_line(line)}
     if document.totals.rounding:
         # On an account of no provider in particular, whichever names a pattern asks for.
         told = dict.fromkeys((name for line in document.lines for name in facts_of_line(line)), "")
-        yield "Rounding", document.totals.rounding, {**told, **facts}
+        yield "Rounding", document.totals.rounding, "rounding", {**told, **facts}
 
 
 def _xero(documents: Sequence[Invoice | CreditNote], chart: AccountChart, options: dict[str, Any]) -> str:
@@ -225,8 +226,9 @@ def _xero(documents: Sequence[Invoice | CreditNote], chart: AccountChart, option
                 "*TaxType": str(tax_type or (taxes[0].label if taxes else "Tax Exempt")),
                 "Currency": invoice.currency,
             }
-            for text, amount, facts in _amounts(document):
-                account = chart.account("income", facts)
+            for text, amount, role, facts in _amounts(document):
+                # Xero knows the accounts that it was told of, and no usual one of ours.
+                account = chart.account(role if chart.names(role) else "income", facts)
                 yield {
                     **about,
                     "*Description": text,
@@ -266,7 +268,7 @@ def _quickbooks(documents: Sequence[Invoice | CreditNote], chart: AccountChart, 
                 "Item tax code": tax_code,
                 "Memo": f"{invoice.account} {invoice.period.label}",
             }
-            for text, amount, _ in _amounts(document)
+            for text, amount, *_ in _amounts(document)
         ]
     if len(rows) > _QUICKBOOKS_ROWS:
         raise ConfigurationError(f"QuickBooks takes {_QUICKBOOKS_ROWS} rows a file; this period has {len(rows)}.")

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 
-from tokenmeter.billing.credit_note import CreditLine, CreditNote
+from tokenmeter.billing.credit_note import ROUNDING, CreditLine, CreditNote
 from tokenmeter.billing.events import Event
 from tokenmeter.billing.filed import EVENT, find_document, load_invoice
 from tokenmeter.billing.invoice import Invoice
@@ -206,8 +206,8 @@ def credit_invoice(
         store: The ledger.
         invoice: The invoice or its number.
         lines: ``[(line number or description, net amount to give back), ...]``, a net amount, or None for everything
-            that is not credited yet. Positive, in the invoice's currency; tax comes on top at the invoice's rates.
-            A line gives back at most itself, over all notes.
+            that is not credited yet, line by line. Positive, in the invoice's currency; tax comes on top at the
+            invoice's rates. A line gives back at most itself, over all notes.
         reason: Why; printed on the note.
         by: Who issues it; default: the user of the system.
         key: Identity of what is asked for: of one invoice the same key is credited once, however often it is sent.
@@ -331,7 +331,9 @@ def _write_body(
         raise LedgerError(f"Invoice {invoice.number} is {invoice.status}; there is nothing to credit.")
     given = total(Decimal(note["net"]) for note in earlier)
     left = EXACT.subtract(invoice.totals.net, given)
-    asked = _credit_lines(invoice, lines, left)
+    asked = _lines_left(invoice, earlier) if lines is None else _credit_lines(invoice, lines)
+    if not asked or total(line.amount for line in asked) <= 0:
+        raise LedgerError(f"A credit note gives something back; nothing positive is left of {invoice.number} to give.")
     _check_lines(invoice, asked, earlier)
     net = total(line.amount for line in asked)
     # Lines may each have enough left while notes in words have used up the whole.
@@ -371,33 +373,48 @@ def _taxes_back(invoice: Invoice, earlier: Sequence[Mapping[str, Any]]) -> list[
     return [total(note[at] for note in notes) for at in range(len(invoice.totals.taxes))]
 
 
+def _amounts(invoice: Invoice) -> dict[int, Decimal]:
+    """What stands on each line of an invoice, its rounding among them: together the net amount."""
+    return {**{line.position: line.amount for line in invoice.lines}, ROUNDING: invoice.totals.rounding}
+
+
+def _given_back(earlier: Sequence[Mapping[str, Any]]) -> dict[int | None, Decimal]:
+    """What notes gave back of each line, and of none in particular (None)."""
+    back: dict[int | None, Decimal] = defaultdict(lambda: ZERO)
+    for row in (row for note in earlier for row in note["lines"]):
+        back[row["line"]] = EXACT.add(back[row["line"]], Decimal(row["amount"]))
+    return back
+
+
 def _check_lines(invoice: Invoice, asked: Sequence[CreditLine], earlier: Sequence[Mapping[str, Any]]) -> None:
     """A line gives back at most itself, over all notes and within one."""
-    back: dict[int, Decimal] = defaultdict(lambda: ZERO)
-    for row in (row for note in earlier for row in note["lines"] if row["line"] is not None):
-        back[row["line"]] = EXACT.add(back[row["line"]], Decimal(row["amount"]))
-    amounts = {line.position: line.amount for line in invoice.lines}
-    for line in (one for one in asked if one.line is not None):
-        left = EXACT.subtract(amounts[line.line or 0], back[line.line or 0])
+    back, amounts = _given_back(earlier), _amounts(invoice)
+    for line in asked:
+        if line.line is None:
+            continue
+        left = EXACT.subtract(amounts[line.line], back[line.line])
         if line.amount > left:
             raise LedgerError(
-                f"Line {line.line} of invoice {invoice.number} is {amounts[line.line or 0]} {invoice.currency}, of "
+                f"Line {line.line} of invoice {invoice.number} is {amounts[line.line]} {invoice.currency}, of "
                 f"which {max(left, ZERO)} is left to credit; {line.amount} is more. Give the rest as a line of its own "
                 "words."
             )
-        back[line.line or 0] = EXACT.add(back[line.line or 0], line.amount)
+        back[line.line] = EXACT.add(back[line.line], line.amount)
 
 
-def _credit_lines(invoice: Invoice, lines: CreditRequest, left: Decimal) -> list[CreditLine]:
-    if lines is None:
-        asked = [CreditLine(None, f"Credit of invoice {invoice.number}", left)]
-    elif isinstance(lines, str) or not isinstance(lines, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance] - callers' code
-        asked = [_credit_line(invoice, f"Credit on invoice {invoice.number}", lines)]
-    else:
-        asked = [_credit_line(invoice, which, amount) for which, amount in lines]
-    if not asked or any(line.amount <= 0 for line in asked):
-        raise LedgerError(f"A credit note gives something back; nothing positive is left of {invoice.number} to give.")
-    return asked
+def _lines_left(invoice: Invoice, earlier: Sequence[Mapping[str, Any]]) -> list[CreditLine]:
+    """All that is not credited yet, line by line, so that each account gets back what was booked on it."""
+    back = _given_back(earlier)
+    texts = {line.position: line.description for line in invoice.lines} | {ROUNDING: "Rounding"}
+    left = [CreditLine(at, texts[at], EXACT.subtract(amount, back[at])) for at, amount in _amounts(invoice).items()]
+    left.append(CreditLine(None, "Less credits that named no line", back[None].copy_negate()))
+    return [line for line in left if line.amount]
+
+
+def _credit_lines(invoice: Invoice, lines: object) -> list[CreditLine]:
+    if isinstance(lines, str) or not isinstance(lines, Iterable):
+        return [_credit_line(invoice, f"Credit on invoice {invoice.number}", lines)]
+    return [_credit_line(invoice, which, amount) for which, amount in cast("Iterable[tuple[int | str, object]]", lines)]
 
 
 def _credit_line(invoice: Invoice, which: int | str, amount: object) -> CreditLine:
