@@ -17,6 +17,7 @@ from tokenmeter.attribution import Attribution, current_attribution, scopes_of_c
 from tokenmeter.call import Call, Outcome, RequestFacts
 from tokenmeter.capture.batches import record_batch, record_line
 from tokenmeter.capture.estimates import estimate_among, finish_replacement, recorded_for, replace_estimate, write_whole
+from tokenmeter.capture.interrupts import came_from_outside
 from tokenmeter.capture.readings import GrowingBill
 from tokenmeter.dimensions import Status
 from tokenmeter.errors import ConfigurationError, shown
@@ -416,6 +417,6 @@ def _settle(
 
 
 def _status_of(error: BaseException) -> Status:
-    if not isinstance(error, Exception):  # cancelled, interrupted
+    if came_from_outside(error):
         return "aborted"
     return "timeout" if "Timeout" in type(error).__name__ else "error"

@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import gc
 import os
+import signal
 import socket
 import sqlite3
 import sys
@@ -16,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 import anthropic
 import openai
 import pytest
+from google import genai
 
 import tokenmeter
 from tokenmeter.errors import StoreUnavailableError
@@ -221,6 +223,103 @@ async def test_whatever_the_caller_raises_while_he_reads_is_his_and_the_entry_is
         await read()
     assert books.one().status == "aborted"
     assert "estimated" in books.one().flags
+
+
+class TimeIsUp(Exception):  # noqa: N818 - the name of such a thing
+    """As Celery's soft time limit comes: raised by the handler of a signal, and no `BaseException`."""
+
+
+def _by_name(_signal, frame):
+    raise TimeIsUp("mine")
+
+
+def _by_rest(*_given):
+    raise TimeIsUp("mine")
+
+
+class _Limit:
+    def tell(self, _signal, _frame):
+        self.raise_it()
+
+    def raise_it(self):
+        raise TimeIsUp("mine")
+
+
+@pytest.fixture
+def stopped_by(provider):
+    """Runs what waits for the provider, until a signal comes whose handler raises; gives what came of it."""
+    before = signal.getsignal(signal.SIGUSR1)
+
+    def run(handler, wait):
+        signal.signal(signal.SIGUSR1, handler)
+        over = threading.Event()
+
+        def tell():
+            while not provider.requests and not over.wait(0.005):
+                pass
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+        telling = threading.Thread(target=tell)
+        telling.start()
+        try:
+            wait()
+        except Exception as error:
+            return error
+        finally:
+            over.set()
+            telling.join()
+        return None
+
+    yield run
+    signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.parametrize("handler", [_by_name, _by_rest, _Limit().tell], ids=["named", "gathered", "method"])
+@pytest.mark.parametrize("name", SYNC)
+def test_a_call_that_a_signal_handler_ends_is_aborted_whatever_the_sdk_makes_of_it(
+    name, handler, clients, books, provider, stopped_by
+):
+    provider.answer(delay=60)
+    client = clients.make(name)
+    raised = stopped_by(handler, lambda: _call(client))
+    assert TimeIsUp in (type(raised), type(raised.__cause__))
+    entry = books.one()
+    assert (entry.status, entry.error_type, entry.billed_cost) == ("aborted", type(raised).__name__, None)
+    assert "billing_unknown" in entry.flags
+
+
+def test_a_call_of_googles_that_a_signal_handler_ends_is_aborted(books, provider, stopped_by):
+    provider.answer(delay=60)
+    client = tokenmeter.wrap(
+        genai.Client(api_key="AIza-test-0123456789abcdef", http_options={"base_url": provider.google_url}), books.meter
+    )
+    ask = client.models.generate_content
+    raised = stopped_by(_by_name, lambda: ask(model="gemini-2.5-flash", contents="x"))
+    assert isinstance(raised, TimeIsUp)
+    assert books.one().status == "aborted"
+
+
+@pytest.mark.parametrize("name", SYNC)
+def test_a_call_after_an_interrupt_fails_as_any_other(name, clients, books):
+    client = clients.make(name, base_url=f"http://127.0.0.1:{_closed_port()}/v1")
+    try:
+        _by_name(signal.SIGUSR1, sys._getframe())
+    except TimeIsUp:
+        with pytest.raises(_sdk(name).APIConnectionError):
+            _call(client)
+    assert books.one().status == "error"
+
+
+@pytest.mark.parametrize("name", SYNC)
+def test_what_the_callers_own_transport_raises_is_no_interrupt(name, clients, books):
+    class Broken(_httpx(name).BaseTransport):
+        def handle_request(self, request):
+            raise RuntimeError("mine")
+
+    client = clients.make(name, http_client=_httpx(name).Client(transport=Broken()))
+    with pytest.raises((_sdk(name).APIConnectionError, RuntimeError)):
+        _call(client)
+    assert books.one().status == "error"
 
 
 @pytest.mark.parametrize("name", SYNC)

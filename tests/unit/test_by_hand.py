@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import subprocess
 import sys
 from decimal import Decimal
@@ -326,6 +327,18 @@ class TestHold:
         assert held.entry.error_type == "TimeoutError"
         assert "billing_unknown" in held.entry.flags
         assert meter.remaining()[0].reserved == 0
+
+    def test_a_block_that_a_signal_handler_ends_is_aborted(self, meter):
+        def tell(_signal, _frame):
+            raise TimeoutError("the job's own limit")
+
+        before = signal.signal(signal.SIGUSR1, tell)
+        try:
+            with pytest.raises(TimeoutError), meter.hold(**HERE, request=BODY) as held:
+                signal.raise_signal(signal.SIGUSR1)
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+        assert held.entry.status == "aborted"
 
     @with_budget(limit_usd="0.0001", name="small")
     def test_a_cap_stops_it_before_it_is_made(self, meter):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from tokenmeter.attribution import NOBODY, Attribution
+from tokenmeter.capture.interrupts import came_from_outside
 from tokenmeter.dimensions import Status
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.processes import is_disabled
@@ -65,7 +66,7 @@ class Sdk:
 
     def status_of(self, error: BaseException) -> Status:
         """How a call ended that raised `error`."""
-        if not isinstance(error, Exception):  # cancelled, interrupted, generator closed
+        if not isinstance(error, self.status_error) and came_from_outside(error):
             return "aborted"
         if isinstance(error, self.timeout_error) or "Timeout" in type(error).__name__:
             return "timeout"
