@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -131,3 +132,12 @@ def test_imports_inside_functions_are_where_a_reason_is_named():
     late = {name for name in MODULES if any(inside for _, inside in imports(name))}
     assert late == LATE.keys() & late, "import at the top, or name the reason in LATE"
     assert LATE.keys() & MODULES.keys() == late, "an entry of LATE has no late import any more"
+
+
+def test_dataclasses_are_made_by_one_decorator():
+    taken = [
+        name
+        for name, path in MODULES.items()
+        if re.search(r"^from dataclasses import .*\bdataclass\b", path.read_text(), re.MULTILINE)
+    ]
+    assert taken == [], "import it from tokenmeter.values: its frozen classes are made in a quarter of the time"

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from decimal import Decimal
 from functools import partial
 from types import MappingProxyType, TracebackType
@@ -24,6 +24,7 @@ from tokenmeter.processes import is_on_event_loop, make_lock, run_alone
 from tokenmeter.running import SCOPES, decorate, runner_of
 from tokenmeter.strays import STRAYS, this_thread
 from tokenmeter.texts import check_text
+from tokenmeter.values import dataclass
 
 if TYPE_CHECKING:
     from tokenmeter.usage import Quantity, Usage

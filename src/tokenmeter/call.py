@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from tokenmeter.attribution import NOBODY, ApiKey, Attribution, Scope
 from tokenmeter.dimensions import Status
 from tokenmeter.usage import Observation
+from tokenmeter.values import dataclass
 
 _NO_TOOLS: Mapping[str, str] = MappingProxyType({})
 #: A request for nothing that is sold by the piece.

@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from tokenmeter.errors import ConfigurationError, StoreUnavailableError
 from tokenmeter.ledger import utcnow
 from tokenmeter.stores.urls import redacted
+from tokenmeter.values import dataclass
 
 if TYPE_CHECKING:
     from tokenmeter.stores.base import Store

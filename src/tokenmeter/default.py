@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
@@ -38,6 +37,7 @@ from tokenmeter.stores import open_store
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.urls import redacted
 from tokenmeter.telemetry import Metrics, Spans, make_metrics, parse_labels
+from tokenmeter.values import dataclass
 
 if TYPE_CHECKING:
     from tokenmeter import billing

@@ -12,9 +12,10 @@ accounts in columns. tests/test_dimensions.py does just that, on a copy.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, Final, Literal, NamedTuple, TypedDict
+
+from tokenmeter.values import dataclass
 
 
 class Dimension(NamedTuple):

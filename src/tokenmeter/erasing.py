@@ -14,7 +14,6 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import date
 from secrets import token_hex
 from typing import Any, Protocol, cast, runtime_checkable
@@ -32,6 +31,7 @@ from tokenmeter.stores.documents import ERASURE, MERGED, MOVED, Filing, NewDocum
 from tokenmeter.stores.encoding import compact_json, storable_text
 from tokenmeter.stores.slots import from_microseconds
 from tokenmeter.texts import check_reason, suggest
+from tokenmeter.values import dataclass
 
 #: Years after the one of its filing for which a document is taken to be kept by law; the longest that is usual in
 #: Europe for invoices.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any, NamedTuple, Protocol
@@ -26,6 +26,7 @@ from tokenmeter.providers.hosts import names
 from tokenmeter.providers.prompts import TOKENS_PER_IMAGE, tokens_of
 from tokenmeter.providers.registry import FORMATS, dialect
 from tokenmeter.usage import Consumption, Observation, Quantity, Usage
+from tokenmeter.values import dataclass
 
 #: Tokens of an answer of which nothing is known. It is a convention, so whatever rests on it is flagged.
 ASSUMED_ANSWER = 500

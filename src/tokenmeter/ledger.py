@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import field, fields, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from types import MappingProxyType
@@ -17,6 +17,7 @@ from tokenmeter.display import dollars, facts_html, number_text
 from tokenmeter.money import negate
 from tokenmeter.processes import after_fork_in_child
 from tokenmeter.usage import Quantity, Usage
+from tokenmeter.values import dataclass
 
 __all__ = [
     "CHARGE_COLUMNS",

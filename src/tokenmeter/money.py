@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from decimal import (
     ROUND_HALF_EVEN,
     ROUND_HALF_UP,
@@ -25,6 +24,7 @@ from decimal import (
 from typing import Any, NamedTuple, Protocol, Self, overload
 
 from tokenmeter.errors import ConfigurationError, shown
+from tokenmeter.values import dataclass
 
 PICODOLLAR = Decimal("1E-12")
 ZERO = Decimal(0)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from typing import Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from tokenmeter.errors import ConfigurationError, shown
+from tokenmeter.values import dataclass
 
 __all__ = [
     "CALENDAR_UNITS",

@@ -6,7 +6,6 @@ Nothing here goes to the network, except `update`, and only when it is called.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -17,6 +16,7 @@ from tokenmeter.money import multiply
 from tokenmeter.paths import expand
 from tokenmeter.periods import parse_instant
 from tokenmeter.pricing import Price, PriceList, updating
+from tokenmeter.values import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from decimal import Decimal
 from typing import Any, Literal, Protocol
 from weakref import WeakKeyDictionary, ref
@@ -23,6 +23,7 @@ from tokenmeter.processes import make_lock
 from tokenmeter.providers.hosts import host_of
 from tokenmeter.texts import suggest
 from tokenmeter.usage import Usage
+from tokenmeter.values import dataclass
 
 log = logging.getLogger("tokenmeter")
 

@@ -7,7 +7,7 @@ exactly one class, so a class can be multiplied by its price and the classes add
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import datetime
 from decimal import Decimal
 from types import MappingProxyType
@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from tokenmeter.dimensions import CACHE_READ_METERS, CACHE_WRITE_METERS, INPUT_METERS, OUTPUT_METERS
 from tokenmeter.money import add
+from tokenmeter.values import dataclass
 
 __all__ = ["Consumption", "Observation", "Quantity", "SuppliedCost", "Usage"]
 

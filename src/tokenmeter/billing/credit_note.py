@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import date
 from decimal import Decimal
 from typing import Any, ClassVar
@@ -14,6 +14,7 @@ from tokenmeter.billing.lines import TaxLine
 from tokenmeter.billing.paper import Cell, Printable, PrintedRow, PrintedSheet
 from tokenmeter.money import money_text, round_money
 from tokenmeter.stores.documents import Document
+from tokenmeter.values import dataclass
 
 CREDIT_COLUMNS = ("credit_note", "invoice", "line", "description", "amount", "tax_amount", "currency")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from decimal import Decimal
 from typing import Any, Unpack
 
@@ -18,6 +18,7 @@ from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import EXACT, ZERO, ExchangeRate, check_currency, magnitude, negate
 from tokenmeter.periods import Period, parse_period
 from tokenmeter.stores.base import EntryFilter, Store
+from tokenmeter.values import dataclass
 
 
 class Billable:

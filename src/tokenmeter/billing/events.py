@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any, Literal
 
 from tokenmeter.money import EXACT, ZERO, multiply
+from tokenmeter.values import dataclass
 
 EventKind = Literal["payment", "credit_note", "void", "uncollectible"]
 #: What an event moves; ``recovered``: what was written off counts again, since it is paid or the invoice void;

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, field, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, NamedTuple, Protocol
@@ -25,6 +25,7 @@ from tokenmeter.periods import Period, parse_period
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.documents import Document, DocumentQuery, NewDocument
 from tokenmeter.texts import acting
+from tokenmeter.values import dataclass
 
 KIND = "handover"
 _LONGEST_IDENTIFIER = 100

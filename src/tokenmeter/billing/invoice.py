@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import field, fields, replace
 from datetime import date
 from decimal import Decimal
 from typing import Any, ClassVar, Literal
@@ -20,6 +20,7 @@ from tokenmeter.display import counted
 from tokenmeter.money import EXACT, USD, ZERO, ExchangeRate, money_text, multiply, total
 from tokenmeter.periods import Period
 from tokenmeter.stores.documents import Document
+from tokenmeter.values import dataclass
 
 InvoiceStatus = Literal["draft", "issued", "paid", "credited", "void", "uncollectible"]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import date, timedelta
 from typing import Any
 
@@ -27,6 +27,7 @@ from tokenmeter.periods import Period, parse_day, parse_period, zone
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.documents import DocumentQuery, NewDocument
 from tokenmeter.texts import acting
+from tokenmeter.values import dataclass
 
 #: Reasons that an error lists; a preview has all of them.
 _MOST_TOLD = 10

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import date, timedelta
 from decimal import Decimal
 from itertools import chain, count
@@ -28,6 +28,7 @@ from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import EXACT, USD, ZERO, round_money, total
 from tokenmeter.periods import Period, parse_period
 from tokenmeter.stores.base import Store
+from tokenmeter.values import dataclass
 
 #: Role of a posting -> account, unless the settings name another.
 ACCOUNTS: Mapping[str, str] = {

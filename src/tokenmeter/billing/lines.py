@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from decimal import Context, Decimal
 from typing import Any
 
@@ -12,6 +12,7 @@ from tokenmeter.billing.rated import Rated, RateKey, plus
 from tokenmeter.dimensions import COUNTED_AS
 from tokenmeter.money import EXACT, ONE, ZERO, ExchangeRate, convert, round_money, total
 from tokenmeter.periods import Period
+from tokenmeter.values import dataclass
 
 _MILLION = 1_000_000
 _SHOWN = Context(prec=10)

@@ -11,7 +11,7 @@ import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from functools import cache
@@ -25,6 +25,7 @@ from tokenmeter.errors import ConfigurationError
 from tokenmeter.reports.fields import Field, Kind
 from tokenmeter.reports.workbook import make_workbook
 from tokenmeter.reports.writers import FORMULA, write_whole
+from tokenmeter.values import dataclass
 
 #: What a cell of a table holds.
 Cell = str | Decimal | int | date | None

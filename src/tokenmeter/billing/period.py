@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -23,6 +23,7 @@ from tokenmeter.periods import Period, parse_period, zone
 from tokenmeter.stores.base import EntryFilter, Store
 from tokenmeter.stores.documents import Document, DocumentQuery, NewDocument
 from tokenmeter.texts import acting
+from tokenmeter.values import dataclass
 
 _KIND = "period"
 #: No two zones are further apart.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from decimal import Decimal
 from typing import Any, TypeVar, cast
 
@@ -12,6 +12,7 @@ from tokenmeter.dimensions import ACCOUNTS
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import EXACT, USD, check_currency, parse_decimal
 from tokenmeter.periods import zone
+from tokenmeter.values import dataclass
 
 T = TypeVar("T")
 _PERCENT = Decimal(100)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Charge, Entry
 from tokenmeter.money import EXACT, ZERO
 from tokenmeter.texts import suggest
+from tokenmeter.values import dataclass
 
 #: What a price was chosen by, as its identity spells it: ``openai/gpt-5/input[processing=batch]@2026-10-12``.
 _CONDITIONS = re.compile(r"\[([^\]]*)\]")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any, ClassVar, Literal, Unpack
@@ -22,6 +22,7 @@ from tokenmeter.ledger import utcnow
 from tokenmeter.money import EXACT, USD, ZERO, round_money, total
 from tokenmeter.periods import CALENDAR_UNITS, CalendarUnit, Period, buckets, parse_day, parse_period, zone
 from tokenmeter.stores.base import EntryFilter, Store
+from tokenmeter.values import dataclass
 
 Basis = Literal["usage", "invoices"]
 

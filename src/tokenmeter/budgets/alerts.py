@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Literal, Protocol, cast
@@ -21,6 +21,7 @@ from tokenmeter.errors import ConfigurationError, shown, whose
 from tokenmeter.money import EXACT, ZERO, parse_decimal
 from tokenmeter.stores.base import EntryFilter, Store
 from tokenmeter.stores.documents import NewDocument
+from tokenmeter.values import dataclass
 
 Severity = Literal["critical", "warning"]
 

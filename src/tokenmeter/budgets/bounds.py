@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from datetime import datetime
 from decimal import ROUND_CEILING, Decimal
 from typing import Any
@@ -26,6 +26,7 @@ from tokenmeter.pricing.price import Terms
 from tokenmeter.providers.prompts import estimate
 from tokenmeter.providers.registry import prompt_rule
 from tokenmeter.usage import Observation
+from tokenmeter.values import dataclass
 
 log = logging.getLogger("tokenmeter")
 

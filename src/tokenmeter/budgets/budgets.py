@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from operator import attrgetter
@@ -41,6 +40,7 @@ from tokenmeter.stores.base import CapReachedError, Store
 from tokenmeter.stores.base import Fault as CounterFault
 from tokenmeter.stores.slots import from_microseconds, to_microseconds
 from tokenmeter.usage import Usage
+from tokenmeter.values import dataclass
 
 #: How often a plan is made anew when its counters moved before it was held.
 _ATTEMPTS = 3

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from tokenmeter.stores.documents import Document, DocumentQuery, NewDocument
 from tokenmeter.stores.naming import NAMES_KIND, NAMES_PREFIX
 from tokenmeter.stores.slots import to_microseconds
 from tokenmeter.texts import acting
+from tokenmeter.values import dataclass
 
 #: The kind of document that a budget's history consists of. Stores count their changes: `Store.generation`.
 KIND = NAMES_KIND

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
@@ -15,6 +14,7 @@ from tokenmeter.money import magnitude
 from tokenmeter.stores.documents import Document
 from tokenmeter.stores.slots import to_microseconds
 from tokenmeter.texts import check_text
+from tokenmeter.values import dataclass
 
 #: A limit that nothing reaches: for whom the table or the function says ``unlimited``.
 NO_CAP = 9 * 10**18

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, cast
 
 from tokenmeter import processes
@@ -21,6 +21,7 @@ from tokenmeter.budgets.matching import Cap, scope_text
 from tokenmeter.budgets.policy import Budget, LimitFunction, LimitValue, Unit, limit_in, limit_table, units_said
 from tokenmeter.errors import ConfigurationError, StoreUnavailableError
 from tokenmeter.patience import wait_for
+from tokenmeter.values import dataclass
 
 log = logging.getLogger("tokenmeter")
 

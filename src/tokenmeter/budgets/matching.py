@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from types import MappingProxyType
 from typing import NamedTuple
@@ -24,6 +23,7 @@ from tokenmeter.ledger import CounterKey, Entry
 from tokenmeter.places import say_place
 from tokenmeter.stores.slots import to_microseconds
 from tokenmeter.texts import suggest
+from tokenmeter.values import dataclass
 
 #: Counters, each with its window's end in microseconds since the epoch (None = never).
 Keys = tuple[tuple[CounterKey, int | None], ...]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
 from operator import attrgetter
@@ -21,6 +21,7 @@ from tokenmeter.money import EXACT, add, multiply
 from tokenmeter.pricing import Ceiling
 from tokenmeter.stores.base import CapReachedError, Counter, Store
 from tokenmeter.stores.slots import from_microseconds, to_microseconds
+from tokenmeter.values import dataclass
 
 #: Limits that every call takes one of, whatever it costs.
 _BY_CALL = frozenset({"requests", IN_FLIGHT})

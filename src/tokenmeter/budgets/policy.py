@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from datetime import date, datetime
 from decimal import Decimal
 from functools import partial
@@ -16,6 +16,7 @@ from tokenmeter.dimensions import SCOPE_FIELDS, Who
 from tokenmeter.errors import ConfigurationError, shown
 from tokenmeter.money import EXACT, ONE, PICODOLLAR, multiply, parse_decimal, to_dollars, to_picodollars
 from tokenmeter.periods import parse_instant
+from tokenmeter.values import dataclass
 
 Unit = Literal["usd", "tokens", "requests", "in_flight"]
 IN_FLIGHT: Unit = "in_flight"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -22,6 +21,7 @@ from tokenmeter.pricing import Pricer
 from tokenmeter.stores.base import Counter, EntryFilter, Store
 from tokenmeter.stores.slots import from_microseconds, to_microseconds
 from tokenmeter.texts import suggest
+from tokenmeter.values import dataclass
 
 #: The limit of a counter, with what was granted: of a cap, scope values and the counter's key.
 LimitOf = Callable[[Cap, Mapping[str, str], CounterKey], int]

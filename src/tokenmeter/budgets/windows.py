@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from typing import cast
 
 from tokenmeter.errors import ConfigurationError, shown
 from tokenmeter.periods import CALENDAR_UNITS, CalendarUnit, floor, parse_instant, zone
 from tokenmeter.stores.slots import from_microseconds, to_microseconds
+from tokenmeter.values import dataclass
 
 #: A rolling window is cut into this many steps (see `Window.spans`): it never admits more than the limit in any
 #: stretch of its length, and at least 6/7 of it under steady load.

@@ -8,7 +8,7 @@ looks into the ledger, and records what is left.
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -23,6 +23,7 @@ from tokenmeter.money import add, subtract
 from tokenmeter.processes import may_wait
 from tokenmeter.stores.base import EntryFilter
 from tokenmeter.usage import Observation, SuppliedCost, Usage
+from tokenmeter.values import dataclass
 
 if TYPE_CHECKING:
     from tokenmeter.meter import Authorization, Meter

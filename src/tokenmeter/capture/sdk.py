@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cache
 from typing import TYPE_CHECKING, Any
 from weakref import ref
@@ -14,6 +14,7 @@ from tokenmeter.capture.interrupts import came_from_outside
 from tokenmeter.dimensions import Status
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.processes import is_disabled
+from tokenmeter.values import dataclass
 
 if TYPE_CHECKING:
     from tokenmeter.meter import Meter

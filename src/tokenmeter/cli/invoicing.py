@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from textwrap import fill
@@ -40,6 +39,7 @@ from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import round_money
 from tokenmeter.reports.writers import is_stream, write_whole
 from tokenmeter.stores.base import Store
+from tokenmeter.values import dataclass
 
 invoice_app = typer.Typer(help="Draft, issue, list, print, credit and settle invoices.", no_args_is_help=True)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +17,7 @@ from tokenmeter.periods import CALENDAR_UNITS, zone
 from tokenmeter.reports import Query
 from tokenmeter.reports.query import parse_conditions
 from tokenmeter.texts import suggest
+from tokenmeter.values import dataclass
 
 _PERIODS = (
     "today",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,6 +31,7 @@ from tokenmeter.reconciliation import (
 )
 from tokenmeter.reconciliation import reconcile as run_reconciliation
 from tokenmeter.tables import DecimalMark
+from tokenmeter.values import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

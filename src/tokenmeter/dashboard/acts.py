@@ -13,7 +13,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from http import HTTPStatus
 from urllib.parse import parse_qsl, unquote
 
@@ -32,6 +32,7 @@ from tokenmeter.dashboard.rendering import REFUSED, Refused, base_of, missing, p
 from tokenmeter.dashboard.security import check_own_page
 from tokenmeter.errors import LedgerError, StoreError, TokenmeterError
 from tokenmeter.serving.access import ACCESS, Access
+from tokenmeter.values import dataclass
 
 _LONGEST_FORM = 20_000
 #: Pages that have forms, and end: none of the files, and not the live events.

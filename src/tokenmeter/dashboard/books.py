@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any, NamedTuple, cast
@@ -42,6 +42,7 @@ from tokenmeter.reports.report import read_report
 from tokenmeter.serving.access import ACCESS, Access
 from tokenmeter.serving.lens import ReadableMeter
 from tokenmeter.stores.base import Store
+from tokenmeter.values import dataclass
 
 _MOST_ROWS = 500
 #: Forms a document can be downloaded in.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import NamedTuple
@@ -26,6 +25,7 @@ from tokenmeter.money import ZERO, add, multiply, negate, ratio, subtract
 from tokenmeter.serving.lens import ReadableMeter, pulse_of
 from tokenmeter.stores.base import Crossing
 from tokenmeter.stores.slots import from_microseconds, to_microseconds
+from tokenmeter.values import dataclass
 
 _MOST_BUDGETS = 200
 _MOST_ALERTS = 50

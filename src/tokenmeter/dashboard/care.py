@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import date, datetime
 from decimal import Decimal
 from itertools import islice
@@ -22,6 +22,7 @@ from tokenmeter.reports.query import read_entries
 from tokenmeter.reports.report import read_report
 from tokenmeter.serving.lens import ReadableMeter
 from tokenmeter.stores.base import Health, Store
+from tokenmeter.values import dataclass
 
 #: Layer of the price list -> what it is.
 ORIGINS = {

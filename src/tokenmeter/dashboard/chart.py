@@ -7,7 +7,7 @@ is ``WIDE`` units per bucket wide and `HIGH` units high, whatever the screen.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
 from itertools import accumulate
@@ -20,6 +20,7 @@ from tokenmeter.dashboard.questions import Form, Measure, Question, decimals_of,
 from tokenmeter.dashboard.view import find_marks
 from tokenmeter.money import EXACT, ZERO, add, multiply, ratio, round_to, subtract, total
 from tokenmeter.reports import Row
+from tokenmeter.values import dataclass
 
 WIDE, HIGH = 10, 1000
 _MOST_TICKS = 8

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, cast
@@ -20,6 +19,7 @@ from tokenmeter.errors import ConfigurationError, LedgerError
 from tokenmeter.money import add, subtract
 from tokenmeter.serving import acting
 from tokenmeter.serving.access import Right
+from tokenmeter.values import dataclass
 
 _SOURCE = "dashboard"
 _MOST_ROWS = 20

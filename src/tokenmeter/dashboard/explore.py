@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from decimal import Decimal
 from functools import partial
 from heapq import nlargest, nsmallest
@@ -21,6 +21,7 @@ from tokenmeter.reports import Report, Row
 from tokenmeter.reports.query import Query
 from tokenmeter.stores.sketch import Latencies
 from tokenmeter.usage import Usage
+from tokenmeter.values import dataclass
 
 K = TypeVar("K")
 #: Values that a chart tells apart; the others are one series.

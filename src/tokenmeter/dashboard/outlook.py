@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 from itertools import dropwhile
@@ -17,6 +17,7 @@ from tokenmeter.money import EXACT, ZERO, add, multiply, ratio, subtract, total
 from tokenmeter.periods import CalendarUnit, Period, buckets, floor
 from tokenmeter.reports import Report, Row
 from tokenmeter.reports.query import Query
+from tokenmeter.values import dataclass
 
 _SECOND, _DAY = timedelta(seconds=1), timedelta(days=1)
 

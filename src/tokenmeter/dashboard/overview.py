@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from decimal import Decimal
 
 from tokenmeter.budgets import Balance
@@ -15,6 +15,7 @@ from tokenmeter.dimensions import CACHE_READ_METERS, CACHE_WRITE_METERS, KEPT_WH
 from tokenmeter.money import EXACT, ZERO, total
 from tokenmeter.reports import Row
 from tokenmeter.stores.base import Aggregate, Store
+from tokenmeter.values import dataclass
 
 #: Dimensions ranked on the overview, in its order; any other that entries share comes behind.
 RANKED = tuple(dict.fromkeys(("model", "member", "api_key", "route", "team", "project", "organization", *KEPT_WHO)))

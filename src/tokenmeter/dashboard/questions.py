@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from decimal import Decimal
 from typing import Literal, cast
 
@@ -13,6 +13,7 @@ from tokenmeter.money import multiply, ratio, round_to
 from tokenmeter.reports import Row
 from tokenmeter.reports.query import parse_by
 from tokenmeter.stores.sketch import Latencies, Sketch
+from tokenmeter.values import dataclass
 
 Unit = Literal["usd", "count", "share", "ms", "rate"]
 Form = Literal["bars", "lines", "share", "running"]

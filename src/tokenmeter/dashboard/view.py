@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from urllib.parse import urlencode
 
@@ -12,6 +12,7 @@ from tokenmeter.ledger import utcnow
 from tokenmeter.periods import CALENDAR_UNITS, CalendarUnit, Period, buckets, floor, zone
 from tokenmeter.reports.query import BEGINNING, END, Query, cut, parse_where
 from tokenmeter.stores.base import Store
+from tokenmeter.values import dataclass
 
 #: Bars a chart shows at most; a finer granularity than fits is made coarser, and the page says so.
 MAX_BUCKETS = 750

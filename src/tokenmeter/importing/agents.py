@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ from tokenmeter.importing.call import (
     provider_of,
     without_zero,
 )
+from tokenmeter.values import dataclass
 
 Row = Mapping[str, Any]
 _SECOND = timedelta(seconds=1)

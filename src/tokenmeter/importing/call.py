@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import lru_cache
@@ -17,6 +17,7 @@ from tokenmeter.money import EXACT
 from tokenmeter.periods import zone
 from tokenmeter.tables import DecimalMark, parse_moment, parse_number
 from tokenmeter.usage import Observation
+from tokenmeter.values import dataclass
 
 #: Beginning of a model's name -> provider as the price list names it.
 _MAKERS = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import date, datetime
 from decimal import Decimal
 from itertools import chain
@@ -34,6 +34,7 @@ from tokenmeter.meter import Meter
 from tokenmeter.money import EXACT, ZERO
 from tokenmeter.periods import parse_instant
 from tokenmeter.tables import DecimalMark
+from tokenmeter.values import dataclass
 
 _ROWS: Mapping[Source, Callable[[Mapping[str, Any], str, Given], ImportedCall | None]] = {
     "litellm": gateways.litellm,

@@ -10,7 +10,6 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
@@ -28,6 +27,7 @@ from tokenmeter.tables import (
     read_table,
     unpacked,
 )
+from tokenmeter.values import dataclass
 
 Source = Literal[
     "claude-code",

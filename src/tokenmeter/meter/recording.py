@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
@@ -30,6 +30,7 @@ from tokenmeter.pricing import Rating
 from tokenmeter.processes import run_alone
 from tokenmeter.stores.trouble import Trouble
 from tokenmeter.usage import Observation
+from tokenmeter.values import dataclass
 
 #: Stands in for an answer that nobody saw.
 NOTHING_SEEN = Observation()

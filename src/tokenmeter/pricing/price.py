@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from types import MappingProxyType
@@ -13,6 +13,7 @@ from tokenmeter.attribution import ApiKey, Attribution
 from tokenmeter.dimensions import MULTIPLIER_SCOPES, TOKEN_METERS
 from tokenmeter.money import EXACT, ONE
 from tokenmeter.providers.hosts import canonical_provider
+from tokenmeter.values import dataclass
 
 #: As a row's model: every model of the provider (hosted tools cost the same whichever model called them).
 EVERY_MODEL = "*"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ from tokenmeter.display import counted, dollars, facts_html
 from tokenmeter.ledger import CHARGE_COLUMNS, Charge, charge_cells
 from tokenmeter.money import EXACT, MOST_DOLLARS, ONE, ZERO, quantize
 from tokenmeter.pricing.sheet import LineConditions, RateSheet
+from tokenmeter.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, NamedTuple, cast
@@ -22,6 +21,7 @@ from tokenmeter.pricing.price import Terms
 from tokenmeter.pricing.price_list import ListedModel
 from tokenmeter.providers.hosts import host_of
 from tokenmeter.usage import Consumption, Quantity, Usage
+from tokenmeter.values import dataclass
 
 _CACHED = frozenset((*CACHE_READ_METERS, *CACHE_WRITE_METERS))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol, cast
 from urllib.parse import unquote
@@ -17,6 +17,7 @@ from tokenmeter.call import PlainRequest, RequestFacts
 from tokenmeter.providers.context import Context, bounded
 from tokenmeter.providers.wire import JSON, LONGEST_NAME, is_object
 from tokenmeter.usage import Observation
+from tokenmeter.values import dataclass
 
 #: How a call to an endpoint is billed: by its own answer (``billed``; ``unknown`` where no reader is known for it), by
 #: what it started and is read later (``starts``), in a body that repeats that bill until it is final (``polled``), not

@@ -5,7 +5,7 @@ Costs that the biller itself puts on the wire, and the words it has for its tier
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from tokenmeter.providers.prompts import input_tokens, tokens_of
 from tokenmeter.providers.readings import BOTH_SIDES, NO_FLAGS, Reading, put
 from tokenmeter.providers.wire import JSON, LONGEST_NAME, amount, is_object, section, text
 from tokenmeter.usage import Consumption, Observation, SuppliedCost, Usage
+from tokenmeter.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -6,8 +6,9 @@ A host of a shared wire format needs a row here and nothing else. Ids are those 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import lru_cache
+
+from tokenmeter.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from os import PathLike
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
@@ -27,6 +27,7 @@ from tokenmeter.providers.wire import (
     utf8_length,
 )
 from tokenmeter.usage import Consumption, Usage
+from tokenmeter.values import dataclass
 
 #: A request that configures no model for a hosted tool.
 NO_TOOLS: Mapping[str, str] = MappingProxyType({})

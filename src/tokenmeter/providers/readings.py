@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from tokenmeter.money import add
 from tokenmeter.providers.wire import JSON
 from tokenmeter.usage import Quantity, Usage
+from tokenmeter.values import dataclass
 
 NO_FLAGS: frozenset[str] = frozenset()
 #: The sides of an exchange that a usage object should state: what went in, and what came out.

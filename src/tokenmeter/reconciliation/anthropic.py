@@ -7,7 +7,6 @@ watermark), and the older ``usage_report/messages`` and ``cost_report``.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from itertools import chain
@@ -29,6 +28,7 @@ from tokenmeter.reconciliation.statement import (
     kind_of_cost,
     tier_name,
 )
+from tokenmeter.values import dataclass
 
 Generation = Literal["analytics", "classic"]
 ANALYTICS_GRAIN = ("model", "api_key", "project", "service_tier")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import UTC, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any, Literal, NamedTuple
@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 from tokenmeter.display import counted
 from tokenmeter.money import EXACT, ONE, ZERO, magnitude, multiply, negate, quantize, round_to
 from tokenmeter.reconciliation.statement import Bucket, CostKind, ProviderStatement, Side
+from tokenmeter.values import dataclass
 
 Cause = Literal[
     "unrecorded",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from pathlib import Path
@@ -18,6 +18,7 @@ from tokenmeter.money import EXACT, ZERO
 from tokenmeter.reconciliation.openai import item_model
 from tokenmeter.reconciliation.statement import GRAIN, Bucket, ExchangeRates, day_begins, tier_name
 from tokenmeter.tables import DecimalMark, Slashes, is_ambiguous, parse_moment, parse_number
+from tokenmeter.values import dataclass
 
 CostUnit = Literal["usd", "cents"]
 COUNTS = ("input", "input_including_cache", "cache_read", "cache_write", "output", "web_searches")

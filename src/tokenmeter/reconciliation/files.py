@@ -7,7 +7,7 @@ import hashlib
 import io
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import date, time
 from decimal import Decimal
 from pathlib import Path
@@ -46,6 +46,7 @@ from tokenmeter.tables import (
     read_table,
     unpacked,
 )
+from tokenmeter.values import dataclass
 
 
 @dataclass(slots=True)

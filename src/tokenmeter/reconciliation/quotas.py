@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from fnmatch import fnmatchcase
@@ -24,6 +24,7 @@ from tokenmeter.periods import Period, buckets, floor, parse_period
 from tokenmeter.pricing.price import FreeQuota
 from tokenmeter.stores.base import EntryFilter, Store
 from tokenmeter.usage import Quantity
+from tokenmeter.values import dataclass
 
 ENDPOINT = "free_quota"
 

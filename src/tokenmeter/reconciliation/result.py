@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from tokenmeter.money import EXACT, ONE, ZERO, magnitude, quantize, total
 from tokenmeter.periods import Period
 from tokenmeter.reconciliation.causes import CAUSES, HARMLESS, NO_TRAFFIC, POSTABLE, Cause, Discrepancy
 from tokenmeter.reconciliation.statement import POSTED_BY, Bucket
+from tokenmeter.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Literal, NamedTuple
@@ -25,6 +25,7 @@ from tokenmeter.money import EXACT, ZERO
 from tokenmeter.periods import Period
 from tokenmeter.stores.base import EntryFilter, Store
 from tokenmeter.usage import Quantity
+from tokenmeter.values import dataclass
 
 #: Classes of tokens that both sides can tell apart; disjoint.
 TOKEN_CLASSES = ("input", "cache_read", "cache_write", "output")

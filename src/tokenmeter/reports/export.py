@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ from tokenmeter.reports.query import Query, closed, read_entries
 from tokenmeter.reports.writers import WRITERS, Target, format_of, is_stream, opened, refuse_existing, write_whole
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.urls import redacted
+from tokenmeter.values import dataclass
 
 R = TypeVar("R")
 _REPORT_EVERY = 1_000

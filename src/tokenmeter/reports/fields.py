@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from operator import attrgetter
@@ -17,6 +16,7 @@ from tokenmeter.periods import zone
 from tokenmeter.reports.query import closed
 from tokenmeter.reports.rows import COUNTS, LATENCY_MEASURES, TOKEN_VIEWS, Row, Sheet
 from tokenmeter.usage import Quantity, Usage
+from tokenmeter.values import dataclass
 
 R = TypeVar("R")
 #: text; whole numbers; US dollars to 12 decimals; money that does not add up over rows; unit prices and factors;

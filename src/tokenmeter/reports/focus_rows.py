@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import date, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,6 +17,7 @@ from tokenmeter.periods import Period, floor
 from tokenmeter.providers.hosts import host_of
 from tokenmeter.reports.query import BEGINNING
 from tokenmeter.stores.documents import DocumentQuery
+from tokenmeter.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -87,7 +88,7 @@ class CostRow:
     key: CostKey
     quantity: Quantity = 0
     requests: int = 0
-    costs: Costs = Costs()  # noqa: RUF009 - immutable
+    costs: Costs = Costs()
 
     def add(self, charge: Charge, *, requests: int) -> None:
         """Count one charge, and the requests of its entry with the first."""

@@ -6,7 +6,7 @@ import difflib
 import functools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, cast
 
@@ -19,6 +19,7 @@ from tokenmeter.stores.base import EntryFilter, Store
 from tokenmeter.stores.encoding import storable_text
 from tokenmeter.stores.engine import FILTERS
 from tokenmeter.usage import Usage
+from tokenmeter.values import dataclass
 
 #: Stand-ins for an open start and an open end; both are whole hours, so that rollups can answer.
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)

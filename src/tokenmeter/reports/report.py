@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import field, fields, replace
 from datetime import datetime
 from operator import add
 from pathlib import Path
@@ -25,6 +25,7 @@ from tokenmeter.reports.rows import Row, Sheet
 from tokenmeter.reports.writers import ExportFormat, Target, format_of
 from tokenmeter.stores.base import Aggregate, Store
 from tokenmeter.usage import Usage
+from tokenmeter.values import dataclass
 
 
 class Source(Protocol):

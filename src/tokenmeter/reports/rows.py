@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from decimal import Context, Decimal
 from operator import add
@@ -16,6 +16,7 @@ from tokenmeter.periods import CalendarUnit, Period
 from tokenmeter.reports.query import BEGINNING, EVER, closed
 from tokenmeter.stores.base import Latencies
 from tokenmeter.usage import Usage
+from tokenmeter.values import dataclass
 
 #: The inclusive token counts of `Usage`, as OpenTelemetry names them.
 TOKEN_VIEWS = (

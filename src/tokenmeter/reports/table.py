@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from decimal import Decimal
 from html import escape
 from itertools import zip_longest
@@ -30,6 +30,7 @@ from tokenmeter.reports.query import BEGINNING, END
 from tokenmeter.reports.rows import Row, Sheet
 from tokenmeter.stores.engine import asked
 from tokenmeter.usage import Quantity
+from tokenmeter.values import dataclass
 
 _GAP = "  "
 _ELLIPSIS = "…"

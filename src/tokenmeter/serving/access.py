@@ -10,7 +10,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from itertools import product
 from pathlib import Path
@@ -22,6 +22,7 @@ from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import utcnow
 from tokenmeter.settings import Settings
 from tokenmeter.texts import suggest
+from tokenmeter.values import dataclass
 
 Right = Literal["read", "budgets", "invoices", "prices"]
 #: What a token can be given: to read; to set, raise and end budgets; to close periods, issue and credit invoices and

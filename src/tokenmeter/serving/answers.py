@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from itertools import dropwhile, islice
@@ -27,6 +27,7 @@ from tokenmeter.reports.query import parse_conditions
 from tokenmeter.reports.report import read_report
 from tokenmeter.serving.lens import ReadableMeter, pulse_of
 from tokenmeter.texts import suggest
+from tokenmeter.values import dataclass
 
 Json = dict[str, Any]
 T = TypeVar("T")

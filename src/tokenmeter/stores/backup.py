@@ -6,7 +6,6 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -24,6 +23,7 @@ from tokenmeter.stores.sqlite import SQLiteStore
 from tokenmeter.stores.sqlite.end import LedgerFile, SQLiteEnd, copy_file
 from tokenmeter.stores.tail import owner_of, segment_path, segments
 from tokenmeter.stores.urls import SideLock, restoring_path
+from tokenmeter.values import dataclass
 
 #: Seconds to wait for a program that has the ledger locked.
 _PATIENCE = 10

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -18,6 +18,7 @@ from tokenmeter.ledger import Claim, CounterKey, Entry, Posting, Reservation, Th
 from tokenmeter.stores.documents import Document, DocumentQuery, Filing, NewDocument
 from tokenmeter.stores.sketch import Latencies
 from tokenmeter.usage import Quantity, Usage
+from tokenmeter.values import dataclass
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection

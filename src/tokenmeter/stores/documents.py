@@ -7,9 +7,10 @@ ledger cannot be rewritten behind an issued invoice unseen.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
+
+from tokenmeter.values import dataclass
 
 #: Kind of the document that says that a name was erased. Its body names digests, pseudonym, reason, by whom, and for
 #: each document that was changed its record's number, SHA-256 as it was filed and SHA-256 as it is now.

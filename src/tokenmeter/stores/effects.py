@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
 
 from tokenmeter.ledger import Claim, CounterKey, is_own, new_id
@@ -14,6 +13,7 @@ from tokenmeter.stores.encoding import encode_json, quoted
 from tokenmeter.stores.live import Slot
 from tokenmeter.stores.trouble import Trouble
 from tokenmeter.usage import Usage
+from tokenmeter.values import dataclass
 
 T = TypeVar("T")
 

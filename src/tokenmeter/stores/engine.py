@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from importlib import resources
@@ -21,6 +20,7 @@ from tokenmeter.ledger import Entry
 from tokenmeter.stores.definitions import Account
 from tokenmeter.stores.encoding import storable_text
 from tokenmeter.stores.slots import to_microseconds
+from tokenmeter.values import dataclass
 
 T = TypeVar("T")
 

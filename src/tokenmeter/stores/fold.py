@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from decimal import ROUND_HALF_EVEN, Decimal
 from itertools import chain
 from operator import add
@@ -23,6 +23,7 @@ from tokenmeter.stores.encoding import note_usage
 from tokenmeter.stores.record import costs_of
 from tokenmeter.stores.sketch import LatencySums
 from tokenmeter.stores.slots import HOUR, Stretch, month_of, week_of
+from tokenmeter.values import dataclass
 
 #: What the first record is linked to.
 FIRST = bytes(32)

@@ -15,13 +15,13 @@ import os
 import struct
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from tokenmeter.ledger import CounterKey
 from tokenmeter.processes import lock_file
 from tokenmeter.stores.encoding import compact_json
+from tokenmeter.values import dataclass
 
 __all__ = [
     "AMOUNT",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from tokenmeter.stores.documents import ERASURE, MERGED, MOVED, NewDocument
 from tokenmeter.stores.encoding import FORMAT
 from tokenmeter.stores.engine import read_head
 from tokenmeter.stores.moving import Movable, moved_to, opened, refuse_itself
+from tokenmeter.values import dataclass
 
 _PAGE = 500
 #: Documents that stay where they are: they are about that ledger itself.

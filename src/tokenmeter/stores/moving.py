@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -23,6 +23,7 @@ from tokenmeter.stores.engine import read_head
 from tokenmeter.stores.slots import from_microseconds
 from tokenmeter.stores.sqlite.end import SQLiteEnd
 from tokenmeter.stores.urls import redacted
+from tokenmeter.values import dataclass
 
 #: Times that a ledger is copied again before it is retired, because somebody still writes to it.
 _ATTEMPTS = 5

@@ -12,10 +12,12 @@ from __future__ import annotations
 import struct
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from decimal import Decimal
 from functools import cache
 from math import isqrt
+
+from tokenmeter.values import dataclass
 
 #: Buckets to a doubling, a power of two; `_ROOTS` square roots take the root of that order.
 _PER_DOUBLING, _ROOTS = 16, 4

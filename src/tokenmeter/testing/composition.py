@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, cast
 
 from tokenmeter.dimensions import CACHE_READ_METERS
@@ -13,6 +12,7 @@ from tokenmeter.testing.context import Context, ToolCall
 from tokenmeter.testing.truth import Bill
 from tokenmeter.testing.wire import JSON, count, part
 from tokenmeter.usage import Consumption, Quantity, Usage
+from tokenmeter.values import dataclass
 
 _LIMITS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
 #: The tier that serves a request for another: ``fast`` is OpenAI's newer word for ``priority``.

@@ -8,11 +8,12 @@ import re
 import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from tokenmeter.testing.wire import STRAIGHT, Delivery, Event
 from tokenmeter.usage import Consumption, Quantity
+from tokenmeter.values import dataclass
 
 if TYPE_CHECKING:
     from datetime import datetime

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
 from tokenmeter.testing import (
@@ -18,6 +18,7 @@ from tokenmeter.testing.anthropic_messages import cloud_endpoint
 from tokenmeter.testing.context import Route
 from tokenmeter.testing.google import google_endpoint
 from tokenmeter.testing.wire import JSON, Request
+from tokenmeter.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from tokenmeter.testing.composition import read_chat, read_messages, read_responses
@@ -27,6 +27,7 @@ from tokenmeter.testing.routes import Match, find
 from tokenmeter.testing.truth import Bill
 from tokenmeter.testing.wire import JSON, Event, Reply, Request, json_reply, sse
 from tokenmeter.usage import Consumption, Usage
+from tokenmeter.values import dataclass
 
 if TYPE_CHECKING:
     from datetime import datetime

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, Literal, NamedTuple
@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 from tokenmeter.money import multiply, round_to
 from tokenmeter.testing.wire import Request
 from tokenmeter.usage import Consumption, Quantity, Usage
+from tokenmeter.values import dataclass
 
 GroupBy = Literal["model", "request_model", "api_key", "endpoint", "provider", "service_tier"]
 

@@ -12,13 +12,15 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from functools import cached_property
 from http import HTTPStatus
 from io import BufferedReader
 from typing import Any, Literal, NamedTuple, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
+
+from tokenmeter.values import dataclass
 
 JSON = dict[str, Any]
 

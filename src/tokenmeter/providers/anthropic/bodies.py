@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,6 +21,7 @@ from tokenmeter.providers.readings import BOTH_SIDES, NO_FLAGS, Reading, worked
 from tokenmeter.providers.registry import read_usage, usage_of
 from tokenmeter.providers.wire import JSON, amount, entries, is_array, is_object, members, section, text, utf8_length
 from tokenmeter.usage import Consumption, Observation, Usage
+from tokenmeter.values import dataclass
 
 _Reader = Callable[[JSON, Context], Observation]
 

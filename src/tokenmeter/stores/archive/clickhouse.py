@@ -16,7 +16,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from decimal import Decimal
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
@@ -27,6 +26,7 @@ from tokenmeter.patience import wait_for
 from tokenmeter.stores.archive.places import import_extra
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.urls import redacted
+from tokenmeter.values import dataclass
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from datetime import datetime
 
 from pydantic_core import from_json
@@ -14,6 +14,7 @@ from tokenmeter.errors import ConfigurationError, TamperedLedgerError
 from tokenmeter.stores.documents import Document, NewDocument
 from tokenmeter.stores.encoding import compact_json
 from tokenmeter.stores.slots import from_microseconds
+from tokenmeter.values import dataclass
 
 #: Kind of document that manifests are.
 KIND = "archive"

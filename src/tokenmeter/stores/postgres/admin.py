@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import psycopg
@@ -24,6 +23,7 @@ from tokenmeter.stores.postgres.schema import NEWEST, apply, migrations, state
 from tokenmeter.stores.postgres.sessions import Address
 from tokenmeter.stores.postgres.spool import Spool
 from tokenmeter.stores.tail import segment_path, segments
+from tokenmeter.values import dataclass
 
 Role = Literal["writer", "reader", "owner"]
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import Any, TypeVar
@@ -22,6 +21,7 @@ from psycopg import Connection, sql
 from tokenmeter.errors import ConfigurationError, SchemaVersionError, StoreUnavailableError
 from tokenmeter.stores.postgres.book import PostgresBook
 from tokenmeter.stores.postgres.sessions import ServerRows
+from tokenmeter.values import dataclass
 
 _FOLDER = resources.files("tokenmeter.stores.postgres") / "sql"
 _NUMBERED = re.compile(r"(\d{4})_(\S+)\.sql")

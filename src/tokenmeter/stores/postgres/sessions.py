@@ -12,7 +12,7 @@ import socket
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,6 +29,7 @@ from tokenmeter.paths import expand, user_folder
 from tokenmeter.stores.engine import Engine
 from tokenmeter.stores.postgres.declared import declared, made
 from tokenmeter.stores.urls import redacted
+from tokenmeter.values import dataclass
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
