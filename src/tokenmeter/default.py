@@ -67,7 +67,8 @@ def make_meter(
 
     Args:
         settings: Ready settings; else they are loaded with what is given.
-        observers: Called with each call's entry once it is recorded, in the caller's thread.
+        observers: Called with each call's entry once it is recorded, in the caller's thread. What takes an entry back
+            (kind ``reversal``, of negative amounts) is told, too: an estimate's before the answer that replaces it.
         **given: As for `configure`.
 
     Raises:

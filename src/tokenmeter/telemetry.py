@@ -15,10 +15,10 @@ from weakref import WeakKeyDictionary, ref
 
 from tokenmeter.budgets import Balance
 from tokenmeter.call import ActiveSpan
-from tokenmeter.dimensions import WHO
+from tokenmeter.dimensions import COUNTED_AS, WHO
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Entry
-from tokenmeter.money import EXACT, ZERO
+from tokenmeter.money import EXACT, ZERO, add
 from tokenmeter.processes import make_lock
 from tokenmeter.providers.hosts import host_of
 from tokenmeter.texts import suggest
@@ -101,6 +101,30 @@ def _label_of(entry: Entry, name: str) -> str | None:
     return value
 
 
+class _Owed:
+    """What was taken back of counters. They only rise: it is kept off what they would rise by next."""
+
+    def __init__(self) -> None:
+        self._lock = make_lock()
+        self._owed: dict[tuple[str, ...], Decimal | int] = {}
+
+    def rise(self, key: tuple[str, ...], amount: Decimal | int) -> float:
+        """By how much a counter rises for `amount`, which is negative where something is taken back; never below 0."""
+        if amount > 0 and key not in self._owed:
+            return float(amount)
+        with self._lock:
+            left = add(amount, self._owed.pop(key, 0))
+            if left < 0:
+                self._owed[key] = left
+        return float(left) if left > 0 else 0.0
+
+
+def _owed_by(entry: Entry, labels: Sequence[str]) -> tuple[str, ...]:
+    """Which counters stand for each other: an answer's status is another than that of the estimate it replaces."""
+    own = (_label_of(entry, name) or "" for name in labels if name != "status")
+    return (entry.provider, entry.model or "", entry.operation, *own)
+
+
 class _Watching:
     """The meter that the gauges of one destination are read from: the last one, which is not kept alive."""
 
@@ -172,6 +196,7 @@ class OpenTelemetryMetrics:
 
     def __init__(self, labels: Sequence[str] = (), provider: Any = None) -> None:
         self._labels = parse_labels(labels)
+        self._owed = _Owed()
         try:
             from opentelemetry.metrics import get_meter, get_meter_provider  # noqa: PLC0415 - an extra
         except ImportError as error:
@@ -199,18 +224,18 @@ class OpenTelemetryMetrics:
 
     def __call__(self, entry: Entry) -> None:
         """Record one entry. Corrections and adjustments are no operations and are left out."""
-        if entry.kind not in {"usage", "growth"}:
+        if entry.kind not in COUNTED_AS:
             return
-        labels = self._attributes(entry)
+        labels, owed = self._attributes(entry), _owed_by(entry, self._labels)
         for kind, tokens in (("input", entry.usage.input_tokens), ("output", entry.usage.output_tokens)):
-            if tokens:
-                self._tokens.record(tokens, {**labels, "gen_ai.token.type": kind})
+            if more := self._owed.rise((kind, *owed), tokens):
+                self._tokens.record(int(more), {**labels, "gen_ai.token.type": kind})
         if entry.latency_us is not None:
             error = {"error.type": entry.error_type} if entry.error_type else {}
             self._duration.record(entry.latency_us / 1_000_000, {**labels, **error})
-        if entry.billed_cost:
-            self._cost.add(float(entry.billed_cost), labels)
-        if entry.cost_source == "unpriced":
+        if cost := self._owed.rise(("cost", *owed), entry.billed_cost or ZERO):
+            self._cost.add(cost, labels)
+        if entry.cost_source == "unpriced" and self._owed.rise(("unpriced", *owed), COUNTED_AS[entry.kind]):
             self._unpriced.add(1, labels)
 
     def watch(self, meter: MeteredState) -> None:
@@ -288,20 +313,20 @@ class PrometheusMetrics:
 
     def __call__(self, entry: Entry) -> None:
         """Count one entry. Corrections and adjustments are no calls and are left out."""
-        if entry.kind not in {"usage", "growth"}:
+        if entry.kind not in COUNTED_AS:
             return
         calls, tokens, cost, unpriced, seconds = self._made.instruments
         common = (entry.provider, entry.model or "", entry.operation)
         labels = (*common, *(_label_of(entry, name) or "" for name in self._labels))
-        if entry.requests:
+        owed, rise = _owed_by(entry, self._labels), self._made.owed.rise
+        if entry.requests and rise(("calls", *owed), entry.requests):
             calls.labels(*labels, entry.status).inc()
         for kind, number in (("input", entry.usage.input_tokens), ("output", entry.usage.output_tokens)):
-            if number:
-                tokens.labels(*labels, kind).inc(number)
-        # A counter only rises: it refuses a negative cost, in the caller's own thread.
-        if entry.billed_cost and entry.billed_cost > 0:
-            cost.labels(*labels).inc(float(entry.billed_cost))
-        if entry.cost_source == "unpriced":
+            if more := rise((kind, *owed), number):
+                tokens.labels(*labels, kind).inc(more)
+        if dollars := rise(("cost", *owed), entry.billed_cost or ZERO):
+            cost.labels(*labels).inc(dollars)
+        if entry.cost_source == "unpriced" and rise(("unpriced", *owed), COUNTED_AS[entry.kind]):
             unpriced.labels(*labels).inc()
         if entry.latency_us is not None:
             seconds.labels(*labels).observe(entry.latency_us / 1_000_000)
@@ -316,6 +341,7 @@ class _Made:
 
     def __init__(self, prometheus: Any, registry: Any, labels: Sequence[str]) -> None:
         self.labels = tuple(labels)
+        self.owed = _Owed()
         by = ("provider", "model", "operation", *map(_prometheus_name, labels))
         self.instruments = (
             prometheus.Counter("tokenmeter_calls", "Calls", (*by, "status"), registry=registry),

@@ -102,6 +102,89 @@ def record(meter, number, **attribution):
         return meter.record({**CHAT, "id": f"chatcmpl-{number}"}, **HERE)
 
 
+class TestReplacedEstimates:
+    """A counter only rises: an answer adds what it is more than the estimate that it replaces; what is less is owed."""
+
+    def told(self, reader, registry):
+        """Calls, tokens and cost, by the scrape and by what OpenTelemetry exports."""
+        seen, scraped = points(reader), {}
+        for family in registry.collect():
+            for sample in family.samples:
+                name = (sample.name, sample.labels.get("type"))
+                scraped[name] = scraped.get(name, 0) + sample.value
+        tokens = dict.fromkeys(("input", "output"), 0)
+        for point in seen["gen_ai.client.token.usage"]:
+            tokens[point.attributes["gen_ai.token.type"]] += point.sum
+        cost = sum(point.value for point in seen["tokenmeter.client.cost"])
+        by_scrape = {kind: scraped.get(("tokenmeter_tokens_total", kind), 0) for kind in tokens}
+        assert by_scrape == tokens
+        assert scraped["tokenmeter_cost_usd_total", None] == pytest.approx(cost)
+        return scraped["tokenmeter_calls_total", None], tokens["input"], tokens["output"], cost
+
+    @pytest.fixture
+    def registry(self):
+        return pytest.importorskip("prometheus_client").CollectorRegistry()
+
+    @pytest.fixture
+    def meter(self, reader, registry):
+        from tokenmeter.telemetry import PrometheusMetrics
+
+        metrics = [
+            OpenTelemetryMetrics(["status"], provider=reader.provider),
+            PrometheusMetrics(registry=registry),
+        ]
+        return tokenmeter.make_meter(store="memory:", config={}, observers=metrics)
+
+    @pytest.fixture
+    def break_off(self, fake_provider, meter):
+        """Break a stream off; its id, and when it was made."""
+        from tokenmeter.openai import OpenAI
+
+        def break_off():
+            with OpenAI(base_url=fake_provider.openai_url, api_key="sk-metrics-test-0001") as client:
+                tokenmeter.wrap(client, meter=meter)
+                ask = [{"role": "user", "content": "Hi, how are you today? " * 20}]
+                with client.chat.completions.create(model="gpt-5-mini", messages=ask, stream=True) as stream:
+                    first = next(iter(stream))
+            return {"id": first.id, "created": first.created}
+
+        return break_off
+
+    def reported(self, meter):
+        totals = meter.report().totals
+        used = totals.usage
+        return totals.requests, used.input_tokens, used.output_tokens, pytest.approx(float(totals.billed_cost))
+
+    def test_by_more_count_once_in_what_is_scraped(self, reader, registry, meter, break_off):
+        whole = break_off()
+        assert self.told(reader, registry) == self.reported(meter)
+        assert meter.record({**CHAT, **whole}, **HERE) is not None
+        assert self.told(reader, registry) == self.reported(meter) == (1, 1000, 100, pytest.approx(0.00045))
+
+    def test_by_less_are_made_up_for_by_the_next_call_of_the_model(self, reader, registry, meter, break_off):
+        whole = break_off()
+        before = self.told(reader, registry)
+        small = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+        meter.record({**CHAT, **whole, "usage": small}, **HERE)
+        after = self.told(reader, registry)
+        assert all(now >= then for now, then in zip(after, before, strict=True)), "no counter falls"
+        assert after[0] == 1
+        assert after[1] > self.reported(meter)[1]
+        record(meter, 1)
+        assert self.told(reader, registry) == self.reported(meter)
+        assert self.reported(meter)[:3] == (2, 1001, 101)
+
+    def test_are_told_to_observers_before_their_answer_so_that_sums_of_entries_are_right(
+        self, fake_provider, break_off, meter
+    ):
+        told = []
+        meter._observers = (told.append,)
+        whole = break_off()
+        meter.record({**CHAT, **whole}, **HERE)
+        assert [(one.kind, one.requests) for one in told] == [("usage", 1), ("reversal", -1), ("usage", 1)]
+        assert sum(one.billed_cost for one in told) == meter.report().totals.billed_cost
+
+
 class TestLabels:
     def test_nobody_is_named_unless_allowed(self, reader):
         meter = tokenmeter.make_meter(

@@ -96,10 +96,8 @@ def replace_estimate(
         outcome = replace(outcome, observation=replace(seen, bill_id=whole))
     if estimate.latency_us is not None:
         authorization.started_ns = 0
-    entry = write_whole(meter, authorization, outcome)
-    if entry is not None:
-        meter.take_back(estimate, authorization.call)
-    return entry
+    authorization.replaces = estimate
+    return write_whole(meter, authorization, outcome)
 
 
 def write_whole(meter: Meter, authorization: Authorization, outcome: Outcome) -> Entry | None:

@@ -77,7 +77,8 @@ class Meter:
         aliases: SHA-256 of an API key (hex) -> the user's name for it.
         providers: Prefix of a base URL -> id of the provider that serves and bills there; the longest one counts.
         unasked: Prefixes of base URLs, or provider ids, of hosts whose streams are not asked for their usage.
-        observers: Called with each call's entry once it is recorded, in the caller's thread; must be quick.
+        observers: Called with each call's entry once it is recorded, in the caller's thread; must be quick. Before the
+            entry of an answer comes the ``reversal`` of the estimate that it replaces, if there was one.
         hold_seconds: How long a call may be in flight before its hold expires; a live stream extends it.
         request_fields: Reads end user and tags from the requests themselves.
         spans: Tells the spans that calls are made in what they cost.
@@ -374,6 +375,9 @@ class Meter:
         if late.outcome.last and authorization.reservation is not None and not settlement.hold_found:
             run_patiently(self.budgets.take_back_estimate, authorization.reservation)
         if settlement.recorded:
+            if late.outcome.last and authorization.replaces is not None:
+                # Told before the answer: a counter, which only rises, then rises by the difference.
+                run_patiently(self.take_back, authorization.replaces, authorization.call)
             self._tell(entry, authorization.call.span)
             self.budgets.learn(entry, authorization.call.facts.service_tier)
             self.budgets.telling.announce(settlement.crossings)
@@ -434,6 +438,7 @@ class Meter:
             if self.post(back):
                 self.budgets.settle_runs(call, back, None)
                 _count_in_blocks(call, back)
+                self._tell(back, None)
         except StoreError as error:  # the whole answer is recorded
             self.fault("take back an estimate", error)
 

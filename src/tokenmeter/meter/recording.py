@@ -116,6 +116,7 @@ class Authorization:
         settled: Whether an outcome was written (or given up on).
         inject_max_output_tokens: Output cap that a budget wants set on the request; None = send it as written.
         extend_due_ns: When the hold is next worth extending, on the performance counter.
+        replaces: An estimate of this call that is recorded: taken back once the answer is written down.
     """
 
     call: Call
@@ -126,6 +127,7 @@ class Authorization:
     settled: bool = False
     inject_max_output_tokens: int | None = None
     extend_due_ns: int = 0
+    replaces: Entry | None = None
 
 
 #: Fingerprint of every key while the ledger's secret cannot be read.
