@@ -645,15 +645,15 @@ def test_prometheus_reads_the_ledgers_sums(shared):
     from prometheus_client.parser import text_string_to_metric_families
 
     assert shared.get("/metrics")[0] == 401
+    families = list(text_string_to_metric_families(shared.get("/metrics", **bearer(OPS))[2]))
     found = {
-        (sample.name, *sorted(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(shared.get("/metrics", **bearer(OPS))[2])
-        for sample in family.samples
+        (sample.name, *sorted(sample.labels.items())): sample.value for family in families for sample in family.samples
     }
+    assert {family.type for family in families} == {"gauge"}, "a reversal lowers every sum, which a counter must not"
     assert found["tokenmeter_ledger_up",] == 1
     label = (("model", "gpt-5-mini"), ("provider", "openai"))
     rows = api(shared, "/report?by=model,provider&where=model=gpt-5-mini")[1]["rows"]
-    assert found["tokenmeter_ledger_requests_total", *label] == rows[0]["requests"]
+    assert found["tokenmeter_ledger_requests", *label] == rows[0]["requests"]
     assert found["tokenmeter_ledger_billed_cost_usd", *label] == pytest.approx(float(rows[0]["billed_cost"]))
     assert found["tokenmeter_budget_limit", ("budget", "ada-monthly"), ("scope", "member=ada"), ("unit", "usd")] == 0.05
     assert "bob" not in shared.get("/metrics", **bearer(ADA))[2]

@@ -10,7 +10,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -105,12 +105,12 @@ class _Figures(Collector):
 
     def _collect_sums(self) -> Iterator[Metric]:
         sums = read_report(self._sight.store, Query(by=("provider", "model"))).rows
-        for name, told, kind, pick in _SUMS:
-            family = kind(f"tokenmeter_ledger_{name}", told, labels=("provider", "model"))
+        for name, told, pick in _SUMS:
+            family = GaugeMetricFamily(f"tokenmeter_ledger_{name}", told, labels=("provider", "model"))
             for one in sums:
                 family.add_metric([value or "" for value in one.group.values()], float(pick(one)))
             yield family
-        tokens = CounterMetricFamily("tokenmeter_ledger_tokens", "Tokens", labels=("provider", "model", "sku_meter"))
+        tokens = GaugeMetricFamily("tokenmeter_ledger_tokens", "Tokens", labels=("provider", "model", "sku_meter"))
         for one in sums:
             for meter, quantity in sorted(one.usage.quantities.items()):
                 if isinstance(quantity, int):
@@ -136,13 +136,14 @@ def _make_gauge(name: str, told: str, value: int) -> Metric:
     return GaugeMetricFamily(f"tokenmeter_{name}", told, value=value)
 
 
-#: Costs are gauges: a correction may lower them, which a counter must not.
-_SUMS: tuple[tuple[str, str, Any, attrgetter[Any]], ...] = (
-    ("requests", "Calls", CounterMetricFamily, attrgetter("requests")),
-    ("errors", "Calls that failed", CounterMetricFamily, attrgetter("errors")),
-    ("unpriced", "Entries with a meter of unknown price", GaugeMetricFamily, attrgetter("unpriced")),
-    ("list_cost_usd", "Cost at public prices, US dollars", GaugeMetricFamily, attrgetter("list_cost")),
-    ("billed_cost_usd", "Billed cost, US dollars", GaugeMetricFamily, attrgetter("billed_cost")),
+#: Gauges: a correction lowers costs, a reversal everything. Of a counter that falls, Prometheus takes it that it began
+#: anew from 0, and that all it shows was added since.
+_SUMS: tuple[tuple[str, str, attrgetter[Any]], ...] = (
+    ("requests", "Calls", attrgetter("requests")),
+    ("errors", "Calls that failed", attrgetter("errors")),
+    ("unpriced", "Entries with a meter of unknown price", attrgetter("unpriced")),
+    ("list_cost_usd", "Cost at public prices, US dollars", attrgetter("list_cost")),
+    ("billed_cost_usd", "Billed cost, US dollars", attrgetter("billed_cost")),
 )
 
 
