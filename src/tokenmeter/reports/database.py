@@ -91,8 +91,10 @@ _VIEWS = {
 def open_database(store: Store, copy_to: str | os.PathLike[str] | None = None) -> Database:
     """The ledger file as a `sqlite_utils.Database` that can only be read. Close it when you are done.
 
-    Views in plain names: ``entries`` (one row per call, correction or adjustment; ``requests`` adds up to the calls),
+    Views in plain names: ``entries`` (a row per entry of any ``kind``: usage, growth, reversal, correction, adjustment;
+    what a reversal takes back is negative, so sums are right over all rows, and ``requests`` adds up to the calls),
     ``charges`` (its lines), ``accounts`` (who, which model, under which terms) and ``sums`` (per account and UTC day).
+    ``api_key`` is the name that the ledger knows; reports lay ``api_keys`` of the settings over it.
     ``billed_cost`` and its like are exact decimal text in US dollars; ``billed_micro * 1000000 + billed_pico`` are
     whole picodollars, to be added up in SQL. The function ``dollars(micro, pico)`` makes text of sums:
     ``dollars(sum(billed_micro), sum(billed_pico))``. Entries of archived months are not in the file; ``sums`` has all.
