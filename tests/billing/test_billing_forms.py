@@ -92,6 +92,35 @@ def test_reports_and_entries_as_workbooks(book, store, tmp_path):
     meter.close()
 
 
+@pytest.mark.parametrize("by", [["model"], ["member", "model"], ["model", "sku_meter"]], ids="-".join)
+def test_calls_and_tokens_of_a_workbook_have_sums_that_are_the_reports(tmp_path, by):
+    meter = tokenmeter.make_meter(store=f"sqlite:///{tmp_path}/l.db", config={})
+    for at in range(1, 6):
+        usage = {
+            "prompt_tokens": 1_000 * at,
+            "completion_tokens": 100 * at,
+            "prompt_tokens_details": {"cached_tokens": 300 * at},
+            "completion_tokens_details": {"reasoning_tokens": 40 * at},
+        }
+        body = {"id": f"r{at}", "model": ("gpt-5", "gpt-5-mini")[at % 2], "usage": usage}
+        who = {"member": "ab"[at > 2]}
+        meter.record(body, provider="openai", endpoint="chat.completions", at=f"2026-11-0{at}", attribution=who)
+    report = meter.report(by=by, period="2026-11")
+    report.to_xlsx(tmp_path / "r.xlsx")
+    rows, sums, formulas = sheet_of((tmp_path / "r.xlsx").read_bytes())
+    names = ("input_tokens", "cache_read_input_tokens", "output_tokens", "reasoning_output_tokens", "total_tokens")
+    for name in names:
+        assert formulas[name].startswith("=SUBTOTAL(109,")
+        assert sums[name] == sum(row[name] for row in rows) == getattr(report.totals.usage, name), name
+    if "sku_meter" in by:  # one call stands in several rows
+        assert not formulas["requests"]
+    else:
+        assert formulas["requests"].startswith("=SUBTOTAL(109,")
+        assert sums["requests"] == report.totals.requests == 5
+    assert sums["billed_cost exact"] == f"{report.totals.billed_cost:f}"
+    meter.close()
+
+
 def test_a_statement_has_every_form(store, issued, tmp_path):
     credit_invoice(store, issued, "1.00", "outage")
     record_payment(store, issued, "5", reference="wire <7>")

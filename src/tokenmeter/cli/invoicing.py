@@ -357,15 +357,15 @@ def _list_invoices(frame: Frame, found: list[Invoice]) -> None:
 
 def _show_invoices(found: list[tuple[Invoice, bool]]) -> None:
     """A line for each invoice, and whether it is refused."""
-    heads = ("number", "account", "to", "period", "total", "credited", "paid", "balance", "status")
+    heads = ("number", "account", "to", "period", "currency", "total", "credited", "paid", "balance", "status")
     rows = [
         (
             one.number or "(draft)",
             one.account,
             one.buyer.name,
             one.period.label,
-            f"{one.total:,f} {one.currency}",
-            *(f"{round_money(amount, one.currency):,f}" for amount in (one.credited, one.paid, one.balance)),
+            one.currency,
+            *(f"{round_money(amount, one.currency):,f}" for amount in (one.total, one.credited, one.paid, one.balance)),
             ("refused" if refused else one.status) + (f", {one.unpriced} unpriced" if one.unpriced else ""),
         )
         for one, refused in found

@@ -88,7 +88,7 @@ def read_off(kind: Kind, *paths: str, summed: bool = False) -> list[Field[Any]]:
     return [Field(path.rpartition(".")[2], kind, attrgetter(path), summed) for path in paths]
 
 
-_TOKEN_VIEWS = read_off("integer", *(f"usage.{name}" for name in TOKEN_VIEWS))
+_TOKEN_VIEWS = read_off("integer", *(f"usage.{name}" for name in TOKEN_VIEWS), summed=True)
 
 
 # -- a report's rows
