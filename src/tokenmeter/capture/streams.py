@@ -182,17 +182,17 @@ class _PassedOn:
 
     async def __anext__(self) -> Any:
         # Awaited here: `async for` would make a TypeError of an interrupt that comes where a `Step` gives itself out.
-        return await Step(self._next(), self._exchange, timer(self._read_timeout))
-
-    async def _next(self) -> bytes:
         try:
-            return await self._pieces.__anext__()
+            return await Step(self._next(), self._exchange, timer(self._read_timeout))
         except StopAsyncIteration:
             self._exchange.ended = True
             raise
-        except BaseException as error:
+        except BaseException as error:  # of the wait, or of what is done before it
             break_off(self._exchange, error)
             raise
+
+    async def _next(self) -> bytes:
+        return await self._pieces.__anext__()
 
 
 class _WatchedAsyncBody(_Watched):
