@@ -96,15 +96,20 @@ def replace_estimate(
         outcome = replace(outcome, observation=replace(seen, bill_id=whole))
     if estimate.latency_us is not None:
         authorization.started_ns = 0
-    authorization.replaces = estimate
-    return write_whole(meter, authorization, outcome)
+    return write_whole(meter, authorization, outcome, replaces=estimate)
 
 
-def write_whole(meter: Meter, authorization: Authorization, outcome: Outcome) -> Entry | None:
-    """Write down the call, and before it what outlives its answer (a container): each once, whoever names it again."""
+def write_whole(
+    meter: Meter, authorization: Authorization, outcome: Outcome, *, replaces: Entry | None = None
+) -> Entry | None:
+    """Write down the call, and before it what outlives its answer (a container): each once, whoever names it again.
+
+    The estimate that it replaces is taken back once the call itself is written.
+    """
     seen = outcome.observation
     for bill in () if seen is None else seen.shared:
         meter.settle(authorization, replace(outcome, observation=bill, response_id=None, last=False))
+    authorization.replaces = replaces
     return meter.settle(authorization, outcome)
 
 

@@ -375,7 +375,7 @@ class Meter:
         if late.outcome.last and authorization.reservation is not None and not settlement.hold_found:
             run_patiently(self.budgets.take_back_estimate, authorization.reservation)
         if settlement.recorded:
-            if late.outcome.last and authorization.replaces is not None:
+            if authorization.replaces is not None:
                 # Told before the answer: a counter, which only rises, then rises by the difference.
                 run_patiently(self.take_back, authorization.replaces, authorization.call)
             self._tell(entry, authorization.call.span)
