@@ -3,8 +3,10 @@
 import random
 import threading
 import time
+from collections import deque
 from dataclasses import replace
 from datetime import timedelta
+from typing import ClassVar
 
 import pytest
 
@@ -139,7 +141,31 @@ def test_each_threshold_is_reported_once_under_concurrency(store, make_entry, ma
         thread.start()
     for thread in threads:
         thread.join()
+    assert store.flush(10) == 0  # what a thread's settling did not send is found when it is sent, and told then
+    crossed.extend(store.take_crossings())
     assert sorted(crossing.threshold for crossing in crossed) == [10, 40, 79]
+
+
+class FoundMeanwhile(deque):
+    """What folds found: whoever reads it is overtaken by a fold of another thread, which finds one more."""
+
+    more: ClassVar = ["another"]
+
+    def __iter__(self):
+        yield from super().__iter__()
+        self.extend(self.more)
+
+    def popleft(self):
+        first = super().popleft()
+        while self.more:
+            self.append(self.more.pop())
+        return first
+
+
+def test_a_crossing_that_is_found_while_others_are_told_is_told_too(store):
+    journal = store.journal
+    journal._server.late = FoundMeanwhile(["one"])
+    assert [*journal.take_crossings(), *journal.take_crossings()] == ["one", "another"]
 
 
 def test_threads_that_move_many_counters_in_any_order_do_not_deadlock(store, make_entry, make_hold, make_posting):

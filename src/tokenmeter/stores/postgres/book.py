@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 import threading
+from collections import deque
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -63,7 +64,7 @@ class PostgresBook(FoldingBook):
     Attributes:
         settled: Where counters stand, as this process last heard, its own postings added.
         told: Thresholds that were crossed, as far as this process knows.
-        late: Crossings that are to be reported.
+        late: Crossings that are to be reported; whoever takes one off tells it.
         policy: By what programs count; see `Store.policy`.
     """
 
@@ -76,7 +77,7 @@ class PostgresBook(FoldingBook):
         self.pool, self.identity = pool, identity
         self.settled: dict[CounterKey, int] = {}
         self.told: set[tuple[CounterKey, int]] = set()
-        self.late: list[ThresholdCrossing] = []
+        self.late: deque[ThresholdCrossing] = deque()
         self.policy: PolicyReader | None = None
         self._waited = 0
         self.after_fork_in_child()
@@ -328,7 +329,7 @@ class PostgresBook(FoldingBook):
         if isinstance(folding, _FoldToServer):
             self.settled.update(folding.reached)
             self.told.update((one.key, one.threshold) for one in folding.seen)
-            self.late += folding.crossed
+            self.late.extend(folding.crossed)
             if len(self.told) > _MOST_TOLD:
                 self.told.clear()
             if len(self.settled) > _MOST_TOLD:
