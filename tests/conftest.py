@@ -4,8 +4,11 @@
 """
 
 import decimal
+import inspect
 import os
+import pkgutil
 import pwd
+import re
 import shutil
 import subprocess
 import tempfile
@@ -44,6 +47,25 @@ def _nobodys_home(tmp_path_factory):
 def _own_default_ledger(_nobodys_home, monkeypatch):
     """Whoever names no ledger has one that no other test has; it is made when it is used."""
     monkeypatch.setenv("XDG_DATA_HOME", str(_nobodys_home / uuid.uuid4().hex))
+
+
+def pytest_runtest_setup(item):
+    """Skip a test that is marked ``needs(...)`` where an installed SDK lacks something of it."""
+    for mark in item.iter_markers("needs"):
+        for feature in mark.args:
+            if not has(feature):
+                pytest.skip(f"this SDK version has no {feature}")
+
+
+def has(feature):
+    """Whether there is a ``package.module:Name``, and as ``package.module:Name(one, other)`` with these parameters."""
+    name, parameters = re.fullmatch(r"([^()]+)(?:\((.+)\))?", feature).groups()
+    try:
+        found = pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        return False
+    taken = getattr(found, "model_fields", None) or inspect.signature(found).parameters if parameters else {}
+    return all(one in taken for one in (parameters or "").split(", ") if one)
 
 
 def pytest_addoption(parser):

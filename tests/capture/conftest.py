@@ -7,7 +7,6 @@ import gc
 import inspect
 import json
 import os
-import pkgutil
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -29,16 +28,6 @@ from tokenmeter.testing import FakeProvider
 
 _SDKS = ("openai", "anthropic", "google")
 KEY = "sk-test-0123456789abcdef"
-
-
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip a test that is marked ``needs("package.module:Name")`` where the installed SDK has no such thing."""
-    for mark in item.iter_markers("needs"):
-        for feature in mark.args:
-            try:
-                pkgutil.resolve_name(feature)
-            except (ImportError, AttributeError):
-                pytest.skip(f"this SDK version has no {feature}")
 
 
 @pytest.fixture(scope="session")

@@ -46,6 +46,7 @@ def streamed(body):
     yield {"type": "response.completed", "response": body}
 
 
+@pytest.mark.needs("openai.resources.responses:Responses")
 @pytest.mark.parametrize("echo", [{}, {"tools": []}, {"tools": None}], ids=str)
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
@@ -73,6 +74,7 @@ def test_tools_that_a_host_does_not_repeat_are_those_of_the_request(
     assert meters(books) == used
 
 
+@pytest.mark.needs("openai.resources.responses:Responses")
 def test_tools_that_a_host_repeats_go_before_those_of_the_request(clients, provider, books):
     provider.answer(body={**RESPONSE, "output": [SEARCHED, WORDS], "tools": [SEARCH]})
     clients.openai().responses.create(model="gpt-5", input="Find.", tools=[PREVIEW])
@@ -173,6 +175,7 @@ def test_a_cache_of_an_hour_is_written_through_hosts_of_openais_format_too(clien
     assert meters(books) == {"cache_write_1h": 2000}
 
 
+@pytest.mark.needs("anthropic.resources:Messages.create(inference_geo)")
 @pytest.mark.parametrize("said", [None, "global", "us"])
 def test_where_a_model_runs_is_what_was_asked_for_where_the_answer_does_not_say(clients, provider, books, said):
     usage = {"input_tokens": 1000, "output_tokens": 100} | ({"inference_geo": said} if said else {})
@@ -201,6 +204,7 @@ def test_an_advisor_that_does_not_name_itself_is_the_one_that_was_asked_for(clie
     }
 
 
+@pytest.mark.needs("openai.resources:Videos")
 @pytest.mark.filterwarnings("ignore:The Sora API")
 @pytest.mark.parametrize(
     ("asked", "said", "used"),

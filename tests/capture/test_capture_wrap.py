@@ -345,5 +345,5 @@ def test_what_is_called_on_a_client_has_the_sdks_signature_name_and_documentatio
     if not metered:
         tokenmeter.wrap(ours, meter)
     theirs = shown(plain)
-    assert len(theirs) > 100
+    assert len(theirs) > 30  # the oldest SDK has 31, the newest hundreds
     assert shown(ours) == theirs
