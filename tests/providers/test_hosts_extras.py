@@ -122,3 +122,11 @@ def test_a_host_may_bill_a_transcription_for_so_many_seconds_at_least(provider, 
     body = {"task": "transcribe", "text": "Hi", **usage}
     seen = dialect.read(body, provider=provider, endpoint=endpoint, request=RequestFacts(model="whisper-large-v3"))
     assert dict(seen.usage.quantities) == {"seconds_audio": Decimal(billed)}
+
+
+@pytest.mark.parametrize("model", ["sonar", "perplexity/sonar"])
+def test_a_search_host_bills_the_request_by_either_name_of_its_model(model):
+    usage = {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12}
+    body = {"object": "chat.completion", "id": "c", "model": model, "choices": [], "usage": usage}
+    seen = read(body, provider="perplexity")
+    assert dict(seen.usage.quantities) == {"input": 10, "output": 2, "requests_low": 1}

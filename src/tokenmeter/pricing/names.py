@@ -7,7 +7,8 @@ taking away
 
 - a snapshot's date: ``-2025-08-07``, ``-20250807``, ``@20250807`` (a date that exists), ``@default``, ``-latest``;
 - a cloud's envelope: Bedrock's ``us.``/``eu.``/``global.`` profile, ``anthropic.`` vendor, ``-v1:0`` version and ARN,
-  Google's ``publishers/.../models/`` path, ``-001`` release and ``-preview-05-20`` stage.
+  Google's ``publishers/.../models/`` path, ``-001`` release and ``-preview-05-20`` stage;
+- the provider's own name before it, as gateways write it: ``openai/gpt-5`` at OpenAI, ``xai/grok-4`` at xAI.
 
 Never by prefix or containment: ``claude-opus-4-10`` is not ``claude-opus-4-1``.
 """
@@ -17,6 +18,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from datetime import date
+
+from tokenmeter.providers.hosts import canonical_provider
 
 _DATE = re.compile(r"[-@:](20\d\d)(-?)(\d\d)\2(\d\d)$")
 _FINE_TUNED = re.compile(r"(ft:[^:]+):")
@@ -60,6 +63,10 @@ def _forms(provider: str, name: str, region: str | None) -> Iterator[str]:
         yield from _bedrock_forms(name.rsplit("/", 1)[-1], region)
         return
     yield name
+    owner, _, own = name.partition("/")
+    if own and canonical_provider(owner) == provider:
+        name = own
+        yield name
     if provider == "google":
         name = name.rsplit("/", 1)[-1]
         yield name

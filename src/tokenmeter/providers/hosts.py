@@ -54,7 +54,7 @@ _HOSTS = (
     Host(
         "azure",
         (r"[^/]*(openai\.azure\.com|azure-api\.net|cognitiveservices\.azure\.com|services\.ai\.azure\.com)",),
-        names=("azure.ai.inference", "azure.ai.openai", "azure_openai", "foundry"),
+        names=("azure.ai.inference", "azure.ai.openai", "azure_ai", "azure_openai", "foundry"),
         company="Microsoft",
         service="Azure OpenAI",
         otel="azure.ai.openai",
@@ -99,7 +99,7 @@ _HOSTS = (
     Host("deepseek", (r"api\.deepseek\.com",)),
     Host("x-ai", (r"api\.x\.ai",), names=("grok", "x_ai", "xai"), otel="x_ai"),
     Host("together", (r"api\.together\.(xyz|ai)",), names=("together_ai",)),
-    Host("fireworks", (r"api\.fireworks\.ai",)),
+    Host("fireworks", (r"api\.fireworks\.ai",), names=("fireworks_ai",)),
     Host("perplexity", (r"api\.perplexity\.ai",), bills_cost=True),
     Host("deepinfra", (r"api\.deepinfra\.com",), company="Deep Infra", bills_cost=True),
     Host("cerebras", (r"api\.cerebras\.ai",)),

@@ -33,7 +33,7 @@ _SEARCHES_ALWAYS = re.compile(r"-search-(preview|api)\b")
 #: Perplexity's research model bills what it read and thought at rates of their own; the other models bill the request.
 _RESEARCH = "deep-research"
 _REQUEST_SIZES = frozenset({"low", "medium", "high"})
-_BILLS_REQUESTS = re.compile(r"sonar(-pro|-reasoning|-reasoning-pro)?")
+_BILLS_REQUESTS = re.compile(r"(perplexity/)?sonar(-pro|-reasoning|-reasoning-pro)?")
 #: Mistral's voice models count audio in seconds; x-ai's live search counted sources.
 _FIELDS = {"prompt_audio_seconds": "seconds_audio", "num_sources_used": "search_sources"}
 #: x-ai's counts of its server-side tools, by name: in the Responses API, and as its own SDK writes them.
