@@ -24,7 +24,7 @@ setup:
 .PHONY: test
 ## The whole suite, on two workers.
 test:
-	$(BIN)/pytest -q -n 2
+	$(BIN)/pytest -q -n 3
 
 .PHONY: explore
 ## The property tests with examples that no run has drawn before, for who has time to look for faults.
