@@ -11,8 +11,8 @@ from tokenmeter.api import Meter, Priced
 from tokenmeter.arguments import tell_wrong_arguments
 from tokenmeter.budgets import AlertTarget, Budget
 from tokenmeter.budgets.agreement import check_consistent
-from tokenmeter.budgets.alerts import make_rules
 from tokenmeter.budgets.matching import Required
+from tokenmeter.budgets.rules import make_rules
 from tokenmeter.carrying import RequestFields
 from tokenmeter.config import load_settings
 from tokenmeter.errors import ConfigurationError, PricingError

@@ -15,7 +15,8 @@ import pytest
 
 from tokenmeter.attribution import Attribution
 from tokenmeter.budgets import Budget
-from tokenmeter.budgets.alerts import Notice, Unpriced
+from tokenmeter.budgets.alerts import Notice
+from tokenmeter.budgets.rules import Unpriced
 from tokenmeter.budgets.targets import TargetError, Webhook
 from tokenmeter.call import Call, Outcome, RequestFacts
 from tokenmeter.errors import BudgetExceededError

@@ -10,8 +10,8 @@ import pytest
 import tokenmeter
 from tokenmeter.attribution import Attribution
 from tokenmeter.budgets import Budget
-from tokenmeter.budgets.alerts import BurnRate, Faults, Spike, Unpriced
 from tokenmeter.budgets.matching import Required
+from tokenmeter.budgets.rules import BurnRate, Faults, Spike, Unpriced
 from tokenmeter.call import Call, Outcome, RequestFacts
 from tokenmeter.errors import AttributionRequiredError, ConfigurationError
 from tokenmeter.ledger import Entry

@@ -10,7 +10,7 @@ from functools import partial
 from operator import attrgetter
 
 from tokenmeter.arguments import tell_wrong_arguments
-from tokenmeter.budgets.alerts import AlertTarget, Notice, Rule
+from tokenmeter.budgets.alerts import AlertTarget, Notice
 from tokenmeter.budgets.bounds import Ceilings, Expectations, Sizes, longest_prompt
 from tokenmeter.budgets.counting import Openings, audit, count, spent_by
 from tokenmeter.budgets.definitions import InForce
@@ -27,6 +27,7 @@ from tokenmeter.budgets.policy import (
     threshold_amounts,
 )
 from tokenmeter.budgets.registry import Registry
+from tokenmeter.budgets.rules import Rule
 from tokenmeter.budgets.runs import Run, RunClaims, runs_of
 from tokenmeter.budgets.status import Balance, balances
 from tokenmeter.budgets.telling import Telling, tell_who_passes

@@ -20,8 +20,9 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta
 from itertools import chain
 
-from tokenmeter.budgets.alerts import NOTICE, Alert, AlertTarget, Notice
+from tokenmeter.budgets.alerts import Alert, AlertTarget, Notice
 from tokenmeter.budgets.matching import parse_scope, scope_text
+from tokenmeter.budgets.rules import NOTICE
 from tokenmeter.ledger import CounterKey, ThresholdCrossing
 from tokenmeter.processes import has_ended, make_lock, process_name, run_alone
 from tokenmeter.stores.base import Store

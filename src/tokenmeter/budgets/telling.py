@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 
-from tokenmeter.budgets.alerts import Alert, AlertTarget, Notice, Rule, Sight, check
+from tokenmeter.budgets.alerts import Alert, AlertTarget, Notice
 from tokenmeter.budgets.definitions import InForce
 from tokenmeter.budgets.delivery import AlertQueue, Deliveries
 from tokenmeter.budgets.holds import Fault
 from tokenmeter.budgets.matching import Cap, Subject, parse_scope
 from tokenmeter.budgets.policy import amount_of, threshold_amounts
+from tokenmeter.budgets.rules import Rule, Sight, check
 from tokenmeter.budgets.status import Balance
 from tokenmeter.call import Call
 from tokenmeter.errors import StoreError

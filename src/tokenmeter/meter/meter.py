@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 from tokenmeter.arguments import tell_wrong_arguments
 from tokenmeter.attribution import ApiKey, Attribution
 from tokenmeter.budgets import AlertTarget, Balance, Budget, Budgets, Grant
-from tokenmeter.budgets.alerts import Rule
 from tokenmeter.budgets.counting import passes_bound, with_held
 from tokenmeter.budgets.delivery import EXIT_SECONDS
 from tokenmeter.budgets.holds import PlannedHold, take_back
 from tokenmeter.budgets.limits import LimitUnknownError
 from tokenmeter.budgets.matching import Required
+from tokenmeter.budgets.rules import Rule
 from tokenmeter.budgets.status import check_scope
 from tokenmeter.call import ActiveSpan, Call, Outcome
 from tokenmeter.dimensions import COUNTED_AS
@@ -70,7 +70,7 @@ class Meter:
         pricer: Price list and terms.
         budgets: Caps to declare; the ledger may know others.
         alerts: Whom to tell of crossed thresholds besides the log.
-        rules: What else is worth telling them (`tokenmeter.budgets.alerts`).
+        rules: What else is worth telling them (`tokenmeter.budgets.rules`).
         required: What every call has to be attributed to.
         source: File in which `budgets` are said, for the ledger's history; default: the code of this program.
         in_code: Names of those that code says beside the file.
