@@ -39,6 +39,7 @@ READ_WITHIN = {
     "ParsedChatCompletion": "is a ChatCompletion",
     "ParsedMessage": "is a Message",
     "ParsedResponse": "is a Response",
+    "PromptCachingBetaMessage": "is a Message; of Anthropic's oldest SDKs",
     "RawMessageDeltaEvent": "test_dialect_streams",
     "RunCancelResponse": "as RunCreateResponse",
     "RunCreateResponse": "openai_eval_run.json, without a type: its data source is long",

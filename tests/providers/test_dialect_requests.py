@@ -182,6 +182,7 @@ def test_everything_that_is_rendered_into_the_prompt_is_measured():
         assert openai({"model": "m", **extra}, "/responses").input_bytes >= 100
 
 
+@pytest.mark.needs("openai.types.responses:ResponseOutputMessage")
 def test_sdk_objects_in_the_input_are_measured():
     """A conversation is often continued with the very objects the last answer was made of."""
     from openai.types.responses import ResponseOutputMessage

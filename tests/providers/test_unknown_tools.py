@@ -7,9 +7,6 @@ import typing
 import anthropic.types.beta
 import google.genai.types
 import pytest
-from google.genai import interactions
-from openai.types.beta.beta_response_output_item import BetaResponseOutputItem
-from openai.types.responses.response_output_item import ResponseOutputItem
 
 from tokenmeter.call import RequestFacts
 from tokenmeter.providers.openai.extras import is_unknown_call
@@ -80,7 +77,11 @@ def kinds_of(union):
     return {typing.get_args(member.model_fields["type"].annotation)[0] for member in members}
 
 
+@pytest.mark.needs("openai.types.beta.beta_response_output_item:BetaResponseOutputItem")
 def test_every_call_that_the_openai_sdk_has_is_known():
+    from openai.types.beta.beta_response_output_item import BetaResponseOutputItem
+    from openai.types.responses.response_output_item import ResponseOutputItem
+
     kinds = kinds_of(ResponseOutputItem) | kinds_of(BetaResponseOutputItem)
     assert {"web_search_call", "multi_agent_call"} < kinds
     assert not [kind for kind in kinds if is_unknown_call({"type": kind})]
@@ -113,6 +114,7 @@ def test_a_block_of_a_message_that_is_streamed():
     assert dialect_for("anthropic", "messages").plain["messages"](reader.body()) is None
 
 
+@pytest.mark.needs("anthropic.types.beta:BetaServerToolUseBlock")
 def test_every_server_tool_that_the_anthropic_sdk_has_is_known():
     names = typing.get_args(anthropic.types.beta.BetaServerToolUseBlock.model_fields["name"].annotation)
     body = message(*({**CALLED, "name": name} for name in names), usage={"input_tokens": 1000, "output_tokens": 100})
@@ -133,6 +135,7 @@ def test_a_part_of_an_answer_of_geminis():
     assert dialect.plain["models.generate_content"](body) is None
 
 
+@pytest.mark.needs("google.genai.types:ToolType")
 def test_every_tool_that_googles_sdk_has_is_known():
     kinds = [kind.value for kind in google.genai.types.ToolType if not kind.value.endswith("UNSPECIFIED")]
     seen = read(answer(*kinds), "models.generate_content", "google")
@@ -151,7 +154,10 @@ def test_a_step_of_an_interaction():
     assert is_told(streamed(events, "interactions.create", "google").observation())
 
 
+@pytest.mark.needs("google.genai.interactions:Step")
 def test_every_step_that_googles_sdk_has_is_known():
+    from google.genai import interactions
+
     kinds = {name for one in typing.get_args(interactions.Step) for name in discriminators(one)}
     calls = [kind for kind in kinds if kind.endswith("_call")]
     assert "google_maps_call" in calls
