@@ -202,8 +202,13 @@ class PriceList:
         listed = self._catalog.find(provider, names) if self._catalog else None
         keys = [(provider, each) for each in names if each != EVERY_MODEL]
         if listed is not None:
-            keys += [(provider, listed.model.lower()), (listed.provider, listed.model.lower())]
+            keys.append((provider, listed.model.lower()))
         rows = [row for key in dict.fromkeys(keys) for row in self._rows_of(*key)]
+        if listed is not None and listed.provider != provider:
+            if any(row.origin == "tokenmeter" and row.sku_meter == "input" for row in rows):
+                listed = listed._replace(rows=())  # it is sold at a price of its own, which leaves the maker's none
+            else:
+                rows += self._rows_of(listed.provider, listed.model.lower())
         if not rows and listed is None and not self._prices_tokens_of_every_model(provider):
             return None
         sellers = dict.fromkeys((provider, listed.provider if listed else provider))
@@ -267,6 +272,11 @@ class CatalogModel(NamedTuple):
     rows: tuple[Price, ...]
 
 
+#: Who sells whose models at other prices than their maker, whatever the catalog says: Microsoft's prices of DeepSeek's
+#: models are several times DeepSeek's own, know no hours of day, and are rows of ``overrides.toml``.
+_SOLD_APART = frozenset({("azure", "deepseek")})
+
+
 class _Seller:
     """A provider's record, with an index of the names each model goes by."""
 
@@ -316,7 +326,7 @@ class Catalog:
         if provider not in self.edition:
             return None
         wanted = tuple(names)
-        for each in (provider, *self._seller(provider).fallbacks):
+        for each in (provider, *self._makers(provider)):
             index = self._seller(each).index
             for name in wanted:
                 record = index.get(name)
@@ -335,6 +345,10 @@ class Catalog:
         """The ids of a provider's models, as they are listed; none for a provider that is not."""
         if provider in self.edition:
             yield from (record["id"] for record in self._seller(provider).models)
+
+    def _makers(self, provider: str) -> Iterator[str]:
+        """Whose models `provider` resells at their makers' prices."""
+        return (each for each in self._seller(provider).fallbacks if (provider, each) not in _SOLD_APART)
 
     def _seller(self, provider: str) -> _Seller:
         found = self._sellers.get(provider)
