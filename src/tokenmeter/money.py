@@ -113,7 +113,7 @@ def negate(amount: None, /) -> None: ...
 @overload
 def negate(amount: Decimal | None, /) -> Decimal | None: ...
 def negate(amount: Decimal | int | None, /) -> Decimal | int | None:
-    """``-amount``, every digit kept; an integer of an integer, and an unknown amount stays unknown."""
+    """``-amount``, every digit kept, nothing without a sign; an integer of an integer, and unknown of unknown."""
     if amount is None:
         return None
     return -amount if isinstance(amount, int) else EXACT.minus(amount)
@@ -174,13 +174,13 @@ class Costs(NamedTuple):
 
 
 def round_to(amount: Decimal | int, places: int, *, rounding: str = ROUND_HALF_EVEN) -> Decimal:
-    """`amount` with exactly `places` decimals, for showing and for currencies."""
-    return Decimal(amount).quantize(ONE.scaleb(-places, context=EXACT), rounding=rounding, context=EXACT)
+    """`amount` with exactly `places` decimals, for showing and for currencies; what comes to nothing has no sign."""
+    return EXACT.plus(Decimal(amount).quantize(ONE.scaleb(-places, context=EXACT), rounding=rounding, context=EXACT))
 
 
 def quantize(amount: Decimal) -> Decimal:
     """`amount` rounded half-even to whole picodollars: the one rounding a charge line ever sees."""
-    return amount.quantize(PICODOLLAR, rounding=ROUND_HALF_EVEN, context=EXACT)
+    return EXACT.plus(amount.quantize(PICODOLLAR, rounding=ROUND_HALF_EVEN, context=EXACT))
 
 
 def to_picodollars(amount: Decimal) -> int:
@@ -291,8 +291,11 @@ def minor_unit(currency: str) -> Decimal:
 
 
 def round_money(amount: Decimal, currency: str) -> Decimal:
-    """`amount` in whole minor units (cents) of `currency`; halves go away from zero, as on any invoice."""
-    return amount.quantize(minor_unit(currency), rounding=ROUND_HALF_UP, context=EXACT)
+    """`amount` in whole minor units (cents) of `currency`; halves go away from zero, as on any invoice.
+
+    What comes to nothing has no sign: no paper says ``-0.00``, and the rules of electronic invoices refuse it.
+    """
+    return EXACT.plus(amount.quantize(minor_unit(currency), rounding=ROUND_HALF_UP, context=EXACT))
 
 
 def convert(dollars: Decimal, rate: ExchangeRate) -> Decimal:

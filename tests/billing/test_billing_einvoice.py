@@ -89,6 +89,66 @@ def test_credit_notes_of_some_cents_are_valid_each(ready, form, rules):
         assert failures(make_einvoice(note, form), rules) == []
 
 
+@pytest.mark.parametrize(("form", "rules"), [("factur-x", CII), ("cii", CII), ("ubl", UBL), ("xrechnung", UBL)])
+def test_a_note_on_all_that_is_left_is_valid_with_its_rounding_and_lines_below_zero(ready, form, rules):
+    """It takes back the credit of a negative line, the invoice's rounding, and what a note gave back in words."""
+    bill = issued(ready)
+    credit_invoice(ready, bill, [(2, "1.00"), ("Goodwill", "0.50")], "outage")
+    note = credit_invoice(ready, bill, None, "all of it")
+    assert {one.line for one in note.lines if one.amount < 0} == {None, 6}
+    assert any(one.line == 0 for one in note.lines)
+    xml = make_einvoice(note, form)
+    if form == "factur-x":
+        _, xml = facturx.get_xml_from_pdf(xml, check_xsd=True)
+    assert facturx.xml_check_xsd(xml)
+    assert failures(xml, rules) == []
+
+
+@pytest.mark.parametrize("category", ["Z", "E", "AE", "K", "G", "O", "S"])
+@pytest.mark.parametrize(("form", "rules"), [("cii", CII), ("xrechnung", UBL)])
+def test_an_invoice_below_zero_is_valid_with_every_kind_of_tax(store, book, december, form, rules, category):
+    """No tax of a negative sum was "-0.00", which the rules refuse."""
+    book("1", team="search")
+    book("-3", team="search", kind="adjustment", meter="adjustment", quantity=-1)
+    close_period(store, "2026-11", now=december)
+    seller = {**SELLER, "legal_id": "HRB 1"}
+    if category == "O":
+        del seller["tax_id"]
+    tax = {"name": "VAT", "rate": "0.19" if category == "S" else "0", "category": category}
+    changes = profile(seller=seller, taxes=[tax], einvoice=form)
+    draft = draft_invoice(store, team="search", period="2026-11", profile=changes)
+    bill = issue_invoice(store, draft, force=True)
+    xml = make_einvoice(bill, form)
+    assert failures(xml, rules) == []
+    assert "-0.00" not in xml.decode() + bill.to_html() + bill.to_csv() + str(bill.to_dict())
+
+
+CBC, CAC = (
+    f"{{urn:oasis:names:specification:ubl:schema:xsd:Common{kind}Components-2}}" for kind in ("Basic", "Aggregate")
+)
+
+
+@pytest.mark.parametrize("category", ["K", "O"])
+def test_an_xrechnung_says_the_town_that_was_delivered_to_and_the_rate_of_any_tax(ready, category):
+    """What KoSIT's rules BR-DE-10, BR-DE-11 and BR-DE-14 ask for on top of the standard's."""
+    seller = {name: value for name, value in SELLER.items() if category != "O" or name != "tax_id"}
+    bill = issued(
+        ready,
+        seller={**seller, "legal_id": "HRB 1"},
+        buyers={"team": {"search": {**BUYER, "country": "FR", "city": "Paris", "tax_id": "FR83404833048"}}},
+        taxes=[{"name": "VAT", "rate": "0", "category": category}],
+        einvoice="xrechnung",
+    )
+    for document in (bill, credit_invoice(ready, bill, "1.00", "outage")):
+        told = ET.fromstring(make_einvoice(document, "xrechnung"))  # noqa: S314 - written by ourselves
+        place = told.find(f"{CAC}Delivery/{CAC}DeliveryLocation/{CAC}Address")
+        if category == "K":
+            assert (place.findtext(f"{CBC}CityName"), place.findtext(f"{CBC}PostalZone")) == ("Paris", "53111")
+        else:
+            assert place is None
+        assert told.findtext(f"{CAC}TaxTotal/{CAC}TaxSubtotal/{CAC}TaxCategory/{CBC}Percent") == "0"
+
+
 def test_the_rules_find_a_wrong_total(ready):
     """The check can fail."""
     xml = make_einvoice(issued(ready), "cii")

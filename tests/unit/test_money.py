@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenmeter.errors import ConfigurationError
-from tokenmeter.money import parse_decimal, quantize, to_dollars, to_picodollars
+from tokenmeter.money import negate, parse_decimal, quantize, round_money, round_to, to_dollars, to_picodollars
 
 
 @given(st.integers(-(10**30), 10**30))
@@ -20,6 +20,13 @@ def test_picodollars_make_the_round_trip_exactly(picodollars):
 @given(st.decimals(-(10**12), 10**12, places=15))
 def test_rounding_is_to_the_nearest_picodollar(amount):
     assert abs(quantize(amount) - amount) <= Decimal("0.5E-12")
+
+
+@pytest.mark.parametrize("amount", ["-0", "-0.00", "-1E-20", "0"])
+def test_what_comes_to_nothing_has_no_sign(amount):
+    number = Decimal(amount)
+    for told in (quantize(number), round_to(number, 2), round_money(number, "JPY"), negate(quantize(number))):
+        assert not told.is_signed(), told
 
 
 def test_a_finer_amount_is_refused_rather_than_cut():

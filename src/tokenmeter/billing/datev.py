@@ -10,7 +10,7 @@ from tokenmeter.billing.journal import JournalEntry
 from tokenmeter.billing.period import days_of
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import utcnow
-from tokenmeter.money import EXACT, ZERO, round_money, total
+from tokenmeter.money import EXACT, ZERO, negate, round_money, total
 from tokenmeter.periods import Period, parse_instant
 
 _HEAD = (
@@ -149,7 +149,7 @@ def _make_rows(entry: JournalEntry) -> Iterator[str]:
     """
     main, *others = entry.postings
     taxed = [one for one in others if one.role != "tax"]
-    taxes = EXACT.subtract(main.amount.copy_negate(), total(one.amount for one in taxed))
+    taxes = EXACT.subtract(negate(main.amount), total(one.amount for one in taxed))
     net = total(one.amount for one in taxed)
     left = taxes
     for at, one in enumerate(taxed):

@@ -46,6 +46,8 @@ _COUNTRIES, _CURRENCIES, _SCHEMES, _EXEMPTIONS = ("DE", "US"), ("EUR", "USD"), (
 #: What is often written for a country, and its code.
 _NO_COUNTRIES = {"UK": "GB", "EL": "GR"}
 _VAT_ID = "DE123456789"
+#: By what a party's place is told.
+_PLACE = ("name", "country_code", "city", "postcode")
 
 
 def make_einvoice(document: Invoice | CreditNote, form: EInvoiceForm = "factur-x") -> bytes:
@@ -208,7 +210,8 @@ def _common(invoice: Invoice, taxes: tuple[TaxLine, ...]) -> dict[str, Any]:
         "BT-74": last,
         "BG-4": _party(seller),
         "BG-7": told,
-        "BG-13": {name: told[name] for name in ("name", "country_code")} if category == "K" else None,  # where it went
+        # Where it went; XRechnung wants the town as well.
+        "BG-13": {name: told[name] for name in _PLACE if name in told} if category == "K" else None,
         "BG-23": [_tax(tax) for tax in taxes],
     }
     if seller.iban:
@@ -311,7 +314,7 @@ def _tax(tax: TaxLine) -> dict[str, str]:
             "BT-116": f"{tax.base:f}",
             "BT-117": f"{tax.amount:f}",
             "BT-118": tax.category,
-            "BT-119": None if tax.category == "O" else _rate(tax),
+            "BT-119": _rate(tax),  # also for category O, whose lines have none: XRechnung wants one of every tax
             "BT-120": (tax.note or tax.label) if exempt else None,
             "BT-121": (tax.exemption or _REASONS.get(tax.category)) if exempt else None,
         }

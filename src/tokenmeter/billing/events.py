@@ -7,7 +7,7 @@ from datetime import date, datetime
 from decimal import Decimal
 from typing import Any, Literal
 
-from tokenmeter.money import EXACT, ZERO, multiply
+from tokenmeter.money import EXACT, ZERO, multiply, negate
 from tokenmeter.values import dataclass
 
 EventKind = Literal["payment", "credit_note", "void", "uncollectible"]
@@ -122,7 +122,7 @@ def movements(due: Decimal, events: Iterable[Event]) -> Iterator[Movement]:
             back = EXACT.subtract(lost, given_up)
             if back:
                 kind: MovementKind = "recovered" if multiply(back, due) > 0 else "given_up"
-                yield Movement(event, kind, back.copy_negate(), max(event.on, lost_on))
+                yield Movement(event, kind, negate(back), max(event.on, lost_on))
             lost = given_up
         # Voiding an invoice over nothing moves nothing, and is told all the same.
         if amount or event.kind == "void":

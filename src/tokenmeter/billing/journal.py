@@ -25,7 +25,7 @@ from tokenmeter.billing.period import closed_periods, days_of, find_closed, zone
 from tokenmeter.billing.rated import RateKey
 from tokenmeter.dimensions import ACCOUNTS as DIMENSIONS
 from tokenmeter.errors import ConfigurationError
-from tokenmeter.money import EXACT, USD, ZERO, round_money, total
+from tokenmeter.money import EXACT, USD, ZERO, negate, round_money, total
 from tokenmeter.periods import Period, parse_period
 from tokenmeter.stores.base import Store
 from tokenmeter.values import dataclass
@@ -133,14 +133,12 @@ def _book_invoice(invoice: Invoice, chart: AccountChart) -> JournalEntry:
         account = chart.account("income", {**facts, **facts_of_line(line)})
         income[account] = EXACT.add(income.get(account, ZERO), line.amount)
     postings = [chart.post("receivable", facts, totals.total, money)]
-    postings += [
-        Posting("income", account, amount.copy_negate(), money) for account, amount in income.items() if amount
-    ]
+    postings += [Posting("income", account, negate(amount), money) for account, amount in income.items() if amount]
     if totals.rounding:
-        postings.append(chart.post("rounding", facts, totals.rounding.copy_negate(), money))
+        postings.append(chart.post("rounding", facts, negate(totals.rounding), money))
     for tax in totals.taxes:
         if tax.amount:
-            postings.append(chart.post("tax", {**facts, "tax": tax.label.split()[0]}, tax.amount.copy_negate(), money))
+            postings.append(chart.post("tax", {**facts, "tax": tax.label.split()[0]}, negate(tax.amount), money))
     return JournalEntry(
         on=invoice.issued_on or date.min,
         kind="invoice",
@@ -161,7 +159,7 @@ def _book_credit_note(note: CreditNote, chart: AccountChart) -> JournalEntry:
         role = role_of(credit)
         place = role, chart.account(role, told)
         given[place] = EXACT.add(given.get(place, ZERO), credit.amount)
-    postings = [chart.post("receivable", facts, note.total.copy_negate(), money)]
+    postings = [chart.post("receivable", facts, negate(note.total), money)]
     postings += [Posting(role, account, amount, money) for (role, account), amount in given.items() if amount]
     for tax in note.taxes:
         if tax.amount:
@@ -191,13 +189,13 @@ def _book_settlement(
         text=f"{text} ({invoice.number})",
         postings=(
             chart.post(role, facts, amount, invoice.currency),
-            chart.post("receivable", facts, amount.copy_negate(), invoice.currency),
+            chart.post("receivable", facts, negate(amount), invoice.currency),
         ),
     )
 
 
 def _turn_round(entry: JournalEntry, on: date, kind: str, number: str, text: str) -> JournalEntry:
-    postings = tuple(replace(one, amount=one.amount.copy_negate()) for one in entry.postings)
+    postings = tuple(replace(one, amount=negate(one.amount)) for one in entry.postings)
     return JournalEntry(
         on=on,
         kind=kind,
@@ -240,7 +238,7 @@ def _book_provider_costs(store: Store, period: Period, chart: AccountChart) -> I
             text=f"Usage of {provider} in {period.label}, accrued ({exact:f} USD exactly)",
             postings=(
                 *(Posting("expense", account, share, USD) for account, share in shares.items() if share),
-                chart.post("accrued", facts, amount.copy_negate(), USD),
+                chart.post("accrued", facts, negate(amount), USD),
             ),
         )
         yield accrued

@@ -31,7 +31,7 @@ from tokenmeter.billing.journal import (
 from tokenmeter.billing.paper import plain_text
 from tokenmeter.billing.period import days_of, zone_of_books
 from tokenmeter.errors import ConfigurationError
-from tokenmeter.money import EXACT
+from tokenmeter.money import EXACT, negate
 from tokenmeter.periods import Period, parse_period
 from tokenmeter.stores.base import Store
 
@@ -190,7 +190,7 @@ def _amounts(document: Invoice | CreditNote) -> Iterator[tuple[str, Decimal, str
     """Lines that add up to the net: text, amount (of a credit note negative), role of its account and facts for it."""
     if isinstance(document, CreditNote):
         for credit, told in credited(document):
-            yield credit.description, credit.amount.copy_negate(), role_of(credit), told
+            yield credit.description, negate(credit.amount), role_of(credit), told
         return
     facts = facts_of(document)
     for line in document.lines:

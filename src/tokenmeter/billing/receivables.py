@@ -21,7 +21,7 @@ from tokenmeter.billing.invoice import Invoice
 from tokenmeter.billing.lines import TaxLine
 from tokenmeter.errors import ConfigurationError, LedgerError
 from tokenmeter.ledger import utcnow
-from tokenmeter.money import EXACT, ZERO, magnitude, multiply, parse_decimal, round_money, total
+from tokenmeter.money import EXACT, ZERO, magnitude, multiply, negate, parse_decimal, round_money, total
 from tokenmeter.periods import parse_day, zone
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.documents import Document, DocumentQuery, NewDocument
@@ -407,7 +407,7 @@ def _lines_left(invoice: Invoice, earlier: Sequence[Mapping[str, Any]]) -> list[
     back = _given_back(earlier)
     texts = {line.position: line.description for line in invoice.lines} | {ROUNDING: "Rounding"}
     left = [CreditLine(at, texts[at], EXACT.subtract(amount, back[at])) for at, amount in _amounts(invoice).items()]
-    left.append(CreditLine(None, "Less credits that named no line", back[None].copy_negate()))
+    left.append(CreditLine(None, "Less credits that named no line", negate(back[None])))
     return [line for line in left if line.amount]
 
 

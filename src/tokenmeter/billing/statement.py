@@ -19,7 +19,7 @@ from tokenmeter.dimensions import COUNTED_AS, AccountArguments
 from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import utcnow
-from tokenmeter.money import EXACT, USD, ZERO, round_money, total
+from tokenmeter.money import EXACT, USD, ZERO, negate, round_money, total
 from tokenmeter.periods import CALENDAR_UNITS, CalendarUnit, Period, buckets, parse_day, parse_period, zone
 from tokenmeter.stores.base import EntryFilter, Store
 from tokenmeter.values import dataclass
@@ -312,7 +312,7 @@ def _moved_by(invoice: Invoice) -> Iterator[_BalanceChange]:
         known = MOVED_TEXT.get(moved.kind)
         text = f"{known} ({invoice.number})" if known else f"{event.name} on {invoice.number}{why}"
         if moved.amount:
-            yield _BalanceChange(moved.on, event.at, invoice.currency, text, moved.amount.copy_negate())
+            yield _BalanceChange(moved.on, event.at, invoice.currency, text, negate(moved.amount))
 
 
 def _blank(scope: Mapping[str, str], period: Period, basis: Basis) -> Statement:

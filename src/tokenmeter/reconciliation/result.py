@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tokenmeter.attribution import NOBODY, Attribution
 from tokenmeter.display import counted
 from tokenmeter.ledger import Charge, Entry
-from tokenmeter.money import EXACT, ONE, ZERO, magnitude, quantize, total
+from tokenmeter.money import EXACT, ONE, ZERO, magnitude, quantize, round_to, total
 from tokenmeter.periods import Period
 from tokenmeter.reconciliation.causes import CAUSES, HARMLESS, NO_TRAFFIC, POSTABLE, Cause, Discrepancy
 from tokenmeter.reconciliation.statement import POSTED_BY, Bucket
@@ -287,7 +287,7 @@ def _percent(missing: Decimal, whole: Decimal) -> Decimal | None:
     if whole <= 0:
         return None
     share = EXACT.divide(EXACT.multiply(_PERCENT, EXACT.subtract(whole, missing)), whole)
-    return share.quantize(Decimal("0.01"), context=EXACT)
+    return round_to(share, 2)
 
 
 def _totals_of(values: Mapping[str, Any]) -> SideTotals:
