@@ -41,8 +41,11 @@ _KINDS = (*WHO, "api_key")
 _SCOPED = re.compile(rf"(?<!\w)(?:{'|'.join(_KINDS)}|tag:[^=,]+)=$")
 #: Documents that accounts and tax law want to be kept; all others only name somebody.
 _BOOKS = ("period", "invoice", "credit_note", "invoice_event", "reconciliation", "handover")
-#: Documents that are about the ledger itself.
-_OF_LEDGER = (ERASURE, ARCHIVE, MOVED, MERGED)
+#: Of documents about the ledger itself, what a person wrote; the rest are digests, and places that are gone to.
+_WRITTEN: Mapping[str, tuple[str, ...]] = {ERASURE: ("reason", "by"), MERGED: ("url",), ARCHIVE: (), MOVED: ()}
+_BY_LAW = "the law wants it kept"
+_OF_BUDGET = "it is a budget's own name, which figures go by"
+_OF_PLACE = "it is where the ledger, or a file of it, is found"
 #: Names in documents under which no person is named.
 _FIXED = frozenset({
     *("provider", "model", "endpoint", "operation", "sku_meter", "unit", "kind", "status", "currency", "rows", "label"),
@@ -84,14 +87,15 @@ class KeptDocument:
         kind: ``invoice``, ``period``, ``budget``, ...
         key: Its identity within its kind.
         number: Series and number, such as ``INV-00007``; None without a series.
-        keep_until: The last day on which it has to be kept by law: erase again after it. None where no law asks for it
-            and the name is that of a budget, which figures go by.
+        keep_until: The last day on which it has to be kept by law: erase again after it. None where no law asks for it.
+        why: Why it stays, in words: the law, the name of a budget, which figures go by, or the place of a file.
     """
 
     kind: str
     key: str
     number: str | None
     keep_until: date | None
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,12 +141,12 @@ def erase(store: Store, dimension: str, value: str, *, reason: str, by: str, pse
             or ``tag:NAME``.
         value: The text, exactly.
         reason: Why, for the record; it stays in the chain, so it must not name the person.
-        by: Who decided it, likewise.
+        by: Who decided it, likewise: for somebody who asks for their own erasure say the office, not the name.
         pseudonym: What stands in its place; default: ``erased-`` and eight hex digits.
 
     Raises:
-        ConfigurationError: the dimension cannot be erased, the pseudonym stands for somebody else, or `reason` names
-            the person.
+        ConfigurationError: the dimension cannot be erased, the pseudonym stands for somebody else, or `reason` or `by`
+            names the person.
         LedgerError: nothing that may be erased has that name, or calls of theirs are under way.
         StoreUnavailableError: the ledger cannot be written.
     """
@@ -184,6 +188,8 @@ def check_erasure(dimension: str, value: str, *, reason: str, by: str, pseudonym
             raise ConfigurationError(f"{name}= is empty: the record of an erasure says who decided it, and why.")
     if value and value in reason:
         raise ConfigurationError("The reason names whom it erases, and stays in the chain: say it without the name.")
+    if by.strip() == value or _Writing(_kind_of(dimension), value, "").without(by) != by:
+        raise ConfigurationError("by= names whom it erases, and stays in the chain: say the office that decided it.")
     if pseudonym is not None and (not pseudonym.strip() or storable_text(pseudonym) == value):
         raise ConfigurationError("The pseudonym is empty, or the name itself.")
 
@@ -247,8 +253,9 @@ class _Erasing:
         if not found and not self.changed:
             kept = "".join(
                 f" {one.kind} {one.number or one.key} names it until {one.keep_until}, when the law lets it go."
-                for one in self.kept
                 if one.keep_until
+                else f" {one.kind} {one.key} names it: {one.why}."
+                for one in self.kept
             )
             raise LedgerError(
                 f"No {self._kind.replace('_', ' ')} of this name is in the ledger: nothing was erased.{kept}"
@@ -312,20 +319,21 @@ class _Erasing:
         self.changed, self.kept = [], []
         today = utcnow().date()
         writing = _Writing(self._kind, self._value, self.pseudonym)
-        places = ", ".join("?" * len(_OF_LEDGER))
-        found = rows.execute(
-            f"SELECT seq, kind, body, leaf FROM documents WHERE kind NOT IN ({places}) ORDER BY seq",  # noqa: S608 - question marks
-            _OF_LEDGER,
-        ).fetchall()
+        found = rows.execute("SELECT seq, kind, body, leaf FROM documents ORDER BY seq").fetchall()
         for seq, kind, body, leaf in found:
             record = from_json(body)
             said = [record["key"], from_json(record["body"])]
             keep_until = date(from_microseconds(record["recorded_at"]).year + KEEP_YEARS, 12, 31)
             everyone = kind == "budget" and self._value == "*"  # in a budget it is each of them, and nobody's name
-            due = said if everyone else writing.without(said, of_budget=kind == "budget")
+            if everyone:
+                due = said
+            elif kind in _WRITTEN:
+                due = [said[0], said[1] | writing.without({k: said[1][k] for k in _WRITTEN[kind] if k in said[1]})]
+            else:
+                due = writing.without(said, of_budget=kind == "budget")
             if kind in _BOOKS and today <= keep_until:
                 if due != said:
-                    self.kept.append(_kept(record, keep_until))
+                    self.kept.append(_kept(record, keep_until, _BY_LAW))
                 continue
             if due != said:
                 same = rows.execute(
@@ -341,14 +349,14 @@ class _Erasing:
                     (record["key"], made.decode(), filed, seq),
                 )
                 self.changed.append((seq, filed.hex(), hashlib.sha256(made).hexdigest()))
-            if not everyone and writing.without(due) != due:
-                self.kept.append(_kept(record, None))
+            if not everyone and kind != ERASURE and writing.without(due) != due:
+                self.kept.append(_kept(record, None, _OF_PLACE if kind in _WRITTEN else _OF_BUDGET))
 
 
-def _kept(record: Mapping[str, Any], keep_until: date | None) -> KeptDocument:
+def _kept(record: Mapping[str, Any], keep_until: date | None, why: str) -> KeptDocument:
     series = record.get("series")
     number = None if series is None else f"{series}{record['number']:05d}"
-    return KeptDocument(record["kind"], record["key"], number, keep_until)
+    return KeptDocument(record["kind"], record["key"], number, keep_until, why)
 
 
 class _Writing:

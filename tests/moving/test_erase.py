@@ -330,6 +330,37 @@ def test_erasing_twice_finds_nobody(meter):
         meter.erase("member", "ada@example.com", **WHY)
 
 
+def test_who_decided_an_erasure_can_be_erased_too_and_the_record_stands(filled, url):
+    """Kim decided; then Kim leaves, and asks for the same."""
+    meter = filled(url, budgets=[tokenmeter.Budget(name="each", member="*", limit_usd=500)])
+    meter.erase("member", "ada@example.com", reason="kim@example.com was asked", by="kim@example.com", pseudonym="p 1")
+    with pytest.raises(ConfigurationError, match="by= names whom it erases"):
+        meter.erase("member", "kim@example.com", reason="left", by="kim@example.com")
+    done = meter.erase("member", "kim@example.com", reason="left", by="the office", pseudonym="p 2")
+    assert (done.names, done.changed, done.documents) == (0, 1, ())
+    first, second = [json.loads(one.body) for one in meter.store.documents(DocumentQuery(kind="erasure"))]
+    assert (first["reason"], first["by"], first["pseudonym"]) == ("p 2 was asked", "p 2", "p 1")
+    assert second["by"] == "the office"
+    assert "kim@" not in bodies(meter)
+    found = meter.verify()
+    assert found.ok, found.faults
+    assert "p 1" in meter.report("member").to_csv()
+    with pytest.raises(LedgerError, match="nothing was erased"):
+        meter.erase("member", "kim@example.com", reason="left", by="the office")
+
+
+def test_a_place_that_has_the_name_in_it_is_listed_with_why_it_stays(filled, url, tmp_path):
+    meter = filled(url)
+    meter.archive("2026-10", to=f"{tmp_path}/ada@example.com")
+    done = meter.erase("member", "ada@example.com", **WHY)
+    places = [one for one in done.documents if one.kind == "archive"]
+    assert places
+    assert all(one.keep_until is None and "is found" in one.why for one in places)
+    assert meter.verify().ok
+    with pytest.raises(LedgerError, match="archive 1 names it: it is where"):
+        meter.erase("member", "ada@example.com", **WHY)
+
+
 def test_the_command_asks_first_and_says_what_is_left_to_do(filled, tmp_path, run_command, monkeypatch):
     filled(f"sqlite:///{tmp_path}/ledger.db").close()
     line = ["erase", "member", "ada@example.com", "--store", f"sqlite:///{tmp_path}/ledger.db"]

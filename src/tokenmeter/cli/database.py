@@ -233,8 +233,8 @@ def _tell_erasure(done: erasing.Erasure) -> None:
         out.print(f"{counted(done.changed, 'document has', 'documents have')} it in place of the name.")
     out.print(f"Record of it in the chain: {done.record}")
     for one in done.documents:
-        until = f"to be kept until {one.keep_until}" if one.keep_until else "it is a budget's own name"
-        out.print(f"[yellow]names the person[/]  {one.kind} {escape(one.number or one.key)}: {until}.")
+        until = f", until {one.keep_until}" if one.keep_until else ""
+        out.print(f"[yellow]names the person[/]  {one.kind} {escape(one.number or one.key)}: {one.why}{until}.")
     for text in done.left:
         out.print(f"[yellow]still here[/]  {text}")
     out.print("Not held by this ledger, and yours to handle:")
