@@ -113,14 +113,21 @@ def test_an_interrupted_copy_goes_on_where_it_ended(way, filled, told, monkeypat
     assert told(target) == told(source)
 
 
-def test_open_calls_forbid_it_until_they_are_settled(way, filled, answer):
+def test_open_calls_forbid_its_end_and_what_is_recorded_by_then_is_carried(way, filled, answer, told, monkeypatch):
     source, target = way
+    monkeypatch.setattr(copying, "_PAGE", 5)
     meter = filled(source, budgets=[tokenmeter.Budget(name="all", limit_usd=5)])
+    done = []
     with meter.hold(**CALL) as held:
         with pytest.raises(LedgerError, match="1 call of this ledger is under way"):
-            copy_ledger(source, target)
+            copy_ledger(source, target, progress=lambda reached, _: done.append(reached))
+        carried = done[-1]
         held.record(answer("held", 1000))
-    assert copy_ledger(source, target).entries == 13
+    done.clear()
+    assert copy_ledger(source, target, progress=lambda reached, _: done.append(reached)).entries == 13
+    assert carried >= 10
+    assert min(done, default=carried + 1) > carried  # nothing is carried twice
+    assert told(target) == told(source)
 
 
 def test_a_target_with_records_of_its_own_is_left_alone(way, filled, record, open_meter):

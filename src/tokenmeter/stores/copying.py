@@ -98,7 +98,7 @@ def carry(source: CopySource, target: End, *, whole: bool = False, progress: Pro
         source: Where the ledger is.
         target: Empty, or the beginning of the same ledger.
         whole: Whether it is a backup: open holds go along, and so does a last record that says that the source moved.
-            Else open holds forbid the copy, since their calls would be settled where they began, and that record is
+            Else open holds forbid its end, since their calls would be settled where they began, and that record is
             left out, since it is the copy that goes on.
         progress: Told now and then how many records are there, and of how many.
 
@@ -106,13 +106,12 @@ def carry(source: CopySource, target: End, *, whole: bool = False, progress: Pro
         Where the copy ends.
 
     Raises:
-        LedgerError: holds are open, or the target is another ledger or was written to since.
+        LedgerError: holds are open (what was recorded until then is carried, and the next copy brings the rest), or the
+            target is another ledger or was written to since.
         StoreUnavailableError: either end cannot be used.
     """
     if source.read(_moved) is None:  # else nothing is folded any more
         source.fold()
-    if not whole:
-        source.read(refuse_holds)
     reached = target.read(_reached)
     source.read(partial(_check_beginning, reached=reached))
     until = source.read(_reached if whole else _end)
@@ -130,8 +129,12 @@ def carry(source: CopySource, target: End, *, whole: bool = False, progress: Pro
     return together(partial(_Transfer.end, whole=whole))
 
 
-def refuse_holds(rows: Any) -> None:
+def refuse_holds(rows: Any, *, then: str) -> None:
     """Refuse a ledger of which calls are under way.
+
+    Args:
+        rows: The ledger.
+        then: What to do when none are, as the end of a sentence.
 
     Raises:
         LedgerError: there are.
@@ -140,8 +143,8 @@ def refuse_holds(rows: Any) -> None:
     if holds:
         raise LedgerError(
             f"{counted(holds, 'call of this ledger is', 'calls of this ledger are')} under way and may hold "
-            "part of a budget. Stop the programs that write to it, and copy again: it goes on where it ended. Holds of "
-            "programs that died end by themselves within minutes."
+            f"part of a budget. Stop the programs that write to it, {then} Holds of programs that died end by "
+            "themselves within minutes."
         )
 
 
@@ -260,7 +263,9 @@ class _Transfer:
     def end(self, *, whole: bool) -> Copied:
         """Carry what came meanwhile, and everything that is no record."""
         if not whole:
-            refuse_holds(self._rows)
+            refuse_holds(
+                self._rows, then="and copy again: what they recorded until now is carried, only the rest is left."
+            )
         until = _reached(self._rows) if whole else _end(self._rows)
         self.share()
         while (reached := _reached(self._written)).seq < until.seq:

@@ -68,7 +68,7 @@ def merge_ledger(source: str | Path, target: str | Path, *, progress: Progress |
         if moved_to(origin) is None:  # else nothing is folded any more
             origin.end().fold()
         store.end().fold()
-        origin.end().read(refuse_holds)
+        origin.end().read(partial(refuse_holds, then="and merge again: nothing was taken."))
         documents = _new_documents(origin, store)
         _refuse_others(origin, store)
         before = _entries(store)
