@@ -238,7 +238,8 @@ class RateCard:
             if factor is None:
                 return dimension
             found.append(factor)
-        found += [Factor("region", rule.factor, rule) for rule in self._placed_by_name if rule.holds(at)]
+        if context.region is None:  # else the name says it once more
+            found += [Factor("region", rule.factor, rule) for rule in self._placed_by_name if rule.holds(at)]
         shipped = quote.row.origin not in _LAYERS
         return tuple(each for each in found if each.value != ONE or (each.rule.assumed and shipped))
 

@@ -25,7 +25,9 @@ _DATE = re.compile(r"[-@:](20\d\d)(-?)(\d\d)\2(\d\d)$")
 _FINE_TUNED = re.compile(r"(ft:[^:]+):")
 _FLOATING = re.compile(r"(?:-latest|@latest|@default)$")
 _BEDROCK_VERSION = re.compile(r"-v\d+(?::\d+)?(?::\d+k)?$|:\d+$")
-_BEDROCK_PROFILE = re.compile(r"(?:(global)|regional|us-gov|us|eu|apac|jp|au|ca|in|sa|me|af|il|uk|kr)\.(?=[a-z0-9]+\.)")
+_BEDROCK_PROFILE = re.compile(
+    r"(?:(global)|(us-gov)|regional|us|eu|apac|jp|au|ca|in|sa|me|af|il|uk|kr)\.(?=[a-z0-9]+\.)"
+)
 _GOOGLE_STAGE = re.compile(r"(?:-preview)?-(?:0[1-9]|1[0-2])-(?:[0-3]\d|20\d\d)$|-preview$|-0\d\d$")
 
 
@@ -43,13 +45,18 @@ def undated(name: str) -> str | None:
     return name[: found.start()]
 
 
+def scope_of(region: str | None) -> str | None:
+    """``"global"`` where a name that does not say itself is priced by Bedrock's global rows: there, and in GovCloud."""
+    return "global" if region == "global" or (region or "").startswith("us-gov-") else None
+
+
 def forms(provider: str, name: str, region: str | None) -> Iterator[str]:
     """The names that `name` may be listed under at `provider`, the most literal first.
 
     Args:
         provider: Canonical provider id.
         name: The model as the provider or the caller names it.
-        region: ``"global"`` prefers Bedrock's global rows for a name that does not say.
+        region: ``"global"`` prefers Bedrock's global rows for a name that does not say; see `scope_of`.
     """
     seen: set[str] = set()
     for form in _forms(provider, name.strip().lower(), region):
@@ -97,8 +104,8 @@ def _bedrock_forms(name: str, region: str | None) -> Iterator[str]:
         names = [vendor + each for vendor in ("anthropic.", "openai.") for each in names] + names
     if profile and profile[1]:
         scopes: tuple[str, ...] = ("global.",)
-    elif region == "global" and not profile:
-        scopes = ("global.", "regional.", "")
+    elif (profile and profile[2]) or (region == "global" and not profile):
+        scopes = ("global.", "regional.", "")  # GovCloud's price is a multiple of the global one
     else:
         scopes = ("regional.", "")
     for scope in scopes:

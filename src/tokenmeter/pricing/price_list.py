@@ -14,7 +14,7 @@ from tokenmeter.errors import ConfigurationError, reason_of
 from tokenmeter.pricing import edition
 from tokenmeter.pricing.card import RateCard
 from tokenmeter.pricing.edition import Launch, price_rows, unknown_terms
-from tokenmeter.pricing.names import forms, listed_names, undated
+from tokenmeter.pricing.names import forms, listed_names, scope_of, undated
 from tokenmeter.pricing.price import EVERY_MODEL, TOKEN_CLASSES, Price
 from tokenmeter.pricing.rules import Overrides, load_overrides
 from tokenmeter.providers.hosts import canonical_provider
@@ -153,11 +153,11 @@ class PriceList:
         Args:
             provider: Provider id or one of its other names (``bedrock``, ``vertex``).
             model: Name as the caller or the provider wrote it.
-            region: ``"global"`` where a Bedrock name does not say itself.
+            region: Where a Bedrock name does not say itself.
         """
         if not model:
             return None
-        key = (provider, model, "global" if region == "global" else None)
+        key = (provider, model, scope_of(region))
         try:
             return self._found[key]
         except KeyError:
