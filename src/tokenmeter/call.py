@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import field
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from tokenmeter.attribution import NOBODY, ApiKey, Attribution, Scope
 from tokenmeter.dimensions import Status
@@ -54,6 +54,8 @@ class RequestFacts:
         terms: What else in the request decides its price, and may be left out of the answer, by the answer's name for
             it: ``search_context_size``, ``inference_geo``, ``cache_ttl``.
         unbounded: Why no upper bound of the output exists (``"server_tools"``, ``"advisor"``, ...); None when it does.
+        cache_writes: Which of the prompt's tokens may be billed as written to a cache: ``"none"`` where the request
+            marks none and nothing else has them written, ``"usual"`` where none is to be kept longer than is usual.
         image_count: Images in the prompt (their tokens are not bounded by bytes).
         background: Whether the answer is made without the connection and read later; of a call that reads one: whether
             this process asked for it so.
@@ -77,6 +79,7 @@ class RequestFacts:
     tools: Sequence[Mapping[str, Any]] = ()
     terms: Mapping[str, str] = field(default_factory=lambda: _NO_TOOLS)
     unbounded: str | None = None
+    cache_writes: Literal["any", "usual", "none"] = "any"
     image_count: int = 0
     background: bool = False
     pieces: Mapping[str, int] = field(default_factory=lambda: NO_PIECES)
@@ -96,6 +99,7 @@ class PlainRequest(NamedTuple):
         service_tier: See there.
         image_count: See there: none.
         unbounded: See there: its output has an upper bound.
+        cache_writes: See there.
     """
 
     model: str
@@ -107,6 +111,7 @@ class PlainRequest(NamedTuple):
     service_tier: str | None
     image_count: int = 0
     unbounded: str | None = None
+    cache_writes: Literal["any", "usual", "none"] = "any"
 
     def facts(self, *, region: str | None, cost_unit: str | None) -> RequestFacts:
         """The same as `RequestFacts`, for a client of this region and cost unit."""
@@ -119,6 +124,7 @@ class PlainRequest(NamedTuple):
             max_output_tokens=self.max_output_tokens,
             choices=self.choices,
             streamed=self.streamed,
+            cache_writes=self.cache_writes,
             cost_unit=cost_unit,
         )
 

@@ -365,6 +365,7 @@ class Ceilings:
             facts.processing,
             facts.speed,
             facts.region,
+            facts.cache_writes,
             who,
             served,
             reach,

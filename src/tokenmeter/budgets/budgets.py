@@ -246,7 +246,7 @@ class Budgets(Registry):
         return self._state.singled_out
 
     def amounts(
-        self, sent: Sent, facts: RequestFacts | PlainRequest, at_us: int, known: dict[int, Sizes]
+        self, sent: Sent, facts: RequestFacts | PlainRequest, at_us: int, known: dict[tuple[str, int], Sizes]
     ) -> Amounts | None:
         """What a call may use at most; None where that is for the general way to say.
 
@@ -261,14 +261,15 @@ class Budgets(Registry):
         longest = longest_prompt(sent.provider, facts, self._pricer.terms)
         if longest is None:
             return None
-        sizes, ceilings = known.get(longest.bit_length()), self._ceilings
+        kind = (facts.cache_writes, longest.bit_length())
+        sizes, ceilings = known.get(kind), self._ceilings
         if sizes is None or at_us >= sizes.until_us or sizes.tiers != ceilings.tiers:
             tiers, call = ceilings.tiers, sent.call
             ceiling = ceilings.of(call, from_microseconds(at_us), self._pricer, prompt_tokens=longest)
             sizes = Sizes.of(call, ceiling, at_us=at_us, tiers=tiers)
             if sizes is None:
                 return None
-            known[longest.bit_length()] = sizes
+            known[kind] = sizes
         return sizes.amounts(facts, longest, self._tokens)
 
     def settled(self, call: Entry, output: int, cost: int, latency_us: int) -> None:

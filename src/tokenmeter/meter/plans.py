@@ -218,7 +218,8 @@ class Plan:
         generation: State of the ledger that it was made for.
         prices: The price list.
         demands: What they ask of their caps; of a call that no budget is about, nothing.
-        sizes: How much they may use, by the length of their prompts: see `Budgets.amounts`.
+        sizes: How much they may use, by what of their prompts may be written to a cache, and how long they are: see
+            `Budgets.amounts`.
         begun: The parts that the records of their holds share.
         answers: By model and tier that the answer names.
         outdated: Whether the ledger was found to be in another state.
@@ -232,7 +233,7 @@ class Plan:
         self.prices = prices
         self.demands = demands
         self.begun = begun
-        self.sizes: dict[int, Sizes] = {}
+        self.sizes: dict[tuple[str, int], Sizes] = {}
         self.answers: dict[tuple[str | None, str | None], _AnswerKind] = {}
 
 

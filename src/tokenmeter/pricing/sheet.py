@@ -386,8 +386,9 @@ def ceiling_of(
     longest = prompt_tokens if prompt_tokens is not None else max((0, *card.thresholds)) + 1
     sizes = (0, *(threshold + 1 for threshold in card.thresholds if threshold < longest))
     dearest = _Dearest(listed, contexts, sizes, at, terms, platform)
+    written = facts.cache_writes if host_of(listed.provider).caches_marked else "any"
     return Ceiling(
-        input=dearest.of(INPUT_METERS),
+        input=dearest.of(_PROMPTS_METERS[written]),
         output=dearest.of(OUTPUT_METERS),
         web_search=dearest.of(("web_searches",)),
         file_search=dearest.of(("file_searches",)),
@@ -400,6 +401,14 @@ def ceiling_of(
         context_window=listed.context_window,
         max_output_tokens=listed.max_output_tokens,
     )
+
+
+#: What tokens of a prompt may be billed as, by `RequestFacts.cache_writes`.
+_PROMPTS_METERS = {
+    "any": INPUT_METERS,
+    "usual": tuple(meter for meter in INPUT_METERS if meter not in {"cache_write_1h", "cache_write_12h"}),
+    "none": tuple(meter for meter in INPUT_METERS if meter not in CACHE_WRITE_METERS),
+}
 
 
 def _contexts(listed: ListedModel, facts: RequestFacts, endpoint: str) -> Iterator[Circumstances]:

@@ -27,6 +27,8 @@ class Host:
         hidden_output: Whether its ``total_tokens`` holds output (thinking) that the answer's tokens leave out.
         least_audio: Seconds that it bills a transcription for at least.
         keeps_flex: Whether a request for the flex tier is served in it or refused, and never in a dearer one.
+        caches_marked: Whether of a prompt whose format has marks for it no more is billed as written to a cache than
+            what is marked.
     """
 
     id: str
@@ -39,6 +41,7 @@ class Host:
     hidden_output: bool = False
     least_audio: int = 0
     keeps_flex: bool = False
+    caches_marked: bool = False
 
 
 #: Of several patterns that match a URL the first one counts.
@@ -50,7 +53,7 @@ _HOSTS = (
         service="OpenAI API",
         keeps_flex=True,  # else a 429 that costs nothing: developers.openai.com/api/docs/guides/flex-processing
     ),
-    Host("anthropic", (r"api\.anthropic\.com",), company="Anthropic", service="Claude API"),
+    Host("anthropic", (r"api\.anthropic\.com",), company="Anthropic", service="Claude API", caches_marked=True),
     Host(
         "azure",
         (r"[^/]*(openai\.azure\.com|azure-api\.net|cognitiveservices\.azure\.com|services\.ai\.azure\.com)",),
@@ -59,6 +62,7 @@ _HOSTS = (
         service="Azure OpenAI",
         otel="azure.ai.openai",
         keeps_flex=True,  # else a 400: learn.microsoft.com/azure/foundry/openai/how-to/flex-processing
+        caches_marked=True,
     ),
     Host(
         "aws",
@@ -67,6 +71,7 @@ _HOSTS = (
         company="Amazon Web Services",
         service="Amazon Bedrock",
         otel="aws.bedrock",
+        caches_marked=True,
     ),
     Host(
         "google",
@@ -86,6 +91,7 @@ _HOSTS = (
         otel="gcp.vertex_ai",
         hidden_output=True,
         keeps_flex=True,  # else a 503 or 429: ai.google.dev/gemini-api/docs/flex-inference, "no server-side fallback"
+        caches_marked=True,
     ),
     Host(
         "openrouter",

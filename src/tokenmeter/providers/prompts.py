@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import field
 from os import PathLike
 from types import MappingProxyType
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 from tokenmeter.call import PlainRequest, RequestFacts
 from tokenmeter.dimensions import PROMPT_OPERATIONS, TEXT_OPERATIONS
@@ -33,6 +33,7 @@ from tokenmeter.values import dataclass
 NO_TOOLS: Mapping[str, str] = MappingProxyType({})
 #: What marks a prompt, or a part of it, to be cached.
 _CACHE_MARKS = frozenset({"cache_control", "prompt_cache_breakpoint", "prompt_cache_options"})
+_USUAL_LIFETIMES = frozenset({"", "5m"})
 #: Where a request is not for text: its other fields are files and settings of theirs.
 _PROMPT_KEYS = ("messages", "input", "instructions", "tools", "prompt")
 
@@ -89,6 +90,7 @@ class PromptSize:
         size: UTF-8 bytes of all text, with the JSON around it: no fewer than its tokens.
         images: Pictures, whose tokens their bytes do not bound.
         remote: Whether files are named that lie elsewhere.
+        unread: Whether part of it can be read only once, and so was not.
         texts: The longer texts among it, as they are: whoever wants tighter bounds may count their tokens.
         carriers: Parts that offer further tools, see `offered`.
         lifetimes: How long what is marked to be cached is to be kept, as each mark says; empty: as is usual.
@@ -97,6 +99,7 @@ class PromptSize:
     size: int = 0
     images: int = 0
     remote: bool = False
+    unread: bool = False
     texts: list[str] = field(default_factory=list[str], repr=False)
     carriers: list[JSON] = field(default_factory=list[JSON], repr=False)
     lifetimes: set[str] = field(default_factory=set[str])
@@ -107,6 +110,15 @@ class PromptSize:
         (only, *others) = self.lifetimes or {""}
         asked = "several" if others else only
         return {"cache_ttl": asked} if asked else {}
+
+    @property
+    def cache_writes(self) -> Literal["usual", "none", "any"]:
+        """See `RequestFacts.cache_writes`, of a format in which only what is marked is written to a cache."""
+        if self.unread:
+            return "any"
+        if not self.lifetimes:
+            return "none"
+        return "usual" if self.lifetimes <= _USUAL_LIFETIMES else "any"
 
 
 def measure(parts: Iterable[Any]) -> PromptSize:
@@ -173,8 +185,15 @@ def _note(key: str, item: Any, result: PromptSize) -> None:
         result.images += len(cast("Sequence[Any]", item))
     elif key == "audio" and is_object(item) and "id" in item:
         result.remote = True  # an earlier answer's
-    elif key in _CACHE_MARKS and is_object(item):
-        result.lifetimes.add(text(item, "ttl") or "")
+    elif key in _CACHE_MARKS:
+        note_mark(item, result)
+
+
+def note_mark(mark: Any, result: PromptSize) -> None:
+    """Note how long something is to be kept in a cache, as `mark` says, whatever it is made of."""
+    plain = to_wire(mark)
+    if is_object(plain):
+        result.lifetimes.add(text(plain, "ttl") or "")
 
 
 def _open_data(value: JSON, stack: list[Any], _result: PromptSize) -> int:
@@ -219,7 +238,7 @@ def _open_other(value: Any, stack: list[Any], result: PromptSize) -> int:
         if isinstance(plain, dict | list):
             stack.append(plain)
     elif isinstance(value, Iterable | PathLike) or hasattr(value, "read"):
-        result.remote = True
+        result.remote = result.unread = True
     return 0
 
 

@@ -111,7 +111,7 @@ def read_request(body: JSON) -> PlainRequest | None:
     if measured is None:
         return None
     limit, tier = first_limit(get("max_tokens")), named(get("service_tier"))
-    return PlainRequest(model, measured[0], (), limit, 1, bool(get("stream")), tier)
+    return PlainRequest(model, measured[0], (), limit, 1, bool(get("stream")), tier, cache_writes="none")
 
 
 PLAIN_REQUESTS = {"messages": read_request}

@@ -18,6 +18,7 @@ from tokenmeter.providers.prompts import (
     listed,
     measure_prompt,
     named,
+    note_mark,
     offered,
 )
 from tokenmeter.providers.wire import JSON, is_object, text, to_wire
@@ -59,6 +60,7 @@ def request_facts(endpoint: Endpoint, body: JSON | None) -> RequestFacts:
         reasons.append("conversation")
     if prompt.remote:
         reasons.append("files")
+    terms = _terms(body, prompt)
     return RequestFacts(
         model=_model(get("model")),
         service_tier=named(get("service_tier")),
@@ -68,16 +70,15 @@ def request_facts(endpoint: Endpoint, body: JSON | None) -> RequestFacts:
         max_output_tokens=first_limit(get("max_tokens_to_sample" if endpoint.path == "completions" else "max_tokens")),
         streamed=bool(get("stream")),
         tool_models=tool_models,
-        terms=_terms(body, prompt),
+        terms=terms,
         unbounded=",".join(reasons) if reasons else None,
+        cache_writes="any" if "conversation" in reasons else prompt.cache_writes,
     )
 
 
 def _terms(body: JSON, prompt: PromptSize) -> dict[str, str]:
     """See `RequestFacts.terms`."""
-    marked = body.get("cache_control")
-    if is_object(marked):
-        prompt.lifetimes.add(text(marked, "ttl") or "")
+    note_mark(body.get("cache_control"), prompt)
     place = named(body.get("inference_geo"))
     return prompt.cache_terms | ({"inference_geo": place} if place else {})
 
