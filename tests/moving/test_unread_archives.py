@@ -1,5 +1,6 @@
 """What a ledger says while the files of its archived months are away, or the extra that reads them is missing."""
 
+import json
 import sys
 
 import pytest
@@ -35,6 +36,28 @@ def test_verify_says_what_it_could_not_count_while_the_files_are_away(meter, tmp
     assert "counter" not in {one.kind for one in faults}
     (tmp_path / "away").rename(tmp_path / "files")
     assert meter.verify().ok
+
+
+def test_a_deep_verification_names_every_file_that_is_away_and_goes_on(meter, tmp_path):
+    for file in (tmp_path / "files").rglob("*.parquet"):
+        file.unlink()
+    faults = meter.verify(deep=True).faults
+    assert [(one.kind, one.where) for one in faults] == [
+        ("archive", "2026-01"),
+        ("archive", "2026-02"),
+        ("unchecked", "sums"),
+        ("unchecked", "budgets"),
+    ]
+    assert "could not be checked to the end: The archived month at" in faults[2].detail
+
+
+def test_the_doctor_says_what_it_can_while_a_file_is_away(meter, tmp_path, run_command):
+    whole = json.loads(run_command("doctor", "--json", "--store", meter.store.url).out)["facts"]
+    (tmp_path / "files").rename(tmp_path / "away")
+    said = run_command("doctor", "--json", "--store", meter.store.url)
+    found = json.loads(said.out)
+    assert (said.code, found["facts"]) == (0, whole | {"entries_by_old_prices": None})
+    assert [one for one in found["warnings"] if "cannot be told: The archived month at" in one]
 
 
 def test_verify_goes_on_without_the_extra(meter, monkeypatch):

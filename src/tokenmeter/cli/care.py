@@ -18,7 +18,7 @@ from tokenmeter.cli.configuration import unset_keys
 from tokenmeter.cli.frame import Exit, Frame, app, command, emit, out, show_progress, show_table
 from tokenmeter.cli.options import SelectionOptions
 from tokenmeter.display import counted, visible
-from tokenmeter.errors import ConfigurationError
+from tokenmeter.errors import ConfigurationError, StoreUnavailableError
 from tokenmeter.ledger import Entry, utcnow
 from tokenmeter.meter import Meter
 from tokenmeter.money import ZERO, add, magnitude, round_to, total
@@ -263,11 +263,16 @@ def doctor(
             "price_list": meter.pricer.price_list_hash[:12],
             "newest_price": f"{newest:%Y-%m-%d}",
             "prices": _describe_price_list(meter, settings),
-            **_count_doubtful_entries(meter),
+            "entries_unpriced": _count_unpriced(meter),
             "budgets": len(meter.budgets.changes()),  # as every process obeys them, whatever this one's settings say
         }
-        unread = updating.describe_unread(meter.pricer.price_list)
-    warnings = [*health.warnings, *unset_keys(settings), *_warn_of_prices(facts), *filter(None, [unread])]
+        unread = [updating.describe_unread(meter.pricer.price_list)]
+        try:
+            facts["entries_by_old_prices"] = _count_by_old_prices(meter)
+        except (StoreUnavailableError, ConfigurationError) as error:  # of a file that is not there: the rest is told
+            facts["entries_by_old_prices"] = None
+            unread.append(f"What entries were priced by cannot be told: {error}")
+    warnings = [*health.warnings, *unset_keys(settings), *_warn_of_prices(facts), *filter(None, unread)]
     if utcnow() - newest > _STALE:
         warnings.append(f"No price is newer than {newest:%Y-%m-%d}; get newer ones with pip install -U genai-prices.")
     if frame.as_json:
@@ -275,7 +280,8 @@ def doctor(
     else:
         width = max(map(len, facts))
         for name, value in facts.items():
-            out.print(f"{name.replace('_', ' '):<{width}}  {escape(str(value))}")
+            told = "unknown" if value is None else str(value)
+            out.print(f"{name.replace('_', ' '):<{width}}  {escape(told)}")
         for warning in warnings:
             out.print(f"[yellow]care[/]  {escape(warning)}")
         if not warnings:
@@ -284,8 +290,13 @@ def doctor(
         raise typer.Exit(Exit.FOUND)
 
 
-def _count_doubtful_entries(meter: Meter) -> dict[str, int]:
-    """How many entries have no price, and how many of the last month were priced by a list that was old by then."""
+def _count_unpriced(meter: Meter) -> int:
+    """How many entries have no price; from kept sums, so over all time: a correction takes off what has one by now."""
+    return sum(one.unpriced for one in meter.store.aggregate((BEGINNING, utcnow() + timedelta(days=1)), ()))
+
+
+def _count_by_old_prices(meter: Meter) -> int:
+    """How many entries of the last month were priced by a list that was old by then. Reads archived files, too."""
     now = utcnow()
     # One bucket a day: a list's first use within them tells how long it has been in use.
     days = [now - _LOOKED_BACK + timedelta(days=number) for number in range(_LOOKED_BACK.days + 2)]
@@ -296,9 +307,7 @@ def _count_doubtful_entries(meter: Meter) -> dict[str, int]:
             began = first.setdefault(name, group.bucket)
             recent = group.bucket > len(days) - 1 - _RECENT.days
             old += group.requests if recent and group.bucket - began > _STALE.days else 0
-    # From kept sums, so over all time: a correction takes off what has a price by now.
-    unpriced = sum(one.unpriced for one in meter.store.aggregate((BEGINNING, now + timedelta(days=1)), ()))
-    return {"entries_unpriced": unpriced, "entries_by_old_prices": old}
+    return old
 
 
 def _warn_of_prices(facts: dict[str, Any]) -> list[str]:

@@ -86,16 +86,18 @@ class _Audit:
             self.faults.append(Fault("table", "table ledger", f"Its one row is gone. {_CHANGED}"))
 
     def at(self, what: str, part: Callable[[], None]) -> None:
-        """Run a part. Where tables are gone it says what could not be looked at for it, and the other parts go on."""
+        """Run a part. Where tables or files are gone it says what it could not look at, and the others go on."""
         try:
             part()
         except TamperedLedgerError as error:
             self.faults.append(Fault("edited", what, f"They could not be checked to the end. {error}"))
         except StoreUnavailableError as error:
-            if not self._gone:
+            unread = any(fault.kind == "archive" for fault in self.faults)
+            if not (self._gone or unread):
                 raise
-            reason = str(error.__cause__ or error).partition("\n")[0]
-            self.faults.append(Fault("table", what, f"They could not be checked to the end: {reason}."))
+            reason = str(error if unread else error.__cause__ or error).partition("\n")[0].removesuffix(".")
+            kind = "unchecked" if unread else "table"
+            self.faults.append(Fault(kind, what, f"They could not be checked to the end: {reason}."))
 
     def shared(self) -> None:
         """What entries share, the guards and the secret."""
