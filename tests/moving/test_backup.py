@@ -203,15 +203,48 @@ def test_a_ledger_in_use_is_not_taken_for_a_backup(open_meter, record, url, tmp_
         restore(meter.store.path, tmp_path / "new.db")
 
 
-def test_a_backup_is_restored_to_a_server_that_has_no_records(filled, url, tmp_path, postgres_url, told):
+def test_a_backup_is_restored_to_a_server_that_has_no_records(
+    filled, url, tmp_path, postgres_url, told, record, open_meter
+):
     meter = filled(url)
     made = meter.backup(tmp_path / "backup.db")
     done = restore(made.path, postgres_url)
     assert done.head == made.head
     before = told(url)
     assert told(postgres_url) == before
+    assert restore(made.path, postgres_url) == done  # it is there already
+    record(open_meter(postgres_url), "since")
     with pytest.raises(ConfigurationError, match="never replaced"):
         restore(made.path, postgres_url, overwrite=True)
+
+
+def test_a_restoration_to_a_server_that_was_broken_off_goes_on(filled, url, tmp_path, postgres_url, told):
+    meter = filled(url)
+    made = meter.backup(tmp_path / "backup.db")
+
+    def end_it(*_):
+        raise RuntimeError("the power went")
+
+    with pytest.raises(RuntimeError, match="the power went"):
+        restore(made.path, postgres_url, check=False, progress=end_it)
+    store = open_store(postgres_url)
+    assert not store.verify().ok
+    store.close()
+    assert restore(made.path, postgres_url).head == made.head
+    assert told(postgres_url) == told(url)
+
+
+def test_an_unfinished_restoration_of_another_ledger_is_let_be(filled, url, tmp_path, postgres_url):
+    made = filled(url).backup(tmp_path / "backup.db")
+    other = filled(f"sqlite:///{tmp_path}/other.db").backup(tmp_path / "other-backup.db")
+
+    def end_it(*_):
+        raise RuntimeError("the power went")
+
+    with pytest.raises(RuntimeError, match="the power went"):
+        restore(other.path, postgres_url, check=False, progress=end_it)
+    with pytest.raises(ConfigurationError, match="never replaced"):
+        restore(made.path, postgres_url)
 
 
 def test_the_commands_say_what_they_did(filled, url, tmp_path, run_command):

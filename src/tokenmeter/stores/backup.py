@@ -17,7 +17,7 @@ from tokenmeter.paths import expand, full_path, remove_abandoned
 from tokenmeter.stores import open_store, store_path
 from tokenmeter.stores.audit import audit
 from tokenmeter.stores.base import Store, Verification
-from tokenmeter.stores.copying import End, Progress, carry
+from tokenmeter.stores.copying import End, Progress, carry, hash_at
 from tokenmeter.stores.engine import read_head
 from tokenmeter.stores.sqlite import SQLiteStore
 from tokenmeter.stores.sqlite.end import LedgerFile, SQLiteEnd, copy_file
@@ -178,7 +178,7 @@ def restore(
         backup: A file that `back_up` wrote.
         target: URL of the ledger, or a file's path: where programs look for it. Default: where ``store=None`` is.
         overwrite: Whether a ledger file that is there may be put aside. A ledger on a server is never replaced: name an
-            empty schema.
+            empty schema, or that of a restoration of this file that was broken off, which goes on.
         check: Whether the chain and the sums of the backup are walked first.
         progress: Told now and then how many records are done, and of how many.
 
@@ -222,7 +222,7 @@ def _restore_server(file: LedgerFile, url: str, progress: Progress | None) -> No
     store = open_store(url)
     try:
         end = _end_of(store)
-        if end.read(lambda rows: read_head(rows, "seq")[0]):
+        if not _goes_on(file, end):
             raise ConfigurationError(
                 f"{store.url} has a ledger with records, and one on a server is never replaced: name an empty schema "
                 "(?schema=NAME), and move programs to it."
@@ -230,6 +230,16 @@ def _restore_server(file: LedgerFile, url: str, progress: Progress | None) -> No
         carry(file, end, whole=True, progress=progress)
     finally:
         store.close()
+
+
+def _goes_on(file: LedgerFile, end: End) -> bool:
+    """Whether a restoration of the file may begin at a server, or go on there: one was broken off, or is done."""
+    seq, digest, identity = end.read(lambda rows: read_head(rows, "seq, hash, identity"))
+    ours, head = file.read(lambda rows: read_head(rows, "identity, hash"))
+    # The identity comes with the last of it: a ledger that has it may have gone on since.
+    done = bytes(identity) == bytes(ours)
+    due = bytes(head) if done else file.read(lambda rows: hash_at(rows, seq))
+    return not seq or bytes(digest) == due
 
 
 def _restore_file(file: LedgerFile, path: Path, *, overwrite: bool) -> Path | None:

@@ -159,7 +159,8 @@ def _moved(rows: Any) -> int | None:
     return None if found is None else found[0]
 
 
-def _hash_at(rows: Any, seq: int) -> bytes | None:
+def hash_at(rows: Any, seq: int) -> bytes | None:
+    """The chain's hash after a record; None where the ledger does not say it."""
     if not seq:
         return FIRST
     statement = "SELECT hash FROM entries WHERE seq = ? UNION ALL SELECT hash FROM documents WHERE seq = ?"
@@ -174,7 +175,7 @@ def _end(rows: Any) -> Copied:
     head = _reached(rows)
     if _moved(rows) != head.seq:
         return head
-    return Copied(head.seq - 1, _hash_at(rows, head.seq - 1) or FIRST)
+    return Copied(head.seq - 1, hash_at(rows, head.seq - 1) or FIRST)
 
 
 def _check_beginning(rows: Any, *, reached: Copied) -> None:
@@ -182,7 +183,7 @@ def _check_beginning(rows: Any, *, reached: Copied) -> None:
         raise LedgerError(
             "Months of this ledger were archived since the copy was begun: copy it to an empty store instead."
         )
-    if _hash_at(rows, reached.seq) != reached.head:
+    if hash_at(rows, reached.seq) != reached.head:
         raise LedgerError(
             "The target is not the beginning of this ledger: it has records of its own. Name an empty one, or join the "
             "two with `tokenmeter db merge`."
@@ -247,7 +248,7 @@ class _Transfer:
             return before
         for table in _RECORDS:
             self._put(table, "WHERE seq > ? AND seq <= ? ORDER BY seq", (after, last))
-        head = _hash_at(self._rows, last)
+        head = hash_at(self._rows, last)
         if head is None:
             raise LedgerError(f"Record {last} is missing: run `tokenmeter verify` on the source.")
         counts = [
