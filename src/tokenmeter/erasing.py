@@ -159,7 +159,12 @@ def erase(store: Store, dimension: str, value: str, *, reason: str, by: str, pse
     tables = [table for table, columns in end.read(end.tables).items() if "scope" in columns]
     work = _Erasing(kind, value, pseudonym, reason=reason, by=by, tables=tables)
     everywhere = _count_everywhere(store, kind, value)  # before the name is gone from files, too
-    filing = store.file_with(work.run)
+    try:
+        filing = store.file_with(work.run)
+    except LedgerError:
+        if work.nothing:  # perhaps since an erasure was broken off behind its record: what it had left to do is done
+            store.shred()
+        raise
     left = store.shred()
     return Erasure(
         dimension,
@@ -231,6 +236,7 @@ class _Erasing:
         self.entries = 0
         self.changed: list[tuple[int, str, str]] = []
         self.kept: list[KeptDocument] = []
+        self.nothing = False
 
     def run(self, rows: Any) -> NewDocument:
         """Take the text out; the document that says so."""
@@ -250,7 +256,8 @@ class _Erasing:
         for table in self._tables:
             self._rename_scopes(rows, table)
         self._change_documents(rows)
-        if not found and not self.changed:
+        self.nothing = not found and not self.changed
+        if self.nothing:
             kept = "".join(
                 f" {one.kind} {one.number or one.key} names it until {one.keep_until}, when the law lets it go."
                 if one.keep_until

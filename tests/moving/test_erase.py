@@ -66,6 +66,26 @@ def test_no_file_of_the_ledger_has_the_text_any_more(filled, record, tmp_path):
     assert [name for name, content in files.items() if b"eve@example" in content or b"only in the" in content] == []
 
 
+def test_an_erasure_that_was_broken_off_behind_its_record_is_ended_by_the_next(filled, record, tmp_path, monkeypatch):
+    meter = filled(f"sqlite:///{tmp_path}/books/ledger.db")
+    record(meter, "late", member="eve@example.com")
+
+    def stop(_):
+        raise RuntimeError("the power went")
+
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="the power went"):
+        patched.setattr(type(meter.store), "shred", stop)
+        meter.erase("member", "eve@example.com", **WHY)
+
+    def have_it():
+        return [path.name for path in (tmp_path / "books").iterdir() if b"eve@example" in path.read_bytes()]
+
+    assert have_it()
+    with pytest.raises(LedgerError, match="nothing was erased"):
+        meter.erase("member", "eve@example.com", **WHY)
+    assert have_it() == []
+
+
 def test_a_program_that_keeps_the_ledger_open_takes_the_same_person_for_somebody_new(meter, url, record, open_meter):
     other = open_meter(url)
     record(other, "before", member="ada@example.com")
