@@ -28,6 +28,8 @@ def interrupted_at(number, call, raised=KeyboardInterrupt, *, within=ROOT, witho
             passed += 1
             if passed == number:
                 place = f"{frame.f_code.co_qualname}, line {frame.f_lineno}"
+                if raised is MemoryError:
+                    del frame  # it comes up at the line itself, and not through a function that is given the frame
                 raise raised
         return line
 

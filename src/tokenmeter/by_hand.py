@@ -17,10 +17,10 @@ from tokenmeter.attribution import Attribution, current_attribution, scopes_of_c
 from tokenmeter.call import Call, Outcome, RequestFacts
 from tokenmeter.capture.batches import record_batch, record_line
 from tokenmeter.capture.estimates import estimate_among, finish_replacement, recorded_for, replace_estimate, write_whole
-from tokenmeter.capture.interrupts import came_from_outside
 from tokenmeter.capture.readings import GrowingBill
 from tokenmeter.dimensions import Status
 from tokenmeter.errors import ConfigurationError, shown
+from tokenmeter.interrupts import came_from_outside
 from tokenmeter.ledger import Entry
 from tokenmeter.meter import Authorization, Meter
 from tokenmeter.periods import parse_instant

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
+from tokenmeter.interrupts import let_interrupt_through
 from tokenmeter.running import SCOPES
 
 #: Whose frames stand between a line that waits and what it waits for; the last one has pools of threads as well.
@@ -66,11 +67,12 @@ class Strays:
             self.open_in.pop(threading.get_ident(), None)
 
     def find_waiting(self) -> tuple[Any, ...]:
-        """The blocks around who waits for what this thread does; none where nobody is seen to. Never raises."""
+        """The blocks around who waits for what this thread does; none where nobody is seen to. No error is raised."""
         self.looks -= 1
         try:
             return next((scopes for scopes in _find(self.open_in) if scopes), ())
-        except Exception:  # noqa: BLE001 - frames and futures of others may be of any make
+        except Exception as error:  # noqa: BLE001 - frames and futures of others may be of any make
+            let_interrupt_through(error)
             return ()
 
 

@@ -17,6 +17,7 @@ from tokenmeter.budgets import Balance
 from tokenmeter.call import ActiveSpan
 from tokenmeter.dimensions import COUNTED_AS, WHO
 from tokenmeter.errors import ConfigurationError
+from tokenmeter.interrupts import let_interrupt_through
 from tokenmeter.ledger import Entry
 from tokenmeter.money import EXACT, ZERO, add
 from tokenmeter.processes import make_lock
@@ -421,6 +422,7 @@ class Spans:
             here = span.get_span_context()
             return ActiveSpan(span, f"{here.trace_id:032x}", f"{here.span_id:016x}") if here.is_valid else None
         except Exception as error:  # a tracer of somebody's; the call is recorded all the same
+            let_interrupt_through(error)
             if not self._told:
                 self._told = True
                 log.warning("The active span cannot be read; calls are recorded without their trace.", exc_info=error)

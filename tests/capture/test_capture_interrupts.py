@@ -1,4 +1,7 @@
-"""An interrupt (Ctrl-C, a time limit that raises) at any line of a call's way: no bill is lost, no hold stays."""
+"""An interrupt (Ctrl-C, a time limit that raises) at any line of a call's way: no bill is lost, no hold stays.
+
+It reaches who made the call, of whichever kind it is.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import contextlib
 import contextvars
 import gc
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -230,6 +234,10 @@ WAYS = {
 }
 
 
+class OverdueError(TimeoutError):
+    """What a signal's handler raises where a job's time is up: an `Exception`, as Celery's, and an `OSError`, too."""
+
+
 @pytest.fixture
 def at_end():
     """What is to be done after the test, also one that fails."""
@@ -238,13 +246,17 @@ def at_end():
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # where it came in a finaliser
-@pytest.mark.parametrize("raised", [KeyboardInterrupt, MemoryError], ids=["interrupted", "no memory"])
+@pytest.mark.parametrize(
+    "raised", [KeyboardInterrupt, OverdueError, MemoryError], ids=["interrupted", "overdue", "no memory"]
+)
 @pytest.mark.parametrize(
     "kind", [pytest.param(name, marks=pytest.mark.needs(kind.needs)) for name, kind in KINDS.items()]
 )
 @pytest.mark.parametrize("way", WAYS)
-def test_no_bill_is_lost_and_no_hold_stays(kind, way, raised, priced, tmp_path, at_end):
+def test_no_bill_is_lost_and_no_hold_stays(kind, way, raised, priced, tmp_path, at_end, monkeypatch):
     asynchronous, streamed, caps, step = WAYS[way]
+    finalised = []  # where it came in a finaliser, it reaches nobody
+    monkeypatch.setattr(sys, "unraisablehook", lambda told: finalised.append(told.exc_type))
     budgets = [
         tokenmeter.Budget(limit_usd=10**6),
         tokenmeter.Budget(limit_tokens=10**12),
@@ -274,9 +286,11 @@ def test_no_bill_is_lost_and_no_hold_stays(kind, way, raised, priced, tmp_path, 
     number, expected, reached, total = 1, 3, 0, 0
     while True:
         billed = calls.billed
+        finalised.clear()
         place = interrupted_at(number, call, raised)
         if place is None:
             break
+        assert raised is MemoryError or not ended or finalised, f"it was swallowed: {place}"
         total, reached = total + 1, reached + (not ended)
         calls.go_on()
         expected += max(calls.billed - billed, 0)
@@ -288,7 +302,7 @@ def test_no_bill_is_lost_and_no_hold_stays(kind, way, raised, priced, tmp_path, 
             assert recorded == expected, f"a bill is there twice: {place}"
         expected = recorded  # one that was interrupted just before it was sent has an entry with an unknown bill
         assert not meter.store.expired(meter.store.now() + timedelta(days=1)), f"a hold stays: {place}"
-        number += step
+        number += step * (5 if raised is OverdueError else 1)
     if raised is MemoryError:  # what is left are lines that hand on what the SDK says
         assert reached < total / 6, "too many faults of ours reach the caller"
     assert meter.store.verify().ok

@@ -19,6 +19,7 @@ from typing import Any
 from tokenmeter.budgets.tokens import TokenCounter, encoding_of
 from tokenmeter.call import Call, PlainRequest, RequestFacts
 from tokenmeter.dimensions import PROMPT_OPERATIONS, TEXT_OPERATIONS
+from tokenmeter.interrupts import let_interrupt_through
 from tokenmeter.ledger import Entry
 from tokenmeter.money import EXACT, ZERO, multiply, subtract, to_dollars
 from tokenmeter.pricing import Ceiling, Pricer
@@ -377,7 +378,8 @@ class Ceilings:
             pass
         try:
             found = _look_up(call, at, pricer, served, reach)
-        except Exception:
+        except Exception as error:
+            let_interrupt_through(error)
             log.exception("tokenmeter could not look up the dearest price of %r", facts.model)
             return None
         if len(self._known) >= _MOST_CEILINGS:

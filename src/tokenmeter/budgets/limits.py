@@ -20,6 +20,7 @@ from tokenmeter.budgets.grants import NO_CAP
 from tokenmeter.budgets.matching import Cap, scope_text
 from tokenmeter.budgets.policy import Budget, LimitFunction, LimitValue, Unit, limit_in, limit_table, units_said
 from tokenmeter.errors import ConfigurationError, StoreUnavailableError
+from tokenmeter.interrupts import let_interrupt_through
 from tokenmeter.patience import wait_for
 from tokenmeter.values import dataclass
 
@@ -156,6 +157,7 @@ class AskedLimits:
             limits: Mapping[Unit, int | None] = _limits_in(said, budget, value)
             problem = "said none"
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - it is the application's own; what is known holds
+            let_interrupt_through(error)
             self._tell(budget, error, has_last=known is not None and known.says_one)
             limits = known.limits if known is not None else {}
             problem = f"failed ({type(error).__name__}: {str(error).rstrip('.')})"

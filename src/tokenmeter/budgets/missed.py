@@ -17,6 +17,7 @@ from tokenmeter.budgets.definitions import InForce, Policy, read_policy
 from tokenmeter.budgets.holds import Fault
 from tokenmeter.budgets.matching import Cap, scope_text
 from tokenmeter.errors import StoreBusyError, StoreError
+from tokenmeter.interrupts import let_interrupt_through
 from tokenmeter.ledger import CounterKey
 from tokenmeter.pricing import Pricer
 from tokenmeter.stores.base import Store
@@ -144,6 +145,7 @@ class MissedBudgets:
             self._read()
             self.count_in()
         except Exception as error:  # noqa: BLE001 - the entries are recorded
+            let_interrupt_through(error)
             log.info("Whether there are new budgets could not be asked: %s", error)
 
 

@@ -45,6 +45,7 @@ from tokenmeter.budgets.policy import Budget, Unit, parse_limit
 from tokenmeter.budgets.status import by_fingerprint
 from tokenmeter.budgets.wording import in_words
 from tokenmeter.errors import ConfigurationError, StoreBusyError, shown
+from tokenmeter.interrupts import let_interrupt_through
 from tokenmeter.ledger import new_id
 from tokenmeter.money import magnitude, parse_decimal
 from tokenmeter.periods import parse_instant
@@ -130,6 +131,7 @@ class Registry:
             if self.declared:
                 run_alone(_reading, self._apply_declared)
         except Exception as error:  # noqa: BLE001 - a program that only reads may not write, and need not
+            let_interrupt_through(error)
             log.info("Declared budgets are filed with the first call, since they could not be now: %s", error)
 
     def refuse_by_ledger(self) -> None:
@@ -146,6 +148,7 @@ class Registry:
             with _reading:
                 policy, keys = self._read_policy(), self._keys(self.declared)
         except Exception as error:  # noqa: BLE001 - calls find it out, and tell it
+            let_interrupt_through(error)
             log.info("The ledger's budgets could not be read yet: %s", error)
             return
         refuse_shared_counters(self._news(policy), policy.ever())

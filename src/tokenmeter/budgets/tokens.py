@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from tokenmeter.interrupts import let_interrupt_through
 from tokenmeter.processes import make_lock, run_alone
 
 log = logging.getLogger("tokenmeter")
@@ -85,7 +86,8 @@ class TokenCounter:
             return None
         try:
             return sum(len(found.encode_ordinary(text)) for text in texts)
-        except Exception:
+        except Exception as error:
+            let_interrupt_through(error)
             log.exception("tokenmeter could not count the tokens of a prompt; its bytes bound it")
             return None
 
@@ -93,7 +95,8 @@ class TokenCounter:
         """Load an encoding now; whether it is at hand."""
         try:
             self._encodings[encoding] = self._load(encoding)
-        except Exception:
+        except Exception as error:
+            let_interrupt_through(error)
             log.exception("tokenmeter could not load the encoding %s; bytes bound prompts", encoding)
             self._encodings[encoding] = None
         return self._encodings[encoding] is not None

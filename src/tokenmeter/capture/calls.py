@@ -31,6 +31,7 @@ from tokenmeter.errors import (
     StoreBusyError,
     StoreUnavailableError,
 )
+from tokenmeter.interrupts import came_from_outside
 from tokenmeter.ledger import new_id
 from tokenmeter.meter import Authorization, Meter
 from tokenmeter.usage import Observation
@@ -443,7 +444,7 @@ class InFlight:
         except Exception as error:  # noqa: BLE001 - the caller gets his answer
             self.recover(error)
 
-    def recover(self, error: Exception) -> None:
+    def recover(self, error: BaseException) -> None:
         """Something of ours failed after the call had returned: write down the rest of what it cost. Never raises."""
         self.meter.fault("record a call", error)
         twice(self.meter, self._write_down)
@@ -503,7 +504,7 @@ class InFlight:
         if self._made_in is not processes.this_process:
             return []
         if not self.attempts or not self.endpoint.billed:  # nothing ever left, or it was free
-            self._release(interrupted=not isinstance(error, Exception))
+            self._release(interrupted=came_from_outside(error))
             return []
         sdk, response = self.binding.sdk, _response_of(error)
         outcome = Outcome(

@@ -10,6 +10,8 @@ import time
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
+from tokenmeter.interrupts import came_from_outside
+
 if TYPE_CHECKING:
     from tokenmeter.capture.responses import Exchange
 
@@ -23,7 +25,7 @@ def break_off(exchange: Exchange, error: BaseException) -> None:
     """`error` was raised where an event was awaited. One that is no `Exception` ends the stream."""
     if not exchange.settled:
         exchange.failed(error)
-        if not isinstance(error, Exception):  # an older SDK does not close what it leaves
+        if came_from_outside(error):  # an older SDK does not close what it leaves
             exchange.abandon()
 
 

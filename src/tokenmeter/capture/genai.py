@@ -20,6 +20,7 @@ from tokenmeter.capture.genai_requests import (
 )
 from tokenmeter.capture.genai_sockets import MeteredLive, MeteredMusic
 from tokenmeter.capture.sdk import BINDING, Binding, Sdk, binding_of
+from tokenmeter.interrupts import let_interrupt_through
 
 if TYPE_CHECKING:
     from tokenmeter.capture.calls import InFlight
@@ -179,7 +180,8 @@ async def _open_raw_async(resource: Any, request: Any) -> InFlight | None:
 def _raw_body(request: Any) -> dict[str, Any] | None:
     try:
         body = json.loads(request.content) if request.content else None
-    except Exception:  # noqa: BLE001 - no JSON, or a body that is only read as it is sent
+    except Exception as error:  # noqa: BLE001 - no JSON, or a body that is only read as it is sent
+        let_interrupt_through(error)
         return None
     return cast("dict[str, Any]", body) if isinstance(body, dict) else None
 

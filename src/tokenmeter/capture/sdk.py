@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from tokenmeter.attribution import NOBODY, Attribution
-from tokenmeter.capture.interrupts import came_from_outside
 from tokenmeter.dimensions import Status
 from tokenmeter.errors import ConfigurationError
+from tokenmeter.interrupts import came_from_outside, let_interrupt_through
 from tokenmeter.processes import is_disabled
 from tokenmeter.values import dataclass
 
@@ -168,7 +168,12 @@ class UnreadBody(dict[str, Any]):
 
 
 def complain(what: str, error: Exception) -> None:
-    """Log a fault that happened before there was a meter to count it; each kind once."""
+    """Log a fault that happened before there was a meter to count it; each kind once.
+
+    Raises:
+        BaseException: as `Meter.fault`.
+    """
+    let_interrupt_through(error)
     kind = f"{what}: {type(error).__name__}"
     if kind not in _complained:
         _complained.add(kind)

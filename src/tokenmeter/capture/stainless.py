@@ -22,6 +22,7 @@ from tokenmeter.capture.options import capped, effective_body, key_in, prepared,
 from tokenmeter.capture.sdk import BINDING, TEMPLATE, Binding, Sdk, binding_of, bound_to, complain
 from tokenmeter.capture.streams import PLAIN, answered, responded
 from tokenmeter.errors import TokenmeterError
+from tokenmeter.interrupts import came_from_outside
 
 if TYPE_CHECKING:
     from tokenmeter.capture.calls import InFlight
@@ -197,7 +198,7 @@ def _request(kind: type[Any]) -> Callable[..., Any]:  # noqa: C901 - each step m
                 value = send(self, cast_to, capped(call, options), *args, **kwargs)
             call.returned()
         except BaseException as error:
-            if call is not None and value is not _NONE_YET and isinstance(error, Exception):
+            if call is not None and value is not _NONE_YET and not came_from_outside(error):
                 call.recover(error)  # it is ours, and the caller gets his answer
             else:
                 if call is not None:
@@ -242,7 +243,7 @@ def _request_async(kind: type[Any]) -> Callable[..., Any]:  # noqa: C901 - as ab
                 value = await send(self, cast_to, capped(call, options), *args, **kwargs)
             await call.returned_async()
         except BaseException as error:
-            if call is not None and value is not _NONE_YET and isinstance(error, Exception):
+            if call is not None and value is not _NONE_YET and not came_from_outside(error):
                 call.recover(error)  # it is ours, and the caller gets his answer
             else:
                 if call is not None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenmeter.capture.cancelled import Step, break_off, timer
 from tokenmeter.capture.sdk import complain, twice
+from tokenmeter.interrupts import let_interrupt_through
 
 if TYPE_CHECKING:
     from tokenmeter.capture.calls import InFlight
@@ -81,7 +82,8 @@ def is_read(response: Any) -> bool:
     """Whether the whole body is in memory already."""
     try:
         response.content  # noqa: B018 - raises where the body was not read
-    except Exception:  # noqa: BLE001 - httpx and httpx2 each have their own ResponseNotRead
+    except Exception as error:  # noqa: BLE001 - httpx and httpx2 each have their own ResponseNotRead
+        let_interrupt_through(error)
         return False
     return True
 

@@ -31,6 +31,7 @@ from tokenmeter.errors import (
     StoreUnavailableError,
     TokenmeterError,
 )
+from tokenmeter.interrupts import let_interrupt_through
 from tokenmeter.ledger import Entry
 from tokenmeter.meter.plans import Plans
 from tokenmeter.meter.recording import NOTHING_SEEN, Authorization, KeyRing, Unwritten, UnwrittenOutcomes, record_of
@@ -224,6 +225,7 @@ class Meter:
                 was_named = hold_id is not None  # what was held without a name, nobody could free
                 if hold_id is not None and not isinstance(error, StoreError) and self.free(hold_id):
                     hold_id = None  # it came just after it was made
+                let_interrupt_through(error)
                 if not (again and ours and was_named):
                     self._without_store(authorization, error)
                     return
@@ -313,6 +315,7 @@ class Meter:
         except StoreBusyError:
             raise
         except Exception as error:  # noqa: BLE001 - the call's own result goes through
+            let_interrupt_through(error)
             self._count_in_process(late)
             if isinstance(error, _PASSES):
                 run_alone(_lock, self._count_fault, "wait")
@@ -342,6 +345,7 @@ class Meter:
         except StoreBusyError:
             raise
         except Exception as error:  # noqa: BLE001 - nobody waits for it
+            let_interrupt_through(error)
             if isinstance(error, _PASSES):
                 self.waiting.failed_again(error)
                 return False
@@ -472,7 +476,12 @@ class Meter:
                 yield settlement.recorded
 
     def fault(self, where: str, error: BaseException) -> None:
-        """Count a fault of our own; log each kind once with its cause. The call's result goes through."""
+        """Count a fault of our own; log each kind once with its cause. The call's result goes through.
+
+        Raises:
+            BaseException: it is none, but what the handler of a signal raised (Celery's soft time limit).
+        """
+        let_interrupt_through(error)
         if run_alone(_lock, self._count_fault, f"{where}: {type(error).__name__}"):
             if isinstance(error, StoreError):  # its words say all there is
                 log.error("tokenmeter could not %s; the call itself goes on: %s", where, error)

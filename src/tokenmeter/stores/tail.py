@@ -21,6 +21,7 @@ from pathlib import Path
 
 from pydantic_core import from_json
 
+from tokenmeter.interrupts import let_interrupt_through
 from tokenmeter.processes import lock_file
 from tokenmeter.stores.urls import make_private_file
 
@@ -115,7 +116,8 @@ class Segment:
                 status = os.stat(self._name)  # noqa: PTH116 - on the hot path
             except (FileNotFoundError, NotADirectoryError):
                 size = -1
-            except OSError:  # a program that gave up its rights cannot look there: the file says whether it has a name
+            except OSError as error:  # who gave up his rights cannot look there: the file says whether it has a name
+                let_interrupt_through(error)
                 status = os.fstat(self._descriptor)
                 size = status.st_size if status.st_nlink else -1
             else:
@@ -136,6 +138,7 @@ class Segment:
                 while written < len(framed) and (more := os.write(self._descriptor, framed[written:])):
                     written += more
             except OSError as error:
+                let_interrupt_through(error)
                 raise TornWriteError(error.errno, error.strerror, str(self.path)) from error
             if os.pread(self._descriptor, len(framed), start) == framed:
                 return True

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from tokenmeter.errors import StoreUnavailableError
+from tokenmeter.interrupts import let_interrupt_through
 from tokenmeter.processes import lock_file, unlock_file
 
 _SECRET = re.compile(r"(?i)([a-z_]*(?:password|secret)\s*=\s*)[^&\s]*")
@@ -87,7 +88,8 @@ def _mount_of(path: Path, mounts: Path) -> tuple[str, str]:
 
 
 def unusable(path: Path, error: OSError) -> StoreUnavailableError:
-    """Why no ledger can be made or used at `path`."""
+    """Why no ledger can be made or used at `path`; an error that a handler of a signal raised is raised."""
+    let_interrupt_through(error)
     reason = f"{errno.errorcode.get(error.errno or 0, type(error).__name__)} ({error.strerror})"
     return StoreUnavailableError(
         f"{error.filename or path} cannot be used: {reason}. {advice(error)} Or name another file in "
@@ -96,7 +98,8 @@ def unusable(path: Path, error: OSError) -> StoreUnavailableError:
 
 
 def unwritable(path: Path, error: OSError) -> StoreUnavailableError:
-    """Why a file of a ledger that is in use cannot be written."""
+    """Why a file of a ledger that is in use cannot be written; an error that a handler of a signal raised is raised."""
+    let_interrupt_through(error)
     return StoreUnavailableError(f"{path} cannot be written: {error.strerror or error}. {advice(error)}")
 
 

@@ -12,16 +12,30 @@ def came_from_outside(error: BaseException) -> bool:
     A handler of a signal may raise an `Exception`, too (Celery's soft time limit, RQ's job timeout), and an SDK may
     raise an error of its own about it: so the errors that it came from are asked as well.
     """
-    if not isinstance(error, Exception):
-        return True
+    return not isinstance(error, Exception) or _interrupt_behind(error) is not None
+
+
+def let_interrupt_through(error: BaseException) -> None:
+    """Raise what a handler of a signal raised amid something of ours: it is for the program, and no fault.
+
+    Raises:
+        BaseException: `error`, or what it came from.
+    """
+    interrupt = _interrupt_behind(error)
+    if interrupt is not None:
+        raise interrupt
+
+
+def _interrupt_behind(error: BaseException) -> BaseException | None:
+    """What a handler raised, among `error` and the errors that it came from."""
     seen: set[int] = set()
     reason: BaseException | None = error
     while reason is not None and id(reason) not in seen:
         if _was_raised_by_handler(reason):
-            return True
+            return reason
         seen.add(id(reason))
         reason = reason.__cause__  # its context may be an interrupt of before, after which the program went on
-    return False
+    return None
 
 
 def _was_raised_by_handler(error: BaseException) -> bool:
