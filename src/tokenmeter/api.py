@@ -101,7 +101,7 @@ def _check_hash(name: str, value: str | None) -> str | None:
 
 def _of_ledger(find: Callable[[], Callable[Concatenate[Store, P], R]]) -> Callable[Concatenate[CallMeter, P], R]:
     """A function of a store as a method of the meter that has the store."""
-    return late_method(lambda: tell_wrong_arguments(_make_method(find())))
+    return late_method(lambda: _make_method(find()))
 
 
 def _of_profile(find: Callable[[], Callable[Concatenate[Store, P], R]]) -> Callable[Concatenate[CallMeter, P], R]:
@@ -116,7 +116,7 @@ def _of_profile(find: Callable[[], Callable[Concatenate[Store, P], R]]) -> Calla
                 kwargs["profile"] = self.profile
             return method(self, *args, **kwargs)
 
-        return tell_wrong_arguments(with_profile)
+        return with_profile
 
     return late_method(make)
 
@@ -611,4 +611,4 @@ class Meter(CallMeter):
     import_usage = late_method(lambda: tell_wrong_arguments(importing.import_usage))
     reconcile = _of_ledger(lambda: reconciliation.reconcile)
     file_reconciliation = _of_ledger(lambda: reconciliation.file_reconciliation)
-    post_proposals = late_method(lambda: tell_wrong_arguments(reconciliation.post_proposals))
+    post_proposals = late_method(lambda: reconciliation.post_proposals)

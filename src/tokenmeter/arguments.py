@@ -17,17 +17,16 @@ from datetime import date, datetime
 from decimal import Decimal
 from os import PathLike, fsencode
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from tokenmeter.errors import ConfigurationError, shown
 
-P = ParamSpec("P")
-R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
 
 #: How code fails that was handed something of another kind.
 _FAILURES = (TypeError, AttributeError, ValueError, LookupError, ArithmeticError, OSError)
 #: Parameters that no caller gives: whose verb it is.
-_OWNERS = frozenset({"self", "meter", "store"})
+_OWNERS = frozenset({"self"})
 _UNIONS = (typing.Union, types.UnionType)
 _PAIR = 2
 #: Bytes in a file's name, on every system that is known.
@@ -47,7 +46,7 @@ _WORDS: dict[Any, str] = {
 }
 
 
-def tell_wrong_arguments(function: Callable[P, R]) -> Callable[P, R]:
+def tell_wrong_arguments(function: F) -> F:
     """`function`, a verb for people: where it fails over an argument of a wrong kind, it says which, and what it takes.
 
     Raises:
@@ -55,7 +54,7 @@ def tell_wrong_arguments(function: Callable[P, R]) -> Callable[P, R]:
     """
 
     @functools.wraps(function)
-    def verb(*args: P.args, **kwargs: P.kwargs) -> R:
+    def verb(*args: Any, **kwargs: Any) -> Any:
         try:
             return function(*args, **kwargs)
         except _FAILURES as error:
@@ -64,7 +63,7 @@ def tell_wrong_arguments(function: Callable[P, R]) -> Callable[P, R]:
                 raise
             raise ConfigurationError(told) from error
 
-    return verb
+    return cast("F", verb)
 
 
 def _find_wrong(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
@@ -113,6 +112,8 @@ def _is_of(value: Any, hint: Any) -> bool:
     kind = origin or hint
     if kind is Callable:
         return callable(value)
+    if getattr(kind, "_is_protocol", False):  # a value of it has all that it names
+        return all(hasattr(value, name) for name in {*dir(kind), *kind.__annotations__} if not name.startswith("_"))
     try:
         fits = not isinstance(kind, type) or kind is Any or isinstance(value, kind)
     except TypeError:  # a protocol that only type checkers can tell

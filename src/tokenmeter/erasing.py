@@ -20,6 +20,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 from pydantic_core import from_json, to_json
 
+from tokenmeter.arguments import tell_wrong_arguments
 from tokenmeter.budgets.matching import parse_scope, scope_text
 from tokenmeter.dimensions import WHO
 from tokenmeter.errors import ConfigurationError, LedgerError, StoreUnavailableError
@@ -127,6 +128,7 @@ class Erasure:
     uncounted: bool = False
 
 
+@tell_wrong_arguments
 def erase(store: Store, dimension: str, value: str, *, reason: str, by: str, pseudonym: str | None = None) -> Erasure:
     """Replace a text that says who somebody is by a pseudonym, for good, with a record of who did it and why.
 

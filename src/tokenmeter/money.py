@@ -48,6 +48,10 @@ EXACT = Context(
 #: The same, but whatever would have to be rounded is an error.
 _UNROUNDED = EXACT.copy()
 _UNROUNDED.traps[Inexact] = True
+#: What people give has as many digits before its point at most: together with twelve decimals and a factor it is exact.
+_MOST_DIGITS = 40
+#: A markup outside of these is a slip of the pen, not a price.
+_LEAST_FACTOR, _MOST_FACTOR = Decimal("1E-6"), Decimal("1E6")
 _RATIO = EXACT.copy()
 _RATIO.prec = 28
 
@@ -217,6 +221,24 @@ def parse_decimal(value: object, *, name: str) -> Decimal:
         raise ConfigurationError(f"{name} must be a number such as '1.05', not {shown(value)}.") from error
     if not number.is_finite():
         raise ConfigurationError(f"{name} must be a finite number, not {shown(value)}.")
+    if number.adjusted() >= _MOST_DIGITS:
+        raise ConfigurationError(f"{name} has at most {_MOST_DIGITS} digits before its point, not {shown(value)}.")
+    return number
+
+
+def parse_multiplier(value: object) -> Decimal:
+    """A platform's factor on what the providers take.
+
+    Raises:
+        ConfigurationError: not a number, or outside of what is no slip of the pen.
+    """
+    number = parse_decimal(value, name="multiplier")
+    if number <= 0:
+        raise ConfigurationError(f"multiplier must be greater than zero, not {shown(value)}; 1 means no markup.")
+    if not _LEAST_FACTOR <= number <= _MOST_FACTOR:
+        raise ConfigurationError(
+            f"multiplier must lie between {_LEAST_FACTOR:f} and {_MOST_FACTOR:f}, not {shown(value)}."
+        )
     return number
 
 

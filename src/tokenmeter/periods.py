@@ -228,7 +228,7 @@ def parse_period(text: str, tz: str = "UTC", *, now: datetime | None = None) -> 
     Raises:
         ConfigurationError: none of these.
     """
-    moment = (now or datetime.now(UTC)).astimezone(UTC)
+    moment = datetime.now(UTC) if now is None else parse_instant(now, tz)
     named = _NAMED.get(text)
     if named:
         unit, back = named

@@ -14,8 +14,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, 
 
 from tokenmeter.attribution import hash_key
 from tokenmeter.budgets import AlertTarget, Budget
-from tokenmeter.errors import ConfigurationError, shown
-from tokenmeter.money import ONE, ZERO, parse_decimal
+from tokenmeter.errors import ConfigurationError
+from tokenmeter.money import ONE, ZERO, parse_multiplier
 from tokenmeter.periods import parse_instant
 from tokenmeter.pricing.parse import table_lines
 
@@ -24,21 +24,10 @@ ADDRESS, IN_ENVIRONMENT = r"^(https?://|env:)", "^env:"
 #: How a value names the environment variable that holds it, and a secret its SHA-256.
 ENV = re.compile(r"env:(?P<name>[A-Za-z_][A-Za-z0-9_]*)$")
 SHA256 = re.compile(r"sha256:(?P<hex>[0-9a-f]{64})$")
-#: A markup outside of these is a slip of the pen, not a price.
-_LEAST, _MOST = Decimal("1E-6"), Decimal("1E6")
-_LEAST_UNIT = Decimal("1E-12")
+_LEAST_UNIT, _MOST_UNIT = Decimal("1E-12"), Decimal("1E6")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 Row = dict[str, Any]
-
-
-def _parse_multiplier(value: object) -> Decimal:
-    number = parse_decimal(value, name="multiplier")
-    if number <= 0:
-        raise ConfigurationError(f"multiplier must be greater than zero, not {shown(value)}; 1 means no markup.")
-    if not _LEAST <= number <= _MOST:
-        raise ConfigurationError(f"multiplier must lie between {_LEAST:f} and {_MOST:f}, not {shown(value)}.")
-    return number
 
 
 def _check_text(value: object) -> object:
@@ -58,7 +47,7 @@ def _parse_cost_unit(value: object) -> object:
         number = Decimal(str(value))
     except InvalidOperation:
         number = ZERO
-    if isinstance(value, bool | float) or not number.is_finite() or not _LEAST_UNIT <= number <= _MOST:
+    if isinstance(value, bool | float) or not number.is_finite() or not _LEAST_UNIT <= number <= _MOST_UNIT:
         raise ValueError('must be "usd", "cents", "ignore", or US dollars per unit such as "0.001"')
     return str(number)
 
@@ -304,7 +293,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
     store: Text | None = Field(default=None, repr=False, min_length=1, max_length=4096)  # may hold a password
-    multiplier: Annotated[Decimal, BeforeValidator(_parse_multiplier)] = ONE
+    multiplier: Annotated[Decimal, BeforeValidator(parse_multiplier)] = ONE
     api_keys: dict[Text, str] = Field(default_factory=dict)
     budgets: list[InstanceOf[Budget] | Row] = Field(default_factory=list[Budget | Row])
     prices: list[Row] = Field(default_factory=list[Row])

@@ -35,10 +35,12 @@ def acting(by: str | None) -> str:
     """Who does something, for the ledger's history: `by`, else the user of the system.
 
     Raises:
-        ConfigurationError: it is no text.
+        ConfigurationError: it is no text, or only blanks.
     """
     if by:
         check_text(by, "by")
+        if by.isspace():
+            raise ConfigurationError("by: say who does it, or leave it out for the user of the system.")
         return by
     try:
         return getpass.getuser()
@@ -52,3 +54,10 @@ def check_reason(reason: object, name: str = "reason") -> None:
         raise ConfigurationError(f"{name} must be a text, not {shown(reason)}.")
     for line in filter(None, reason.replace("\r\n", "\n").split("\n")):  # no other separators: they are no letters
         check_text(line, name)
+
+
+def require_reason(reason: object, name: str = "reason") -> None:
+    """As `check_reason`, and it must say something."""
+    check_reason(reason, name)
+    if not str(reason).strip():
+        raise ConfigurationError(f"{name}: say why, since it stands on the paper trail for ever.")

@@ -342,7 +342,7 @@ def test_wrong_settings_say_which_and_how(profile, message):
 
 @pytest.mark.parametrize("account", [{}, {"member": ""}, {"member": 7}])
 def test_an_account_must_be_named(store, account):
-    with pytest.raises(ConfigurationError, match=r"whose|one account"):
+    with pytest.raises(ConfigurationError, match=r"whose|non-empty text"):
         draft_invoice(store, period="2026-11", **account)
 
 

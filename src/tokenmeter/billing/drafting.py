@@ -7,10 +7,11 @@ from dataclasses import field
 from decimal import Decimal
 from typing import Any, Unpack
 
+from tokenmeter.arguments import tell_wrong_arguments
 from tokenmeter.billing.invoice import Invoice
 from tokenmeter.billing.lines import make_lines, sum_up
 from tokenmeter.billing.period import ClosedPeriod, corrections, find_closed
-from tokenmeter.billing.profile import BillingProfile, Party
+from tokenmeter.billing.profile import BillingProfile, Party, read_lines
 from tokenmeter.billing.rated import Rated, Tally, account_name, check_account, check_dimensions
 from tokenmeter.dimensions import ACCOUNTS, AccountArguments
 from tokenmeter.display import counted
@@ -151,6 +152,7 @@ class Coverage:
         )
 
 
+@tell_wrong_arguments
 def draft_invoice(
     store: Store,
     *,
@@ -161,7 +163,7 @@ def draft_invoice(
     buyer: Party | Mapping[str, Any] | str | None = None,
     currency: str | None = None,
     exchange_rate: object = None,
-    notes: Iterable[str] = (),
+    notes: str | Sequence[str] = (),
     **account: Unpack[AccountArguments],
 ) -> Invoice:
     """What an account owes for a period; nothing is written.
@@ -189,6 +191,7 @@ def draft_invoice(
     return made.draft(Billable(store, asked, scope), scope, buyer)
 
 
+@tell_wrong_arguments
 def draft_invoices(
     store: Store,
     *,
@@ -199,7 +202,7 @@ def draft_invoices(
     profile: BillingProfile | Mapping[str, Any] | None = None,
     currency: str | None = None,
     exchange_rate: object = None,
-    notes: Iterable[str] = (),
+    notes: str | Sequence[str] = (),
     **account: Unpack[AccountArguments],
 ) -> list[Invoice]:
     """One draft for each account of a dimension that has usage in a period; nothing is written.
@@ -247,13 +250,13 @@ class _Drafting:
         lines_by: str | Iterable[str],
         currency: str | None,
         exchange_rate: object,
-        notes: Iterable[str],
+        notes: str | Sequence[str],
     ) -> None:
         self._parse_terms = terms
         self._by = check_dimensions(lines_by, what="lines_by=")
         self._currency = check_currency(currency or terms.currency)
         self._rate = ExchangeRate.parse(exchange_rate, currency=self._currency)
-        self._notes = (*terms.notes, *notes)
+        self._notes = (*terms.notes, *read_lines({"notes": notes}, "notes", "the draft"))
 
     def draft(
         self, billable: Billable, scope: Mapping[str, str], buyer: Party | Mapping[str, Any] | str | None

@@ -18,11 +18,12 @@ from importlib.resources import files
 from typing import Any, Literal, get_args
 from xml.etree import ElementTree as ET
 
+from tokenmeter.arguments import tell_wrong_arguments
 from tokenmeter.billing.credit_note import CreditNote
 from tokenmeter.billing.invoice import Invoice
 from tokenmeter.billing.lines import LineItem, TaxLine
 from tokenmeter.billing.profile import EINVOICE_FORMS, EINVOICE_PDFS, Party
-from tokenmeter.errors import ConfigurationError
+from tokenmeter.errors import ConfigurationError, shown
 from tokenmeter.money import EXACT, ONE, magnitude, minor_unit, round_money, total
 
 EInvoiceForm = Literal["factur-x", "zugferd", "cii", "ubl", "xrechnung"]
@@ -50,6 +51,7 @@ _VAT_ID = "DE123456789"
 _PLACE = ("name", "country_code", "city", "postcode")
 
 
+@tell_wrong_arguments
 def make_einvoice(document: Invoice | CreditNote, form: EInvoiceForm = "factur-x") -> bytes:
     """An issued invoice or credit note as an electronic one (extra ``einvoice``).
 
@@ -65,8 +67,6 @@ def make_einvoice(document: Invoice | CreditNote, form: EInvoiceForm = "factur-x
     Raises:
         ConfigurationError: the extra is missing, it is a draft, or the settings do not say all that is needed.
     """
-    if form not in EINVOICE_FORMS:
-        raise ConfigurationError(f"An electronic invoice is {', '.join(EINVOICE_FORMS)}, not {form!r}.")
     invoice = document.invoice if isinstance(document, CreditNote) else document
     if invoice.number is None:
         raise ConfigurationError("A draft has no number yet; issue it first.")
@@ -106,8 +106,15 @@ def load_facturx() -> Any:
     return module
 
 
+@tell_wrong_arguments
 def missing_for_einvoice(invoice: Invoice, form: str) -> list[str]:
-    """What the standard asks for and is not there, each with its number and key of the settings; empty when all is."""
+    """What the standard asks for and is not there, each with its number and key of the settings; empty when all is.
+
+    Raises:
+        ConfigurationError: no such form.
+    """
+    if form not in EINVOICE_FORMS:
+        raise ConfigurationError(f"An electronic invoice is {', '.join(EINVOICE_FORMS)}, not {shown(form)}.")
     return list(_missing(invoice, german=form == "xrechnung"))
 
 

@@ -8,12 +8,13 @@ from collections.abc import Iterable
 from dataclasses import replace
 from datetime import date, datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, get_args
 
+from tokenmeter.arguments import tell_wrong_arguments
 from tokenmeter.billing.credit_note import CreditNote
 from tokenmeter.billing.events import Event
 from tokenmeter.billing.invoice import Invoice, InvoiceStatus, number_text
-from tokenmeter.errors import LedgerError
+from tokenmeter.errors import ConfigurationError, LedgerError, shown
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.documents import Document, DocumentQuery
 
@@ -21,6 +22,7 @@ INVOICE, EVENT = "invoice", "invoice_event"
 _LEAST_DIGITS = 5
 
 
+@tell_wrong_arguments
 def invoices(
     store: Store, *, period: str | None = None, status: InvoiceStatus | None = None, lines: bool = True
 ) -> list[Invoice]:
@@ -31,7 +33,12 @@ def invoices(
         period: Only with this label, such as ``"2026-11"``.
         status: Only those that stand so.
         lines: Whether to read their lines; a list of thousands is quicker without.
+
+    Raises:
+        ConfigurationError: no invoice stands so, ever.
     """
+    if status is not None and status not in get_args(InvoiceStatus):
+        raise ConfigurationError(f"An invoice is {', '.join(get_args(InvoiceStatus))}, not {shown(status)}.")
     found = read_filed(store, store.documents(DocumentQuery(INVOICE)), lines=lines)
     return [one for one in found if period in {None, one.period.label} and status in {None, one.status}]
 
@@ -46,6 +53,7 @@ def read_filed(store: Store, filed: Iterable[Document], *, lines: bool) -> list[
     return [replace(one, events=tuple(_read_event(each) for each in happened[str(one.number)])) for one in read]
 
 
+@tell_wrong_arguments
 def find_invoice(store: Store, number: str) -> Invoice:
     """The issued invoice with this number, as it stands now.
 
@@ -98,12 +106,18 @@ def _read_event(document: Document) -> Event:
     )
 
 
+@tell_wrong_arguments
 def credit_notes(store: Store, *, invoice: str | None = None) -> list[CreditNote]:
-    """Issued credit notes, oldest first; of one invoice, or all."""
-    happened = store.documents(DocumentQuery(EVENT, None if invoice is None else f"{invoice} #"))
+    """Issued credit notes, oldest first; of one invoice, or all.
+
+    Raises:
+        LedgerError: there is no invoice of this number.
+    """
+    only = None if invoice is None else find_invoice(store, invoice)
+    happened = store.documents(DocumentQuery(EVENT, None if only is None else f"{only.number} #"))
     notes = [document for document in happened if document.series is not None]
     if not notes:
         return []
-    found = invoices(store) if invoice is None else [find_invoice(store, invoice)]
+    found = invoices(store) if only is None else [only]
     known = {one.number: one for one in found}
     return [CreditNote.of(note, known[json.loads(note.body)["invoice"]]) for note in notes]

@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, NamedTuple, Protocol
 
+from tokenmeter.arguments import tell_wrong_arguments
 from tokenmeter.billing.drafting import Billable
 from tokenmeter.billing.period import zone_of_books
 from tokenmeter.billing.rated import check_dimensions
@@ -24,7 +25,7 @@ from tokenmeter.money import EXACT, ZERO
 from tokenmeter.periods import Period, parse_period
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.documents import Document, DocumentQuery, NewDocument
-from tokenmeter.texts import acting
+from tokenmeter.texts import acting, require_reason
 from tokenmeter.values import dataclass
 
 KIND = "handover"
@@ -166,6 +167,7 @@ def _told(reading: Reading) -> dict[str, Any]:
     return {**asdict(reading), "at": reading.at.isoformat()}
 
 
+@tell_wrong_arguments
 def hand_over(
     store: Store,
     target: Target,
@@ -204,7 +206,9 @@ def hand_over(
     # Within the period, and not in the future, which the systems refuse.
     at = min(asked.end - timedelta(seconds=1), utcnow())
     target.check(at)
-    if not allow_overlap:
+    if allow_overlap is not None:
+        require_reason(allow_overlap, "allow_overlap")
+    else:
         _refuse_overlap(store, target.name, asked, dimension)
     run = _Handover(store, target, asked, at=at, by=acting(by), overlap=allow_overlap)
     run.clear_up(frozenset(arrived), frozenset(lost))

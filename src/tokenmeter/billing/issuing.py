@@ -13,6 +13,7 @@ from dataclasses import replace
 from datetime import date, timedelta
 from typing import Any
 
+from tokenmeter.arguments import tell_wrong_arguments
 from tokenmeter.billing.drafting import Billable, Coverage
 from tokenmeter.billing.einvoice import load_facturx, missing_for_einvoice
 from tokenmeter.billing.filed import INVOICE, read_filed
@@ -26,13 +27,14 @@ from tokenmeter.money import money_text, total
 from tokenmeter.periods import Period, parse_day, parse_period, zone
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.documents import DocumentQuery, NewDocument
-from tokenmeter.texts import acting
+from tokenmeter.texts import acting, require_reason
 from tokenmeter.values import dataclass
 
 #: Reasons that an error lists; a preview has all of them.
 _MOST_TOLD = 10
 
 
+@tell_wrong_arguments
 def invoice_coverage(store: Store, *, period: str | Period, tz: str | None = None) -> Coverage:
     """Whether all usage of a period is billed, and nothing twice.
 
@@ -64,6 +66,7 @@ class InvoicePreview:
         return {**self.invoice.to_dict(), "refused": self.refused}
 
 
+@tell_wrong_arguments
 def issue_invoice(
     store: Store,
     draft: Invoice,
@@ -94,6 +97,7 @@ def issue_invoice(
     )[0]
 
 
+@tell_wrong_arguments
 def issue_invoices(
     store: Store,
     drafts: Iterable[Invoice],
@@ -120,6 +124,7 @@ def issue_invoices(
     return issuing.file(waiting, by=acting(by))
 
 
+@tell_wrong_arguments
 def preview_invoices(
     store: Store,
     drafts: Iterable[Invoice],
@@ -216,6 +221,8 @@ class _Issuing:
         self, store: Store, period: Period, on: date | str | None, *, force: bool, unpriced: bool, overlap: str | None
     ) -> None:
         self._store, self._on = store, parse_day(on)
+        if overlap is not None:
+            require_reason(overlap, "allow_overlap")
         self._force, self._allow_unpriced, self._allow_overlap = force, unpriced, overlap
         self._billable = Billable(store, period)
         self._standing = _LiveInvoices(store, self._billable.period)

@@ -16,6 +16,7 @@ from decimal import Decimal
 from itertools import chain, count
 from unicodedata import category, normalize
 
+from tokenmeter.arguments import tell_wrong_arguments
 from tokenmeter.billing.credit_note import ROUNDING, CreditLine, CreditNote
 from tokenmeter.billing.events import MOVED_TEXT, movements
 from tokenmeter.billing.filed import credit_notes, invoices
@@ -84,6 +85,7 @@ class JournalEntry:
     facts: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
+@tell_wrong_arguments
 def journal_entries(
     store: Store, *, period: str | Period, accounts: Accounts | None = None, tz: str | None = None
 ) -> list[JournalEntry]:

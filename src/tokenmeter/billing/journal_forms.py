@@ -13,6 +13,7 @@ from datetime import date
 from decimal import Decimal
 from typing import Any, Literal, get_args
 
+from tokenmeter.arguments import tell_wrong_arguments
 from tokenmeter.billing.credit_note import CreditNote
 from tokenmeter.billing.datev import write_datev
 from tokenmeter.billing.filed import credit_notes, invoices
@@ -39,6 +40,7 @@ JournalForm = Literal["beancount", "hledger", "xero", "quickbooks", "datev"]
 JOURNAL_FORMS: tuple[JournalForm, ...] = get_args(JournalForm)
 
 
+@tell_wrong_arguments
 def export_journal(
     store: Store,
     *,

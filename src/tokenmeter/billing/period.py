@@ -13,13 +13,14 @@ from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+from tokenmeter.arguments import tell_wrong_arguments
 from tokenmeter.billing.rated import Rated, RateKey, Tally, add, decode, encode, minus
 from tokenmeter.dimensions import ACCOUNTS
 from tokenmeter.display import counted
 from tokenmeter.errors import LedgerError
 from tokenmeter.ledger import utcnow
 from tokenmeter.money import COSTS, ZERO, Costs, subtract, total
-from tokenmeter.periods import Period, parse_period, zone
+from tokenmeter.periods import Period, parse_instant, parse_period, zone
 from tokenmeter.stores.base import EntryFilter, Store
 from tokenmeter.stores.documents import Document, DocumentQuery, NewDocument
 from tokenmeter.texts import acting
@@ -126,6 +127,7 @@ class ClosedPeriod:
         )
 
 
+@tell_wrong_arguments
 def close_period(
     store: Store, period: str | Period, *, tz: str | None = None, by: str | None = None, now: datetime | None = None
 ) -> ClosedPeriod:
@@ -146,7 +148,7 @@ def close_period(
         LedgerError: it has not ended, is closed already, whole or in part, or leaves hours between itself and a period
             that was cut in another zone.
     """
-    moment = now or utcnow()
+    moment = utcnow() if now is None else parse_instant(now)
     wanted = closable(period, zone_of_books(store, tz), moment)
     while True:
         closed = closed_periods(store)
@@ -217,6 +219,7 @@ def _make_manifest(
     )
 
 
+@tell_wrong_arguments
 def closed_periods(store: Store) -> list[ClosedPeriod]:
     """All closed periods, in the order of their closing."""
     return [ClosedPeriod.of(document) for document in store.documents(DocumentQuery(_KIND))]
@@ -236,6 +239,7 @@ def find_closed(store: Store, period: Period) -> ClosedPeriod | None:
     return next(same, None)
 
 
+@tell_wrong_arguments
 def late_entries(store: Store, closed: Sequence[ClosedPeriod] | None = None) -> list[Late]:
     """What closed periods hold that no closing has told: the corrections the next closing will take up."""
     closings = closed_periods(store) if closed is None else closed
@@ -243,6 +247,7 @@ def late_entries(store: Store, closed: Sequence[ClosedPeriod] | None = None) -> 
     return [late for late in found if late.rows]
 
 
+@tell_wrong_arguments
 def late_costs(store: Store, closed: Sequence[ClosedPeriod] | None = None) -> list[tuple[ClosedPeriod, Decimal]]:
     """The periods of `late_entries` with what they add up to, in US dollars: from the kept sums, no entry is read."""
     closings = closed_periods(store) if closed is None else closed

@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Any, TypeVar, cast
 
 from tokenmeter.dimensions import ACCOUNTS
-from tokenmeter.errors import ConfigurationError
+from tokenmeter.errors import ConfigurationError, shown
 from tokenmeter.money import EXACT, USD, check_currency, parse_decimal
 from tokenmeter.periods import zone
 from tokenmeter.values import dataclass
@@ -144,8 +144,8 @@ class Party:
             raise ConfigurationError(f"{where}.name is missing: every invoice names its parties.")
         return cls(
             name=name,
-            address=_lines(values, "address", where),
-            payment=_lines(values, "payment", where),
+            address=read_lines(values, "address", where),
+            payment=read_lines(values, "payment", where),
             taxes=_taxes(values["taxes"], f"{where}.taxes") if values.get("taxes") is not None else None,
             **texts,
         )
@@ -223,7 +223,7 @@ class BillingProfile:
             terms_days=days,
             payment_terms=_text(values, "payment_terms", where),
             taxes=_taxes(values.get("taxes", ()), f"{where}.taxes"),
-            notes=_lines(values, "notes", where),
+            notes=read_lines(values, "notes", where),
             **{key: value for key, value in texts.items() if value is not None},
         )
         check_currency(profile.currency)
@@ -244,7 +244,7 @@ class BillingProfile:
 
 def _checked(kind: type[Any], row: object, where: str) -> dict[str, Any]:
     if not isinstance(row, Mapping):
-        raise ConfigurationError(f"{where} is a table of settings, not {row!r}.")
+        raise ConfigurationError(f"{where} is a table of settings, not {shown(row)}.")
     values = dict(cast("Mapping[str, Any]", row))
     known = [one.name for one in fields(kind)]
     for key in values:
@@ -259,15 +259,28 @@ def _checked(kind: type[Any], row: object, where: str) -> dict[str, Any]:
 def _text(values: Mapping[str, Any], key: str, where: str) -> str | None:
     value = values.get(key)
     if value is not None and not isinstance(value, str):
-        raise ConfigurationError(f"{where}.{key} is a text, not {value!r}.")
+        raise ConfigurationError(f"{where}.{key} is a text, not {shown(value)}.")
+    _check_letters(value or "", f"{where}.{key}")
     return value
 
 
-def _lines(values: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
+def _check_letters(text: str, name: str) -> None:
+    """Refuse halves of letters, which no document can be filed with."""
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ConfigurationError(f"{name} must not contain halves of letters: {shown(text)}.")
+
+
+def read_lines(values: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
+    """A text of several lines, or a list of them.
+
+    Raises:
+        ConfigurationError: neither.
+    """
     value = values.get(key) or ()
     lines: list[Any] = value.splitlines() if isinstance(value, str) else list(value) if _listed(value) else [None]
     if not all(isinstance(line, str) for line in lines):
-        raise ConfigurationError(f"{where}.{key} is a list of lines, not {value!r}.")
+        raise ConfigurationError(f"{where}.{key} is a list of lines, not {shown(value)}.")
+    _check_letters("".join(lines), f"{where}.{key}")
     return tuple(lines)
 
 

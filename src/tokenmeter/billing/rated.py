@@ -11,7 +11,7 @@ from tokenmeter.dimensions import ACCOUNTS, COUNTED_AS, EntryKind
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Charge, Entry
 from tokenmeter.money import EXACT, ZERO
-from tokenmeter.texts import suggest
+from tokenmeter.texts import check_text, suggest
 from tokenmeter.values import dataclass
 
 #: What a price was chosen by, as its identity spells it: ``openai/gpt-5/input[processing=batch]@2026-10-12``.
@@ -28,9 +28,8 @@ def check_account(**given: object) -> dict[str, str]:
     for name, value in given.items():
         if value is None:
             continue
-        if not isinstance(value, str) or not value:
-            raise ConfigurationError(f"{name}= names one account by a text, not {value!r}.")
-        scope[name] = value
+        check_text(value, f"{name}=")
+        scope[name] = str(value)
     if not scope:
         raise ConfigurationError(f"Say whose: one of {', '.join(f'{name}=' for name in ACCOUNTS)}.")
     return {name: scope[name] for name in ACCOUNTS if name in scope}

@@ -14,20 +14,22 @@ from datetime import date
 from decimal import Decimal
 from typing import Any, cast
 
+from tokenmeter.arguments import tell_wrong_arguments
 from tokenmeter.billing.credit_note import ROUNDING, CreditLine, CreditNote
 from tokenmeter.billing.events import Event
 from tokenmeter.billing.filed import EVENT, find_document, load_invoice
 from tokenmeter.billing.invoice import Invoice
 from tokenmeter.billing.lines import TaxLine
-from tokenmeter.errors import ConfigurationError, LedgerError
+from tokenmeter.errors import ConfigurationError, LedgerError, shown
 from tokenmeter.ledger import utcnow
 from tokenmeter.money import EXACT, ZERO, magnitude, multiply, negate, parse_decimal, round_money, total
 from tokenmeter.periods import parse_day, zone
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.documents import Document, DocumentQuery, NewDocument
-from tokenmeter.texts import acting, check_reason
+from tokenmeter.texts import acting, check_reason, check_text, require_reason
 
 _TAKEN_OFF = frozenset({"void", "uncollectible"})
+_PAIR = 2
 #: ``[(line number or description, net amount), ...]``, one net amount, or None for the rest.
 CreditRequest = Sequence[tuple[int | str, Decimal | int | str]] | Decimal | int | str | None
 
@@ -45,6 +47,7 @@ def ask_credit(amount: str | None, line: int | None) -> CreditRequest:
     return [(line, amount)]
 
 
+@tell_wrong_arguments
 def record_payment(
     store: Store,
     invoice: Invoice | str,
@@ -82,6 +85,7 @@ def payment_of(
 ) -> Callable[[Invoice], Event | None]:
     """What `record_payment` would write down of an invoice as it stands, from that; None = nothing."""
     who, day = acting(by), parse_day(on)
+    _check_words(reference, key)
 
     def pay(current: Invoice) -> Event | None:
         if current.status == "void":
@@ -116,6 +120,13 @@ def payment_of(
     return pay
 
 
+def _check_words(reference: str | None, key: str | None) -> None:
+    if reference is not None:
+        check_reason(reference, "reference")
+    if key is not None:
+        check_text(key, "key")
+
+
 def _check_not_there(invoice: Invoice, made: Event) -> None:
     """Refuse what looks like a payment that was written down before, unless a key says that it is another."""
     said = ("payment", made.on, made.amount, made.note)
@@ -141,6 +152,7 @@ def _check_same_payment(
         )
 
 
+@tell_wrong_arguments
 def void_invoice(store: Store, invoice: Invoice | str, reason: str, *, by: str | None = None) -> Invoice:
     """It was a mistake: nothing is due, and its usage may be invoiced again. Its number stays used.
 
@@ -156,6 +168,7 @@ def void_invoice(store: Store, invoice: Invoice | str, reason: str, *, by: str |
     return _close(store, invoice, "void", reason, by)
 
 
+@tell_wrong_arguments
 def write_off_invoice(store: Store, invoice: Invoice | str, reason: str, *, by: str | None = None) -> Invoice:
     """Nobody will pay what is left of it; should somebody, record the payment.
 
@@ -172,7 +185,7 @@ def write_off_invoice(store: Store, invoice: Invoice | str, reason: str, *, by: 
 
 
 def _close(store: Store, invoice: Invoice | str, status: Any, reason: str, by: str | None) -> Invoice:
-    _say_why(reason)
+    require_reason(reason)
     who = acting(by)
 
     def close(current: Invoice) -> Event | None:
@@ -191,6 +204,7 @@ def _close(store: Store, invoice: Invoice | str, status: Any, reason: str, by: s
     return _follow(store, invoice, close)
 
 
+@tell_wrong_arguments
 def credit_invoice(
     store: Store,
     invoice: Invoice | str,
@@ -219,8 +233,10 @@ def credit_invoice(
         LedgerError: a draft or void, more than the invoice or its line, or a key that another credit was asked with.
         ConfigurationError: not an amount, no such line, no reason.
     """
-    _say_why(reason)
+    require_reason(reason)
     who = acting(by)
+    _check_words(None, key)
+    lines = _read_request(lines)
     document = _find_filed(store, invoice)
     asked = None if key is None else {"key": key, "asked": _asked(lines)}
     while True:
@@ -240,9 +256,9 @@ def credit_invoice(
 
 def draft_credit_note(store: Store, invoice: Invoice | str, lines: CreditRequest, reason: str) -> dict[str, Any]:
     """What a credit note would say; nothing is written. As `credit_invoice`, without a number."""
-    _say_why(reason)
+    require_reason(reason)
     current = load_invoice(store, _find_filed(store, invoice))
-    return _write_body(current, [body for _, body in _notes_on(store, current)], lines, reason, "")
+    return _write_body(current, [body for _, body in _notes_on(store, current)], _read_request(lines), reason, "")
 
 
 def _notes_on(store: Store, invoice: Invoice) -> list[tuple[Document, dict[str, Any]]]:
@@ -251,11 +267,33 @@ def _notes_on(store: Store, invoice: Invoice) -> list[tuple[Document, dict[str, 
 
 
 def _asked(lines: CreditRequest) -> Any:
-    if lines is None:
-        return None
+    if isinstance(lines, list):
+        return [[line, _asked(amount)] for line, amount in lines]
+    return None if lines is None else f"{parse_decimal(lines, name='amount').normalize(EXACT):f}"
+
+
+def _read_request(lines: object) -> CreditRequest:
+    """What is asked for, as a list where it names lines: it is read more than once, and may have been an iterator.
+
+    Raises:
+        ConfigurationError: something in it is no pair.
+    """
     if isinstance(lines, str) or not isinstance(lines, Iterable):
-        return f"{parse_decimal(lines, name='amount').normalize(EXACT):f}"
-    return [[line, _asked(amount)] for line, amount in lines]
+        return cast("CreditRequest", lines)
+    read = list(cast("Iterable[object]", lines))
+    for one in read:
+        if not _is_pair(one):
+            raise ConfigurationError(
+                "What is given back is an amount, or a list of (line number or words, amount), such as "
+                f"[(1, '2.50')]; {shown(one)} is no such pair."
+            )
+    return cast("CreditRequest", read)
+
+
+def _is_pair(one: object) -> bool:
+    return (
+        isinstance(one, Sequence) and not isinstance(one, str | bytes) and len(cast("Sequence[object]", one)) == _PAIR
+    )
 
 
 def _same_credit(note: CreditNote, asked: Mapping[str, Any] | None, reason: str) -> CreditNote:
@@ -288,12 +326,6 @@ def _find_filed(store: Store, invoice: Invoice | str) -> Document:
     if invoice.document is None:
         raise LedgerError("This invoice is a draft; issue it first.")
     return invoice.document
-
-
-def _say_why(reason: str) -> None:
-    check_reason(reason)
-    if not reason.strip():
-        raise ConfigurationError("Say why: a reason stands on the paper trail for ever.")
 
 
 def _today(invoice: Invoice) -> date:
@@ -411,22 +443,23 @@ def _lines_left(invoice: Invoice, earlier: Sequence[Mapping[str, Any]]) -> list[
     return [line for line in left if line.amount]
 
 
-def _credit_lines(invoice: Invoice, lines: object) -> list[CreditLine]:
-    if isinstance(lines, str) or not isinstance(lines, Iterable):
-        return [_credit_line(invoice, f"Credit on invoice {invoice.number}", lines)]
-    return [_credit_line(invoice, which, amount) for which, amount in cast("Iterable[tuple[int | str, object]]", lines)]
+def _credit_lines(invoice: Invoice, lines: CreditRequest) -> list[CreditLine]:
+    if isinstance(lines, list):
+        return [_credit_line(invoice, which, amount) for which, amount in lines]
+    return [_credit_line(invoice, f"Credit on invoice {invoice.number}", lines)]
 
 
-def _credit_line(invoice: Invoice, which: int | str, amount: object) -> CreditLine:
+def _credit_line(invoice: Invoice, which: object, amount: object) -> CreditLine:
     number = parse_decimal(amount, name="the credit's amount")
     if number <= 0 or number != round_money(number, invoice.currency):
         raise ConfigurationError(
-            f"A credit is a positive amount in whole minor units of {invoice.currency}, not {number}."
+            f"A credit is a positive amount in whole minor units of {invoice.currency}, not {shown(number)}."
         )
     number = round_money(number, invoice.currency)
     if isinstance(which, str):
+        require_reason(which, "what is given back")
         return CreditLine(None, which, number)
-    line = next((one for one in invoice.lines if one.position == which), None)
+    line = next((one for one in invoice.lines if type(which) is int and one.position == which), None)
     if line is None:
-        raise ConfigurationError(f"Invoice {invoice.number} has lines 1 to {len(invoice.lines)}, not {which!r}.")
-    return CreditLine(which, line.description, number)
+        raise ConfigurationError(f"Invoice {invoice.number} has lines 1 to {len(invoice.lines)}, not {shown(which)}.")
+    return CreditLine(line.position, line.description, number)

@@ -8,6 +8,7 @@ from datetime import date, datetime
 from decimal import Decimal
 from typing import Any, ClassVar, Literal, Unpack
 
+from tokenmeter.arguments import tell_wrong_arguments
 from tokenmeter.billing.events import MOVED_TEXT, movements
 from tokenmeter.billing.filed import invoices
 from tokenmeter.billing.invoice import Invoice, party_lines
@@ -187,6 +188,7 @@ class _BalanceChange:
     amount: Decimal
 
 
+@tell_wrong_arguments
 def draw_statement(
     store: Store,
     *,
@@ -367,6 +369,7 @@ class AgedBalance:
 _AGES = ("not_due", "days_30", "days_60", "days_90", "older", "overpaid")
 
 
+@tell_wrong_arguments
 def age_balances(store: Store, *, as_of: date | str | None = None) -> list[AgedBalance]:
     """Open balances of all buyers by age, in order of buyer.
 

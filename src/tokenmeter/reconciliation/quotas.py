@@ -16,11 +16,12 @@ from fnmatch import fnmatchcase
 from itertools import compress
 from typing import Any, NamedTuple
 
+from tokenmeter.arguments import tell_wrong_arguments
 from tokenmeter.attribution import ApiKey, Attribution
 from tokenmeter.ledger import Charge, Entry, utcnow
 from tokenmeter.meter import Meter
 from tokenmeter.money import EXACT, ONE, ZERO, add, quantize, subtract, total
-from tokenmeter.periods import Period, buckets, floor, parse_period
+from tokenmeter.periods import Period, buckets, floor, parse_instant, parse_period
 from tokenmeter.pricing.price import FreeQuota
 from tokenmeter.stores.base import EntryFilter, Store
 from tokenmeter.usage import Quantity
@@ -102,6 +103,7 @@ class QuotaUse:
         }
 
 
+@tell_wrong_arguments
 def count_free_quotas(meter: Meter, period: str | Period, *, now: datetime | None = None) -> list[QuotaUse]:
     """How much of each free quota (setting ``free_quotas``) was used in the windows that `period` touches.
 
@@ -115,8 +117,8 @@ def count_free_quotas(meter: Meter, period: str | Period, *, now: datetime | Non
     Returns:
         Per quota and window in which something was used, oldest first.
     """
-    moment = now or utcnow()
-    if isinstance(period, str):
+    moment = utcnow() if now is None else parse_instant(now)
+    if not isinstance(period, Period):
         parse_period(period, "UTC", now=moment)  # a wrong one is refused without a quota, too
     found: list[QuotaUse] = []
     for quota in meter.pricer.terms.free_quotas:
@@ -128,6 +130,7 @@ def count_free_quotas(meter: Meter, period: str | Period, *, now: datetime | Non
     return found
 
 
+@tell_wrong_arguments
 def post_free_quotas(meter: Meter, uses: Iterable[QuotaUse]) -> list[Entry]:
     """Append what is to be credited as adjustments, on the last instant of each window; each is posted once.
 

@@ -13,11 +13,13 @@ from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from tokenmeter.arguments import tell_wrong_arguments
 from tokenmeter.attribution import NOBODY, Attribution
 from tokenmeter.errors import ConfigurationError, ReconciliationError, shown
 from tokenmeter.ledger import Entry, utcnow
-from tokenmeter.money import EXACT, ZERO, parse_decimal
-from tokenmeter.periods import Period, floor, parse_period
+from tokenmeter.meter import Meter
+from tokenmeter.money import EXACT, ZERO, parse_decimal, parse_multiplier
+from tokenmeter.periods import Period, floor, parse_instant, parse_period
 from tokenmeter.reconciliation import anthropic, openai
 from tokenmeter.reconciliation.causes import POSTABLE, Cause
 from tokenmeter.reconciliation.compare import compare
@@ -32,20 +34,20 @@ from tokenmeter.reconciliation.statement import (
     Side,
     read_ledger,
 )
+from tokenmeter.stores.base import Store
 from tokenmeter.stores.documents import DocumentQuery, NewDocument
 from tokenmeter.tables import DecimalMark
-from tokenmeter.texts import acting
+from tokenmeter.texts import acting, check_text
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
-    from tokenmeter.meter import Meter
-    from tokenmeter.stores.base import Store
 
 #: What a provider that names no watermark may still add to.
 _SETTLING = timedelta(days=2)
 
 
+@tell_wrong_arguments
 def reconcile(
     store: Store,
     *,
@@ -96,10 +98,13 @@ def reconcile(
         ConfigurationError: an unknown provider or split, a column map that does not fit.
         ReconciliationError: the statement cannot be read; the client's key is refused.
     """
-    asked = period if isinstance(period, Period) else parse_period(period, "UTC", now=now)
+    check_text(provider, "provider")
+    moment = utcnow() if now is None else parse_instant(now)
+    if settling < timedelta():
+        raise ConfigurationError(f"settling is a time that is waited, not {shown(settling)}.")
+    asked = period if isinstance(period, Period) else parse_period(period, "UTC", now=moment)
     if floor(asked.start, "day").start != asked.start or floor(asked.end, "day").start != asked.end:
         raise ConfigurationError("Providers report in whole UTC days; give a period such as '2026-11', in UTC.")
-    moment = now or utcnow()
     names = check_grain(by)
     rates = ExchangeRates(_rates(exchange_rates or {}))
     statement = _statement(
@@ -120,12 +125,13 @@ def reconcile(
             replace(statement, notes=(*statement.notes, *rates.notes)),
             {"api_key": keys or {}, "model": models or {}, "project": projects or {}},
         ),
-        complete_until=statement.watermark or moment - settling,
-        tolerance=parse_decimal(tolerance, name="tolerance"),
+        complete_until=statement.watermark or _settled(moment, settling),
+        tolerance=_parse_tolerance(tolerance),
         now=moment,
     )
 
 
+@tell_wrong_arguments
 def reconcile_statement(
     store: Store,
     statement: ProviderStatement,
@@ -155,6 +161,7 @@ def reconcile_statement(
     )
 
 
+@tell_wrong_arguments
 def reconcile_again(store: Store, outcome: Reconciliation) -> Reconciliation:
     """The same statement beside the ledger as it is now: what `post_proposals` has left to do.
 
@@ -172,6 +179,7 @@ def reconcile_again(store: Store, outcome: Reconciliation) -> Reconciliation:
     )
 
 
+@tell_wrong_arguments
 def file_reconciliation(store: Store, outcome: Reconciliation) -> Reconciliation:
     """Keep an outcome in the ledger, sealed like an invoice; filing it again gives the same document.
 
@@ -188,11 +196,13 @@ def file_reconciliation(store: Store, outcome: Reconciliation) -> Reconciliation
     return replace(outcome, document=store.file(draft).document)
 
 
+@tell_wrong_arguments
 def reconciliations(store: Store) -> list[Reconciliation]:
     """Filed reconciliations, oldest first; each names its `document`."""
     return [Reconciliation.of(document) for document in store.documents(DocumentQuery(KIND))]
 
 
+@tell_wrong_arguments
 def post_proposals(
     meter: Meter,
     outcome: Reconciliation,
@@ -214,14 +224,37 @@ def post_proposals(
 
     Returns:
         The entries that were appended. `reconcile_again` says what they leave.
+
+    Raises:
+        ConfigurationError: a cause that is never posted, or no such multiplier.
     """
-    factor, account, actor = parse_decimal(multiplier, name="multiplier"), Attribution.of(attribution), acting(by)
+    factor, account, actor = parse_multiplier(multiplier), Attribution.of(attribution), acting(by)
+    wanted = frozenset([causes] if isinstance(causes, str) else causes)  # one alone is not its letters
+    if strange := sorted(map(str, wanted - POSTABLE)):
+        raise ConfigurationError(
+            f"{shown(strange[0])} is no cause that is posted; those are {', '.join(sorted(POSTABLE))}."
+        )
     entries = [
         proposal.entry(outcome.provider, by=actor, attribution=account, multiplier=factor)
         for proposal in outcome.proposals
-        if proposal.discrepancy.cause in causes
+        if proposal.discrepancy.cause in wanted
     ]
     return list(compress(entries, meter.post_all(entries)))
+
+
+def _settled(moment: datetime, settling: timedelta) -> datetime:
+    """Until when books are complete that say nothing of it themselves."""
+    try:
+        return moment - settling
+    except OverflowError as error:
+        raise ConfigurationError(f"{shown(settling)} before {moment} is before any calendar.") from error
+
+
+def _parse_tolerance(given: object) -> Decimal:
+    tolerance = parse_decimal(given, name="tolerance")
+    if tolerance < 0:
+        raise ConfigurationError(f"tolerance is an amount of 0 or more, not {shown(given)}.")
+    return tolerance
 
 
 def _rates(given: Mapping[str, Decimal | int | str]) -> dict[str, Decimal]:
@@ -240,6 +273,7 @@ def _whose(source: Any) -> str:
     return " ".join([*told, hashlib.sha256(key.encode()).hexdigest()[:16]])
 
 
+@tell_wrong_arguments
 def check_grain(by: str | Sequence[str]) -> tuple[str, ...]:
     """What a statement is split by besides the day, from one text with commas or several.
 

@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from pydantic_core import from_json, to_json
 
+from tokenmeter.arguments import tell_wrong_arguments
 from tokenmeter.dimensions import KEPT_WHO, REQUESTS_AS, TOOL_OPERATION
 from tokenmeter.errors import ConfigurationError, reason_of
 from tokenmeter.money import to_dollars
@@ -88,6 +89,7 @@ _VIEWS = {
 }
 
 
+@tell_wrong_arguments
 def open_database(store: Store, copy_to: str | os.PathLike[str] | None = None) -> Database:
     """The ledger file as a `sqlite_utils.Database` that can only be read. Close it when you are done.
 

@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from tokenmeter.arguments import tell_wrong_arguments
 from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError, LedgerError, StoreUnavailableError
 from tokenmeter.ledger import utcnow
@@ -79,6 +80,7 @@ class Restored:
     replaced: Path | None
 
 
+@tell_wrong_arguments
 def back_up(
     store: Store, target: str | Path, *, overwrite: bool = False, check: bool = True, progress: Progress | None = None
 ) -> Backup:

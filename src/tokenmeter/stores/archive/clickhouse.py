@@ -21,6 +21,7 @@ from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlencode, urlsplit, urlunsplit
 
+from tokenmeter.arguments import tell_wrong_arguments
 from tokenmeter.errors import ConfigurationError, LedgerError, StoreUnavailableError
 from tokenmeter.patience import wait_for
 from tokenmeter.stores.archive.places import import_extra
@@ -150,6 +151,7 @@ class ClickHouse:
             raise StoreUnavailableError(f"ClickHouse at {self._url} refuses: {told or error}") from error
 
 
+@tell_wrong_arguments
 def load_clickhouse(
     store: Store, to: str, *, database: str = "tokenmeter", progress: Callable[[int], object] | None = None
 ) -> Loaded:
