@@ -15,6 +15,7 @@ import tokenmeter
 from tokenmeter import Attribution, Budget, BudgetExceededError, ConfigurationError, PricingError
 from tokenmeter.api import Meter
 from tokenmeter.billing.rated import Tally
+from tokenmeter.capture import batches
 from tokenmeter.importing import import_usage
 from tokenmeter.ledger import utcnow
 from tokenmeter.reports.focus_rows import cost_rows
@@ -198,6 +199,30 @@ class TestRecord:
         meter.record(self.line(1), provider="openai", endpoint="batches")
         assert meter.record(self.batch(500), provider="openai", endpoint="batches").flags == ("batch_overlap",)
         assert "batch_500" in caplog.text
+
+    def test_lines_of_a_batch_read_no_lines_before_them(self, meter, monkeypatch):
+        monkeypatch.setattr(batches, "_HOLDS", 3600)
+        read, entries = [], meter.store.entries
+
+        def counted(*which, **order):
+            for one in entries(*which, **order):
+                read.append(one)
+                yield one
+
+        monkeypatch.setattr(meter.store, "entries", counted)
+        for number in range(30):
+            assert meter.record(self.line(number), provider="openai", endpoint="batches") is not None
+        assert not read
+
+    def test_a_batch_that_another_program_records_among_its_lines_is_seen_by_the_next_look(self, meter, monkeypatch):
+        monkeypatch.setattr(batches, "_HOLDS", 0)
+        monkeypatch.setattr(batches, "_TIMES", 0)
+        meter.record(self.line(1), provider="openai", endpoint="batches")
+        other = Meter(store=meter.store, pricer=meter.pricer)
+        assert other.record(self.batch(200), provider="openai", endpoint="batches").flags == ("batch_overlap",)
+        meter.record(self.line(2), provider="openai", endpoint="batches")
+        totals = meter.report().totals
+        assert (totals.list_cost, totals.requests, totals.usage.total_tokens) == (self.TWO_LINES, 2, 220)
 
     def test_the_answers_that_a_batch_has_with_it_are_each_recorded_once(self, meter):
         usage = {"promptTokenCount": 1000, "candidatesTokenCount": 100, "totalTokenCount": 1100}

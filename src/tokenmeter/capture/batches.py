@@ -7,10 +7,12 @@ they used what the total says, to the token. Until then, and where it never show
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from tokenmeter.call import Call, Outcome
 from tokenmeter.capture.estimates import write_whole
@@ -20,6 +22,7 @@ from tokenmeter.ledger import Entry
 from tokenmeter.providers import dialect_for
 from tokenmeter.stores.base import EntryFilter
 from tokenmeter.usage import Observation, Usage
+from tokenmeter.values import dataclass
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -35,17 +38,43 @@ _NEAR = timedelta(days=2)
 #: From how many lines on it is no chance that they used what a batch says.
 _TELLING = 2
 
+#: For how long a look at what is recorded near a line holds, in seconds, and how many times longer than it took. Every
+#: line that is recorded makes it longer, so that a thousand of them would take as long as half a million entries.
+_HOLDS = 1
+_TIMES = 5
+#: How far from the moment that was looked around a line may be.
+_AROUND = timedelta(minutes=5)
+
 _told: Recent[bool] = Recent()
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """The totals that were recorded around a moment, and until when that is taken for what is recorded now."""
+
+    totals: tuple[Entry, ...]
+    at: datetime
+    until: float  # not money
+
+
+#: By provider and operation. A total that this process records is looked for anew; one that another process records
+#: among the lines says itself that it overlaps with them.
+_looks: WeakKeyDictionary[Meter, dict[tuple[str, str], _Look]] = WeakKeyDictionary()
 
 
 def record_line(meter: Meter, authorization: Authorization, outcome: Outcome) -> Entry | None:
     """Write down a line of a batch. With the last one, a total of them all that is recorded as well is taken back."""
     call, seen = authorization.call, outcome.observation or Observation()
-    near = _recorded_near(meter, call, authorization.started_at)
-    totals = [one for one in near if _is_total(one) and _is_of(seen, one) and _holds(one.usage, seen.usage)]
-    if not totals:
+
+    def find_whole(totals: Sequence[Entry]) -> Entry | None:
+        return next((one for one in reversed(totals) if _is_of(seen, one) and _holds(one.usage, seen.usage)), None)
+
+    if find_whole(_totals_near(meter, call, authorization.started_at)) is None:
         return write_whole(meter, authorization, outcome)
-    whole = totals[-1]
+    near = _recorded_near(meter, call, authorization.started_at)
+    whole = find_whole([one for one in near if _is_total(one)])
+    if whole is None:  # taken back since
+        return write_whole(meter, authorization, outcome)
     flagged = replace(outcome, observation=replace(seen, flags=seen.flags | {OVERLAP}))
     entry = write_whole(meter, authorization, flagged)
     if entry is None:
@@ -70,7 +99,7 @@ def record_batch(meter: Meter, authorization: Authorization, outcome: Outcome) -
     near = _recorded_near(meter, call, authorization.started_at)
     lines = [one for one in near if _is_line(one) and _is_of(seen, one) and _holds(seen.usage, one.usage)]
     if not lines:
-        return record_total(meter, authorization, outcome)
+        return _record_whole(meter, authorization, outcome)
     if _make_up(lines, seen.usage):
         log.warning(
             "tokenmeter: the batch %s is not recorded: %s that are recorded used what it says as a whole.",
@@ -79,10 +108,17 @@ def record_batch(meter: Meter, authorization: Authorization, outcome: Outcome) -
         )
         return None
     flagged = replace(outcome, observation=replace(seen, flags=seen.flags | {OVERLAP}))
-    entry = record_total(meter, authorization, flagged)
+    entry = _record_whole(meter, authorization, flagged)
     if entry is not None:
         _warn(meter, entry.entry_id, seen.response_id)
     return entry
+
+
+def _record_whole(meter: Meter, authorization: Authorization, outcome: Outcome) -> Entry | None:
+    try:
+        return record_total(meter, authorization, outcome)
+    finally:
+        _looks.pop(meter, None)
 
 
 def _warn(meter: Meter, whole: str, batch: str | None) -> None:
@@ -95,6 +131,18 @@ def _warn(meter: Meter, whole: str, batch: str | None) -> None:
             batch,
             OVERLAP,
         )
+
+
+def _totals_near(meter: Meter, call: Call, at: datetime) -> tuple[Entry, ...]:
+    """Batches of this provider that were recorded about then, as a look of a moment ago says."""
+    looks = _looks.setdefault(meter, {})
+    look, began = looks.get((call.provider, call.operation)), time.monotonic()
+    if look is None or began >= look.until or abs(at - look.at) > _AROUND:
+        totals = tuple(one for one in _recorded_near(meter, call, at) if _is_total(one))
+        ended = time.monotonic()
+        look = _Look(totals, at, ended + max(_HOLDS, (ended - began) * _TIMES))
+        looks[call.provider, call.operation] = look
+    return look.totals
 
 
 def _recorded_near(meter: Meter, call: Call, at: datetime) -> list[Entry]:
