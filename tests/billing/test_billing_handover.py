@@ -205,6 +205,23 @@ def test_an_answer_that_does_not_take_it_does_not_count_as_sent(store, used, eve
     assert [one.value for one in hand_over(store, lago(event_server), period=period).sent] == [100]
 
 
+@pytest.mark.parametrize(
+    "url",
+    ["http://127.0.0.1.evil.example", "http://localhost@evil.example", "http://localhost.evil.example", "https://", "https://[x",
+     "ftp://localhost", "", "http://evil.example"],
+)  # fmt: skip
+def test_a_key_goes_over_a_cipher_to_any_host_but_this_one(url):
+    with pytest.raises(ConfigurationError, match="give an https:// address"):
+        OpenMeter(url, "key")
+
+
+@pytest.mark.parametrize(
+    "url", ["https://meters.example/", "http://localhost:8888", "http://127.0.0.1:8888", "http://[::1]:8888"]
+)
+def test_a_server_for_trials_may_stand_on_this_machine(url):
+    OpenMeter(url, "key")
+
+
 class Forgetful(_Http):
     """A system that knows an identifier again for no time at all."""
 

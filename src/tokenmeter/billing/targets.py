@@ -14,9 +14,10 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from importlib import import_module
 from typing import Any
+from urllib.parse import urlsplit
 
 from tokenmeter.billing.handover import HandOverError, Reading, ReadingRefusedError, ReadingThereError
-from tokenmeter.errors import ConfigurationError, reason_of
+from tokenmeter.errors import ConfigurationError, reason_of, shown
 from tokenmeter.ledger import utcnow
 from tokenmeter.patience import STEPS, wait_for
 
@@ -24,6 +25,8 @@ _SECONDS = 30
 _TRIES = 5
 _LONGEST_PAUSE = 60
 _STRIPE_BACK = timedelta(days=35)
+#: Hosts to which a key may go without a cipher.
+_NEAR = frozenset({"127.0.0.1", "localhost", "::1"})
 #: Statuses that speak of the one reading: another may pass.
 _ABOUT_IT = frozenset({400, 404, 409, 413, 422})
 _TOO_MANY = 429
@@ -38,8 +41,13 @@ LAGO_CODES: Mapping[str, str] = {
 
 
 def _check_address(name: str, url: str) -> str:
-    if not url.startswith(("https://", "http://127.0.0.1", "http://localhost")):
-        raise ConfigurationError(f"{name}: give an https:// address, not {url!r}: the key goes with every event.")
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # as of a bracket that does not close
+        parts = urlsplit("")
+    near = parts.scheme == "http" and parts.hostname in _NEAR
+    if not parts.hostname or not (near or parts.scheme == "https"):
+        raise ConfigurationError(f"{name}: give an https:// address, not {shown(url)}: the key goes with every event.")
     return url.rstrip("/")
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from tokenmeter.display import counted
-from tokenmeter.errors import ConfigurationError, ReconciliationError
+from tokenmeter.errors import ConfigurationError, ReconciliationError, shown
 from tokenmeter.money import EXACT
 from tokenmeter.patience import wait_for
 from tokenmeter.periods import Period
@@ -31,8 +31,26 @@ _LONGEST_WAIT = 120.0
 #: Seconds for a page, with the times that the SDK itself tries again. Alone, it waits for ten minutes, three times.
 _LONGEST_ANSWER = 300
 _TRY_AGAIN = frozenset({408, 409, 429, 500, 502, 503, 504, 529})
+_REDIRECTS = range(300, 400)
 #: Pages without anything that may follow each other; a month has 31 days.
 _MOST_EMPTY = 100
+
+
+def keep_to_address(client: Any) -> Any:
+    """A copy of an SDK's client that follows no redirect: the admin key is for the address that it was given.
+
+    Left alone, an SDK sends Anthropic's header with the key on to whatever host an answer names.
+    """
+    prepare = getattr(client, "_prepare_options", None)
+    if prepare is None or inspect.iscoroutinefunction(prepare):  # not an SDK's, or one that is refused later
+        return client
+    kept = client.with_options()
+
+    def stay(options: Any) -> Any:
+        return prepare(options).model_copy(update={"follow_redirects": False})
+
+    vars(kept)["_prepare_options"] = stay  # the SDKs' own hook before each request
+    return kept
 
 
 class ReportPages:
@@ -138,6 +156,12 @@ class ReportPages:
                 if status in {401, 403}:
                     raise ReconciliationError(
                         f"The provider refused to show {what} (HTTP {status}): its reports need an admin key. {error}"
+                    ) from error
+                if status is not None and status in _REDIRECTS:
+                    to = getattr(getattr(error, "response", None), "headers", {}).get("location")
+                    raise ReconciliationError(
+                        f"The provider sends {what} on to {shown(to)} (HTTP {status}), which is not followed: the key "
+                        "is for one address. If the reports are there now, give the client that base_url."
                     ) from error
                 if status not in _TRY_AGAIN or attempt == _ATTEMPTS - 1:
                     ours = getattr(error, "request", None) is None and not isinstance(error, TimeoutError)

@@ -25,7 +25,7 @@ from tokenmeter.reconciliation.causes import POSTABLE, Cause
 from tokenmeter.reconciliation.compare import compare
 from tokenmeter.reconciliation.files import read_files
 from tokenmeter.reconciliation.names import show_projects, translate
-from tokenmeter.reconciliation.paging import Progress, ReportPages
+from tokenmeter.reconciliation.paging import Progress, ReportPages, keep_to_address
 from tokenmeter.reconciliation.result import KIND, TOLERANCE, Reconciliation, SideTotals
 from tokenmeter.reconciliation.statement import (
     GRAIN,
@@ -314,7 +314,7 @@ def _statement(
             rates=rates,
         )
     try:
-        return _fetched(source, provider, period, by, reports=reports, rates=rates, pages=pages)
+        return _fetched(keep_to_address(source), provider, period, by, reports=reports, rates=rates, pages=pages)
     except (KeyError, TypeError, ValueError, AttributeError, InvalidOperation) as error:
         raise ReconciliationError(
             f"The reports of {provider} are not in the shape they are documented in ({type(error).__name__}: {error}). "
