@@ -31,6 +31,20 @@ class ActiveSpan(NamedTuple):
     span_id: str
 
 
+class Picture(NamedTuple):
+    """A picture in a prompt, as far as its request says what it is.
+
+    Attributes:
+        width: In pixels; 0 where it is not known.
+        height: See `width`.
+        detail: How closely the model is to look, in the caller's word; None where none is named.
+    """
+
+    width: int = 0
+    height: int = 0
+    detail: str | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestFacts:
     """The few facts of a request that accounting needs. The prompt itself is in nothing that is kept or shown.
@@ -57,6 +71,7 @@ class RequestFacts:
         cache_writes: Which of the prompt's tokens may be billed as written to a cache: ``"none"`` where the request
             marks none and nothing else has them written, ``"usual"`` where none is to be kept longer than is usual.
         image_count: Images in the prompt (their tokens are not bounded by bytes).
+        pictures: Those of them that say anything of themselves.
         background: Whether the answer is made without the connection and read later; of a call that reads one: whether
             this process asked for it so.
         pieces: What may be sold by the piece and is counted in the request, by meter: ``{"seconds_video": 16}``,
@@ -81,6 +96,7 @@ class RequestFacts:
     unbounded: str | None = None
     cache_writes: Literal["any", "usual", "none"] = "any"
     image_count: int = 0
+    pictures: Sequence[Picture] = ()
     background: bool = False
     pieces: Mapping[str, int] = field(default_factory=lambda: NO_PIECES)
     cost_unit: str | None = None
@@ -98,6 +114,7 @@ class PlainRequest(NamedTuple):
         streamed: See there.
         service_tier: See there.
         image_count: See there: none.
+        pictures: See there: none.
         unbounded: See there: its output has an upper bound.
         cache_writes: See there.
     """
@@ -112,6 +129,7 @@ class PlainRequest(NamedTuple):
     image_count: int = 0
     unbounded: str | None = None
     cache_writes: Literal["any", "usual", "none"] = "any"
+    pictures: Sequence[Picture] = ()
 
     def facts(self, *, region: str | None, cost_unit: str | None) -> RequestFacts:
         """The same as `RequestFacts`, for a client of this region and cost unit."""

@@ -54,12 +54,16 @@ class TestBound:
         assert bound(a_call(max_output_tokens=None), replace(CEILING, max_output_tokens=None)).output_tokens == 200_000
 
     def test_claude_adds_its_tool_prompt_wherever_it_is_served(self):
-        for call in (a_call(provider="anthropic"), a_call(provider="bedrock", model="us.anthropic.claude-x")):
+        for call in (
+            a_call(provider="anthropic", model="claude-x"),
+            a_call(provider="bedrock", model="us.anthropic.claude-x"),
+        ):
             assert bound(call, CEILING).input_tokens == 1000 + 850
 
     def test_pictures_count_at_the_dearest_the_family_charges(self):
         plain = bound(a_call(), CEILING).input_tokens
-        assert bound(a_call(image_count=2), CEILING).input_tokens == plain + 2 * 25_000
+        assert bound(a_call(image_count=2), CEILING).input_tokens == plain + 2 * (70 + 8 * 140)
+        assert bound(a_call(model="llama-4", image_count=2), CEILING).input_tokens == plain + 2 * 25_000
         mini = a_call(model="gpt-4o-mini", image_count=1)
         assert bound(mini, CEILING).input_tokens == plain + 48_169
 

@@ -1,9 +1,10 @@
 """What a call can use at most, and what it will likely use, known before it leaves. Never touches the network.
 
 The upper bound of a prompt is its UTF-8 bytes: no tokenizer in use makes more tokens than bytes. Pictures, and what is
-put around a prompt, count at the dearest that the room of the model's family says; content that lies elsewhere (files,
-earlier turns, stored prompts) at the model's context window, which no single prompt can pass. The answer's bound is the
-caller's own cap, else the model's maximum (its context window, where that is all that is known), per choice.
+put around a prompt, count at the most that the room of the model's family says, by the pictures' sizes where those are
+sent; content that lies elsewhere (files, earlier turns, stored prompts, and pictures for models that make none smaller)
+at the model's context window, which no single prompt can pass. The answer's bound is the caller's own cap, else the
+model's maximum (its context window, where that is all that is known), per choice.
 """
 
 from __future__ import annotations
@@ -134,9 +135,12 @@ def bound(call: Call, ceiling: Ceiling | None, tokens: TokenCounter | None = Non
     context, model = (ceiling.context_window, ceiling.model) if ceiling else (None, None)
     maximum = (ceiling.max_output_tokens or context) if ceiling else None
     pieces = _pieces(call, ceiling)
-    prompt = _prompt_bound(call, model or call.facts.model, context, tokens)
+    rule = prompt_rule(call.provider, model or call.facts.model)
+    images = rule.image_tokens(call.facts)
+    text = _text_bound(call, model or call.facts.model, tokens) + rule.overhead
+    prompt = _prompt_bound(call.facts, text, images, context)
     answer = 0 if pieces is not None else _answer_bound(call, maximum)
-    reasons = _reasons(call, context, answer, sold_by_piece=pieces is not None)
+    reasons = _reasons(call, context, answer, sold_by_piece=pieces is not None, unlimited=images is None)
     input_cost, output_rate = _rates(call, ceiling, prompt) if pieces is None else (pieces, ZERO)
     cost = None
     priced = ceiling is not None and input_cost is not None and output_rate is not None
@@ -180,10 +184,10 @@ def _rates(call: Call, ceiling: Ceiling | None, prompt: int) -> tuple[Decimal | 
     return fixed, ZERO if call.operation in PROMPT_OPERATIONS else ceiling.output
 
 
-def _reasons(call: Call, context: int | None, answer: int | None, *, sold_by_piece: bool) -> set[str]:
+def _reasons(call: Call, context: int | None, answer: int | None, *, sold_by_piece: bool, unlimited: bool) -> set[str]:
     named = call.facts.unbounded
     reasons = set(named.split(",")) if named else set[str]()
-    if reasons & _BOUNDED_BY_CONTEXT:
+    if reasons & _BOUNDED_BY_CONTEXT or unlimited:
         reasons -= _BOUNDED_BY_CONTEXT
         if context is None:
             reasons.add("no_context_window")
@@ -195,19 +199,20 @@ def _reasons(call: Call, context: int | None, answer: int | None, *, sold_by_pie
     return reasons
 
 
-def _prompt_bound(call: Call, model: str | None, context: int | None, counter: TokenCounter | None) -> int:
+def _text_bound(call: Call, model: str | None, counter: TokenCounter | None) -> int:
     facts = call.facts
-    rule = prompt_rule(call.provider, model)
     encoding = encoding_of(call.provider, model) if facts.long_texts and counter is not None else None
-    text = facts.input_bytes if encoding is None or counter is None else _counted(facts, encoding, counter)
-    tokens = text + rule.overhead + facts.image_count * rule.image
-    if context is not None and facts.unbounded and not _BOUNDED_BY_CONTEXT.isdisjoint(facts.unbounded.split(",")):
-        return max(tokens, context)
-    return tokens
+    return facts.input_bytes if encoding is None or counter is None else _counted(facts, encoding, counter)
+
+
+def _prompt_bound(facts: RequestFacts, text: int, images: int | None, context: int | None) -> int:
+    tokens = text + (images or 0)
+    elsewhere = facts.unbounded and not _BOUNDED_BY_CONTEXT.isdisjoint(facts.unbounded.split(","))
+    return max(tokens, context) if context is not None and (elsewhere or images is None) else tokens
 
 
 def longest_prompt(provider: str, facts: RequestFacts | PlainRequest, terms: Terms) -> int | None:
-    """The prompt's bound by its bytes alone; None where part of it lies elsewhere.
+    """The prompt's bound by its bytes alone; None where part of it lies elsewhere or may fill the context window.
 
     Args:
         provider: Who is asked.
@@ -220,7 +225,8 @@ def longest_prompt(provider: str, facts: RequestFacts | PlainRequest, terms: Ter
     if model and terms.model_maps:
         model = terms.model(provider, model)
     rule = prompt_rule(provider, model)
-    return facts.input_bytes + rule.overhead + facts.image_count * rule.image
+    images = rule.image_tokens(facts) if facts.image_count else 0
+    return None if images is None else facts.input_bytes + rule.overhead + images
 
 
 def _counted(facts: RequestFacts | PlainRequest, encoding: str, counter: TokenCounter) -> int:

@@ -12,8 +12,9 @@ from os import PathLike
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, cast
 
-from tokenmeter.call import PlainRequest, RequestFacts
+from tokenmeter.call import Picture, PlainRequest, RequestFacts
 from tokenmeter.dimensions import PROMPT_OPERATIONS, TEXT_OPERATIONS
+from tokenmeter.providers.pictures import read_picture
 from tokenmeter.providers.wire import (
     JSON,
     LONGEST_NAME,
@@ -72,14 +73,25 @@ class PromptRule(NamedTuple):
     """What models of one family add to a prompt, for who must know beforehand how long it can be.
 
     Attributes:
-        word: In the name of each of them; empty: all that the room's own provider serves under other names.
+        word: Pattern of how the names of its models begin, behind who makes or serves them; empty: all that the room's
+            own provider serves under other names.
         overhead: Tokens that are added to every prompt at most.
         image: Most tokens that one picture costs.
+        of_picture: The same of a given picture; None of one that may fill the context window.
     """
 
     word: str
     overhead: int = 32  # chat priming
     image: int = 25_000  # no family that is known costs more, but for those that say so
+    of_picture: Callable[[Picture], int | None] | None = None
+
+    def image_tokens(self, request: RequestFacts | PlainRequest) -> int | None:
+        """Most tokens that the pictures of `request` cost; None where they may fill the context window."""
+        if self.of_picture is None:
+            return self.image * request.image_count
+        unsaid = [Picture()] * (request.image_count - len(request.pictures))
+        counted = [self.of_picture(picture) for picture in (*request.pictures, *unsaid)]
+        return None if None in counted else sum(tokens or 0 for tokens in counted)
 
 
 @dataclass(slots=True)
@@ -89,6 +101,7 @@ class PromptSize:
     Attributes:
         size: UTF-8 bytes of all text, with the JSON around it: no fewer than its tokens.
         images: Pictures, whose tokens their bytes do not bound.
+        pictures: What each of them says of itself, as far as any does.
         remote: Whether files are named that lie elsewhere.
         unread: Whether part of it can be read only once, and so was not.
         texts: The longer texts among it, as they are: whoever wants tighter bounds may count their tokens.
@@ -98,6 +111,7 @@ class PromptSize:
 
     size: int = 0
     images: int = 0
+    pictures: list[Picture] = field(default_factory=list[Picture])
     remote: bool = False
     unread: bool = False
     texts: list[str] = field(default_factory=list[str], repr=False)
@@ -158,6 +172,7 @@ def _open_part(value: JSON, stack: list[Any], result: PromptSize) -> int:
         tool_use = kind.endswith("tool_use")
         if kind in _IMAGE_TYPES:
             result.images += 1
+            result.pictures.append(read_picture(value))
             value = {key: item for key, item in value.items() if key not in _PAYLOADS}
         elif _lies_elsewhere(kind, value):
             result.remote = True
@@ -165,6 +180,7 @@ def _open_part(value: JSON, stack: list[Any], result: PromptSize) -> int:
             result.carriers.append(value)
     elif "image_url" in value:
         result.images += 1
+        result.pictures.append(read_picture(value))
     size = _PUNCTUATION
     for name, item in cast("Mapping[Any, Any]", value).items():
         key = name if isinstance(name, str) else str(name)  # JSON makes texts of numbers

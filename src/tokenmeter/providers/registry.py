@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cache, lru_cache
@@ -61,9 +62,14 @@ def prompt_rule(provider: str, model: str | None) -> PromptRule:
     """What a model adds to a prompt at most, whoever serves it: as the room of its family says."""
     rules = _prompt_rules()
     name = model or ""
-    found = next((rule for _, rule in rules if rule.word and rule.word in name), None)
+    found = next((rule for _, rule in rules if rule.word and _begins(rule.word, name)), None)
     found = found or next((rule for room, rule in rules if not rule.word and room == provider), None)
     return found or PromptRule("")
+
+
+def _begins(word: str, name: str) -> bool:
+    """Whether a model's name begins so, behind its maker's, its cloud's region's or a tuning's."""
+    return re.search(rf"(?:^|[/:.@])(?:{word})(?![\w.])", name) is not None
 
 
 @cache

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from tokenmeter.call import RequestFacts
+from tokenmeter.call import Picture, RequestFacts
 from tokenmeter.providers.base import Endpoint, Routes, bare_path
 from tokenmeter.providers.prompts import (
     NO_TOOLS,
@@ -32,13 +32,27 @@ _KNOBS = frozenset({
 #: Tools that the caller runs; any other, but for those without a type, is the provider's own.
 _CALLERS_TOOLS = ("custom", "computer_", "text_editor_", "bash_", "memory_", "browser_", "advisor_")
 _COMPACTION = "compact"
+_LARGEST = 4_784  # tokens of a picture in high resolution
 #: Definitions that stand for longer ones: computer 735 and 499 of its system prompt, text editor 700, bash 245.
 #: Source: https://docs.claude.com/en/docs/about-claude/pricing
 _CLIENT_TOOLS = {"computer_": 1_234, "text_editor_": 700, "bash_": 245}
+
+
+def _count_picture(picture: Picture) -> int:
+    """Most tokens of a picture: about a token for 750 pixels, which may be counted in squares of 28 by 28."""
+    pixels = picture.width * picture.height
+    squares = -(-picture.width // 28) * -(-picture.height // 28)
+    about = max(-(-pixels // 750), squares)
+    return min(about + about // 10, _LARGEST) if pixels else _LARGEST
+
+
 #: The system prompt for the use of tools is up to 804 tokens, with the computer tool, and a picture in high resolution
 #: 4,784. Sources: https://docs.claude.com/en/docs/agents-and-tools/tool-use/overview#pricing,
 #: https://docs.claude.com/en/docs/build-with-claude/vision
-PROMPT_RULES = (PromptRule("claude", overhead=850, image=4_784), PromptRule("", overhead=850))
+PROMPT_RULES = (
+    PromptRule(r"(?:[\w-]*-)?claude", overhead=850, image=_LARGEST, of_picture=_count_picture),
+    PromptRule("", overhead=850),
+)
 
 
 def request_facts(endpoint: Endpoint, body: JSON | None) -> RequestFacts:
@@ -67,6 +81,7 @@ def request_facts(endpoint: Endpoint, body: JSON | None) -> RequestFacts:
         speed=_fast(get("speed")),
         input_bytes=prompt.size + _client_tools(tools),
         image_count=prompt.images,
+        pictures=tuple(prompt.pictures),
         max_output_tokens=first_limit(get("max_tokens_to_sample" if endpoint.path == "completions" else "max_tokens")),
         streamed=bool(get("stream")),
         tool_models=tool_models,

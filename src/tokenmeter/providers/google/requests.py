@@ -44,7 +44,7 @@ _VIDEO_SECONDS = 8
 _PICTURES = 4
 #: Most tokens of a picture: 2.5 with pan and scan, 3 in the highest resolution; 2.0 cuts one of any size into tiles. Of
 #: later ones it is not known. Source: https://ai.google.dev/gemini-api/docs/media-resolution
-PROMPT_RULES = (PromptRule("gemini-2.5", image=2_304), PromptRule("gemini-3", image=2_240))
+PROMPT_RULES = (PromptRule("gemini-2.5", image=2_304), PromptRule(r"gemini-3(?:\.\d+)?", image=2_240))
 
 
 def request_facts(endpoint: Endpoint, body: JSON | None) -> RequestFacts:

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from tokenmeter.call import NO_PIECES, RequestFacts
 from tokenmeter.providers.base import Endpoint, Routes, bare_path
+from tokenmeter.providers.openai.pictures import count_patches, count_tiles
 from tokenmeter.providers.prompts import (
     NO_TOOLS,
     UNREADABLE,
@@ -57,8 +58,22 @@ _MORE = {
 #: In the names of models that search, or ask other models, in a loop of their own.
 _AGENTS = re.compile(r":online$|-search-(preview|api)\b|deep-research|(^|/)compound(-|$)")
 _COMPACTION = "compact"
-#: Source: platform.openai.com/docs/guides/images-vision (tiles: 2,833 + 8 x 5,667; patches: 10,000 in original detail).
-PROMPT_RULES = (PromptRule("gpt-4o-mini", image=48_169),)
+_DATED = r"(?:-\d{4}-\d{2}-\d{2})?(?!-)"
+#: What a picture costs is known of the names that are listed, and of their snapshots. Later models see it as it is.
+PROMPT_RULES = (
+    PromptRule("gpt-4o-mini", image=48_169, of_picture=count_tiles(2_833, 5_667)),
+    PromptRule(f"(?:gpt-4o|gpt-4\\.1|gpt-4\\.5-preview){_DATED}", of_picture=count_tiles(85, 170)),
+    PromptRule(f"gpt-5(?:-chat-latest)?{_DATED}", of_picture=count_tiles(70, 140)),
+    PromptRule(f"(?:o1|o1-pro|o3){_DATED}", of_picture=count_tiles(75, 150)),
+    PromptRule(f"computer-use-preview{_DATED}", of_picture=count_tiles(65, 129)),
+    PromptRule(f"(?:gpt-5|gpt-5\\.4|gpt-4\\.1)-mini{_DATED}", of_picture=count_patches(162, auto=1_536)),
+    PromptRule(f"(?:gpt-5|gpt-5\\.4|gpt-4\\.1)-nano{_DATED}", of_picture=count_patches(246, auto=1_536)),
+    PromptRule(f"o4-mini{_DATED}", of_picture=count_patches(172, auto=1_536)),
+    PromptRule(f"gpt-5\\.2(?:-chat-latest|-codex)?{_DATED}", of_picture=count_patches(auto=1_536)),
+    PromptRule(f"gpt-5\\.4{_DATED}", of_picture=count_patches(auto=2_500, original=10_000)),
+    PromptRule(f"gpt-5\\.5{_DATED}", of_picture=count_patches(high=2_500, auto=10_000, original=10_000)),
+    PromptRule(r"gpt-(?:5\.[6-9]|[6-9](?:\.\d+)?)", of_picture=count_patches(high=2_500, auto=None, original=None)),
+)
 
 
 def request_facts(endpoint: Endpoint, body: JSON | None) -> RequestFacts:
@@ -91,6 +106,7 @@ def request_facts(endpoint: Endpoint, body: JSON | None) -> RequestFacts:
         input_bytes=prompt.size,
         long_texts=prompt.texts,
         image_count=prompt.images,
+        pictures=tuple(prompt.pictures),
         max_output_tokens=None if longest is None else longest + _beside(body),
         choices=choices,
         pieces=_pieces(endpoint, body, choices),
