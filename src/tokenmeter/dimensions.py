@@ -11,9 +11,9 @@ accounts in columns. tests/test_dimensions.py does just that, on a copy.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from operator import attrgetter
-from typing import Any, Final, Literal, NamedTuple, TypedDict
+from typing import Any, Final, Literal, NamedTuple, TypedDict, TypeVar
 
 from tokenmeter.values import dataclass
 
@@ -158,6 +158,8 @@ UNITS: Final[dict[str, str]] = {
     "adjustment": "USD",
 }
 ALL_METERS: Final = tuple(UNITS)
+Value = TypeVar("Value")
+_PLACES: Final = {meter: place for place, meter in enumerate(ALL_METERS)}
 
 #: Operations that are billed by their prompt and a text answer, and those that are by their prompt alone.
 TEXT_OPERATIONS: Final = frozenset({"chat", "text_completion", "decision", "generate_content"})
@@ -176,6 +178,11 @@ Status = Literal["ok", "error", "aborted", "timeout"]
 #: billed: the biller said the cost; computed: usage x price list; estimated: part of the usage was estimated;
 #: unpriced: some meter has no known price; none: nothing billable happened.
 CostSource = Literal["billed", "computed", "estimated", "unpriced", "none"]
+
+
+def in_order(quantities: Mapping[str, Value]) -> list[tuple[str, Value]]:
+    """Quantities by meter as every store tells them: in the order of the meters, a user's own behind, by name."""
+    return sorted(quantities.items(), key=lambda one: (_PLACES.get(one[0], len(_PLACES)), one[0]))
 
 
 def unit_of(sku_meter: str) -> str:

@@ -10,6 +10,7 @@ from decimal import Context, Decimal
 from operator import add
 from typing import Any
 
+from tokenmeter.dimensions import in_order
 from tokenmeter.display import counted
 from tokenmeter.money import COSTS, EXACT, ZERO, Costs, quantize
 from tokenmeter.periods import CalendarUnit, Period
@@ -151,7 +152,7 @@ class Row:
             "group": dict(self.group),
             **{name: getattr(self, name) for name in COUNTS},
             **{name: getattr(self.usage, name) for name in TOKEN_VIEWS},
-            "quantities": {m: q if isinstance(q, int) else f"{q:f}" for m, q in self.usage.quantities.items()},
+            "quantities": {m: q if isinstance(q, int) else f"{q:f}" for m, q in in_order(self.usage.quantities)},
             **{name: f"{quantize(cost):f}" if self.cost_known else None for name, cost in costs.items()},
             **({} if self.latency is None else {name: _json_measure(getattr(self, name)) for name in LATENCY_MEASURES}),
         }

@@ -13,7 +13,7 @@ from decimal import Decimal
 from html import escape
 from itertools import zip_longest
 
-from tokenmeter.dimensions import TOKEN_METERS, unit_of
+from tokenmeter.dimensions import TOKEN_METERS, in_order, unit_of
 from tokenmeter.display import (
     amount,
     compact,
@@ -279,7 +279,7 @@ def _quantities(view: _ShownRows) -> list[Column]:
         Column("cached", tuple(share(row.cached_share) for row in view.shown), right=True, drop=4),
         replace(_numbers("output", view, lambda row: row.output_tokens), drop=7),
     ]
-    for meter in view.totals.usage.quantities:
+    for meter, _ in in_order(view.totals.usage.quantities):
         if meter not in TOKEN_METERS and meter not in _MONEY_METERS:
             head = meter.replace("_", " ")
             columns.append(replace(_numbers(head, view, lambda row, m=meter: row.usage[m]), drop=2))  # type: ignore[misc]

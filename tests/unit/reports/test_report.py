@@ -246,6 +246,19 @@ def test_to_dict_is_json_ready_and_exact(month: Store) -> None:
     assert build(month).to_dict()["period"]["start"] is None
 
 
+def test_meters_are_told_in_one_order_however_a_store_gives_them(month: Store) -> None:
+    report = build(month, by="model")
+    amounts = {"my_meter": 1, "web_searches": 2, "output": 3, "container_sessions": 4, "input": 5, "a_meter": 6}
+    told = []
+    for given in (amounts, dict(reversed(amounts.items()))):
+        rows = tuple(replace(row, usage=replace(row.usage, quantities=given)) for row in report.rows)
+        totals = replace(report.totals, usage=replace(report.totals.usage, quantities=given))
+        made = replace(report, rows=rows, totals=totals)
+        told.append((str(made), [list(row.to_dict()["quantities"]) for row in made.rows]))
+    assert told[0] == told[1]
+    assert told[0][1][0] == ["input", "output", "web_searches", "container_sessions", "a_meter", "my_meter"]
+
+
 def test_a_query_without_conditions_covers_all_time() -> None:
     assert Query().filter.since is None
     assert Query.parse().filter.until is None
