@@ -21,6 +21,16 @@ _BECOMES = {
     "unknown": "each call is an entry",
     "free": "free",
 }
+_BEDROCK = """
+## Amazon Bedrock
+
+Calls of `AnthropicBedrock`, `AnthropicBedrockMantle`, `BedrockOpenAI` and `OpenAI(provider=...)` are recorded
+as the same calls of Anthropic's and OpenAI's own clients are, sync and async, streamed or not. boto3
+(`converse`, `invoke_model` and their streams) is not seen: record its answers by `tokenmeter.record()`, which
+reads Converse, Claude's, Llama's, Cohere's and Titan's bodies and the last events of their streams. Batches
+(`CreateModelInvocationJob`) write to a bucket that nobody reads here. What Bedrock asks by profile and
+region, and what of that is assumed or unpriced, stands under [Pricing](pricing.md#shipped-rules).
+"""
 _METHODS = """
 ### Every method of google-genai
 
@@ -53,7 +63,7 @@ difference is `stream_options.include_usage` on chat and completion streams, des
 def main(target: str, *files: str) -> None:
     """Merge the runs into one table per SDK."""
     runs = [json.loads(Path(file).read_text(encoding="utf-8")) for file in files]
-    text = _HEAD + "\n".join(_table(sdk, runs) for sdk in ("openai", "anthropic", "google")) + methods()
+    text = _HEAD + "\n".join(_table(sdk, runs) for sdk in ("openai", "anthropic", "google")) + methods() + _BEDROCK
     Path(target).write_text(text, encoding="utf-8")
 
 

@@ -275,12 +275,23 @@ def _steps_bytes(body: JSON) -> int:
 # -- embeddings and pictures
 
 
+#: Embedding models that are sold by the character. Source: https://cloud.google.com/vertex-ai/generative-ai/pricing
+_BY_CHARACTER = re.compile(r"text-(multilingual-)?embedding-0|textembedding-gecko")
+
+
 def embeddings(body: JSON, context: Context) -> Observation:
-    """Embeddings of either API: the Gemini API states the tokens as a whole, Vertex AI those of each text."""
+    """Embeddings of either API: the Gemini API states the tokens as a whole, Vertex AI those of each text.
+
+    Of models that are sold by the character it states those, too, which are then what is counted.
+    """
     wire = _usage_in(body)
     flags: set[str] = set()
     if wire:
         return answer_of_input(wire, context, flags)
+    if _BY_CHARACTER.match((context.request.model or "").rsplit("/", 1)[-1]):
+        characters = count(section(body, "metadata"), "billableCharacterCount", flags=flags)
+        if characters:
+            return replace(_pieces({"characters": characters}, body, context), flags=frozenset(flags))
     stated = [section(section(one, "embeddings"), "statistics") for one in members(body, "predictions")]
     sizes = [count(one, "token_count", flags=flags) for one in stated]
     if not sizes or None in sizes:
