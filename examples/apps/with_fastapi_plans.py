@@ -104,7 +104,7 @@ async def account(name: Annotated[str, Depends(customer)]) -> list[dict[str, Any
 
 @app.put("/plan/{plan}")
 async def change_plan(name: Annotated[str, Depends(customer)], plan: str) -> dict[str, str]:
-    """The customer bought another plan: it holds with the next call, without a restart."""
+    """The customer bought another plan: it holds with this worker's next call, in others within `refresh` seconds."""
     await app.state.database.query(
         "INSERT INTO customers VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET plan = excluded.plan", name, plan
     )

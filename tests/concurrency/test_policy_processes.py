@@ -220,3 +220,53 @@ def test_a_process_that_is_killed_leaves_the_counter_of_a_budget_that_was_just_s
     assert [one.spent for one in meter.remaining()] == [6]
     assert meter.audit_budgets() == ()
     meter.close()
+
+
+TOLD = """
+from pathlib import Path
+from tokenmeter.budgets import Budget
+from tokenmeter.meter import Meter
+from tokenmeter.pricing import PriceList, Pricer
+
+number, folder = int(sys.argv[2]), Path(sys.argv[3])
+plan = folder / "plan"
+
+def limit(member):
+    return {"requests": int(plan.read_text())}
+
+budgets = [Budget(member="*", limit=limit, limit_requests=1, refresh=refresh, period=period, name=name)
+           for name, refresh, period in (("quick", 1, "day"), ("slow", 86_400, "month"))]
+meter = Meter(store=open_store(url), pricer=Pricer(PriceList()), budgets=budgets)
+
+def read():
+    return {one.budget: int(one.limit) for one in meter.remaining(member="ada")}
+
+def wait_for(name):
+    while not (folder / name).exists():
+        time.sleep(0.02)
+
+assert read() == {"quick": 10, "slow": 10}
+(folder / f"asked{number}").touch()
+if number == 0:
+    wait_for("asked1")
+    plan.write_text("50")
+    for name in ("quick", "slow"):
+        meter.budgets.forget_limits(name, "ada")
+    assert read() == {"quick": 50, "slow": 50}
+    (folder / "changed").touch()
+else:
+    wait_for("changed")
+    while read()["quick"] != 50:
+        time.sleep(0.02)
+    assert read()["slow"] == 10
+meter.close()
+"""
+
+
+@SHARED
+def test_who_is_told_that_a_limit_changed_asks_at_once_and_others_after_their_refresh(
+    store_url, run_processes, tmp_path
+):
+    """What a process is told stays in it: another goes by its own answer until that is `refresh` seconds old."""
+    (tmp_path / "plan").write_text("10")
+    run_processes(2, TOLD, store_url, str(tmp_path))

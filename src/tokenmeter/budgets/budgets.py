@@ -497,7 +497,10 @@ class Budgets(Registry):
 
     @tell_wrong_arguments
     def forget_limits(self, name: str, value: str | None = None) -> None:
-        """Ask a budget's limit function again with the next call: for one member (or the like), or for all."""
+        """Ask a budget's limit function again with this process's next call: for one member (or the like), or for all.
+
+        Other processes go on by the answer that each has, for `Budget.refresh` seconds at the most from when it asked.
+        """
         self._asked.forget(name, value)
 
 
