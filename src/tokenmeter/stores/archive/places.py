@@ -54,8 +54,9 @@ def import_extra(name: str) -> Any:
         return import_module(name)
     except ImportError as error:
         raise ConfigurationError(
-            f"Archived months need {name.partition('.')[0]}: pip install 'tokenmeter-sdk[archive]'. Reports that kept "
-            "sums can answer (by model, member, team, key, ... and whole hours) work without it."
+            f"This needs {name.partition('.')[0]}: pip install 'tokenmeter-sdk[archive]'. Files of archived months and "
+            "`tokenmeter.duckdb()` do; reports that sums answer (by model, member, team, key, ... and whole hours) "
+            "do not."
         ) from error
 
 
