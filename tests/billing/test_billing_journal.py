@@ -464,8 +464,9 @@ BEFORE = {
 }
 
 
+@pytest.mark.parametrize("said", [False, True], ids=["the rest", "its amount"])
 @pytest.mark.parametrize("before", BEFORE.values(), ids=BEFORE)
-def test_a_full_credit_note_leaves_nothing_on_any_account_of_its_invoice(store, book, december, before):
+def test_a_full_credit_note_leaves_nothing_on_any_account_of_its_invoice(store, book, december, before, said):
     for cost in ("10.004", "5.004", "3.004"):
         book(cost, team="search", provider="openai", model=f"gpt-{cost}")
     book("50.004", team="search", provider="anthropic", model="claude-haiku-4-5")
@@ -473,9 +474,9 @@ def test_a_full_credit_note_leaves_nothing_on_any_account_of_its_invoice(store, 
     profile = {"seller": {"name": "P"}, "taxes": [{"name": "VAT", "rate": "0.19"}]}
     bill = issue_invoice(store, draft_invoice(store, team="search", period="2026-11", profile=profile))
     assert bill.totals.rounding
-    for part in before:
-        credit_invoice(store, bill, part, "goodwill")
-    credit_invoice(store, bill, None, "all of it")
+    notes = [credit_invoice(store, bill, part, "goodwill") for part in before]
+    left = bill.totals.net - sum(one.net for one in notes)
+    credit_invoice(store, bill, f"{left:f}" if said else None, "all of it")
     assert find_invoice(store, str(bill.number)).status == "credited"
     sums = {}
 

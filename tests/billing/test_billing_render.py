@@ -182,6 +182,23 @@ def test_thousands_of_lines_make_many_pages(store, book, december):
     assert len(pypdf.PdfReader(io.BytesIO(bill.to_pdf())).pages) > 30
 
 
+def test_a_row_stands_on_one_page_and_a_long_name_breaks_where_its_parts_end(store, book, december):
+    pytest.importorskip("typst")
+    pypdf = pytest.importorskip("pypdf")
+    for count in range(60):
+        name = f"member-{count:03}-with-a-long-name@department.example.com"
+        book("1", team="search", member=name, model=f"provider/gemini-{count:03}-pro-preview-with-a-long-name-2026-11")
+    close_period(store, "2026-11", now=december)
+    bill = draft_invoice(store, team="search", period="2026-11", lines_by="member")
+    pages = [one.extract_text() for one in pypdf.PdfReader(io.BytesIO(bill.to_pdf())).pages]
+    assert len(pages) > 2
+    found = [len(re.findall(r"member-(?:\s*\w|-|\s|@|\.|\u200b)*?\.\s*\u200b?\s*com", page)) for page in pages]
+    assert sum(found) == 60
+    assert [page.count("member-") for page in pages] == found
+    for word in ("member", "long", "name", "department", "example", "preview"):
+        assert sum(len(re.findall(rf"\b{word}\b", page)) for page in pages) >= 60
+
+
 def test_an_invoice_of_nothing_says_so(store, december):
     close_period(store, "2026-11", now=december)
     bill = issue_invoice(store, draft_invoice(store, member="ada", period="2026-11"), force=True)

@@ -220,8 +220,8 @@ def credit_invoice(
         store: The ledger.
         invoice: The invoice or its number.
         lines: ``[(line number or description, net amount to give back), ...]``, a net amount, or None for everything
-            that is not credited yet, line by line. Positive, in the invoice's currency; tax comes on top at the
-            invoice's rates. A line gives back at most itself, over all notes.
+            that is not credited yet, line by line, as is an amount of just that. Positive, in the invoice's currency;
+            tax comes on top at the invoice's rates. A line gives back at most itself, over all notes.
         reason: Why; printed on the note.
         by: Who issues it; default: the user of the system.
         key: Identity of what is asked for: of one invoice the same key is credited once, however often it is sent.
@@ -363,7 +363,8 @@ def _write_body(
         raise LedgerError(f"Invoice {invoice.number} is {invoice.status}; there is nothing to credit.")
     given = total(Decimal(note["net"]) for note in earlier)
     left = EXACT.subtract(invoice.totals.net, given)
-    asked = _lines_left(invoice, earlier) if lines is None else _credit_lines(invoice, lines)
+    rest = lines is None or (not isinstance(lines, list) and parse_decimal(lines, name="the credit's amount") == left)
+    asked = _lines_left(invoice, earlier) if rest else _credit_lines(invoice, lines)
     if not asked or total(line.amount for line in asked) <= 0:
         raise LedgerError(f"A credit note gives something back; nothing positive is left of {invoice.number} to give.")
     _check_lines(invoice, asked, earlier)
