@@ -72,6 +72,7 @@ class RequestFacts:
             marks none and nothing else has them written, ``"usual"`` where none is to be kept longer than is usual.
         image_count: Images in the prompt (their tokens are not bounded by bytes).
         pictures: Those of them that say anything of themselves.
+        bare: Whether it has nothing (tools, a schema) for which the provider puts a prompt of its own before it.
         background: Whether the answer is made without the connection and read later; of a call that reads one: whether
             this process asked for it so.
         pieces: What may be sold by the piece and is counted in the request, by meter: ``{"seconds_video": 16}``,
@@ -97,6 +98,7 @@ class RequestFacts:
     cache_writes: Literal["any", "usual", "none"] = "any"
     image_count: int = 0
     pictures: Sequence[Picture] = ()
+    bare: bool = False
     background: bool = False
     pieces: Mapping[str, int] = field(default_factory=lambda: NO_PIECES)
     cost_unit: str | None = None
@@ -115,6 +117,7 @@ class PlainRequest(NamedTuple):
         service_tier: See there.
         image_count: See there: none.
         pictures: See there: none.
+        bare: See there.
         unbounded: See there: its output has an upper bound.
         cache_writes: See there.
     """
@@ -130,6 +133,7 @@ class PlainRequest(NamedTuple):
     unbounded: str | None = None
     cache_writes: Literal["any", "usual", "none"] = "any"
     pictures: Sequence[Picture] = ()
+    bare: bool = False
 
     def facts(self, *, region: str | None, cost_unit: str | None) -> RequestFacts:
         """The same as `RequestFacts`, for a client of this region and cost unit."""
@@ -143,6 +147,7 @@ class PlainRequest(NamedTuple):
             choices=self.choices,
             streamed=self.streamed,
             cache_writes=self.cache_writes,
+            bare=self.bare,
             cost_unit=cost_unit,
         )
 

@@ -88,3 +88,15 @@ def test_hosts_of_which_nobody_knows_whether_they_wait_for_a_mark_are_held_at_th
         for part in (text(cache_control=HOUR), text())
     )
     assert plain == marked
+
+
+def test_the_prompt_that_tools_bring_is_held_where_anything_may_bring_it():
+    plain = ask(text())
+    facts = dialect("anthropic").request_facts(Endpoint("messages", "chat"), plain)
+    assert hold(plain)[0].input_tokens == facts.input_bytes + 32
+    for more in ({"tools": [CALLS_OWN]}, {"thinking": {"type": "adaptive"}}, {"output_config": {}}, {"unheard_of": 1}):
+        facts = dialect("anthropic").request_facts(Endpoint("messages", "chat"), plain | more)
+        assert hold(plain | more)[0].input_tokens == facts.input_bytes + 850
+    added = ask({"type": "tool_addition", "tool": {"definition": CALLS_OWN}})
+    facts = dialect("anthropic").request_facts(Endpoint("messages", "chat"), added)
+    assert hold(added)[0].input_tokens == facts.input_bytes + 850

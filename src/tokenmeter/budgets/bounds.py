@@ -25,7 +25,7 @@ from tokenmeter.ledger import Entry
 from tokenmeter.money import EXACT, ZERO, multiply, subtract, to_dollars
 from tokenmeter.pricing import Ceiling, Pricer
 from tokenmeter.pricing.price import Terms
-from tokenmeter.providers.prompts import estimate
+from tokenmeter.providers.prompts import PromptRule, estimate
 from tokenmeter.providers.registry import prompt_rule
 from tokenmeter.usage import Observation
 from tokenmeter.values import dataclass
@@ -34,6 +34,7 @@ log = logging.getLogger("tokenmeter")
 
 #: Reasons (`RequestFacts.unbounded`) that the context window bounds after all: part of the prompt is not sent again.
 _BOUNDED_BY_CONTEXT = frozenset({"conversation", "files", "stored_prompt"})
+_BARE = PromptRule("").overhead
 #: Expectations: memory, when it is enough, and a prompt's size (1.5 bytes a token at the least, 4.5 at the most).
 _SAMPLE_SIZE = 256
 _PAIRS = 1024
@@ -137,7 +138,7 @@ def bound(call: Call, ceiling: Ceiling | None, tokens: TokenCounter | None = Non
     pieces = _pieces(call, ceiling)
     rule = prompt_rule(call.provider, model or call.facts.model)
     images = rule.image_tokens(call.facts)
-    text = _text_bound(call, model or call.facts.model, tokens) + rule.overhead
+    text = _text_bound(call, model or call.facts.model, tokens) + (_BARE if call.facts.bare else rule.overhead)
     prompt = _prompt_bound(call.facts, text, images, context)
     answer = 0 if pieces is not None else _answer_bound(call, maximum)
     reasons = _reasons(call, context, answer, sold_by_piece=pieces is not None, unlimited=images is None)
@@ -226,7 +227,7 @@ def longest_prompt(provider: str, facts: RequestFacts | PlainRequest, terms: Ter
         model = terms.model(provider, model)
     rule = prompt_rule(provider, model)
     images = rule.image_tokens(facts) if facts.image_count else 0
-    return None if images is None else facts.input_bytes + rule.overhead + images
+    return None if images is None else facts.input_bytes + (_BARE if facts.bare else rule.overhead) + images
 
 
 def _counted(facts: RequestFacts | PlainRequest, encoding: str, counter: TokenCounter) -> int:

@@ -96,6 +96,8 @@ _REQUEST = frozenset({
     *("model", "messages", "system", "max_tokens", "temperature", "top_p", "top_k", "stream", "stop_sequences"),
     *("metadata", "service_tier", "thinking", "tools", "tool_choice"),
 })  # fmt: skip
+#: A request of no others has nothing put before its prompt: it offers no tools, and asks for no form of the answer.
+BARE = _REQUEST - {"tools", "tool_choice", "thinking"} | {"cache_control", "inference_geo", "speed"}
 _PROMPT = frozenset({"messages", "system", "tools"})
 
 
@@ -111,7 +113,9 @@ def read_request(body: JSON) -> PlainRequest | None:
     if measured is None:
         return None
     limit, tier = first_limit(get("max_tokens")), named(get("service_tier"))
-    return PlainRequest(model, measured[0], (), limit, 1, bool(get("stream")), tier, cache_writes="none")
+    return PlainRequest(
+        model, measured[0], (), limit, 1, bool(get("stream")), tier, cache_writes="none", bare=BARE.issuperset(body)
+    )
 
 
 PLAIN_REQUESTS = {"messages": read_request}

@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from tokenmeter.call import Picture, RequestFacts
+from tokenmeter.providers.anthropic.plain import BARE
 from tokenmeter.providers.base import Endpoint, Routes, bare_path
 from tokenmeter.providers.prompts import (
     NO_TOOLS,
@@ -82,6 +83,7 @@ def request_facts(endpoint: Endpoint, body: JSON | None) -> RequestFacts:
         input_bytes=prompt.size + _client_tools(tools),
         image_count=prompt.images,
         pictures=tuple(prompt.pictures),
+        bare=BARE.issuperset(body) and not tools and not reasons,
         max_output_tokens=first_limit(get("max_tokens_to_sample" if endpoint.path == "completions" else "max_tokens")),
         streamed=bool(get("stream")),
         tool_models=tool_models,
