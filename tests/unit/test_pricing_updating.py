@@ -39,6 +39,7 @@ def publisher():
         asked = 0
         url = ""
         moved = ""
+        kept_back = 0
 
         def do_GET(self):
             type(self).asked += 1
@@ -48,7 +49,7 @@ def publisher():
                 self.end_headers()
                 return
             self.send_response(self.status)
-            self.send_header("Content-Length", str(len(self.body)))
+            self.send_header("Content-Length", str(len(self.body) + self.kept_back))
             self.end_headers()
             self.wfile.write(self.body)
 
@@ -217,6 +218,13 @@ def test_a_list_that_was_moved_is_followed_but_not_to_another_kind_of_address(pu
     publisher.moved = "ftp://127.0.0.1/prices.json"
     with pytest.raises(PricingError, match="could not be fetched"):
         prices.update(url=publisher.url)
+
+
+def test_a_list_of_which_less_comes_than_was_announced_is_refused(publisher):
+    publisher.body, publisher.kept_back = published(), 100
+    with pytest.raises(PricingError, match="breaks off 100 bytes before its end"):
+        prices.update(url=publisher.url)
+    assert updating.newest() is None
 
 
 def test_a_server_that_fails_is_told_by_name(publisher):

@@ -105,12 +105,14 @@ def _fetched(where: str, request: urllib.request.Request) -> bytes:
     """The whole answer, of which there may be more than of any list, by one byte.
 
     Raises:
-        PricingError: somebody else would answer, where others can read along.
+        PricingError: somebody else would answer, where others can read along, or less comes than was announced.
     """
     with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:  # noqa: S310 - checked by who asks
         if where.startswith("https://") and not answer.url.startswith("https://"):
             raise PricingError(f"{where} led to {answer.url}, which is not https; nothing was fetched.")
         content: bytes = answer.read(_MOST_BYTES + 1)
+        if answer.length and len(content) <= _MOST_BYTES:  # a read of so many at most is content with fewer
+            raise PricingError(f"The price list at {where} breaks off {answer.length} bytes before its end.")
     return content
 
 
