@@ -355,6 +355,14 @@ _AXIS_OUTSIDE = """() => {
 
 
 @pytest.mark.parametrize("width", [390, 1440])
+def test_a_name_of_200_letters_makes_no_page_of_its_account_wider(meter, record_in, serve, browse, width):
+    record_in(meter, who={"member": "x" * 200})
+    page = browse(f"{serve(meter).url}/account?member={'x' * 200}", width=width)
+    expect(page.get_by_text("None is made out to")).to_be_visible()
+    assert wide(page) == 0
+
+
+@pytest.mark.parametrize("width", [390, 1440])
 @pytest.mark.parametrize("cost", ["0.00000004", "1234567890.12"])
 def test_the_axis_of_the_greatest_and_of_the_least_amounts_can_be_read(meter, record_in, serve, browse, width, cost):
     costs = dict.fromkeys(("list_cost", "contracted_cost", "billed_cost"), Decimal(cost))
