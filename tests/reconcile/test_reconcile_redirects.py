@@ -1,4 +1,4 @@
-"""An admin key goes to the address that its client was given, and nowhere else."""
+"""An admin key goes to the host that its client was given, and nowhere else."""
 
 from __future__ import annotations
 

@@ -32,25 +32,45 @@ _LONGEST_WAIT = 120.0
 _LONGEST_ANSWER = 300
 _TRY_AGAIN = frozenset({408, 409, 429, 500, 502, 503, 504, 529})
 _REDIRECTS = range(300, 400)
+_MOST_HOPS = 5
 #: Pages without anything that may follow each other; a month has 31 days.
 _MOST_EMPTY = 100
 
 
 def keep_to_address(client: Any) -> Any:
-    """A copy of an SDK's client that follows no redirect: the admin key is for the address that it was given.
+    """A copy of an SDK's client that is sent on within its host alone: the admin key is for the one it was given.
 
     Left alone, an SDK sends Anthropic's header with the key on to whatever host an answer names.
     """
-    prepare = getattr(client, "_prepare_options", None)
-    if prepare is None or inspect.iscoroutinefunction(prepare):  # not an SDK's, or one that is refused later
+    if not hasattr(client, "with_options") or inspect.iscoroutinefunction(client.request):  # which is refused later
         return client
     kept = client.with_options()
+    ask = kept.request
 
-    def stay(options: Any) -> Any:
-        return prepare(options).model_copy(update={"follow_redirects": False})
+    def request(cast_to: Any, options: Any, **more: Any) -> Any:
+        for _ in range(_MOST_HOPS):
+            try:
+                return ask(cast_to, options.model_copy(update={"follow_redirects": False}), **more)
+            except Exception as error:
+                to = _moved_within_host(error)
+                if to is None:
+                    raise
+                options = options.model_copy(update={"url": to, "params": {}})
+        return ask(cast_to, options.model_copy(update={"follow_redirects": False}), **more)
 
-    vars(kept)["_prepare_options"] = stay  # the SDKs' own hook before each request
+    vars(kept)["request"] = request
     return kept
+
+
+def _moved_within_host(error: Exception) -> str | None:
+    """Where an answer sends a request on to, if that is the host it was sent to; else None."""
+    asked: Any = getattr(getattr(error, "request", None), "url", None)
+    location = getattr(getattr(error, "response", None), "headers", {}).get("location")
+    if getattr(error, "status_code", None) not in _REDIRECTS or asked is None or not location:
+        return None
+    to = asked.join(location)
+    same = (to.scheme, to.host, to.port) == (asked.scheme, asked.host, asked.port)
+    return str(to) if same else None
 
 
 class ReportPages:
