@@ -121,9 +121,16 @@ AWAITING = {
 
 @pytest.mark.parametrize("way", sorted(AWAITING))
 async def test_a_call_of_a_thread_that_a_task_awaits_in_its_block_is_told(heard, call, pool, way):
+    loop, is_awaited = asyncio.get_running_loop(), threading.Event()
+
+    def go_on():
+        assert is_awaited.wait(60)
+        call()
+
     with attribute(member="ada"):
         await asyncio.to_thread(call)
-        await AWAITING[way](asyncio.get_running_loop(), pool, call)
+        loop.call_soon(is_awaited.set)  # which the loop comes to once the task waits
+        await AWAITING[way](loop, pool, go_on)
     assert len(heard.messages) == 1, heard.messages
     assert heard.text.count(f"{__file__}:") == 2
 
