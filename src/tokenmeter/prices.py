@@ -10,7 +10,7 @@ from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
 
-from tokenmeter.errors import UnknownModelError
+from tokenmeter.errors import PricingError, UnknownModelError, shown
 from tokenmeter.ledger import utcnow
 from tokenmeter.money import multiply
 from tokenmeter.paths import expand
@@ -126,8 +126,10 @@ def update(
 
     Raises:
         PricingError: the data could not be fetched, read or kept, or cannot be right: a large provider is missing, the
-            list shrank, a price is impossible. What was kept before stays.
+            list shrank, a price is impossible; or `user_rows` is an address. What was kept before stays.
     """
+    if isinstance(user_rows, str | Path):
+        raise PricingError(f"{shown(user_rows)} is no list of prices; say url={shown(user_rows)} to fetch from there.")
     edition = updating.fetch(url)
     path = updating.kept_path() if save is None else expand(save)
     updating.check(edition, updating.newest(path))

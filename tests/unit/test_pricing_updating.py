@@ -204,6 +204,12 @@ def test_a_bad_list_is_refused_and_the_last_good_one_stays(publisher, body):
     assert gpt5(PriceList.load(newest=updating.newest())) == "7"
 
 
+def test_an_address_in_the_place_of_rows_is_refused_before_anything_is_fetched(publisher):
+    with pytest.raises(PricingError, match="url="):
+        prices.update(publisher.url)
+    assert publisher.asked == 0
+
+
 def test_a_list_may_come_packed(publisher, tmp_path):
     publisher.body = gzip.compress(published())
     assert gpt5(prices.update(url=publisher.url)) == "7"
