@@ -13,7 +13,7 @@ from tokenmeter.call import RequestFacts
 from tokenmeter.errors import PricingError
 from tokenmeter.providers.context import Context
 from tokenmeter.providers.prompts import PromptRule
-from tokenmeter.providers.wire import JSON, is_object, section, text, to_wire
+from tokenmeter.providers.wire import JSON, is_object, members, section, text, to_wire
 from tokenmeter.usage import Observation
 
 if TYPE_CHECKING:
@@ -24,8 +24,32 @@ if TYPE_CHECKING:
 #: The rooms with a wire format. Where a body would fit several, the first one reads it; the first one's format is also
 #: what hosts speak that have no room of their own.
 FORMATS = ("openai", "anthropic", "google")
-#: All rooms: the last two are one file each, which adds a usage object of their own, as gateways and logs repeat it.
-ROOMS = (*FORMATS, "amazon", "cohere")
+#: All rooms: the last three are one file each, which adds a usage object of their own, as gateways and logs repeat it.
+ROOMS = (*FORMATS, "amazon", "cohere", "ollama")
+
+
+#: In the names of what is counted, or of objects of such.
+_MEASURE = re.compile(
+    r"(?:^|_)(?:tokens?|counts?|units|costs?|usage|cache|details|use|iterations|characters|seconds|duration|pages)(?:_|$)"
+    r"|(?:Tokens?|Counts?|Units|Costs?|Usage|Cache|Details|Characters|Seconds|Duration)(?:[A-Z]|$)"
+)
+#: Names of what decides a price, or of what is counted, in a word.
+_WORDS = frozenset(
+    {
+        "service_tier",
+        "serviceTier",
+        "tier",
+        "speed",
+        "inference_geo",
+        "traffic_type",
+        "trafficType",
+        "search_context_size",
+    }
+    | {"type", "modality", "ttl", "model"}
+)
+_WORD = re.compile(r"[\w.:/@+-]{1,64}")
+#: Objects within each other in a usage object.
+_DEEPEST = 4
 
 
 @cache
@@ -101,7 +125,43 @@ def usage_of(body: JSON) -> JSON:
     """The usage object in `body`, which may be one itself; empty when it has none."""
     if found := section(body, "usage"):
         return found
-    return body if is_usage(body) else section(body, *_nested_keys())
+    return counts_in(body) if is_usage(body) else section(body, *_nested_keys())
+
+
+def counts_in(body: JSON) -> JSON:
+    """What a body that is a usage object itself says of what was used.
+
+    An answer may stand beside its counts (Llama's and Titan's on Bedrock, Ollama's, a row of somebody's own). Usage
+    objects are kept and answers are not, so texts and vectors are left out, and what holds no counts.
+    """
+    return _only_counts(body, depth=_DEEPEST, measured=True)
+
+
+def _only_counts(body: JSON, *, depth: int, measured: bool) -> JSON:
+    """`body` without texts and vectors.
+
+    Args:
+        body: An object of the wire.
+        depth: How many objects within each other are looked into.
+        measured: Whether it is one of what was used; of another only numbers are kept whose names say that they are.
+    """
+    kept: dict[str, Any] = {}
+    for key, value in body.items():
+        measures = _MEASURE.search(key) is not None
+        if is_object(value):
+            found: Any = _only_counts(value, depth=depth - 1, measured=measures) if depth and measured else None
+        elif isinstance(value, list):
+            rows = members(body, key) if depth and measured else []
+            found = [_only_counts(row, depth=depth - 1, measured=measures) for row in rows]
+            found = found if any(found) else None
+        elif isinstance(value, str):
+            known = measures or (measured and key in _WORDS)
+            found = value if known and _WORD.fullmatch(value) else None
+        else:
+            found = value if measures or measured else None
+        if found or found == 0 or (value is None and measured):
+            kept[key] = found
+    return kept
 
 
 def read_usage(usage: JSON) -> Reading | None:

@@ -18,7 +18,7 @@ from tokenmeter.providers.google.requests import is_song_model, model_name, tier
 from tokenmeter.providers.google.usage import interaction_usage, usage_metadata
 from tokenmeter.providers.prompts import tokens_of
 from tokenmeter.providers.readings import INPUT_SIDE, NOTHING_SAID, Reading, put
-from tokenmeter.providers.registry import is_usage, read_usage, usage_of
+from tokenmeter.providers.registry import counts_in, is_usage, read_usage, usage_of
 from tokenmeter.providers.wire import JSON, count, entries, is_array, latest, members, section, text, utf8_length
 from tokenmeter.usage import Observation, Quantity, Usage
 
@@ -51,7 +51,7 @@ def answer(body: JSON, context: Context) -> Observation:
 
 def _usage_in(body: JSON) -> JSON:
     found = section(body, "usageMetadata", "usage_metadata")
-    return found or (body if is_usage(body) else usage_of(body))
+    return found or (counts_in(body) if is_usage(body) else usage_of(body))
 
 
 #: Vertex AI says by which traffic a request was served. Provisioned throughput is paid by the month, not by the token.
@@ -208,7 +208,7 @@ def interaction(body: JSON, context: Context) -> Observation:
     inner = section(body, "interaction") or body
     if context.final_only and text(inner, "status") in {"in_progress", "queued"}:
         return replace(pending(inner), response_model=model_name(inner.get("model")))
-    wire = section(inner, "usage") or (inner if is_usage(inner) else {})
+    wire = section(inner, "usage") or (counts_in(inner) if is_usage(inner) else {})
     if context.endpoint == "interactions.cancel" and not wire:
         return pending(inner)  # what was stopped may say what it used when it is read
     said = interaction_usage(wire) if wire else NOTHING_SAID
