@@ -33,20 +33,8 @@ _MEASURE = re.compile(
     r"(?:^|_)(?:tokens?|counts?|units|costs?|usage|cache|details|use|iterations|characters|seconds|duration|pages)(?:_|$)"
     r"|(?:Tokens?|Counts?|Units|Costs?|Usage|Cache|Details|Characters|Seconds|Duration)(?:[A-Z]|$)"
 )
-#: Names of what decides a price, or of what is counted, in a word.
-_WORDS = frozenset(
-    {
-        "service_tier",
-        "serviceTier",
-        "tier",
-        "speed",
-        "inference_geo",
-        "traffic_type",
-        "trafficType",
-        "search_context_size",
-    }
-    | {"type", "modality", "ttl", "model"}
-)
+#: How names end of what decides a price, or of what is counted, in a word.
+_WORDS = re.compile(r"(?:^|_)(?:tier|speed|geo|type|modality|ttl|model|size)$|(?:Tier|Type)$")
 _WORD = re.compile(r"[\w.:/@+-]{1,64}")
 #: Objects within each other in a usage object.
 _DEEPEST = 4
@@ -155,7 +143,7 @@ def _only_counts(body: JSON, *, depth: int, measured: bool) -> JSON:
             found = [_only_counts(row, depth=depth - 1, measured=measures) for row in rows]
             found = found if any(found) else None
         elif isinstance(value, str):
-            known = measures or (measured and key in _WORDS)
+            known = measures or (measured and _WORDS.search(key) is not None)
             found = value if known and _WORD.fullmatch(value) else None
         else:
             found = value if measures or measured else None
