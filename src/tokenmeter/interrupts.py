@@ -1,4 +1,8 @@
-"""An interrupt of the program, told from a call that failed."""
+"""An interrupt of the program, told from a call that failed.
+
+It is nobody's fault and is never kept from the program: where a docstring says that something never raises, it raises
+nothing but interrupts, be they a `KeyboardInterrupt` or the `Exception` of a signal's handler.
+"""
 
 from __future__ import annotations
 

@@ -454,7 +454,7 @@ def _credit_line(invoice: Invoice, which: object, amount: object) -> CreditLine:
     number = parse_decimal(amount, name="the credit's amount")
     if number <= 0 or number != round_money(number, invoice.currency):
         raise ConfigurationError(
-            f"A credit is a positive amount in whole minor units of {invoice.currency}, not {shown(number)}."
+            f"A credit is a positive amount in whole minor units of {invoice.currency}, not {shown(amount)}."
         )
     number = round_money(number, invoice.currency)
     if isinstance(which, str):
