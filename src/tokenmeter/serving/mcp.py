@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from mcp.server import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.types import Tool, ToolAnnotations
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from tokenmeter import estimating
 from tokenmeter.dimensions import DIMENSIONS
@@ -91,7 +91,30 @@ class _Server(MCPServer[Any]):
         known = {tool.name: tool.input_schema.get("properties", {}) for tool in await self.list_tools()}
         if name in known and (unknown := sorted(arguments.keys() - known[name])):
             raise ToolError(f"{name} does not take {', '.join(unknown)}; it takes {', '.join(known[name])}.")
-        return await super().call_tool(name, arguments, *rest, **more)
+        try:
+            return await super().call_tool(name, arguments, *rest, **more)
+        except ToolError as error:
+            if isinstance(error.__cause__, ValidationError):
+                raise ToolError(_tell_mistakes(name, error.__cause__)) from None
+            raise
+
+
+def _tell_mistakes(tool: str, error: ValidationError) -> str:
+    """What is missing or wrong in the arguments of a call, each argument once."""
+    missing: list[str] = []
+    wrong: dict[str, list[str]] = {}
+    for one in error.errors(include_url=False, include_context=False, include_input=False):
+        argument = str(one["loc"][0])
+        if any(isinstance(place, int) for place in one["loc"]):
+            argument = f"each of {argument}"
+        if one["type"] == "missing":
+            missing.append(argument)
+        else:
+            wrong.setdefault(argument, []).append(one["msg"].removeprefix("Input should be "))
+    found = [f"{tool} needs {', '.join(missing)}."] if missing else []
+    # What takes one of several kinds says of each why it is not that; a list says the same of many of its members.
+    found += [f"{tool}: {argument} should be {' or '.join(dict.fromkeys(why))}." for argument, why in wrong.items()]
+    return " ".join(found)
 
 
 def make_server(sight: ReadableMeter, *, version: str = "") -> MCPServer[Any]:
