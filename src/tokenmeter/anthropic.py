@@ -116,9 +116,9 @@ def _asks_for_key(client: Any) -> bool:
 
 
 def _default_meter() -> Meter:
-    from tokenmeter.default import default_meter  # noqa: PLC0415 - reads settings and prices, which a client may not need
+    from tokenmeter.default import meter_for_calls  # noqa: PLC0415 - reads settings and prices, which a client may not need
 
-    return default_meter()
+    return meter_for_calls()
 
 
 _SDK = Sdk(

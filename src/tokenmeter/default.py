@@ -13,9 +13,11 @@ from tokenmeter.budgets import AlertTarget, Budget
 from tokenmeter.budgets.agreement import check_consistent
 from tokenmeter.budgets.matching import Required
 from tokenmeter.budgets.rules import make_rules
+from tokenmeter.capture.sdk import UnopenedStoreError
 from tokenmeter.carrying import RequestFields
 from tokenmeter.config import load_settings
 from tokenmeter.errors import ConfigurationError, PricingError
+from tokenmeter.interrupts import let_interrupt_through
 from tokenmeter.late import LateModule, LateObject
 from tokenmeter.ledger import Entry
 from tokenmeter.money import ONE
@@ -51,6 +53,8 @@ _default: Meter | None = None
 #: What `configure` was given so far; it goes with the meter that came of it, or, while switched off, that will.
 _given: tuple[Meter | None, SettingsArguments] | None = None
 _pricer: Pricer | None = None
+#: How often a call went without a meter, since the ledger could not be opened.
+_unmetered = 0
 
 
 # -- a meter out of settings
@@ -269,6 +273,46 @@ def default_meter() -> Meter:
                     _given = (_default, _given[1])
             meter = _default
     return meter
+
+
+def meter_for_calls() -> Meter:
+    """The default meter, for calls; where its store cannot be opened, a cap that cannot be asked stops them.
+
+    Which budgets the ledger keeps nobody can say then; those of the settings are known.
+
+    Raises:
+        ConfigurationError: the settings are wrong.
+        UnopenedStoreError: there is no meter to be had, and a hard budget that fails closed, or `require`, is set.
+        StoreError: there is no meter to be had, and nothing in the settings would stop a call.
+    """
+    global _unmetered  # noqa: PLW0603 - as `_default`
+    meter = _default
+    if meter is None:
+        try:
+            meter = default_meter()
+        except ConfigurationError:
+            raise
+        except Exception as error:
+            let_interrupt_through(error)
+            if stopping := _what_may_stop(_load_settings()):
+                raise UnopenedStoreError(
+                    f"The ledger cannot be opened ({error}), and {stopping} may stop this call. The call was not sent. "
+                    "Mend the store (`tokenmeter doctor`), or set store_failure='open' on the budget to let calls pass."
+                ) from error
+            _unmetered += 1
+            raise
+        if _unmetered:
+            log.warning("The ledger can be opened now. Calls asked for it %d times before, unrecorded.", _unmetered)
+            _unmetered = 0
+    return meter
+
+
+def _what_may_stop(settings: Settings) -> str | None:
+    if settings.require and settings.on_missing == "refuse":
+        return "`require` in the settings"
+    closed = (b.name for b in _make_budgets(settings)[0] if b.hard and b.store_failure == "closed")
+    name = next(closed, None)
+    return name and f"the budget {name!r} of the settings"
 
 
 def reset() -> None:

@@ -66,9 +66,9 @@ def _asks_for_key(api: Any) -> bool:
 
 
 def _default_meter() -> Meter:
-    from tokenmeter.default import default_meter  # noqa: PLC0415 - reads settings and prices, which a client may not need
+    from tokenmeter.default import meter_for_calls  # noqa: PLC0415 - reads settings and prices, which a client may not need
 
-    return default_meter()
+    return meter_for_calls()
 
 
 class _NeverRaised(Exception):  # noqa: N818 - the SDK has no error of its own for a timeout: it shows its transport's

@@ -119,9 +119,9 @@ _PLACEHOLDERS = frozenset({"", "<missing API key>", "workload-identity-auth"})
 
 
 def _default_meter() -> Meter:
-    from tokenmeter.default import default_meter  # noqa: PLC0415 - reads settings and prices, which a client may not need
+    from tokenmeter.default import meter_for_calls  # noqa: PLC0415 - reads settings and prices, which a client may not need
 
-    return default_meter()
+    return meter_for_calls()
 
 
 _SDK = Sdk(

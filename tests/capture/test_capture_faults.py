@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 
 import pytest
 
@@ -55,7 +56,7 @@ async def test_a_fault_in_reading_the_wire_format(name, method, clients, do, met
         dialect=lambda: broken_dialect,
     )
     binding.sdk = described
-    monkeypatch.setattr(sdk, "_complained", set())
+    monkeypatch.setattr(sdk, "_complained", Counter())
     with caplog.at_level(logging.ERROR, logger="tokenmeter"):
         broken = await _use(client, do)
     assert broken == await _use(clients.make(name, metered=False), do)
@@ -117,8 +118,8 @@ def test_no_default_meter_is_logged_and_the_call_goes_on(clients, caplog, monkey
     def fails():
         raise StoreUnavailableError("the disk is full")
 
-    monkeypatch.setattr(default, "default_meter", fails)
-    monkeypatch.setattr("tokenmeter.capture.sdk._complained", set())
+    monkeypatch.setattr(default, "meter_for_calls", fails)
+    monkeypatch.setattr("tokenmeter.capture.sdk._complained", Counter())
     client = tokenmeter.wrap(clients.openai(metered=False))
     with caplog.at_level(logging.ERROR, logger="tokenmeter"):
         assert client.chat.completions.create(**CHAT).choices

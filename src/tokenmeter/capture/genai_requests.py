@@ -20,7 +20,7 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any, cast
 
 from tokenmeter.capture.cancelled import Step, timer
-from tokenmeter.capture.sdk import binding_of, complain
+from tokenmeter.capture.sdk import UnopenedStoreError, binding_of, complain
 from tokenmeter.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -314,7 +314,7 @@ def open_request(
 
             named, place, facts, key = _described(api, method, path, body, http_options)
             return open_call(api, binding, named, place, facts, streamed=streamed, key=key)
-        except ConfigurationError:
+        except (ConfigurationError, UnopenedStoreError):
             raise
         except Exception as error:  # noqa: BLE001 - the call itself goes on
             complain("see a call", error)
@@ -329,7 +329,7 @@ async def open_request_async(
         binding = binding_of(api)
         if binding is not None and not binding.met:
             await binding.meet()
-    except ConfigurationError:
+    except (ConfigurationError, UnopenedStoreError):
         raise
     except Exception as error:  # noqa: BLE001 - it is asked for again
         complain("see a call", error)

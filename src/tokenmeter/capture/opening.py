@@ -10,7 +10,7 @@ from tokenmeter.attribution import Attribution, Scope
 from tokenmeter.call import ActiveSpan
 from tokenmeter.capture.calls import InFlight
 from tokenmeter.capture.description import Kind, is_given, whose
-from tokenmeter.capture.sdk import Binding, complain
+from tokenmeter.capture.sdk import Binding, UnopenedStoreError, complain
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.meter import Meter
 
@@ -104,7 +104,7 @@ def _endpoint(client: Any, binding: Binding, method: str, url: str) -> Endpoint 
         endpoint = dialect.endpoint(method.upper(), url)
         if (elsewhere := dialect.endpoints_at(method.upper(), url)) and (meter := binding.meter()) is not None:
             endpoint = elsewhere.get(binding.host(client, meter).provider, endpoint)
-    except ConfigurationError:
+    except (ConfigurationError, UnopenedStoreError):
         raise
     except Exception as error:  # noqa: BLE001 - the call itself goes on
         complain("see what is called", error)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import field
 from functools import cache
@@ -11,7 +13,7 @@ from weakref import ref
 
 from tokenmeter.attribution import NOBODY, Attribution
 from tokenmeter.dimensions import Status
-from tokenmeter.errors import ConfigurationError
+from tokenmeter.errors import ConfigurationError, StoreUnavailableError
 from tokenmeter.interrupts import came_from_outside, let_interrupt_through
 from tokenmeter.processes import is_disabled
 from tokenmeter.values import dataclass
@@ -127,7 +129,9 @@ class Binding:
         if self.own_meter is None:
             from tokenmeter.capture.settlement import in_thread  # noqa: PLC0415 - a client may be made and never used
 
-            await in_thread(self.meter)
+            # Whether this very call may be stopped is not known yet: it may make no bill.
+            with contextlib.suppress(UnopenedStoreError):
+                await in_thread(self.meter)
         self.met = True
 
     def meter(self) -> Meter | None:
@@ -135,12 +139,13 @@ class Binding:
 
         Raises:
             ConfigurationError: the user's settings are wrong; a budget in them might have stopped this call.
+            UnopenedStoreError: its store cannot be opened, and a budget in the settings might have stopped this call.
         """
         if self.own_meter is not None:
             return self.own_meter
         try:
             return self.sdk.default_meter()
-        except ConfigurationError:
+        except (ConfigurationError, UnopenedStoreError):
             raise
         except Exception as error:  # noqa: BLE001 - the call itself goes on
             complain("find its meter, and records nothing", error)
@@ -161,6 +166,10 @@ class Binding:
         return Binding(self.sdk, self.own_meter, self.attribution, met=self.met)
 
 
+class UnopenedStoreError(StoreUnavailableError):
+    """The store could not be opened when it was first needed, and something in the settings may stop this call."""
+
+
 class UnreadBody(dict[str, Any]):
     """Stands for a body that is no JSON object, or is sent as it is: nothing is known of it, so it has no bound."""
 
@@ -168,19 +177,22 @@ class UnreadBody(dict[str, Any]):
 
 
 def complain(what: str, error: Exception) -> None:
-    """Log a fault that happened before there was a meter to count it; each kind once.
+    """Log a fault that happened before there was a meter to count it: the 1st, 10th, 100th, ... of each kind.
 
     Raises:
         BaseException: as `Meter.fault`.
     """
     let_interrupt_through(error)
     kind = f"{what}: {type(error).__name__}"
-    if kind not in _complained:
-        _complained.add(kind)
+    _complained[kind] += 1
+    often = _complained[kind]
+    if often == 1:
         log.error("tokenmeter could not %s; the call itself goes on", what, exc_info=error)
+    elif str(often).rstrip("0") == "1":
+        log.error("tokenmeter could not %s, %d times by now; the calls themselves go on: %s", what, often, error)
 
 
-_complained: set[str] = set()
+_complained: Counter[str] = Counter()
 
 
 def binding_of(client: Any) -> Binding | None:

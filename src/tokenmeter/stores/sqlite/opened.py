@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import logging
 import os
+import shutil
 import struct
 import threading
 import time
@@ -281,8 +282,21 @@ def is_busy(error: sqlite3.Error) -> bool:
     return code & 0xFF in _BUSY_CODES
 
 
+def _is_full(path: Path) -> bool:
+    try:
+        return shutil.disk_usage(path.parent).free < _PAGES_AT_ONCE
+    except OSError:
+        return False
+
+
+#: Bytes by which SQLite's shared memory grows.
+_PAGES_AT_ONCE = 32_768
+
+
 def explained(path: Path, error: sqlite3.Error) -> StoreUnavailableError:
     """What SQLite's `error` means for the ledger at `path`."""
     text = str(error)
+    if "disk I/O" in text and _is_full(path):  # what SQLite says where there is no room for its shared memory
+        text = "disk is full"
     advice = next((advice for sign, advice in _ADVICE.items() if sign in text), "SQLite failed: {0}.")
     return StoreUnavailableError(f"{path}: {advice.format(text)}")
