@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from types import SimpleNamespace
 
 import pytest
 
@@ -474,6 +475,24 @@ class TestLimits:
         assert not is_stopped(meter, a_call())
         assert asked == ["ada", "ada"]
         assert not is_stopped(meter, a_call("bob"))  # unknown to the function: the fixed limit
+
+    def test_an_answer_is_used_from_when_it_came_however_long_it_took(self, metered, monkeypatch):
+        clock, asked = SimpleNamespace(now=0), []
+
+        def limit(member):
+            asked.append(member)
+            clock.now += 50  # a query that takes longer than its answer is to be used
+            return 15
+
+        monkeypatch.setattr("tokenmeter.budgets.limits.time", SimpleNamespace(monotonic=lambda: clock.now))
+        meter = metered(Budget(member="*", limit=limit, limit_usd=5, refresh=20, name="plans"))
+        assert not is_stopped(meter, a_call())
+        clock.now += 19
+        assert not is_stopped(meter, a_call())
+        assert asked == ["ada"]
+        clock.now += 1
+        assert not is_stopped(meter, a_call())
+        assert asked == ["ada", "ada"]
 
     def test_an_async_function_is_asked_without_a_loop_and_beside_one_that_waits_for_nobody(self, metered):
         async def limit(member):

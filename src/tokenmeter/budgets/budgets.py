@@ -107,7 +107,9 @@ class Budgets(Registry):
             alerts,
             rules,
             caps=lambda: self._state.caps,
-            limit_of=lambda cap, scope, key: self._limit(self._state, cap, scope, key, to_microseconds(store.now())),
+            limit_of=lambda cap, scope, key: self._limit(
+                self._state, cap, scope, key, to_microseconds(store.now()), renew=False
+            ),
             balances=partial(self.remaining, {}),
             fault=fault,
         )
@@ -300,8 +302,6 @@ class Budgets(Registry):
         for cap, scope in index.find(subject, at):
             keys = cap.keys(scope, now)
             self._openings.open(cap, scope, keys)
-            if not self._asked.is_known(cap, scope) and not may_wait():
-                raise StoreBusyError("A limit function has to be asked; call again from a thread.")
             limit = self._limit(state, cap, scope, keys[0][0], now)
             thresholds = tuple(threshold_amounts(cap.budget, limit)) if limit and cap.budget.thresholds else ()
             matched.append(Matching(cap, scope, keys, limit if cap.budget.hard else None, thresholds))
@@ -328,9 +328,11 @@ class Budgets(Registry):
         except UnboundedError as error:
             raise refuse(error, call, at, store=self._store) from None
 
-    def _limit(self, state: InForce, cap: Cap, scope: Mapping[str, str], key: CounterKey, now: int) -> int:
-        """The limit of one counter now, with what was granted in its window."""
-        limit = self._asked.of(cap, scope)
+    def _limit(
+        self, state: InForce, cap: Cap, scope: Mapping[str, str], key: CounterKey, now: int, *, renew: bool = True
+    ) -> int:
+        """The limit of one counter now, with what was granted in its window; `renew` as of `AskedLimits.of`."""
+        limit = self._asked.of(cap, scope, renew=renew)
         granted = state.policy.grants.get((cap.budget.name, cap.unit, key.scope))
         if not granted or not cap.counts:
             return limit
@@ -438,8 +440,12 @@ class Budgets(Registry):
     ) -> tuple[int, ...]:
         if not cap.budget.thresholds:
             return ()
+        # An event loop need not go to a thread for it: the call was let in by an answer. Soft budgets let in unasked.
+        renew = not cap.budget.hard or may_wait()
         try:
-            limit = self._limit(state, cap, scope, key, now)
+            limit = self._limit(state, cap, scope, key, now, renew=renew)
+        except StoreBusyError:
+            raise
         except Exception as error:  # noqa: BLE001 - an alert less; the entry counts
             self._fault("look up a budget's limit", error)
             return ()

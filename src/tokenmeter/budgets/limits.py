@@ -19,9 +19,10 @@ from tokenmeter import processes
 from tokenmeter.budgets.grants import NO_CAP
 from tokenmeter.budgets.matching import Cap, scope_text
 from tokenmeter.budgets.policy import Budget, LimitFunction, LimitValue, Unit, limit_in, limit_table, units_said
-from tokenmeter.errors import ConfigurationError, StoreUnavailableError
+from tokenmeter.errors import ConfigurationError, StoreBusyError, StoreUnavailableError
 from tokenmeter.interrupts import let_interrupt_through
 from tokenmeter.patience import wait_for
+from tokenmeter.processes import may_wait
 from tokenmeter.values import dataclass
 
 log = logging.getLogger("tokenmeter")
@@ -40,7 +41,7 @@ class LimitUnknownError(StoreUnavailableError):
 @dataclass(frozen=True, slots=True)
 class _LimitAnswer:
     limits: Mapping[Unit, int | None]
-    asked_at: float  # seconds, not money
+    came_at: float  # seconds, not money
     problem: str
 
     @property
@@ -64,9 +65,10 @@ class AskedLimits:
     """Answers of one budget's `Budget.limit`, remembered for `Budget.refresh` seconds.
 
     An answer that is too old is asked for again in the call's own thread, for calls on an event loop beside it; other
-    calls of that member wait for the same answer. While the function fails, or does not come back, the last answer
-    holds, then the fixed limit, then the budget's `store_failure`. What an async function awaits (a pool of
-    connections) belongs to the application's loop, and runs there.
+    calls of that member wait for the same answer. What only looks back, such as an alert, goes by the last one. While
+    the function fails, or does not come back, the last answer holds, then the fixed limit, then the budget's
+    `store_failure`. What an async function awaits (a pool of connections) belongs to the application's loop, and runs
+    there.
     """
 
     def __init__(self) -> None:
@@ -77,17 +79,16 @@ class AskedLimits:
         self._forgotten = 0  # how often anything was
         self._told: dict[str, float] = {}  # budget -> when its function's failure was logged last; not money
 
-    def is_known(self, cap: Cap, scope: Mapping[str, str]) -> bool:
-        """Whether `of` would answer without asking the function."""
-        name = cap.budget.open_field
-        return (
-            not cap.budget.asks or name is None or self._fresh((cap.budget.name, scope[name]), cap.budget) is not None
-        )
-
-    def of(self, cap: Cap, scope: Mapping[str, str]) -> int:
+    def of(self, cap: Cap, scope: Mapping[str, str], *, renew: bool = True) -> int:
         """The limit of `cap` for the counter `scope`, without grants.
 
+        Args:
+            cap: One limit of a budget.
+            scope: Scope values of the counter.
+            renew: Whether an answer that is too old is asked for again; False = the last one will do.
+
         Raises:
+            StoreBusyError: the function has to be asked, and this thread must not wait.
             StoreUnavailableError: it is not known, and the budget fails closed.
         """
         budget = cap.budget
@@ -99,7 +100,7 @@ class AskedLimits:
         if table is not None:
             found = limit_in(own, cap.unit, name=f"limit.{value}")
         else:
-            found = self._ask(cap, cast("LimitFunction", budget.limit), value)
+            found = self._ask(cap, cast("LimitFunction", budget.limit), value, renew=renew)
         if found is None:
             found = cap.limit
         if found is None and table is not None:
@@ -114,12 +115,14 @@ class AskedLimits:
         self._forgotten += 1
         for key, answer in [*self._answers.items()]:
             if key[0] == name and value in {None, key[1]}:
-                self._answers[key] = replace(answer, asked_at=_LONG_AGO)
+                self._answers[key] = replace(answer, came_at=_LONG_AGO)
 
-    def _ask(self, cap: Cap, function: LimitFunction, value: str) -> int | None:
+    def _ask(self, cap: Cap, function: LimitFunction, value: str, *, renew: bool) -> int | None:
         budget, key = cap.budget, (cap.budget.name, value)
-        answer = self._fresh(key, budget)
+        answer = self._fresh(key, budget) if renew else self._answers.get(key)
         if answer is None:
+            if not may_wait():
+                raise StoreBusyError("A limit function has to be asked; call again from a thread.")
             if self._process is not processes.this_process:  # a lock that the parent held is never freed here
                 self._process, self._asking = processes.this_process, {}
             question = self._asking.setdefault(key, _Inquiry())
@@ -145,11 +148,11 @@ class AskedLimits:
 
     def _fresh(self, key: tuple[str, str], budget: Budget) -> _LimitAnswer | None:
         answer = self._answers.get(key)
-        return answer if answer is not None and time.monotonic() - answer.asked_at < budget.refresh else None
+        return answer if answer is not None and time.monotonic() - answer.came_at < budget.refresh else None
 
     def _asked(self, key: tuple[str, str], budget: Budget, function: LimitFunction) -> _LimitAnswer:
         known, forgotten = self._answers.get(key), self._forgotten
-        value, now = key[1], time.monotonic()
+        value = key[1]
         try:
             said = function(value)
             if inspect.isawaitable(said):
@@ -165,8 +168,9 @@ class AskedLimits:
                 problem = f"said what is none ({str(error).rstrip('.')})"
         if len(self._answers) >= _MOST_VALUES:
             self._answers.clear()
-        # What was asked before somebody said that it changed may be the answer of before.
-        answer = _LimitAnswer(limits, now if forgotten == self._forgotten else _LONG_AGO, problem)
+        # Counted from when it came, so that whoever waited for it has it however long it took. What was asked before
+        # somebody said that it changed may be the answer of before.
+        answer = _LimitAnswer(limits, time.monotonic() if forgotten == self._forgotten else _LONG_AGO, problem)
         self._answers[key] = answer
         return answer
 
