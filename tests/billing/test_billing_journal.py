@@ -278,14 +278,53 @@ def test_datevs_options_are_checked(booked, options, said):
         export_journal(booked, period="2026-11", form="datev", accounts=NUMBERS, options={"currency": "USD", **options})
 
 
-def test_accounts_are_opened_once_in_the_files_of_one_book(booked, tmp_path):
+def test_a_file_opens_its_accounts_as_it_is_asked(booked):
     months = [
         export_journal(booked, period="2026-11", form="beancount", options={"open": opened}).decode()
         for opened in ("yes", "no")
     ]
     assert [" open " in month for month in months] == [True, False]
-    with pytest.raises(ConfigurationError, match="open is yes or no"):
+    with pytest.raises(ConfigurationError, match=r"open is yes, new .* or no"):
         export_journal(booked, period="2026-11", form="beancount", options={"open": "perhaps"})
+
+
+@pytest.mark.ordinary_decimals("beancount's own")
+def test_months_with_new_buyers_and_providers_are_one_book(store, book):
+    """Each month somebody new is billed, a provider is new, or something is settled in another way."""
+    pytest.importorskip("beancount")
+    from beancount.loader import load_string
+
+    months = ("2026-09", "2026-10", "2026-11", "2026-12")
+    book("9", team="search", at="2026-09-03")
+    book("7", team="ads", provider="anthropic", at="2026-10-03")
+    book("5", team="search", provider="groq", at="2026-10-04")
+    book("3", team="legal", at="2026-11-03")
+    for month, day in zip(months[:3], ("2026-10-02", "2026-11-02", "2026-12-02"), strict=True):
+        now = datetime.fromisoformat(day).replace(tzinfo=UTC)
+        with time_machine.travel(now, tick=True):
+            close_period(store, month)
+            for draft in draft_invoices(store, each="team", period=month):
+                issue_invoice(store, draft)
+            if month == "2026-10":
+                record_payment(store, "INV-00001")
+            if month == "2026-11":
+                write_off_invoice(store, "INV-00002", "insolvent")
+
+    def read_book(option):
+        opened = ["yes", option, option, option]
+        files = [
+            export_journal(store, period=month, options={"open": one}).decode()
+            for month, one in zip(months, opened, strict=True)
+        ]
+        entries, errors, _ = load_string("\n".join(files))
+        return entries, {type(error).__name__ for error in errors}
+
+    entries, errors = read_book("new")
+    assert errors == set()
+    accounts = {one.account for one in entries if type(one).__name__ == "Open"}
+    assert {"Assets:Receivable:Legal", "Assets:Bank", "Expenses:BadDebts", "Expenses:AI:Anthropic"} <= accounts
+    assert read_book("yes")[1]  # an account twice
+    assert read_book("no")[1]  # an account never opened
 
 
 def test_a_name_that_a_spreadsheet_would_run_is_text(two_currencies):

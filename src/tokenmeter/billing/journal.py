@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import field, replace
 from datetime import date, timedelta
 from decimal import Decimal
@@ -109,6 +109,23 @@ def journal_entries(
     first, last = days_of(asked)
     found = [entry for entry in _book_all(store, filed, chart) if first <= entry.on <= last]
     return [*sorted(found, key=lambda one: one.on), *_book_provider_costs(store, asked, chart)]
+
+
+def accounts_before(store: Store, period: Period, accounts: Accounts | None = None) -> set[str]:
+    """The accounts of all that was booked before a period began: what the files of earlier periods have."""
+    filed = invoices(store)
+    chart = AccountChart.of(store, accounts or {}, filed)
+    first, _ = days_of(period)
+    found = [entry for entry in _book_all(store, filed, chart) if entry.on < first]
+    for closed in closed_periods(store):
+        if days_of(closed.period)[1] < first:
+            found += _book_provider_costs(store, closed.period, chart)
+    return accounts_of(found)
+
+
+def accounts_of(entries: Iterable[JournalEntry]) -> set[str]:
+    """The names of the accounts on which they are booked."""
+    return {posting.account for entry in entries for posting in entry.postings}
 
 
 def _book_all(store: Store, filed: Sequence[Invoice], chart: AccountChart) -> Iterator[JournalEntry]:

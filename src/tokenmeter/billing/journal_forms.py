@@ -22,6 +22,8 @@ from tokenmeter.billing.journal import (
     AccountChart,
     Accounts,
     JournalEntry,
+    accounts_before,
+    accounts_of,
     credited,
     facts_of,
     facts_of_line,
@@ -65,7 +67,8 @@ def export_journal(
             ``datev``: ``consultant``, ``client``, ``year_start`` (a date, default January 1),
             ``account_digits`` (4), ``currency`` (``EUR``), ``name``, ``replace`` (what stands for letters that
             Windows-1252 lacks). One that names a currency gets the documents in that one. ``beancount``: ``open``
-            (default True): whether the file opens its accounts; they are opened once in all files of one book.
+            (default ``yes``): which of its accounts the file opens, as all files of one book open each once: all of
+            them, ``new``: those that nothing booked before the period has, or ``no``: none.
 
     Returns:
         Text in UTF-8; for DATEV in Windows-1252.
@@ -80,8 +83,11 @@ def export_journal(
     if form in {"beancount", "hledger"}:
         entries = journal_entries(store, period=asked, accounts=accounts)
         _check_accounts(entries, form)
-        text = _beancount(entries, opened=_truth(given.pop("open", True))) if form == "beancount" else _hledger(entries)
-        content = text.encode()
+        if form == "beancount":
+            opened = _choose_opened(store, asked, accounts, accounts_of(entries), given.pop("open", "yes"))
+            content = _beancount(entries, opened).encode()
+        else:
+            content = _hledger(entries).encode()
     elif form == "datev":
         content = write_datev(journal_entries(store, period=asked, accounts=accounts), asked, given)
     else:
@@ -97,16 +103,23 @@ def export_journal(
     return content
 
 
-def _truth(value: object) -> bool:
-    """A yes or no, as a command line writes it as well.
+def _choose_opened(
+    store: Store, period: Period, accounts: Accounts | None, used: set[str], option: object
+) -> list[str]:
+    """Which of the accounts that it uses a file opens.
 
     Raises:
-        ConfigurationError: it is neither.
+        ConfigurationError: the option is none of yes, new and no.
     """
-    found = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(str(value).lower())
-    if found is None:
-        raise ConfigurationError(f"open is yes or no, not {value!r}.")
-    return found
+    match str(option).lower():
+        case "yes" | "true" | "1":
+            return sorted(used)
+        case "new":
+            return sorted(used - accounts_before(store, period, accounts))
+        case "no" | "false" | "0":
+            return []
+        case _:
+            raise ConfigurationError(f"open is yes, new (what no earlier month has) or no, not {option!r}.")
 
 
 #: How days are written, by what the organisation's region is.
@@ -140,11 +153,11 @@ def _check_accounts(entries: Sequence[JournalEntry], form: str) -> None:
         raise ConfigurationError(f"accounts.{posting.role} is {name!r}; {form} takes {rule}.")
 
 
-def _beancount(entries: Sequence[JournalEntry], *, opened: bool) -> str:
+def _beancount(entries: Sequence[JournalEntry], opened: Sequence[str]) -> str:
     lines = ['option "tolerance_multiplier" "0"', ""]
-    if opened and entries:
+    if opened:
         first = min(entry.on for entry in entries)
-        lines += [*(f"{first} open {account}" for account in _accounts(entries)), ""]
+        lines += [*(f"{first} open {name}" for name in opened), ""]
     for entry in entries:
         link = re.sub(r"[^A-Za-z0-9\-_/.]", "-", entry.link)
         lines.append(f'{entry.on} * "{_quoted(entry.payee)}" "{_quoted(entry.text)}" ^{link} #tokenmeter')
@@ -154,17 +167,15 @@ def _beancount(entries: Sequence[JournalEntry], *, opened: bool) -> str:
     return "\n".join(lines)
 
 
-def _accounts(entries: Sequence[JournalEntry]) -> list[str]:
-    return sorted({posting.account for entry in entries for posting in entry.postings})
-
-
 def _quoted(text: str) -> str:
     return " ".join(text.replace("\\", "\\\\").replace('"', '\\"').split())
 
 
 def _hledger(entries: Sequence[JournalEntry]) -> str:
     currencies = sorted({posting.currency for entry in entries for posting in entry.postings})
-    declared = [f"account {name}" for name in _accounts(entries)] + [f"commodity {name}" for name in currencies]
+    declared = [f"account {name}" for name in sorted(accounts_of(entries))] + [
+        f"commodity {name}" for name in currencies
+    ]
     lines = [*declared, ""] if entries else []
     for entry in entries:
         payee = re.sub(r"[;|\n]+", " ", entry.payee)
