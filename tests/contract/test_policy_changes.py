@@ -336,3 +336,14 @@ def test_a_declared_second_name_of_a_cap_is_told_once_and_both_hold(metered, cap
     assert len(told) == 1
     assert "'mine' (code of " in told[0]
     assert "'members' (command line) limit the same calls over the same window (3 and 50 usd): both hold." in told[0]
+
+
+def test_who_sets_what_a_program_declares_and_why_is_in_the_history(metered):
+    declared = Budget(route="/r", limit_requests=3, name="r")
+    meter = metered(declared, Budget(limit_usd=5, name="all"))
+    meter.budgets.set(declared, by="grace", reason="launch")
+    meter.budgets.set(Budget(limit_usd=6, name="all"), by="ada", reason="more")
+    assert [(one.name, one.by, one.reason) for one in meter.budgets.history("r")] == [("r", "grace", "launch")]
+    assert [one.reason for one in meter.budgets.history("all")] == ["declared", "more"]
+    assert len(meter.budgets.in_force) == 2
+    assert meter.audit_budgets() == ()

@@ -109,6 +109,24 @@ def test_a_file_is_applied_after_a_dry_run_and_what_it_has_no_longer_is_ended(ru
     assert [one["budget"] for one in json.loads(run("budgets", "--json"))] == ["a"]
 
 
+@pytest.mark.parametrize("name", ["tokenmeter.toml", "policy.toml"], ids=["the settings", "another file"])
+def test_who_applies_a_file_and_why_is_in_the_history_each_time(run, name):
+    for limit, who in (5, "grace"), (6, "ada"), (6, "nobody"):
+        rows = "".join(f'[[budgets]]\nname = "{one}"\nroute = "/{one}"\nlimit_usd = {limit}\n' for one in "ab")
+        Path(name).write_text(rows)
+        run("budgets", "apply", name, "--by", who, "--reason", f"{limit} dollars")
+    for one in "ab":
+        told = json.loads(run("budgets", "history", one, "--json"))["changes"]
+        assert [(change["by"], change["reason"]) for change in told] == [("grace", "5 dollars"), ("ada", "6 dollars")]
+
+
+def test_what_is_set_once_more_is_told_as_no_change(run):
+    run("budgets", "set", "members", "member=*", "limit_usd=5")
+    assert "version 2: limit_usd 5 -> 8" in run("budgets", "set", "members", "limit_usd=8")
+    assert "Nothing to change" in run("budgets", "set", "members", "limit_usd=8")
+    assert json.loads(run("budgets", "set", "members", "limit_usd=8", "--json")) == []
+
+
 def test_a_dry_run_before_there_is_a_ledger_says_so_and_makes_none(run, ledger):
     Path("policy.toml").write_text(f'store = "sqlite:///{ledger}/new.db"\n[[budgets]]\nname = "a"\nlimit_usd = 5\n')
     shown = run("budgets", "apply", "policy.toml", "--dry-run", "--store", f"sqlite:///{ledger}/new.db")

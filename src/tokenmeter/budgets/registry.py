@@ -385,7 +385,12 @@ class Registry:
             if last is not None and is_same_or_gone(last.budget, budget):
                 return last
             return _would_be(policy, budget.name, budget, by=acting(by), reason=reason, source=source)
-        return self._change(budget.name, budget, by=by, reason=reason, source=source)
+        # What is declared and now changed is in the history; what is declared and now set is set by whoever sets it.
+        if not any(is_same(budget, one) for one in self.declared):
+            self._read_applied()
+        change = self._change(budget.name, budget, by=by, reason=reason, source=source)
+        self._read_applied()
+        return change
 
     @tell_wrong_arguments
     def retire(self, name: str, *, by: str | None = None, reason: str = "", source: str = "run time") -> Change:
@@ -396,18 +401,19 @@ class Registry:
             StoreUnavailableError: it could not be recorded.
         """
         self._named(self._read_applied(), name)
-        return self._change(name, None, by=by, reason=reason, source=source)
+        change = self._change(name, None, by=by, reason=reason, source=source)
+        self._read_applied()
+        return change
 
     def _change(self, name: str, budget: Budget | None, *, by: str | None, reason: str, source: str) -> Change:
         who = acting(by)
         check_reason(reason)
         while True:
-            versions = self._read_applied().policy.changes.get(name, ())
+            versions = self._read_policy().changes.get(name, ())
             last = versions[-1] if versions else None
             if last is not None and is_same_or_gone(last.budget, budget):
                 return last
             if file_change(self._store, name, budget, versions=versions, by=who, reason=reason, source=source):
-                self._read_applied()
                 return self._read_policy().changes[name][len(versions)]
 
     @tell_wrong_arguments
@@ -457,7 +463,10 @@ class Registry:
             return [
                 _would_be(policy, name, budget, by=who, reason=reason, source=source) for name, budget in due.items()
             ]
-        return [self._change(name, budget, by=who, reason=reason, source=source) for name, budget in due.items()]
+        # Before the declared ones are filed: these may be the same, and who applies them and why is in the history.
+        changes = [self._change(name, budget, by=who, reason=reason, source=source) for name, budget in due.items()]
+        self._read_applied()
+        return changes
 
     @tell_wrong_arguments
     def grant(

@@ -77,12 +77,13 @@ def set_budget(
     """Define a budget, or change the fields named; every process obeys it with its next call."""
     frame = frame.for_dry_run() if dry_run else frame
     with frame.meter(make=not dry_run) as meter:
-        known = {one.name: one.to_dict() for one in meter.budgets.in_force}
+        in_force = {one.name: one for one in meter.budgets.changes()}
+        known = {name: one.budget.to_dict() for name, one in in_force.items() if one.budget is not None}
         row = known.get(name, {})
         budget = Budget.parse(row | _parse_row(fields, row) | {"name": name}, file="command line")
         ended = [] if name in known else [one.budget for one in meter.budgets.history(name) if one.budget is not None]
         change = meter.budgets.set(budget, by=by, reason=reason, source=_SOURCE, dry_run=dry_run)
-    same = dry_run and change.document_id
+    same = change.document_id and name in in_force and in_force[name].document_id == change.document_id
     _tell_changes(frame, [] if same else [change], dry_run=dry_run)
     if name not in known and not (dry_run or frame.as_json):
         out.print(_is_new(name, known, ended), markup=False)
