@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import html
 import http.client
 import io
 import json
@@ -200,15 +201,20 @@ def test_entries_are_paged_without_gaps_or_repetitions(meter, serve, record):
     assert set(seen) == set(known)
 
 
-def test_it_works_under_a_path_of_another_application(filed, run_server):
-    application = Starlette(routes=[Mount("/inside/usage", dashboard.app(filed, token=TOKEN))])
+@pytest.mark.parametrize(
+    ("mounted", "base"),
+    [("/inside/usage", "/inside/usage"), ("/our team/ü&#%41;?", "/our%20team/%C3%BC&%23%2541%3B%3F")],
+)
+def test_it_works_under_a_path_of_another_application(filed, run_server, mounted, base):
+    """Links, redirects and the session's cookie have the path as a browser asks for it."""
+    application = Starlette(routes=[Mount(mounted, dashboard.app(filed, token=TOKEN))])
     served = run_server(
         uvicorn.Server(uvicorn.Config(application, port=0, log_level="error", ws="none", lifespan="off"))
     )
-    assert served.get("/inside/usage/", accept="text/html")[1]["location"] == "/inside/usage/login"
-    login = served.get("/inside/usage/login", method="POST", body=f"token={TOKEN}")[1]
-    assert login["location"] == "/inside/usage/"
-    assert "path=/inside/usage/" in login["set-cookie"].lower()
+    assert served.get(f"{base}/", accept="text/html")[1]["location"] == f"{base}/login"
+    login = served.get(f"{base}/login", method="POST", body=f"token={TOKEN}")[1]
+    assert login["location"] == f"{base}/"
+    assert f"path={base}/;" in f"{login['set-cookie']};".replace("Path=", "path=")
     let_in = {"authorization": f"Bearer {TOKEN}"}
     for path in (
         "",
@@ -219,14 +225,14 @@ def test_it_works_under_a_path_of_another_application(filed, run_server):
         "static/chart.js",
         "export/report.csv",
     ):
-        assert served.get(f"/inside/usage/{path}", **let_in)[0] == 200, path
+        assert served.get(f"{base}/{path}", **let_in)[0] == 200, path
     for path in ("/invoices", "/invoices/INV-00001", "/credit-notes/CN-00001", "/periods/1", "/reconciliations", "/"):
-        body = served.get(f"/inside/usage{path}", **let_in)[2]
+        body = served.get(f"{base}{path}", **let_in)[2]
         links = re.findall(r'(?:href|src|action|data-events)="([^"#][^"]*)"', body)
         assert links
-        assert all(link.startswith("/inside/usage/") for link in links)
-    assert all(link.startswith("/inside/usage/") for link in json.loads(_chart(body))["links"])
-    assert served.get("/inside/usage/?add=member&is=ada", **let_in)[1]["location"] == "/inside/usage/?member=ada"
+        assert all(html.unescape(link).startswith(f"{base}/") for link in links)
+    assert all(link.startswith(f"{base}/") for link in json.loads(_chart(body))["links"])
+    assert served.get(f"{base}/?add=member&is=ada", **let_in)[1]["location"] == f"{base}/?member=ada"
 
 
 def _chart(body):

@@ -28,8 +28,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tokenmeter.api import Meter
 from tokenmeter.dashboard.deeds import ACTS, Act
-from tokenmeter.dashboard.rendering import REFUSED, Refused, base_of, missing, page
-from tokenmeter.dashboard.security import check_own_page
+from tokenmeter.dashboard.rendering import REFUSED, Refused, missing, page
+from tokenmeter.dashboard.security import base_of, check_own_page
 from tokenmeter.errors import LedgerError, StoreError, TokenmeterError
 from tokenmeter.serving.access import ACCESS, Access
 from tokenmeter.values import dataclass
@@ -199,12 +199,11 @@ class _FormAgain:
 
     def _asking_for_page(self, scope: Scope) -> Scope:
         path, _, query = self._back.partition("?")
-        base = str(scope.get("root_path", ""))
         return {
             **scope,
             "method": "GET",
-            "path": base + unquote(path),
-            "raw_path": (base + path).encode(),
+            "path": unquote(base_of(scope) + path),
+            "raw_path": (base_of(scope) + path).encode(),
             "query_string": query.partition("#")[0].encode(),
             "path_params": {},
             REFUSED: self._refused,

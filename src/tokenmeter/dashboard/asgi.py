@@ -30,7 +30,7 @@ from tokenmeter.dashboard.books import DocumentPages
 from tokenmeter.dashboard.budgets import BudgetPages
 from tokenmeter.dashboard.pages import Pages
 from tokenmeter.dashboard.reading import Packer
-from tokenmeter.dashboard.rendering import base_of, page, prepare
+from tokenmeter.dashboard.rendering import page, prepare
 from tokenmeter.dashboard.security import (
     HEADERS,
     Bounded,
@@ -40,6 +40,7 @@ from tokenmeter.dashboard.security import (
     SafeHeaders,
     Whom,
     Whose,
+    base_of,
     check_own_page,
     frame_policy,
 )

@@ -22,7 +22,8 @@ from tokenmeter.dashboard.explore import explore
 from tokenmeter.dashboard.overview import RANKED, Overview, overview
 from tokenmeter.dashboard.questions import MEASURES, Measure, Question
 from tokenmeter.dashboard.reading import Memory, ReportReader
-from tokenmeter.dashboard.rendering import base_of, missing, page, zone_of
+from tokenmeter.dashboard.rendering import missing, page, zone_of
+from tokenmeter.dashboard.security import base_of, path_of
 from tokenmeter.dashboard.view import View, canonical, label_of
 from tokenmeter.dimensions import ACCOUNTS, SCOPE_FIELDS, WHO
 from tokenmeter.errors import ConfigurationError, StoreUnavailableError
@@ -305,7 +306,11 @@ class Pages:
     def _canonical(self, request: Request) -> Response | None:
         """What the filter form sends, as the URL that says the same; None when it is that URL."""
         query = canonical(request.query_params.multi_items())
-        return None if query is None else RedirectResponse(f"{request.scope['path']}?{query}", status_code=303)
+        return (
+            None
+            if query is None
+            else RedirectResponse(f"{base_of(request)}{path_of(request)}?{query}", status_code=303)
+        )
 
     def _unused(self) -> bool:
         """Whether nothing was ever recorded."""

@@ -15,6 +15,7 @@ from starlette.responses import HTMLResponse
 from tokenmeter.dashboard import figures
 from tokenmeter.dashboard.care import ORIGINS
 from tokenmeter.dashboard.questions import FORMS, MEASURES, figure_in, shown_as
+from tokenmeter.dashboard.security import base_of, path_of
 from tokenmeter.dashboard.view import PERIODS, label_of
 from tokenmeter.dimensions import ACCOUNTS, DIMENSIONS, SCOPE_FIELDS, WHO
 from tokenmeter.display import counted
@@ -120,11 +121,6 @@ def zone_of(request: Request, fixed: str | None) -> str:
     return told
 
 
-def base_of(request: Request) -> str:
-    """The path the dashboard is served under, without a slash at its end."""
-    return str(request.scope.get("root_path", "")).rstrip("/")
-
-
 def page(request: Request, template: str, *, status: int = 200, title: str, **context: Any) -> HTMLResponse:
     """A page from a template.
 
@@ -135,7 +131,6 @@ def page(request: Request, template: str, *, status: int = 200, title: str, **co
         title: Its heading.
         **context: Names the template uses; ``state`` makes it a live page, with ``holds`` also for calls on their way.
     """
-    base = base_of(request)
     access: Access = request.scope.get(ACCESS) or Access()
     refused: Refused | None = request.scope.get(REFUSED)
     known = {
@@ -152,8 +147,9 @@ def page(request: Request, template: str, *, status: int = 200, title: str, **co
         "can": access.can if PAGE_PROOF in request.scope else frozenset[Right](),
         **context,
     }
-    path = request.scope["path"].removeprefix(base)
-    text = _environment().get_template(template).render(base=base, path=path, title=title, **known)
+    text = (
+        _environment().get_template(template).render(base=base_of(request), path=path_of(request), title=title, **known)
+    )
     return HTMLResponse(text, status_code=status if refused is None else refused.status)
 
 

@@ -14,7 +14,8 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from math import ceil
-from typing import Literal
+from typing import Any, Literal
+from urllib.parse import quote
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -39,6 +40,8 @@ from tokenmeter.serving.access import (
 from tokenmeter.serving.access import AccessScope as LedgerScope
 from tokenmeter.serving.problems import problem
 
+#: What a browser leaves as it is in a path, but for the semicolon, which would end the path of a cookie.
+_PLAIN = "/!$&'()*+,:=@|[]"
 #: A function of the request that says which part of the ledger it sees.
 Said = Only | Literal["everything"] | None
 Whom = Callable[[Request], Said | Awaitable[Said]]
@@ -407,14 +410,22 @@ def check_own_page(request: Request, proof: str) -> None:
         )
 
 
-def base_of(scope: Scope) -> str:
-    """The path that the dashboard is served under, without a slash at its end."""
-    return str(scope.get("root_path", "")).rstrip("/")
+def base_of(asked: Mapping[str, Any]) -> str:
+    """The path that the dashboard is served under, as links, redirects and cookies have it: no slash at its end.
+
+    Args:
+        asked: A request, or its ASGI scope.
+    """
+    return quote(_base(asked), safe=_PLAIN)
 
 
-def path_of(scope: Scope) -> str:
-    """The path of a request below that."""
-    return str(scope["path"]).removeprefix(base_of(scope))
+def path_of(asked: Mapping[str, Any]) -> str:
+    """The path of a request (or its scope) below that, as it is meant: nothing in it is encoded."""
+    return str(asked["path"]).removeprefix(_base(asked))
+
+
+def _base(asked: Mapping[str, Any]) -> str:
+    return str(asked.get("root_path", "")).rstrip("/")
 
 
 def refusal(status: int, words: str, scope: Scope, headers: Mapping[str, str] | None = None) -> Response:
