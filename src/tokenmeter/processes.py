@@ -1,4 +1,4 @@
-"""Processes: the switch that turns tokenmeter off in one, what tells one from another, locks, forks.
+"""Processes: the switch that turns tokenmeter off in one, what tells one from another, locks, forks, the end.
 
 ``TOKENMETER_DISABLED=1`` is the switch. Locks between processes are on open files: `flock`, and on Windows a byte far
 behind the end of the file. They are ours, since a lock here belongs to a descriptor that the store holds anyway;
@@ -7,6 +7,7 @@ behind the end of the file. They are ours, since a lock here belongs to a descri
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import hashlib
 import os
@@ -48,6 +49,60 @@ def around_fork(
         hooks = {"before": before, "after_in_parent": parent, "after_in_child": child}
         _register(**{name: hook for name, hook in hooks.items() if hook is not None})
     return child
+
+
+#: What `run_at_exit` was given, in that order.
+_at_exit: list[Callable[[], object]] = []
+#: The process that runs them without `atexit`, if it is one that ends so.
+_ends_itself = 0
+
+
+def run_at_exit(work: Callable[[], object]) -> Callable[[], object]:
+    """Have `work` called when this process ends in order, what was given last first. Usable as a decorator.
+
+    A child of `multiprocessing` that was forked, by a fork server, too, ends without `atexit`: there it is called once
+    the child's work is done and its threads have ended. `work` may be called twice.
+    """
+    atexit.register(work)
+    _at_exit.append(work)
+    _follow_multiprocessing()
+    return work
+
+
+def _follow_multiprocessing(_key: object = None) -> None:
+    """In a child of `multiprocessing`: have `_end` called at its end. Nothing is imported for it."""
+    global _ends_itself  # noqa: PLW0603 - once per process
+    process = sys.modules.get("multiprocessing.process")
+    util = sys.modules.get("multiprocessing.util")
+    if process is None or util is None or process.parent_process() is None or _ends_itself == os.getpid():
+        return
+    _ends_itself = os.getpid()
+    util.Finalize(None, _end, exitpriority=_LAST)
+
+
+#: Less than whatever else is to be done at the end of such a child: its queues are flushed at -5.
+_LAST = -1000
+
+
+@after_fork_in_child
+def _follow_fork() -> None:
+    # What is to be done at its end `multiprocessing` forgets in a new child, and then calls what is named here.
+    if util := sys.modules.get("multiprocessing.util"):
+        util.register_after_fork(_follow_fork, _follow_multiprocessing)
+
+
+def _end() -> None:
+    # What is asked to wait for all threads comes next, so this is a thread: theirs may have streams under way.
+    threading.Thread(target=_run_after_threads, name="tokenmeter-end").start()
+
+
+def _run_after_threads() -> None:
+    ours = {threading.current_thread(), threading.main_thread()}
+    while others := [thread for thread in threading.enumerate() if not thread.daemon and thread not in ours]:
+        others[0].join()
+    with contextlib.ExitStack() as stack:
+        for work in _at_exit:
+            stack.callback(work)
 
 
 #: Another object in every forked child: whose something is, is told by it without asking the system each time.

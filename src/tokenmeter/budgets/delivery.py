@@ -7,7 +7,6 @@ receiver was away, is delivered by it or another later. A target may so hear of 
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import json
 import logging
@@ -24,7 +23,7 @@ from tokenmeter.budgets.alerts import Alert, AlertTarget, Notice
 from tokenmeter.budgets.matching import parse_scope, scope_text
 from tokenmeter.budgets.rules import NOTICE
 from tokenmeter.ledger import CounterKey, ThresholdCrossing
-from tokenmeter.processes import has_ended, make_lock, process_name, run_alone
+from tokenmeter.processes import has_ended, make_lock, process_name, run_alone, run_at_exit
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.documents import DocumentQuery
 from tokenmeter.stores.slots import from_microseconds, to_microseconds
@@ -184,7 +183,7 @@ class AlertQueue:
     def _wait_at_exit(self) -> None:
         if self._outboxes and not self._exit_hook_set:
             self._exit_hook_set = True
-            atexit.register(self._flush_at_exit)
+            run_at_exit(self._flush_at_exit)
 
     def flush(self, timeout: float) -> bool:
         """Wait until every alert submitted so far was handed to every target.

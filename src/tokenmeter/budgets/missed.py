@@ -6,7 +6,6 @@ counts them in when it hears of a budget; a store to which they come later has w
 
 from __future__ import annotations
 
-import atexit
 import logging
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -20,6 +19,7 @@ from tokenmeter.errors import StoreBusyError, StoreError
 from tokenmeter.interrupts import let_interrupt_through
 from tokenmeter.ledger import CounterKey
 from tokenmeter.pricing import Pricer
+from tokenmeter.processes import run_at_exit
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.slots import to_microseconds
 
@@ -214,7 +214,7 @@ def _agree(due: Due, store: Store, count_again: Callable[[], Due]) -> bool:
 _LATE: weakref.WeakSet[MissedBudgets] = weakref.WeakSet()
 
 
-@atexit.register
+@run_at_exit
 def _finish_all() -> None:
     for missed in list(_LATE):
         missed.finish()

@@ -6,7 +6,6 @@ locks. Therefore it never waits: what it cannot write at once is put by and writ
 
 from __future__ import annotations
 
-import atexit
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from tokenmeter.call import Call, Outcome
 from tokenmeter.errors import StoreBusyError
 from tokenmeter.ledger import new_id
 from tokenmeter.places import hand_place
-from tokenmeter.processes import after_fork_in_child, is_on_stack, may_wait, run_at_once
+from tokenmeter.processes import after_fork_in_child, is_on_stack, may_wait, run_at_exit, run_at_once
 
 if TYPE_CHECKING:
     from tokenmeter.meter import Authorization, Meter
@@ -256,7 +255,7 @@ def _set_exit_hook() -> None:
     global _exit_hook_set  # noqa: PLW0603 - once per process, and late: it must run before the store is closed
     if not _exit_hook_set:
         _exit_hook_set = True
-        atexit.register(_at_exit)
+        run_at_exit(_at_exit)
 
 
 def _at_exit() -> None:

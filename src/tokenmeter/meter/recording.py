@@ -5,7 +5,6 @@ What could not be written when it was known is kept in memory, told of, and writ
 
 from __future__ import annotations
 
-import atexit
 import json
 import logging
 import os
@@ -27,7 +26,7 @@ from tokenmeter.errors import StoreBusyError, StoreError
 from tokenmeter.ledger import Entry, Reservation, new_id
 from tokenmeter.money import ZERO, add
 from tokenmeter.pricing import Rating
-from tokenmeter.processes import run_alone
+from tokenmeter.processes import run_alone, run_at_exit
 from tokenmeter.stores.trouble import Trouble
 from tokenmeter.usage import Observation
 from tokenmeter.values import dataclass
@@ -264,7 +263,7 @@ class UnwrittenOutcomes:
         self.kept.append(late)
         if not self._at_exit:
             self._at_exit = True
-            atexit.register(self._end)
+            run_at_exit(self._end)
         if error is not None:
             self._trouble.failed(error)
             self._watch()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import logging
 import time
@@ -18,7 +17,7 @@ from psycopg import Connection
 
 from tokenmeter.errors import ConfigurationError, StoreBusyError, StoreError, StoreUnavailableError
 from tokenmeter.ledger import CounterKey, Entry, Posting, ThresholdCrossing, utcnow
-from tokenmeter.processes import after_fork_in_child
+from tokenmeter.processes import after_fork_in_child, run_at_exit
 from tokenmeter.stores.base import (
     Counter,
     Fault,
@@ -507,4 +506,4 @@ def _renew_all() -> None:
     _each(PostgresStore.after_fork_in_child)()
 
 
-atexit.register(_each(PostgresStore.finish))
+run_at_exit(_each(PostgresStore.finish))

@@ -5,7 +5,6 @@ The rules, and why, are in docs/explanation/storage.md.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import os
 import stat
@@ -19,6 +18,7 @@ from typing import TypeVar
 
 from tokenmeter.errors import ConfigurationError, StoreBusyError, StoreError, StoreUnavailableError
 from tokenmeter.paths import full_path
+from tokenmeter.processes import run_at_exit
 from tokenmeter.stores.sqlite.opened import (
     FORK_PATIENCE,
     OpenFile,
@@ -480,7 +480,7 @@ class Database:
 _DATABASES: weakref.WeakSet[Database] = weakref.WeakSet()
 
 
-@atexit.register
+@run_at_exit
 def _close_all() -> None:
     for database in list(_DATABASES):
         database.close()
