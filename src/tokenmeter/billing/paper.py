@@ -163,6 +163,17 @@ tr { break-inside: avoid; }
 .empty { color: #57606a; }
 footer { font-size: 7.5pt; color: #57606a; border-top: 1px solid #d0d7de; margin-top: 6mm; overflow-wrap: anywhere; }
 @media print { main { margin: 0; padding: 0; max-width: none; } }
+@media screen and (max-width: 720px) {
+header, .parties { flex-direction: column; gap: 4mm; }
+dl, .parties .sums { max-width: none; width: 100%; }
+.lines, .lines tbody, .lines tr, .lines td { display: block; }
+.lines thead, .lines td:empty { display: none; }
+.lines tr { border-bottom: 1px solid #d0d7de; padding: 1.5mm 0; }
+.lines td { display: flex; justify-content: space-between; gap: 4mm; border: 0; padding: .5mm 0; white-space: normal; }
+.lines td::before { content: attr(data-label); color: #57606a; white-space: nowrap; }
+.lines td.wide { display: block; font-weight: 600; } .lines td.wide::before { content: none; }
+.note { font-weight: 400; }
+}
 """
 
 
@@ -195,17 +206,22 @@ def _paragraphs(lines: Iterable[str]) -> str:
 def _table(sheet: PrintedSheet) -> str:
     if not sheet.rows:
         return f'<p class="empty">{escape(sheet.empty)}</p>'
-    classes = [' class="n"' if numeric else "" for numeric in sheet.numeric]
-    head = "".join(f"<th{kind}>{escape(name)}</th>" for kind, name in zip(classes, sheet.columns, strict=True))
-    rows = "\n".join(_row(row, sheet.columns, classes) for row in sheet.rows)
-    return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>"
+    kinds = [_column_class(name, numeric) for name, numeric in zip(sheet.columns, sheet.numeric, strict=True)]
+    head = "".join(f"<th{kind}>{escape(name)}</th>" for kind, name in zip(kinds, sheet.columns, strict=True))
+    rows = "\n".join(_row(row, sheet.columns, kinds) for row in sheet.rows)
+    return f'<table class="lines">\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>'
 
 
-def _row(row: PrintedRow, columns: Iterable[str], classes: Iterable[str]) -> str:
+def _column_class(name: str, numeric: bool) -> str:
+    return ' class="n"' if numeric else ' class="wide"' if name == "Description" else ""
+
+
+def _row(row: PrintedRow, columns: Iterable[str], kinds: Iterable[str]) -> str:
     note = f'<br><span class="note">{escape(row.note)}</span>' if row.note else ""
     cells = (
-        f"<td{kind}>{escape(cell)}{note if name == 'Description' else ''}</td>"
-        for name, kind, cell in zip(columns, classes, row.cells, strict=True)
+        # On a phone a row is a list, and each of its values has the column's name before it.
+        f'<td{kind} data-label="{escape(name)}">{escape(cell)}{note if name == "Description" else ""}</td>'
+        for name, kind, cell in zip(columns, kinds, row.cells, strict=True)
     )
     return f"<tr>{''.join(cells)}</tr>"
 
