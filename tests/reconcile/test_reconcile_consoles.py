@@ -193,6 +193,31 @@ def test_a_statement_that_was_cut_off_does_not_say_that_the_rest_cost_nothing(re
     assert not outcome.ok
 
 
+@pytest.mark.parametrize(
+    ("days", "expected"),
+    [
+        (range(3, 9), [(1, "partial"), (2, "partial"), (3, "partial")]),
+        (range(1, 6), [(5, "partial"), (6, "partial"), (7, "partial"), (8, "partial")]),
+        (range(1, 9), [(8, "price")]),  # nothing shows that it was cut off
+    ],
+    ids=["its beginning", "its end", "neither"],
+)
+def test_what_a_day_lacks_in_which_a_statement_was_cut_off_is_not_proposed(record, compare, days, expected):
+    """A line is gone of the last day that the statement has, or of the first: what was cut off went amid that day."""
+    for day in range(1, 9):
+        record("claude-haiku-4-5-20251001", at=f"2026-10-{day:02}T09:00", input=(1_000, "1.00"), output=(100, "0.50"))
+    cut = days[0] if days[0] > 1 else days[-1]
+    rows = [haiku(f"2026-10-{day:02}", "input_no_cache", "1.00") for day in days]
+    rows += [haiku(f"2026-10-{day:02}", "output", "0.50") for day in days if day != cut]
+    outcome = compare({"costs.csv": COSTS + "".join(rows)})
+    assert [(one.bucket.day.day, one.cause) for one in outcome.discrepancies] == expected
+    assert bool(outcome.proposals) == (expected == [(8, "price")])
+    # More than the ledger has is no want of rows: that is proposed on the same day.
+    dearer = haiku(f"2026-10-{cut:02}", "output", "2.00")
+    found = compare({"costs.csv": COSTS + "".join(rows) + dearer})
+    assert [one.amount for one in found.proposals] == [Decimal("1.50")]
+
+
 def test_rows_that_stand_twice_in_one_file_are_not_proposed(record, compare):
     record("claude-haiku-4-5-20251001", at="2026-10-01T09:00", input=(1_000, "1.00"))
     record("claude-haiku-4-5-20251001", at="2026-10-02T09:00", input=(1_000, "2.00"))
@@ -279,6 +304,17 @@ def test_a_row_of_sums_and_rows_of_nothing_are_no_days(record, compare, ends):
     outcome = compare({"cost.csv": text + "\n" + "," * 13 + "\n"})
     assert (outcome.discrepancies, outcome.theirs.cost) == ((), 1)
     assert "1 row of sums was left out." in outcome.notes
+
+
+def test_a_row_of_sums_without_a_day_is_known_by_what_it_is_for(record, compare):
+    record("gpt-5", at="2026-10-01T09:00", provider="openai", input=(1_000_000, "1.25"))
+    row = '1790812800,1790899200,,,1.25,usd,1000000,tokens,"gpt-5-2025-08-07, input",,key_1,proj_a,,,,,\n'
+    outcome = compare({"cost.csv": OPENAI + row + ",,,,1.25,usd,,,Total:,,,,,,,,\n"}, provider="openai")
+    assert (outcome.discrepancies, outcome.theirs.cost) == ((), Decimal("1.25"))
+    assert "1 row of sums was left out." in outcome.notes
+    # A project of that name has its days.
+    named = row.replace("proj_a", "Total")
+    assert compare({"cost.csv": OPENAI + named}, provider="openai").theirs.cost == Decimal("1.25")
 
 
 def test_a_row_that_names_no_amount_is_not_zero_but_missing(record, compare):

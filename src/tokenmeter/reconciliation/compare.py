@@ -127,7 +127,8 @@ def _without_costs(one: Discrepancy) -> Discrepancy:
 def _with_reach(found: Sequence[Discrepancy], statement: ProviderStatement) -> list[Discrepancy]:
     """Days before a statement's first row, or after its last: of several it says nothing, rather than that they cost 0.
 
-    A single such day is one that the provider had nothing to say of, as within the statement.
+    A single such day is one that the provider had nothing to say of, as within the statement. Where it is silent of
+    several, it may have been cut off amid the day next to them, and what that day has less is no difference, either.
     """
     if statement.reach is None:
         return list(found)
@@ -135,10 +136,19 @@ def _with_reach(found: Sequence[Discrepancy], statement: ProviderStatement) -> l
     silent = {one.bucket.day for one in found if one.cause in _SILENT and not one.theirs_cost}
     beyond = [{day for day in silent if day < first}, {day for day in silent if day > last}]
     untold = {day for days in beyond if len(days) >= _FEWEST for day in days}
+    edges = {edge for edge, days in zip((first, last), beyond, strict=True) if len(days) >= _FEWEST}
     return [
-        _now(one, "partial") if one.cause in _SILENT and not one.theirs_cost and one.bucket.day in untold else one
+        _now(one, "partial")
+        if (one.cause in _SILENT and not one.theirs_cost and one.bucket.day in untold)
+        or (one.cause in POSTABLE and one.bucket.day in edges and _has_less(one))
+        else one
         for one in found
     ]
+
+
+def _has_less(one: Discrepancy) -> bool:
+    """Whether the statement has less of everything that differs."""
+    return all(count <= 0 for count in one.tokens.values()) and (one.amount is None or one.amount <= 0)
 
 
 def _with_repeats(

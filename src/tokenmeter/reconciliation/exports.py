@@ -336,8 +336,10 @@ class FileRow:
 
     @property
     def is_sum(self) -> bool:
-        """Whether it adds up the rows above it."""
-        return _SUMS.fullmatch((self.text("day") or "").rstrip(":")) is not None
+        """Whether it adds up the rows above it: it says so in place of its day, or anywhere where it has none."""
+        day = self.text("day")
+        told = self.row.values() if day is None else (day,)
+        return any(_SUMS.fullmatch(cell.strip().rstrip(":")) for cell in told)
 
     @property
     def lacks_amount(self) -> bool:
