@@ -357,6 +357,21 @@ def test_what_is_no_count_is_unknown_and_says_so_wherever_it_stands(where, wrong
     assert seen.flags >= {"malformed_count", "usage_unknown"}
 
 
+@pytest.mark.parametrize("where", COUNTS_ELSEWHERE)
+def test_a_count_of_zero_beside_what_was_made_of_it_is_unknown_wherever_it_stands(where):
+    endpoint, body, _ = COUNTS_ELSEWHERE[where]
+    seen = read(body(0), endpoint)
+    assert (dict(seen.usage.quantities), seen.billable, "usage_unknown" in seen.flags) == ({}, True, True)
+
+
+@pytest.mark.parametrize("usage", [{"promptTokenCount": 0}, {"promptTokenCount": 0, "totalTokenCount": 0}])
+def test_an_embedding_of_no_tokens_is_estimated_by_its_request(usage):
+    body = {"embeddings": [{"values": [0.1]}], "usageMetadata": usage}
+    request = RequestFacts(model="gemini-embedding-001", input_bytes=40)
+    seen = ROOM.read(body, provider="google", endpoint="models.embed_content", request=request)
+    assert (dict(seen.usage.quantities), seen.flags) == ({"input": 10}, {"estimated"})
+
+
 def test_a_cache_that_ends_before_it_begins_is_unknown():
     body = COUNTS_ELSEWHERE["a cache"][1](900)
     seen = read({**body, "expireTime": "2026-11-20T09:00:00Z"}, "caches.create")

@@ -17,7 +17,7 @@ from tokenmeter.providers.context import Context, pending, unknown
 from tokenmeter.providers.google.requests import is_song_model, model_name, tier_name
 from tokenmeter.providers.google.usage import interaction_usage, usage_metadata
 from tokenmeter.providers.prompts import tokens_of
-from tokenmeter.providers.readings import INPUT_SIDE, NOTHING_SAID, Reading, put
+from tokenmeter.providers.readings import INPUT_SIDE, NOTHING_SAID, Reading, put, worked
 from tokenmeter.providers.registry import counts_in, is_usage, read_usage, usage_of
 from tokenmeter.providers.wire import JSON, count, entries, is_array, latest, members, section, text, utf8_length
 from tokenmeter.usage import Observation, Quantity, Usage
@@ -306,7 +306,8 @@ def answer_of_input(wire: JSON, context: Context, doubts: set[str]) -> Observati
     if "input" in said.unsaid and (total := count(wire, "totalTokenCount", flags=set())):
         said = usage_metadata({**wire, "promptTokenCount": total})  # it answers in no tokens
     flags = said.flags | doubts
-    reading = context.complete(replace(said, flags=flags), sides=INPUT_SIDE)
+    said = worked(replace(said, flags=flags), answered=True)  # nothing is made of no words
+    reading = context.complete(said, sides=INPUT_SIDE)
     if reading is None:
         return unknown({}, wire or None, model=context.request.model, flags=flags)
     return Observation(

@@ -185,7 +185,8 @@ def cache(body: JSON, context: Context) -> Observation:
     tokens = count(section(body, "usageMetadata"), "totalTokenCount", flags=flags)
     made, ends = _moment(body.get("createTime")), _moment(body.get("expireTime"))
     model = model_name(body.get("model"))
-    if tokens is None or made is None or ends is None or ends < made or name is None:
+    # A cache of no tokens is one that nobody counted: there is a least size.
+    if not tokens or made is None or ends is None or ends < made or name is None:
         return replace(unknown({}, None, model=model, flags=frozenset(flags), deduplicate=True), response_id=name)
     seconds = Decimal((ends - made).days * 86_400 + (ends - made).seconds)
     hours = quantize(EXACT.divide(EXACT.multiply(seconds, tokens), _HOUR))
