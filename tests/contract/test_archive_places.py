@@ -349,7 +349,7 @@ def test_a_bucket_that_falls_silent_within_a_file_is_told_as_such_and_not_asked_
     store.close()
 
 
-@pytest.mark.parametrize("other", ["cut", "empty", "text", "longer", "another month", "another ledger"])
+@pytest.mark.parametrize("other", ["cut", "empty", "text", "longer", "one letter", "another month", "another ledger"])
 def test_a_file_that_is_not_the_months_answers_no_question(ledger, tmp_path, other):
     store, apart = ledger("one"), ledger("two")
     before = answers(store)
@@ -364,6 +364,7 @@ def test_a_file_that_is_not_the_months_answers_no_question(ledger, tmp_path, oth
             "empty": b"",
             "text": b"hello".ljust(len(whole)),
             "longer": whole * 2,
+            "one letter": whole.replace(b"parquet-cpp-arrow", b"parquet-cpp-arroW"),  # as long, and can be read
             "another month": second.read_bytes(),
             "another ledger": Path(apart.archives.listed()[0].url).read_bytes() + b"\0",
         }[other]

@@ -32,6 +32,8 @@ from tokenmeter.stores.archive.kept import LATELY, UNFINISHED, is_private, kept_
 from tokenmeter.stores.archive.manifest import ArchivedMonth
 
 _CHUNK = 1 << 20
+#: Files of up to so many bytes are compared with their digest at each question: that takes a millisecond.
+_SMALL = 1 << 20
 #: A bucket is read and written by blocks of so many bytes, and given up where none got through for so many seconds.
 _BLOCK, _SILENCE = 8 << 20, 180
 #: A bucket that said nothing is not waited for again for so many seconds: there may be a hundred months in it.
@@ -255,8 +257,9 @@ def opened_copy(month: ArchivedMonth, *, check: bool = False) -> Generator[Path]
     """The path on this machine of a month's file; it stays there as long as the block runs.
 
     What comes from a bucket is what the digest says, and is kept for the next question; what is only checked is kept
-    where there is room. Of a file in a folder each question looks at the size alone: whole years would be read before
-    the first figure is told. See `check_file`.
+    where there is room. Of a large file in a folder each question looks at the size alone: whole years would be read
+    before the first figure is told. Files of a few calls may well have the size of another month's, and are compared
+    whole. See `check_file`.
 
     Args:
         month: Whose, and what it has to be.
@@ -280,6 +283,8 @@ def opened_copy(month: ArchivedMonth, *, check: bool = False) -> Generator[Path]
                     raise FileNotFoundError(2, "No such file", url)
                 elif (size := path.stat().st_size) != month.bytes:
                     raise _other_file(url, f"it has {counted(size, 'byte')}, not {month.bytes:,}")
+                elif size <= _SMALL:
+                    check_file(path, month)
         yield path
 
 
