@@ -7,6 +7,7 @@ import hashlib
 import http.client
 import io
 import json
+import re
 import socket
 import zipfile
 from datetime import UTC, datetime
@@ -308,6 +309,32 @@ def test_no_way_to_ask_shows_a_scoped_token_what_is_of_others(filed, hosted, hos
             said = unquote(asked)
             hidden = [*secret, *([] if "bob" in said else ["bob"])]
             assert [one for one in hidden if one in text_of(body) and one not in said] == [], asked
+
+
+def test_what_others_do_changes_no_answer_that_a_part_gets(filed, hosted, record):
+    """Not a count, a suggestion, a bar's height nor an ETag: a ledger in which others were busy answers the same."""
+    filed.settings = filed.settings.model_validate({**filed.settings.model_dump(), "dashboard": tokens()})
+    served = hosted(dashboard.app(filed, requests_per_minute=1_000_000))
+    reads = {place for place, method in places_of(filed) if method == "GET" and not place.startswith("/metrics")}
+    asked = sorted(reads | {*PAGES, "/explore?by=model&period=last-30d", "/values?of=model", "/values?of=tag:env"})
+
+    def told(path):
+        status, headers, body = served.get(path, **bearer(ADA))
+        # A file that is downloaded has the time at which it was made: in it, of it, and in digests over it.
+        etag = None if path.startswith("/export/") else headers.get("etag")
+        return status, etag, re.sub(r"\d\d:\d\d(:\d\d(\.\d+)?)?|\"sha256\": \"\w+\"", "", text_of(body))
+
+    before = {path: told(path) for path in asked}
+    assert len([path for path, (status, _, _) in before.items() if status == 200]) >= 30
+    everything = api(served, "/report")[1]["totals"]
+    for member in ("bob", "zoe"):
+        others = {"member": member, "team": "zoo", "route": "/zoo", "tags": {"env": "zoo"}}
+        record(who=others, model="zoo-1", provider="zoo", key="zoo", input=10**8)
+        record(who=others, input=10**8, output=10**7)
+    filed.budgets.set(Budget(team="zoo", limit_usd=1, name="zoo"), by="boss", reason="busy")
+    record_payment(filed.store, "INV-00002", "0.01")
+    assert api(served, "/report")[1]["totals"] != everything
+    assert [path for path in asked if told(path) != before[path]] == []
 
 
 def test_the_event_stream_tells_a_part_of_its_own_calls_alone(shared, filed, record):
