@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -346,3 +347,9 @@ class ThresholdCrossing:
     key: CounterKey
     threshold: int
     settled: int
+
+    @property
+    def crossing_id(self) -> str:
+        """Its identity; the same whatever becomes of the limit, of which it is another percentage then."""
+        parts = (self.key.budget, self.key.scope, str(self.key.window_start), str(self.threshold))
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]

@@ -194,3 +194,71 @@ class TestLater:
         assert other.budgets.alerts.flush(60)
         assert [one for one in seen if isinstance(one, Notice)] == [found]
         bare.close()
+
+    def test_what_was_told_is_not_told_again_under_another_limit(self, store_url, monkeypatch):
+        seen: list[Any] = []
+        meter = meter_at(store_url, seen.append, budgets=[ONE_EACH])
+        call_once(meter)
+        meter.budgets.set(Budget(member="*", limit_requests=3, thresholds=(100,), name="one each"))
+        meter.budgets.grant("one each", 5, by="grace", reason="launch", scope={"member": "ada"})
+        now = meter.store.now()
+        monkeypatch.setattr(meter.store, "now", lambda: now + timedelta(hours=1))
+        again = Meter(store=meter.store, pricer=Pricer(PriceList()), alerts=[seen.append])
+        for each in (meter, again):
+            each.budgets.alerts.catch_up()
+            assert each.budgets.alerts.flush(60)
+        assert [(alert.threshold, alert.limit) for alert in seen] == [(100, 1)]
+        meter.close()
+
+    @pytest.mark.parametrize("kind", ["plain", "async"])
+    def test_nobody_is_asked_for_the_limit_of_what_was_told(self, store_url, monkeypatch, kind):
+        seen: list[Any] = []
+        asked = []
+
+        def limit_of(member):
+            asked.append(member)
+            return {"requests": 1}
+
+        async def awaited_limit_of(member):
+            return limit_of(member)
+
+        plans = Budget(
+            member="*",
+            limit=limit_of if kind == "plain" else awaited_limit_of,
+            limit_requests=0,
+            thresholds=(100,),
+            name="plans",
+        )
+        meter = meter_at(store_url, seen.append, budgets=[plans])
+        call_once(meter)
+        now = meter.store.now()
+        monkeypatch.setattr(meter.store, "now", lambda: now + timedelta(hours=1))
+        restarted = Meter(store=meter.store, pricer=Pricer(PriceList()), alerts=[seen.append], budgets=[plans])
+        restarted.budgets.alerts.catch_up()
+        assert restarted.budgets.alerts.flush(60)
+        assert (asked, len(seen)) == (["ada"], 1)
+        meter.close()
+
+    def test_an_alert_whose_limit_is_not_known_here_keeps_no_other_from_being_told(self, store_url, monkeypatch):
+        seen: list[Any] = []
+
+        async def limit_of(_member):
+            return {"requests": 1}
+
+        plans = Budget(
+            member="*", limit=limit_of, limit_requests=0, period="year", thresholds=(100,), hard=False, name="plans"
+        )
+        bare = meter_at(store_url, budgets=[plans, ONE_EACH])
+        later = Meter(store=bare.store, pricer=Pricer(PriceList()), alerts=[seen.append], budgets=[plans])
+        later.budgets.alerts.catch_up()
+        assert later.budgets.alerts.flush(60)
+        call_once(bare)
+        now = bare.store.now()
+        monkeypatch.setattr(bare.store, "now", lambda: now + timedelta(minutes=2))
+        assert len(later.budgets.in_force) == 2
+        for known in (["one each"], ["one each", "plans"]):
+            later.budgets.alerts.catch_up()
+            assert later.budgets.alerts.flush(60)
+            assert [alert.budget for alert in seen] == known
+            later.remaining(member="ada")  # asks for the limit
+        bare.close()

@@ -36,6 +36,7 @@ class Alert:
         at: When it was noticed, aware UTC.
         hard: Whether the budget stops calls.
         key_name: What the API key of ``scope`` is called, where it has a name.
+        crossing_id: What the ledger knows the crossing by; None for an alert that no ledger told.
     """
 
     budget: str
@@ -49,6 +50,7 @@ class Alert:
     at: datetime
     hard: bool
     key_name: str | None = None
+    crossing_id: str | None = None
 
     @property
     def kind(self) -> str:
@@ -80,6 +82,8 @@ class Alert:
     @property
     def alert_id(self) -> str:
         """The same for the same threshold of the same window, however often it is delivered."""
+        if self.crossing_id is not None:
+            return self.crossing_id
         scope = repr(sorted(self.scope.items()))
         parts = (self.budget, self.unit, scope, self.window_start.isoformat(), str(self.threshold))
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]

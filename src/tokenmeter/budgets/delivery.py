@@ -63,7 +63,7 @@ class Deliveries:
 
     Args:
         store: The ledger.
-        alert_of: The alert of a threshold that was crossed; None where its budget is gone.
+        alert_of: The alert of a threshold that was crossed; None where its budget is gone, or its limit not known here.
     """
 
     def __init__(self, store: Store, alert_of: Callable[[ThresholdCrossing], Alert | None]) -> None:
@@ -90,14 +90,18 @@ class Deliveries:
         """
         now = self.now()
         since = max(self._since(target, now) - _FIRST_CALL, now - _NEWS_FOR)
-        news: Iterator[tuple[datetime, Alert | Notice]] = chain(self._crossed(since), self._noticed(since))
-        found = {alert.alert_id: (at, alert) for at, alert in news}
+        news: Iterator[tuple[datetime, str, ThresholdCrossing | Notice]] = chain(
+            self._crossed(since), self._noticed(since)
+        )
+        found = {one: (at, event) for at, one, event in news}
         keys = {one: _key(_DELIVERED, alert=one, target=target) for one in found}
         told = self._store.counters(list(keys.values()))
         left = {one: found[one] for one, key in keys.items() if not told[key].settled}
         claims = self._claims() if left else {}
-        due = [(at, alert) for one, (at, alert) in left.items() if _is_left(claims.get(one, []), now - at)]
-        return [alert for _, alert in sorted(due, key=lambda each: (each[0], each[1].alert_id))]
+        due = sorted((at, one) for one, (at, _) in left.items() if _is_left(claims.get(one, []), now - at))
+        # Only of what is to be told an alert is made: it says the limit, which may have to be asked for.
+        alerts = (event if isinstance(event := found[one][1], Notice) else self._alert_of(event) for _, one in due)
+        return [alert for alert in alerts if alert is not None]
 
     def _since(self, target: str, now: datetime) -> datetime:
         """When `target` was first heard of: what happened before is not told."""
@@ -107,7 +111,7 @@ class Deliveries:
             self._store.open_counters({key: (to_microseconds(now), None)})
         return from_microseconds(known) if known else now
 
-    def _crossed(self, since: datetime) -> Iterator[tuple[datetime, Alert]]:
+    def _crossed(self, since: datetime) -> Iterator[tuple[datetime, str, ThresholdCrossing]]:
         recent = [
             (one.crossed_at, one)
             for one in self._store.crossings(limit=QUEUE_SIZE)
@@ -115,14 +119,14 @@ class Deliveries:
         ]
         counters = self._store.counters([one.key for _, one in recent])
         for at, one in recent:
-            alert = self._alert_of(ThresholdCrossing(one.key, one.threshold, counters[one.key].settled))
-            if alert is not None:
-                yield at, alert
+            crossing = ThresholdCrossing(one.key, one.threshold, counters[one.key].settled)
+            yield at, crossing.crossing_id, crossing
 
-    def _noticed(self, since: datetime) -> Iterator[tuple[datetime, Notice]]:
+    def _noticed(self, since: datetime) -> Iterator[tuple[datetime, str, Notice]]:
         for document in self._store.documents(DocumentQuery(kind=NOTICE)):
             if document.recorded_at >= since:
-                yield document.recorded_at, Notice.of(json.loads(document.body))
+                notice = Notice.of(json.loads(document.body))
+                yield document.recorded_at, notice.alert_id, notice
 
     def _claims(self) -> dict[str, list[str]]:
         """Per alert the processes that said they deliver it."""

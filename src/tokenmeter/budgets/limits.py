@@ -123,6 +123,9 @@ class AskedLimits:
         if answer is None:
             if not may_wait():
                 raise StoreBusyError("A limit function has to be asked; call again from a thread.")
+            if not renew and inspect.iscoroutinefunction(function):
+                # Who looks back does so in a thread of its own, before a call said where the application's loop is.
+                raise LimitUnknownError(f"The limit function of budget {budget.name!r} was not asked yet.")
             if self._process is not processes.this_process:  # a lock that the parent held is never freed here
                 self._process, self._asking = processes.this_process, {}
             question = self._asking.setdefault(key, _Inquiry())

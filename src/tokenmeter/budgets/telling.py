@@ -14,6 +14,7 @@ from tokenmeter.budgets.alerts import Alert, AlertTarget, Notice
 from tokenmeter.budgets.definitions import InForce
 from tokenmeter.budgets.delivery import AlertQueue, Deliveries
 from tokenmeter.budgets.holds import Fault
+from tokenmeter.budgets.limits import LimitUnknownError
 from tokenmeter.budgets.matching import Cap, Subject, parse_scope
 from tokenmeter.budgets.policy import amount_of, threshold_amounts
 from tokenmeter.budgets.rules import Rule, Sight, check
@@ -85,7 +86,10 @@ class Telling:
         if cap is None:
             return None
         scope = parse_scope(key.scope)
-        limit = self._limit_of(cap, scope, key)
+        try:
+            limit = self._limit_of(cap, scope, key)
+        except LimitUnknownError:  # a process that knows it tells
+            return None
         start, end = next(
             (span for span in cap.spans(key.window_start) if span[0] == key.window_start), (key.window_start, None)
         )
@@ -102,6 +106,7 @@ class Telling:
             at=self._store.now(),
             hard=cap.budget.hard,
             key_name=self._key_name(scope.get("api_key")),
+            crossing_id=crossing.crossing_id,
         )
 
     def _key_name(self, fingerprint: str | None) -> str | None:
