@@ -364,6 +364,29 @@ def test_a_count_of_zero_beside_what_was_made_of_it_is_unknown_wherever_it_stand
     assert (dict(seen.usage.quantities), seen.billable, "usage_unknown" in seen.flags) == ({}, True, True)
 
 
+@pytest.mark.parametrize(
+    ("usage", "quantities", "flags"),
+    [
+        ({"responseTokenCount": 30, "totalTokenCount": 930}, {"input": 900, "output": 30}, set()),
+        ({"promptTokenCount": 900, "totalTokenCount": 930}, {"input": 900, "output": 30}, {"total_mismatch"}),
+        (
+            {"promptTokenCount": 900, "responseTokenCount": 30, "totalTokenCount": 3000},
+            {"input": 900, "output": 30},
+            {"total_mismatch"},
+        ),
+        (  # a Live session's total may leave thoughts out: then it denies nothing
+            {"promptTokenCount": 900, "responseTokenCount": 30, "thoughtsTokenCount": 50, "totalTokenCount": 930},
+            {"input": 900, "output": 80},
+            set(),
+        ),
+    ],
+)
+def test_a_live_turn_without_thoughts_is_held_against_its_total(usage, quantities, flags):
+    body = {"usageMetadata": usage, "serverContent": {"modelTurn": {"parts": [{"text": "The sea"}]}}}
+    seen = read(body, "live.connect")
+    assert (dict(seen.usage.quantities), seen.flags) == (quantities, flags)
+
+
 @pytest.mark.parametrize("usage", [{"promptTokenCount": 0}, {"promptTokenCount": 0, "totalTokenCount": 0}])
 def test_an_embedding_of_no_tokens_is_estimated_by_its_request(usage):
     body = {"embeddings": [{"values": [0.1]}], "usageMetadata": usage}

@@ -120,7 +120,7 @@ def _read(usage: JSON, names: _Names, *, totals_thoughts: bool) -> Reading:
     elif prompt is not None and cached > prompt and total == prompt + cached + tools + answer:
         prompt += cached
         flags.add("cache_beside_input")
-    elif total is not None and totals_thoughts:
+    elif total is not None and (totals_thoughts or not thoughts):
         prompt, answer = _by_total(total - tools, prompt, answer, flags, worded=spoken > 0)
     if has_unknown(usage, names.counts(), names.ending[0]):
         flags.add("unknown_token_class")
