@@ -29,14 +29,18 @@ from tokenmeter.usage import Consumption, Observation, Usage
 MODEL = "gpt-4"  # its context window of 8,192 tokens is all that is known of its answers' length
 
 
-@pytest.fixture
-def dollar_pricer():
-    """A token of the model costs a dollar."""
+def pricer_at(price):
+    """A token of the model costs `price` dollars."""
     rows = [
-        {"provider": "openai", "model": MODEL, "sku_meter": meter, "unit_price": "1", "per": 1}
+        {"provider": "openai", "model": MODEL, "sku_meter": meter, "unit_price": price, "per": 1}
         for meter in ("input", "output")
     ]
     return Pricer(PriceList.load(rows))
+
+
+@pytest.fixture
+def dollar_pricer():
+    return pricer_at("1")
 
 
 @pytest.fixture
@@ -46,7 +50,7 @@ def metered(store, dollar_pricer):
     made = []
 
     def build(*budgets, **arguments):
-        made.append(Meter(store=store, pricer=dollar_pricer, budgets=budgets, **arguments))
+        made.append(Meter(**{"store": store, "pricer": dollar_pricer, "budgets": budgets, **arguments}))
         return made[-1]
 
     yield build
@@ -185,6 +189,21 @@ class TestCaps:
             meter.authorize(a_call("m1234"))
 
 
+def priced_since(entry):
+    """The correction of an unpriced entry whose 120 tokens cost 6 dollars."""
+    taken_back = replace(entry.charges[0], quantity=-120)
+    priced = replace(entry.charges[0], list_cost=Decimal(6), contracted_cost=Decimal(6), billed_cost=Decimal(6))
+    return replace(
+        entry,
+        entry_id="c" * 32,
+        kind="correction",
+        usage=Usage(),
+        charges=(taken_back, priced),
+        billed_cost=Decimal(6),
+        cost_source="computed",
+    )
+
+
 class TestBounds:
     @pytest.mark.parametrize("why", ["server_tools", "advisor", "background"])
     def test_a_call_without_a_bound_is_refused_with_its_reason(self, metered, why):
@@ -237,20 +256,34 @@ class TestBounds:
         told = {(one.unit, one.scope.get("member"), one.assumed) for one in meter.remaining()}
         assert told == {("usd", "ada", 7), ("usd", "bob", 0), ("usd", None, 7), ("tokens", None, 0)}
 
+    @pytest.mark.parametrize("price", ["0.5", "2"])
+    @pytest.mark.parametrize("repriced", [False, True])
+    def test_what_another_price_list_assumes_is_no_fault_of_a_counter(self, metered, store, price, repriced):
+        budget = Budget(limit_usd=1000, period="total", unbounded="expected")
+        meter = metered(budget)
+        spend(meter, a_call(), 5)
+        entry = meter.settle(meter.authorize(a_call(model="new")), answered(120, model="new"))
+        other = metered(budget, pricer=pricer_at(price))
+        if repriced:
+            correction = priced_since(entry)
+            store.settle(correction, other.budgets.postings(correction))
+        assert other.audit_budgets() == ()
+
+    @pytest.mark.parametrize("price", ["0.5", "2"])
+    def test_what_is_certain_must_be_counted_beside_what_is_assumed(self, metered, store, price):
+        budget = Budget(limit_usd=1000, period="total", unbounded="expected")
+        meter = metered(budget)
+        spend(meter, a_call(), 5)
+        meter.settle(meter.authorize(a_call(model="new")), answered(120, model="new"))
+        key = max(store.all_counters(), key=lambda one: one[1].settled)[0]
+        store.recount(lambda: {key: (5 * 10**12 - 1, None)})
+        (fault,) = metered(budget, pricer=pricer_at(price)).audit_budgets()
+        assert "the counter says 4.999999999999" in fault.detail
+
     def test_a_price_found_later_replaces_the_dearest_rate(self, metered, store):
         meter = metered(Budget(limit_usd=1000, unbounded="expected"))
         entry = meter.settle(meter.authorize(a_call(model="new")), answered(120, model="new"))
-        taken_back = replace(entry.charges[0], quantity=-120)
-        priced = replace(entry.charges[0], list_cost=Decimal(6), contracted_cost=Decimal(6), billed_cost=Decimal(6))
-        correction = replace(
-            entry,
-            entry_id="c" * 32,
-            kind="correction",
-            usage=Usage(),
-            charges=(taken_back, priced),
-            billed_cost=Decimal(6),
-            cost_source="computed",
-        )
+        correction = priced_since(entry)
         store.settle(correction, meter.budgets.postings(correction))
         assert (meter.remaining()[0].spent, meter.remaining()[0].assumed) == (6, 0)
 

@@ -45,15 +45,18 @@ BEGINNING, END = datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=U
 _MOST_OPENED = 65_536
 
 
-def spent_by(entry: Entry, unit: Unit, pricer: Pricer) -> int:
-    """What `entry` adds to a counter; tokens without a price count at the dearest known rate, never at nothing."""
+def spent_by(entry: Entry, unit: Unit, pricer: Pricer | None) -> int:
+    """What `entry` adds to a counter; tokens without a price count at the dearest known rate, never at nothing.
+
+    Without a `pricer` they are left out: what is certain, whichever prices and terms somebody went by.
+    """
     back = TAKEN_BACK in entry.flags
     held = _held(entry, unit)
     if held is not None:
         return -held if back else held
     if unit == "usd":
         cost = entry.billed_cost or ZERO
-        if entry.cost_source == "unpriced" or entry.kind == "correction":
+        if pricer is not None and (entry.cost_source == "unpriced" or entry.kind == "correction"):
             cost = EXACT.add(cost, _dearest(entry, pricer))
         return picodollars(cost)
     if entry.kind not in COUNTED_AS and not back:  # any other correction puts a cost right, not a use
@@ -114,7 +117,7 @@ def _dearest(entry: Entry, pricer: Pricer) -> Decimal:
 
 
 def count(
-    cap: Cap, scope: Mapping[str, str], start_us: int, end_us: int | None, *, store: Store, pricer: Pricer
+    cap: Cap, scope: Mapping[str, str], start_us: int, end_us: int | None, *, store: Store, pricer: Pricer | None
 ) -> int:
     """What one counter should hold for ``[start, end)``.
 
@@ -125,7 +128,7 @@ def count(
 
 
 def tally(
-    cap: Cap, scope: Mapping[str, str], start_us: int, end_us: int | None, *, store: Store, pricer: Pricer
+    cap: Cap, scope: Mapping[str, str], start_us: int, end_us: int | None, *, store: Store, pricer: Pricer | None
 ) -> dict[str, int]:
     """What the counters of `cap` should hold for ``[start, end)``: scope text -> amount.
 
@@ -135,7 +138,7 @@ def tally(
         start_us: Microseconds since the epoch.
         end_us: First instant that counts no more; None = never.
         store: The ledger.
-        pricer: For tokens whose price is not known.
+        pricer: For tokens whose price is not known; None = they are left out.
     """
     named = {name: value for name, value in scope.items() if _is_name(cap, name, value)}
     scope = {**scope, **dict.fromkeys(named, "*")}
@@ -159,7 +162,7 @@ def _is_name(cap: Cap, name: str, value: str) -> bool:
 
 
 def _counted(
-    cap: Cap, scope: Mapping[str, str], since: datetime, until: datetime, *, store: Store, pricer: Pricer
+    cap: Cap, scope: Mapping[str, str], since: datetime, until: datetime, *, store: Store, pricer: Pricer | None
 ) -> Iterator[tuple[str, int]]:
     exact = {name: value for name, value in scope.items() if _is_exact(name, value)}
     where = {_DIMENSIONS.get(name, (name,))[0]: frozenset[str | None]({value}) for name, value in exact.items()}
@@ -337,7 +340,8 @@ def audit(
 
     A counter that moves while the ledger is read is not judged, nor are windows that nobody counted (a budget of today
     has no counters of last month), nor the counter of a key that bears another name by now than its budget's. One that
-    is not there limits nothing: it is missed where its window runs.
+    is not there limits nothing: it is missed where its window runs. Where tokens have no price, what was assumed for
+    them went by the prices and terms of who recorded them, so only what is certain must be there.
 
     Args:
         caps: The limits in force, by their counters' name.
@@ -357,7 +361,13 @@ def audit(
         if not _is_over(cap := caps[key.budget], key, moment) and cap.goes_on(parse_scope(key.scope))
     }
     after = _settled(caps, store)
-    differing = {key for key in due if before[key] == after.get(key) and not _agree(caps[key.budget], key, before, due)}
+    differing = {
+        key
+        for key in due
+        if before[key] == after.get(key)
+        and not _agree(caps[key.budget], key, before, due)
+        and not _is_assumed(caps[key.budget], key, before[key], store, pricer)
+    }
     due |= (gone := _missing(caps, store, pricer, moment))
     wrong = sorted(differing | gone.keys())
     if repair and wrong:
@@ -390,6 +400,24 @@ def _settled(caps: Mapping[str, Cap], store: Store) -> dict[CounterKey, int]:
 def _agree(cap: Cap, key: CounterKey, held: Mapping[CounterKey, int], due: Mapping[CounterKey, int]) -> bool:
     """Whether counter and ledger agree. One that nobody opened yet says nothing of a window before its budget."""
     return held[key] == due[key] or (held[key] == 0 and key.window_start < cap.counted_since_us)
+
+
+def _is_assumed(cap: Cap, key: CounterKey, held: int, store: Store, pricer: Pricer) -> bool:
+    """Whether a counter may differ by what was assumed for tokens without a price, or taken back of that since."""
+    if cap.unit != "usd":
+        return False
+    matches, end = Matcher(parse_scope(key.scope)), _end(cap, key)
+    until = END if end is None else from_microseconds(end)
+    assumed = [
+        _dearest(entry, pricer)
+        for entry in _beyond_sums(from_microseconds(key.window_start), until, {}, store)
+        if any(charge.billed_cost is None and charge.unit == "Tokens" for charge in entry.charges)
+        and _held(entry, "usd") is None
+        and matches(Subject.of_entry(entry)) is not None
+    ]
+    certain = count(cap, parse_scope(key.scope), key.window_start, end, store=store, pricer=None)
+    taken_back = sum(-picodollars(amount) for amount in assumed if amount < 0)
+    return bool(assumed) and held >= certain - taken_back
 
 
 def _due(cap: Cap, key: CounterKey, store: Store, pricer: Pricer) -> int:
