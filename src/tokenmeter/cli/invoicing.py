@@ -242,7 +242,11 @@ def einvoice(
     with frame.ledger() as opened:
         document = _find_document(opened, number)
     content = make_einvoice(document, chosen)  # type: ignore[arg-type]  # checked there
-    path = target or Path(f"{number}.{'pdf' if chosen in EINVOICE_PDFS else 'xml'}")
+    ending = ".pdf" if chosen in EINVOICE_PDFS else ".xml"
+    path = target or Path(number + ending)
+    if path.suffix.lower() in {".pdf", ".xml"} - {ending}:
+        other = "--form cii, ubl or xrechnung is XML" if ending == ".pdf" else "--form factur-x is a PDF"
+        raise ConfigurationError(f"{path}: {chosen} is written as {ending}; {other}.")
     write_file(path, content)
 
 
