@@ -19,7 +19,7 @@ from tokenmeter.config import load_settings
 from tokenmeter.errors import ConfigurationError, PricingError
 from tokenmeter.interrupts import let_interrupt_through
 from tokenmeter.late import LateModule, LateObject
-from tokenmeter.ledger import Entry
+from tokenmeter.ledger import Entry, utcnow
 from tokenmeter.money import ONE
 from tokenmeter.paths import expand
 from tokenmeter.pricing import (
@@ -297,7 +297,8 @@ def meter_for_calls() -> Meter:
             if stopping := _what_may_stop(_load_settings()):
                 raise UnopenedStoreError(
                     f"The ledger cannot be opened ({error}), and {stopping} may stop this call. The call was not sent. "
-                    "Mend the store (`tokenmeter doctor`), or set store_failure='open' on the budget to let calls pass."
+                    "Mend the store (`tokenmeter doctor`); store_failure='open' on a budget, and on_missing='warn' "
+                    "beside `require`, let calls pass meanwhile."
                 ) from error
             _unmetered += 1
             raise
@@ -310,9 +311,10 @@ def meter_for_calls() -> Meter:
 def _what_may_stop(settings: Settings) -> str | None:
     if settings.require and settings.on_missing == "refuse":
         return "`require` in the settings"
-    closed = (b.name for b in _make_budgets(settings)[0] if b.hard and b.store_failure == "closed")
-    name = next(closed, None)
-    return name and f"the budget {name!r} of the settings"
+    for budget in _make_budgets(settings)[0]:
+        if budget.hard and budget.store_failure == "closed" and budget.applies(utcnow()):
+            return f"the budget {budget.name!r} of the settings"
+    return None
 
 
 def reset() -> None:

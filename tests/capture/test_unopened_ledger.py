@@ -19,6 +19,7 @@ SETTINGS = {
     "a cap on others": '[[budgets]]\nname = "all"\nmember = "ada"\nlimit_usd = 10\n',
     "require": 'require = ["member"]\n',
     "an open cap": '[[budgets]]\nname = "all"\nlimit_usd = 10\nstore_failure = "open"\n',
+    "a cap of last year": '[[budgets]]\nname = "all"\nlimit_usd = 10\nends = "2025-12-31"\n',
     "a soft cap": '[[budgets]]\nname = "all"\nlimit_usd = 10\nhard = false\n',
     "require, told": 'require = ["member"]\non_missing = "warn"\n',
     "nothing": "",
@@ -75,7 +76,7 @@ async def test_what_may_stop_a_call_stops_it_where_the_ledger_cannot_be_opened(
     assert not provider.requests
 
 
-@pytest.mark.parametrize("kind", ["an open cap", "a soft cap", "require, told", "nothing"])
+@pytest.mark.parametrize("kind", ["an open cap", "a soft cap", "a cap of last year", "require, told", "nothing"])
 async def test_where_nothing_would_stop_it_a_call_goes_on(kind, clients, do, settings, caplog):
     settings(SETTINGS[kind])
     with caplog.at_level(logging.ERROR, logger="tokenmeter"):
