@@ -113,7 +113,7 @@ class Erasure:
         documents: Those that name the person still.
         left: What this host cannot remove now, and why, in words; empty when nothing of the text is left here.
         elsewhere: Copies that the ledger does not hold, to be handled by you.
-        uncounted: Whether archived months are not in `entries`, since their files could not be read.
+        uncounted: Why archived months are not in `entries`, in words; empty where they are.
     """
 
     kind: str
@@ -125,7 +125,7 @@ class Erasure:
     documents: tuple[KeptDocument, ...]
     left: tuple[str, ...]
     elsewhere: tuple[str, ...] = _ELSEWHERE
-    uncounted: bool = False
+    uncounted: str = ""
 
 
 @tell_wrong_arguments
@@ -160,7 +160,11 @@ def erase(store: Store, dimension: str, value: str, *, reason: str, by: str, pse
     end.fold()
     tables = [table for table, columns in end.read(end.tables).items() if "scope" in columns]
     work = _Erasing(kind, value, pseudonym, reason=reason, by=by, tables=tables)
-    everywhere = _count_everywhere(store, kind, value)  # before the name is gone from files, too
+    everywhere, uncounted = 0, ""
+    try:
+        everywhere = _count_everywhere(store, kind, value)  # before the name is gone from files, too
+    except (ConfigurationError, StoreUnavailableError) as error:
+        uncounted = str(error)
     try:
         filing = store.file_with(work.run)
     except LedgerError:
@@ -177,7 +181,7 @@ def erase(store: Store, dimension: str, value: str, *, reason: str, by: str, pse
         len(work.changed),
         tuple(work.kept),
         left,
-        uncounted=everywhere is None,
+        uncounted=uncounted,
     )
 
 
@@ -201,8 +205,8 @@ def check_erasure(dimension: str, value: str, *, reason: str, by: str, pseudonym
         raise ConfigurationError("The pseudonym is empty, or the name itself.")
 
 
-def _count_everywhere(store: Store, kind: str, value: str) -> int | None:
-    """Entries of a person in the ledger and in files; 0 where the ledger itself counts them all, None = not known.
+def _count_everywhere(store: Store, kind: str, value: str) -> int:
+    """Entries of a person in the ledger and in files; 0 where the ledger itself counts them all.
 
     Sums, which stay in the ledger, go by accounts; end users and tags are in entries alone.
     """
@@ -210,10 +214,7 @@ def _count_everywhere(store: Store, kind: str, value: str) -> int | None:
         return 0
     if not any(month.dropped for month in store.archives.listed()):
         return 0
-    try:
-        return sum(1 for _ in store.entries(EntryFilter(where={kind: frozenset({value})})))
-    except (ConfigurationError, StoreUnavailableError):
-        return None
+    return sum(1 for _ in store.entries(EntryFilter(where={kind: frozenset({value})})))
 
 
 def _kind_of(dimension: str) -> str:

@@ -160,6 +160,8 @@ FAULTS = {
 }
 #: Those that give a whole file which is another one.
 OTHER = {"half", "empty", "a page"}
+#: Those that give nothing, not even a file's length.
+REFUSING = {"overloaded", "lost", "no bucket", "expired"}
 
 
 def healthy(request, *answer):
@@ -257,6 +259,10 @@ def test_whatever_a_bucket_answers_is_an_error_of_ours_and_loses_nothing(ledger,
                 answers(store)
             assert store.archives.listed()[0].url in str(caught.value)
             assert [one.kind for one in store.verify().faults] == ["archive", "archive"]
+            away = store.archives.unreadable()  # asks for no more than the length of each
+            assert len(away) == (2 if name in REFUSING else 0), away
+            assert all("cannot be read: " in one and one.endswith("mend the access.") for one in away)
+    assert store.archives.unreadable() == []
     with frail(cut_off):
         for ask in (store.archives.restore, store.archives.connect):
             with pytest.raises(StoreUnavailableError, match=r"cannot be read: .* mend the access\.$"):

@@ -7,6 +7,7 @@ import pytest
 import time_machine
 from typer.testing import CliRunner
 
+from tokenmeter.attribution import Attribution
 from tokenmeter.cli.app import app
 from tokenmeter.ledger import Entry
 from tokenmeter.stores import open_store
@@ -81,3 +82,56 @@ def test_what_lies_behind_calls_of_the_running_month_stays_and_is_told(tm):
 def test_sealing_and_dropping_are_one_command(tm):
     out = tm("archive", "seal", "--through", "2025-02", "--to", "archive", "--drop", "--json")
     assert [one["dropped"] for one in json.loads(out)] == [True, True]
+
+
+@pytest.mark.parametrize("fault", ["none", "gone", "cut", "not dropped"])
+def test_what_was_not_compared_with_files_is_told_and_a_file_that_is_away_is_no_success(tm, tmp_path, fault):
+    tm("archive", "seal", "--through", "2025-02", "--to", "archive", *(() if fault == "not dropped" else ("--drop",)))
+    file = next((tmp_path / "archive").rglob("2025-01*"))
+    if fault in {"gone", "not dropped"}:
+        file.unlink()
+    elif fault == "cut":
+        file.write_bytes(file.read_bytes()[:-1])
+    code = int(fault in {"gone", "cut"})
+    for command in (["db", "rebuild", "--dry-run"], ["db", "rebuild"]):
+        told = " ".join(tm(*command, code=code).split())
+        found = json.loads(tm(*command, "--json", code=code))
+        if fault == "not dropped":
+            assert "every kept sum is what" in told
+            assert "not compared" not in told
+            assert (found["not_compared_until"], found["unreadable"]) == (None, [])
+            continue
+        assert "every kept sum after 2025-02-28 is what" in told
+        assert "Days up to 2025-02-28 were not compared: 59 entries" in told
+        assert found["not_compared_until"] == "2025-02-28"
+        assert [str(file) in one for one in found["unreadable"]] == [True] * code
+        assert (str(file) in told) == bool(code)
+    if not code:
+        assert "every kept sum is what" in tm("db", "rebuild", "--dry-run", "--deep")
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_an_erasure_that_could_not_count_says_of_which_file_and_is_no_success(tm, tmp_path, there):
+    store = open_store("sqlite:///usage.db")
+    moment = datetime(2025, 3, 20, tzinfo=UTC)
+    call = {"provider": "openai", "endpoint": "chat.completions", "operation": "chat", "cost_source": "none"}
+    who = Attribution(end_user="u", tags={"run": "7"})
+    store.append([(Entry(occurred_at=moment, recorded_at=moment, attribution=who, **call), ())])
+    store.close()
+    tm("archive", "seal", "--through", "2025-03", "--to", "archive", "--drop")
+    file = next((tmp_path / "archive").rglob("2025-03*"))
+    if not there:
+        file.unlink()
+    for dimension, value in (("end_user", "u"), ("tag:run", "7")):
+        out = tm("erase", dimension, value, "--reason", "asked to", "--by", "kim", "--yes", code=int(not there))
+        assert ("1 entry now shows" if there else f"not counted: The archived month at {file} cannot be read") in out
+    assert " u " not in tm("sql", "SELECT * FROM entries")
+
+
+def test_a_copy_for_other_tools_says_what_it_lacks(tm):
+    tm("archive", "seal", "--through", "2025-02", "--to", "archive")
+    assert "archived months" not in tm("sql", "--copy", "whole.db")
+    tm("archive", "drop")
+    assert "59 entries are in archived months, and not among entries" in tm("sql", "--copy", "less.db")
+    assert "59 entries are in archived months" in tm("sql", "SELECT count(*) FROM entries")
+    assert "archived months" not in tm("sql", "SELECT sum(requests) FROM sums")

@@ -21,7 +21,7 @@ from tokenmeter.display import counted, number_text, visible
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import to_dollars
 from tokenmeter.reports.database import open_database
-from tokenmeter.stores.base import SumsDifference
+from tokenmeter.stores.base import Store, SumsDifference
 from tokenmeter.stores.sqlite.database import sqlite3
 
 app = typer.Typer(help="Set up, back up and move a ledger.", no_args_is_help=True)
@@ -124,13 +124,25 @@ def rebuild(
     """Make kept sums anew from the entries where they differ. With --dry-run exit code 1 when some do.
 
     Reports read sums. What is in the chain is never changed: an entry that was edited stays a fault of `verify`.
+    Exit code 1, too, when a file of an archived month is away, which --deep would read.
     """
-    with frame.ledger() as store, show_progress("comparing sums with entries", of="days") as progress:
-        found = store.rebuild(dry_run=dry_run, deep=deep, progress=progress)
+    with frame.ledger() as store:
+        with show_progress("comparing sums with entries", of="days") as progress:
+            found = store.rebuild(dry_run=dry_run, deep=deep, progress=progress)
+        files = () if deep else [one for one in store.archives.listed() if one.dropped]
+        unreadable = store.archives.unreadable() if files else ()
+    until = max((one.until.date() for one in files), default=None)
     if frame.as_json:
-        emit({"differences": [asdict(one) for one in found], "rebuilt": bool(found) and not dry_run})
+        emit({
+            "differences": [asdict(one) for one in found],
+            "rebuilt": bool(found) and not dry_run,
+            "not_compared_until": until,
+            "unreadable": list(unreadable),
+        })  # fmt: skip
     elif not found:
-        out.print("[green]Nothing to do:[/] every kept sum is what its entries come to.")
+        out.print(
+            f"[green]Nothing to do:[/] every kept sum{f' after {until}' if until else ''} is what its entries come to."
+        )
     else:
         _show_differences(found)
         wrong = counted(len(found), "sum differs", "sums differ")
@@ -139,7 +151,12 @@ def rebuild(
             if dry_run
             else f"{counted(len(found), 'sum')} made anew."
         )
-    if dry_run and found:
+    if until and not frame.as_json:
+        many = counted(sum(one.entries for one in files), "entry", "entries")
+        out.print(f"Days up to {until} were not compared: {many} of them are in archived files, which --deep reads.")
+        for told in unreadable:
+            out.print(f"[yellow]care[/]  {escape(told)}")
+    if (dry_run and found) or unreadable:
         raise typer.Exit(Exit.FOUND)
 
 
@@ -200,7 +217,8 @@ def erase(
     """Replace what says who somebody is by a pseudonym, for good. Amounts, sums and the chain stay.
 
     Prints which documents name the person still, until when the law wants them kept (run it again after that day), and
-    which copies the ledger does not hold. Exit code 1 when something of the text is left beside a ledger file.
+    which copies the ledger does not hold. Exit code 1 when something of the text is left beside a ledger file, or when
+    entries of archived months could not be counted.
     """
     with frame.ledger() as store:
         if not yes:
@@ -211,7 +229,7 @@ def erase(
         emit(asdict(done))
     else:
         _tell_erasure(done)
-    if done.left and store.url.startswith("sqlite"):
+    if done.uncounted or (done.left and store.url.startswith("sqlite")):
         raise typer.Exit(Exit.FOUND)
 
 
@@ -228,7 +246,7 @@ def _ask_to_erase(dimension: str, value: str) -> None:
 def _tell_erasure(done: erasing.Erasure) -> None:
     out.print(f"Erased. {counted(done.entries, 'entry now shows', 'entries now show')} {done.pseudonym}.", markup=False)
     if done.uncounted:
-        out.print("Those of archived months show it, too; they are not counted, since their files cannot be read now.")
+        out.print(f"Those of archived months show it, too; they are not counted: {done.uncounted}", markup=False)
     if done.changed:
         out.print(f"{counted(done.changed, 'document has', 'documents have')} it in place of the name.")
     out.print(f"Record of it in the chain: {done.record}")
@@ -270,6 +288,7 @@ def sql(
         if query is None:
             counts = {table.name: table.count for table in database.tables}
             database.close()
+            _tell_archived(store)
             if frame.as_json:
                 emit({"file": str(copy_to), "rows": counts})
             else:
@@ -288,13 +307,8 @@ def sql(
             ) from error
         finally:
             database.close()
-        archived = sum(one.entries for one in store.archives.listed() if one.dropped)
-    if archived and re.search(r"\b(entries|charges)\b", query):
-        progress_out.print(
-            f"{counted(archived, 'entry is', 'entries are')} in archived months, and not in what was asked: ask with "
-            "tokenmeter.duckdb(), or the view sums, which has all.",
-            markup=False,
-        )
+        if re.search(r"\b(entries|charges)\b", query):
+            _tell_archived(store)
     if frame.as_json:
         emit([dict(zip(heads, row, strict=True)) for row in rows])
     elif not rows:
@@ -304,3 +318,14 @@ def sql(
         # SQL says no kinds of columns: one of whole numbers is taken for figures.
         figures = [head for place, head in enumerate(heads) if all(isinstance(row[place], int | None) for row in rows)]
         show_table(heads, cells, figures=figures)
+
+
+def _tell_archived(store: Store) -> None:
+    """Say what `entries` and `charges` lack."""
+    archived = sum(one.entries for one in store.archives.listed() if one.dropped)
+    if archived:
+        progress_out.print(
+            f"{counted(archived, 'entry is', 'entries are')} in archived months, and not among entries and charges: "
+            "ask with tokenmeter.duckdb(), or sums, which has all.",
+            markup=False,
+        )

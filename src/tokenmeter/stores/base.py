@@ -273,6 +273,10 @@ class Archives(Protocol):
         """Bring the entries of dropped months, from `since` on, back into the live ledger. Their files stay."""
         ...
 
+    def unreadable(self) -> Sequence[str]:
+        """Why files of dropped months cannot be read, in words; places are asked, and no file is read."""
+        ...
+
     def prove(self, entry_id: str) -> Proof:
         """That a sealed month has an entry."""
         ...

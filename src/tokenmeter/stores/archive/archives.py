@@ -10,12 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from tokenmeter.errors import ConfigurationError, LedgerError, TokenmeterError
+from tokenmeter.errors import ConfigurationError, LedgerError, StoreUnavailableError, TokenmeterError
 from tokenmeter.ledger import utcnow
 from tokenmeter.stores.archive.checking import ArchiveCheck, check_months
 from tokenmeter.stores.archive.layout import identity_parts, records
 from tokenmeter.stores.archive.manifest import KIND, ArchivedMonth, Proof
-from tokenmeter.stores.archive.places import opened_copy, place_of
+from tokenmeter.stores.archive.places import look_for, opened_copy, place_of
 from tokenmeter.stores.archive.sealing import (
     Cut,
     Left,
@@ -295,6 +295,17 @@ class ParquetArchives:
     def verify(self, *, deep: bool, heads: Sequence[str | None] = ()) -> ArchiveCheck:
         """How many entries are in files, and what is wrong with these; see `check_months`."""
         return check_months(self._book, self.listed(), deep=deep, heads=heads)
+
+    def unreadable(self) -> list[str]:
+        """See `tokenmeter.stores.base.Archives`."""
+        found: list[str] = []
+        for month in self.listed():
+            if month.dropped:
+                try:
+                    look_for(month)
+                except StoreUnavailableError as error:
+                    found.append(str(error))
+        return found
 
     # -- reading; inside a read transaction of the ledger
 

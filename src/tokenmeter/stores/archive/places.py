@@ -270,22 +270,45 @@ def opened_copy(month: ArchivedMonth, *, check: bool = False) -> Generator[Path]
         TamperedLedgerError: the latter, as a check tells it.
     """
     url = month.url
-    told, mend = f"The archived month at {url} cannot be read", "Put the file back, or mend the access."
     with contextlib.ExitStack() as held:
-        with _asking(url, told, mend), contextlib.nullcontext() if check else reading_file():
+        with _reading(url), contextlib.nullcontext() if check else reading_file():
             if "://" in url:
                 path = held.enter_context(_checked(url, month.sha256)) if check else _kept(month, held)
             else:
                 path = Path(url)
-                if check:
-                    check_file(path, month)
-                elif not path.is_file():
-                    raise FileNotFoundError(2, "No such file", url)
-                elif (size := path.stat().st_size) != month.bytes:
-                    raise _other_file(url, f"it has {counted(size, 'byte')}, not {month.bytes:,}")
-                elif size <= _SMALL:
+                if not check:
+                    _look_for(month)
+                if check or month.bytes <= _SMALL:
                     check_file(path, month)
         yield path
+
+
+def look_for(month: ArchivedMonth) -> None:
+    """Make sure, without reading it, that a month's file is there and as long as it has to be."""
+    with _reading(month.url), reading_file():
+        _look_for(month)
+
+
+def _look_for(month: ArchivedMonth) -> None:
+    url = month.url
+    if "://" in url:
+        size = wait_for(lambda _: _size_away(url), _SILENCE)
+    elif not Path(url).is_file():
+        raise FileNotFoundError(2, "No such file", url)
+    else:
+        size = Path(url).stat().st_size
+    if size != month.bytes:
+        raise _other_file(url, f"it has {counted(size, 'byte')}, not {month.bytes:,}")
+
+
+def _size_away(url: str) -> int:
+    _check_silence(url)
+    system, path = _file_system(url)
+    return int(system.info(path)["size"])
+
+
+def _reading(url: str) -> contextlib.AbstractContextManager[None]:
+    return _asking(url, f"The archived month at {url} cannot be read", "Put the file back, or mend the access.")
 
 
 @contextlib.contextmanager
