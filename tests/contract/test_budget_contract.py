@@ -23,16 +23,17 @@ from tokenmeter.ledger import utcnow
 from tokenmeter.meter import Meter
 from tokenmeter.money import total
 from tokenmeter.pricing import PriceList, Pricer
+from tokenmeter.pricing.corrections import correction
 from tokenmeter.stores.base import EntryFilter
 from tokenmeter.usage import Consumption, Observation, Usage
 
 MODEL = "gpt-4"  # its context window of 8,192 tokens is all that is known of its answers' length
 
 
-def pricer_at(price):
+def pricer_at(price, model=MODEL):
     """A token of the model costs `price` dollars."""
     rows = [
-        {"provider": "openai", "model": MODEL, "sku_meter": meter, "unit_price": price, "per": 1}
+        {"provider": "openai", "model": model, "sku_meter": meter, "unit_price": price, "per": 1}
         for meter in ("input", "output")
     ]
     return Pricer(PriceList.load(rows))
@@ -201,7 +202,14 @@ def priced_since(entry):
         charges=(taken_back, priced),
         billed_cost=Decimal(6),
         cost_source="computed",
+        flags=(),
     )
+
+
+@pytest.fixture
+def of_before(monkeypatch):
+    """Entries are those of before they said what counts for tokens without a price."""
+    monkeypatch.setattr("tokenmeter.meter.meter.with_assumed", lambda entry, _: entry)
 
 
 class TestBounds:
@@ -256,21 +264,63 @@ class TestBounds:
         told = {(one.unit, one.scope.get("member"), one.assumed) for one in meter.remaining()}
         assert told == {("usd", "ada", 7), ("usd", "bob", 0), ("usd", None, 7), ("tokens", None, 0)}
 
+    @pytest.mark.parametrize("then", ["nothing", "reprice", "take back", "both"])
+    def test_what_is_assumed_stands_in_the_entry_and_is_counted_by_every_reader(self, metered, store, then):
+        budget = Budget(limit_usd=1000, period="total", unbounded="expected")
+        meter = metered(budget)
+        spend(meter, a_call(), 5)
+        entry = meter.settle(meter.authorize(a_call(model="new")), answered(120, model="new"))
+        assert "assumed_usd=120000000000000" in entry.flags
+        other = metered(budget, pricer=pricer_at("2", model="new" if then in {"reprice", "both"} else MODEL))
+        if then in {"reprice", "both"}:
+            other.post(correction(entry, other.pricer))
+        if then in {"take back", "both"}:
+            other.take_back(entry, a_call())
+        spent = {"nothing": 125, "reprice": 245}.get(then, 5)
+        (balance,) = other.remaining()
+        assert (balance.spent, balance.assumed) == (spent, 120 if then == "nothing" else 0)
+        assert metered(budget, pricer=pricer_at("0.5")).audit_budgets() == ()
+
+    def test_a_counter_that_differs_from_what_entries_say_they_count_is_a_fault(self, metered, store):
+        budget = Budget(limit_usd=1000, period="total", unbounded="expected")
+        meter = metered(budget)
+        meter.settle(meter.authorize(a_call(model="new")), answered(120, model="new"))
+        key = max(store.all_counters(), key=lambda one: one[1].settled)[0]
+        store.recount(lambda: {key: (120 * 10**12 + 1, None)})
+        reader = metered(budget, pricer=pricer_at("2"))
+        (fault,) = reader.audit_budgets(repair=True)
+        assert fault.detail == "the counter says 120.000000000001, the ledger 120"
+        assert (reader.audit_budgets(), reader.remaining()[0].spent) == ((), 120)
+
+    def test_a_new_budget_counts_what_was_recorded_without_one_as_its_entries_say(self, metered):
+        meter = metered()
+        meter.settle(meter.authorize(a_call(model="new")), answered(120, model="new"))
+        later = metered(Budget(limit_usd=1000, period="total", unbounded="expected"), pricer=pricer_at("2"))
+        assert later.remaining()[0].spent == 120
+
+    def test_nothing_is_assumed_beside_what_was_held_for_a_call_of_unknown_usage(self, metered):
+        meter = metered(Budget(limit_usd=1000, unbounded="expected"))
+        part = Consumption(model="new", usage=Usage({"input": 7}))
+        seen = Observation(consumptions=(part,), flags=frozenset({"usage_unknown"}))
+        entry = meter.settle(meter.authorize(a_call(model="new")), Outcome(observation=seen))
+        assert {"assumed_usd=0", "held_usd=110000000000000"} < {*entry.flags}
+        assert meter.remaining()[0].spent == 110
+
     @pytest.mark.parametrize("price", ["0.5", "2"])
     @pytest.mark.parametrize("repriced", [False, True])
-    def test_what_another_price_list_assumes_is_no_fault_of_a_counter(self, metered, store, price, repriced):
+    def test_what_another_price_list_assumes_is_no_fault_of_a_counter(self, metered, store, of_before, price, repriced):
         budget = Budget(limit_usd=1000, period="total", unbounded="expected")
         meter = metered(budget)
         spend(meter, a_call(), 5)
         entry = meter.settle(meter.authorize(a_call(model="new")), answered(120, model="new"))
         other = metered(budget, pricer=pricer_at(price))
         if repriced:
-            correction = priced_since(entry)
-            store.settle(correction, other.budgets.postings(correction))
+            fix = priced_since(entry)
+            store.settle(fix, other.budgets.postings(fix))
         assert other.audit_budgets() == ()
 
     @pytest.mark.parametrize("price", ["0.5", "2"])
-    def test_what_is_certain_must_be_counted_beside_what_is_assumed(self, metered, store, price):
+    def test_what_is_certain_must_be_counted_beside_what_is_assumed(self, metered, store, of_before, price):
         budget = Budget(limit_usd=1000, period="total", unbounded="expected")
         meter = metered(budget)
         spend(meter, a_call(), 5)
@@ -283,8 +333,8 @@ class TestBounds:
     def test_a_price_found_later_replaces_the_dearest_rate(self, metered, store):
         meter = metered(Budget(limit_usd=1000, unbounded="expected"))
         entry = meter.settle(meter.authorize(a_call(model="new")), answered(120, model="new"))
-        correction = priced_since(entry)
-        store.settle(correction, meter.budgets.postings(correction))
+        fix = priced_since(entry)
+        store.settle(fix, meter.budgets.postings(fix))
         assert (meter.remaining()[0].spent, meter.remaining()[0].assumed) == (6, 0)
 
     def test_expected_holds_learn_what_a_route_really_uses(self, metered, store):

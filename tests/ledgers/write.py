@@ -2,6 +2,7 @@
 
     python tests/ledgers/write.py                # format-N.db.gz, and format-N.json: what is in it
     python tests/ledgers/write.py kinds          # format-N-kinds.*: what it learnt to say with the same number
+    python tests/ledgers/write.py assumed        # format-N-assumed.*: so, of calls without a price
 
 The files are made beside this one, and never again once a release has them.
 """
@@ -16,16 +17,22 @@ from decimal import Decimal
 from pathlib import Path
 
 from tokenmeter.attribution import ApiKey, Attribution
+from tokenmeter.budgets import Budget
+from tokenmeter.call import Call, Outcome, RequestFacts
 from tokenmeter.ledger import Charge, Claim, CounterKey, Entry, Posting, Reservation, new_id
-from tokenmeter.pricing.corrections import reversal
+from tokenmeter.meter import Meter
+from tokenmeter.pricing import PriceList, Pricer
+from tokenmeter.pricing.corrections import correction, reversal
 from tokenmeter.stores.documents import NewDocument
 from tokenmeter.stores.encoding import FORMAT
 from tokenmeter.stores.sqlite import SQLiteStore
-from tokenmeter.usage import Usage
+from tokenmeter.usage import Consumption, Observation, Usage
 
 HERE = Path(__file__).parent
 START = datetime(2026, 1, 30, 22, 59, 59, 999_999, tzinfo=UTC)
 KEY = CounterKey("cap", "member=ada", 0)
+#: On what nobody priced or knows.
+CAP = Budget(member="eve", limit_usd=10**6, period="total")
 #: Tokens that a call in flight had put out when its hold was noted last.
 NOTED = 41
 
@@ -118,6 +125,45 @@ def calls():
         )
 
 
+def pricer_at(price, *models):
+    rows = [
+        {"provider": "openai", "model": model, "sku_meter": meter, "unit_price": price, "per": 1}
+        for model in models
+        for meter in ("input", "output")
+    ]
+    return Pricer(PriceList.load(rows))
+
+
+def spend_without_prices(store):
+    """Calls whose price or usage nobody knows, under a budget in dollars; how many entries they made."""
+    before = sum(1 for _ in store.entries())
+    meter = Meter(store=store, pricer=pricer_at("0.25", "known"), budgets=[CAP])
+    known, priced, reversed_, unknown = (
+        meter.settle(meter.authorize(call), outcome)
+        for call, outcome in (call_of("known", 3), call_of("new", 5), call_of("new", 7), call_of("new", None))
+    )
+    lost, _ = call_of("newer", 0)
+    meter.authorize(lost)
+    meter.sweep(datetime.now(UTC) + timedelta(hours=1))
+    meter.post(correction(priced, pricer_at("2", "new")))
+    meter.take_back(reversed_, lost)
+    assert known.flags == ()
+    assert {"assumed_usd=0"} < {*unknown.flags}
+    (balance,) = meter.remaining()
+    return {"added": sum(1 for _ in store.entries()) - before, "spent": str(balance.spent)}
+
+
+def call_of(model, tokens):
+    """A call, and its answer of so many tokens; None = it does not say how many."""
+    facts = RequestFacts(model=model, input_bytes=4, max_output_tokens=2)
+    who = Attribution(member="eve", end_user="user 1 Zoë")
+    call = Call(provider="openai", endpoint="chat.completions", operation="chat", facts=facts, attribution=who)
+    part = Consumption(model=model, usage=Usage({"input": tokens or 1}))
+    return call, Outcome(
+        observation=Observation(consumptions=(part,), flags=frozenset({"usage_unknown"} if tokens is None else ()))
+    )
+
+
 def main():
     name = "-".join((f"format-{FORMAT}", *sys.argv[1:]))
     with tempfile.TemporaryDirectory() as folder:
@@ -133,14 +179,18 @@ def main():
         hold_id = new_id()
         store.reserve(Reservation(hold_id, (Claim(KEY, 10**9, 7),), START, far, "host:1", written[0]))
         store.note(hold_id, Usage({"input": 1000, "output": NOTED}))
+        told = {"counted": len(written)}
+        if "assumed" in sys.argv:
+            told |= spend_without_prices(store)
+            written = list(store.entries())
+        told["documents"] = sum(1 for _ in store.documents())
         store.close()
         outcome = store.verify()
         assert outcome.ok
         store.close()
         (HERE / f"{name}.db.gz").write_bytes(gzip.compress(path.read_bytes(), mtime=0))
     billed = sum((entry.billed_cost or Decimal(0) for entry in written), Decimal(0))
-    told = {"entries": len(written), "documents": 3, "head": outcome.head, "billed_cost": str(billed)}
-    told["held_output"] = NOTED
+    told |= {"entries": len(written), "head": outcome.head, "billed_cost": str(billed), "held_output": NOTED}
     (HERE / f"{name}.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
     sys.stdout.write(f"{name}: {told}\n")
 

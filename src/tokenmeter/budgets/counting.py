@@ -24,9 +24,9 @@ from tokenmeter.budgets.policy import IN_FLIGHT, Unit, amount_of
 from tokenmeter.dimensions import COUNTED_AS, INPUT_METERS, OUTPUT_METERS, TOOL_OPERATION
 from tokenmeter.errors import StoreBusyError
 from tokenmeter.ledger import CounterKey, Entry, Reservation
-from tokenmeter.money import EXACT, ZERO, quantize, to_picodollars
+from tokenmeter.money import ZERO, to_picodollars
 from tokenmeter.pricing import Pricer
-from tokenmeter.pricing.corrections import TAKEN_BACK
+from tokenmeter.pricing.corrections import ASSUMED, TAKEN_BACK, assume, assumed_for, lacks_price
 from tokenmeter.processes import may_wait
 from tokenmeter.stores.base import Aggregate, EntryFilter, Store
 from tokenmeter.stores.base import Fault as CounterFault
@@ -46,19 +46,20 @@ _MOST_OPENED = 65_536
 
 
 def spent_by(entry: Entry, unit: Unit, pricer: Pricer | None) -> int:
-    """What `entry` adds to a counter; tokens without a price count at the dearest known rate, never at nothing.
+    """What `entry` adds to a counter; tokens without a price count as much as it says, never nothing.
 
-    Without a `pricer` they are left out: what is certain, whichever prices and terms somebody went by.
+    Where it does not say, they count at the dearest rate that `pricer` knows; without one they are left out, which is
+    what is certain, whichever prices and terms somebody went by.
     """
     back = TAKEN_BACK in entry.flags
     held = _held(entry, unit)
     if held is not None:
         return -held if back else held
     if unit == "usd":
-        cost = entry.billed_cost or ZERO
-        if pricer is not None and (entry.cost_source == "unpriced" or entry.kind == "correction"):
-            cost = EXACT.add(cost, _dearest(entry, pricer))
-        return picodollars(cost)
+        counts = assumed_for(entry)
+        if counts is None and pricer is not None and (entry.cost_source == "unpriced" or entry.kind == "correction"):
+            counts = assume(entry, pricer)
+        return picodollars(entry.billed_cost or ZERO) + (counts or 0)
     if entry.kind not in COUNTED_AS and not back:  # any other correction puts a cost right, not a use
         return 0
     if unit == "tokens":
@@ -76,6 +77,8 @@ def with_held(entry: Entry, reservation: Reservation | None, caps: Mapping[str, 
         if cap is not None and cap.unit in {"usd", "tokens"}:
             most[cap.unit] = max(claim.amount, most.get(cap.unit, 0))
     flags = {*entry.flags, *(f"{_HELD}{unit}={amount}" for unit, amount in most.items())}
+    if "usd" in most and lacks_price(entry.charges):
+        flags.add(f"{ASSUMED}0")  # what was held counts in its place
     return replace(entry, flags=tuple(sorted(flags)))
 
 
@@ -96,24 +99,6 @@ def _held(entry: Entry, unit: Unit) -> int | None:
         return None
     prefix = f"{_HELD}{unit}="
     return next((int(flag.removeprefix(prefix)) for flag in entry.flags if flag.startswith(prefix)), None)
-
-
-def _dearest(entry: Entry, pricer: Pricer) -> Decimal:
-    """What the unpriced tokens of `entry` cost at the dearest known rates of its provider.
-
-    A correction that prices them later takes their unpriced lines back, and with them this estimate.
-    """
-    if all(charge.billed_cost is not None for charge in entry.charges):
-        return ZERO
-    rates = pricer.dearest_known(
-        provider=entry.provider, at=entry.occurred_at, api_key=entry.api_key, attribution=entry.attribution
-    )
-    cost = ZERO
-    for charge in entry.charges:
-        if charge.billed_cost is None and charge.unit == "Tokens":
-            rate = rates.output if charge.sku_meter in OUTPUT_METERS else rates.input
-            cost = EXACT.add(cost, EXACT.multiply(rate or ZERO, charge.quantity))
-    return quantize(cost)
 
 
 def count(
@@ -138,7 +123,7 @@ def tally(
         start_us: Microseconds since the epoch.
         end_us: First instant that counts no more; None = never.
         store: The ledger.
-        pricer: For tokens whose price is not known; None = they are left out.
+        pricer: For tokens without a price whose entry does not say what they count as; None = those are left out.
     """
     named = {name: value for name, value in scope.items() if _is_name(cap, name, value)}
     scope = {**scope, **dict.fromkeys(named, "*")}
@@ -340,8 +325,8 @@ def audit(
 
     A counter that moves while the ledger is read is not judged, nor are windows that nobody counted (a budget of today
     has no counters of last month), nor the counter of a key that bears another name by now than its budget's. One that
-    is not there limits nothing: it is missed where its window runs. Where tokens have no price, what was assumed for
-    them went by the prices and terms of who recorded them, so only what is certain must be there.
+    is not there limits nothing: it is missed where its window runs. Where an entry does not say what counted for tokens
+    without a price, that went by the prices and terms of who recorded it, and only what is certain must be there.
 
     Args:
         caps: The limits in force, by their counters' name.
@@ -403,21 +388,25 @@ def _agree(cap: Cap, key: CounterKey, held: Mapping[CounterKey, int], due: Mappi
 
 
 def _is_assumed(cap: Cap, key: CounterKey, held: int, store: Store, pricer: Pricer) -> bool:
-    """Whether a counter may differ by what was assumed for tokens without a price, or taken back of that since."""
+    """Whether a counter may differ by what counted for tokens without a price, or was taken back of that since.
+
+    Entries of before that was kept do not say how much.
+    """
     if cap.unit != "usd":
         return False
     matches, end = Matcher(parse_scope(key.scope)), _end(cap, key)
     until = END if end is None else from_microseconds(end)
-    assumed = [
-        _dearest(entry, pricer)
+    guesses = [
+        assume(entry, pricer)
         for entry in _beyond_sums(from_microseconds(key.window_start), until, {}, store)
-        if any(charge.billed_cost is None and charge.unit == "Tokens" for charge in entry.charges)
+        if lacks_price(entry.charges)
+        and assumed_for(entry) is None
         and _held(entry, "usd") is None
         and matches(Subject.of_entry(entry)) is not None
     ]
     certain = count(cap, parse_scope(key.scope), key.window_start, end, store=store, pricer=None)
-    taken_back = sum(-picodollars(amount) for amount in assumed if amount < 0)
-    return bool(assumed) and held >= certain - taken_back
+    taken_back = sum(-amount for amount in guesses if amount < 0)
+    return bool(guesses) and held >= certain - taken_back
 
 
 def _due(cap: Cap, key: CounterKey, store: Store, pricer: Pricer) -> int:

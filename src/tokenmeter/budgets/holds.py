@@ -25,7 +25,7 @@ from tokenmeter.call import ActiveSpan, Call, PlainRequest, RequestFacts
 from tokenmeter.errors import StoreBusyError
 from tokenmeter.ledger import Claim, CounterKey, Entry, Posting, Reservation, ThresholdCrossing, utcnow
 from tokenmeter.pricing import Pricer, Rating
-from tokenmeter.pricing.corrections import reversal
+from tokenmeter.pricing.corrections import reversal, with_assumed
 from tokenmeter.processes import has_ended, process_name, run_at_once
 from tokenmeter.stores.base import EntryFilter, Store
 from tokenmeter.stores.live import NEVER, Slot
@@ -204,7 +204,7 @@ class Holds:
     def _sweep_one(self, reservation: Reservation) -> bool:
         call = reservation.call
         rating = self._rate(observation_of(call), call, call.occurred_at)
-        entry = estimated_entry(reservation, rating, self._pricer.price_list_hash)
+        entry = with_assumed(estimated_entry(reservation, rating, self._pricer.price_list_hash), self._pricer)
         settlement = self._store.settle(
             entry,
             self._postings(entry),

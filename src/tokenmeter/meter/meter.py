@@ -38,6 +38,7 @@ from tokenmeter.meter.recording import NOTHING_SEEN, Authorization, KeyRing, Unw
 from tokenmeter.money import parse_decimal
 from tokenmeter.periods import parse_instant
 from tokenmeter.pricing import Pricer, Rating
+from tokenmeter.pricing.corrections import with_assumed
 from tokenmeter.processes import make_lock, may_wait, run_alone, run_patiently
 from tokenmeter.providers.hosts import canonical_provider
 from tokenmeter.stores.base import Fault, Settlement, Spooling, Store
@@ -363,7 +364,8 @@ class Meter:
         self._read_prices()
         known = self.budgets.known
         if late.entry is None:
-            late.entry = with_held(self._entry(authorization, outcome), authorization.reservation, known.caps)
+            entry = with_held(self._entry(authorization, outcome), authorization.reservation, known.caps)
+            late.entry = with_assumed(entry, self.pricer)
         reservation = authorization.reservation if outcome.last else None
         settlement = self.store.settle(
             late.entry,
@@ -466,7 +468,7 @@ class Meter:
         Raises:
             StoreUnavailableError: the rest could not be recorded.
         """
-        waiting, known = iter(entries), self.budgets.known
+        waiting, known = (with_assumed(entry, self.pricer) for entry in entries), self.budgets.known
         while batch := [(entry, self.budgets.postings(entry)) for entry in islice(waiting, _BATCH)]:
             done = self.store.append(batch)
             self.budgets.count_in_since(known)

@@ -1,4 +1,4 @@
-"""What recorded entries lack, or would cost otherwise: corrections, and what takes entries back.
+"""What entries lack, or would cost otherwise: what is assumed meanwhile, corrections, and what takes entries back.
 
 Nothing recorded ever changes: where a price becomes known, or another, the difference is a further entry.
 """
@@ -9,17 +9,78 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from decimal import Decimal
 
-from tokenmeter.dimensions import INPUT_METERS
+from tokenmeter.dimensions import INPUT_METERS, OUTPUT_METERS
+from tokenmeter.errors import StoreBusyError
 from tokenmeter.ledger import Charge, Entry, new_id, utcnow
-from tokenmeter.money import Costs, add, negate
+from tokenmeter.money import EXACT, ZERO, Costs, add, negate, quantize, to_picodollars
 from tokenmeter.pricing.pricer import Pricer
 from tokenmeter.pricing.rating import Rating
 from tokenmeter.pricing.sheet import LineConditions
+from tokenmeter.processes import may_wait
 from tokenmeter.usage import Consumption, Observation, Quantity, Usage
 
 _ESTIMATED = "estimated"
 #: Kinds of what has a price of its own.
 _CALLS = frozenset({"usage", "growth"})
+_TOKENS = "Tokens"
+
+
+#: Begins the flag that says how many picodollars count against caps for tokens without a price.
+ASSUMED = "assumed_usd="
+
+
+def assumed_for(entry: Entry) -> int | None:
+    """What counts for the tokens of `entry` without a price, in picodollars; negative in what takes them back.
+
+    None where it does not say: it has none, or it is of before that was kept.
+    """
+    return next((int(flag.removeprefix(ASSUMED)) for flag in entry.flags if flag.startswith(ASSUMED)), None)
+
+
+def with_assumed(entry: Entry, pricer: Pricer) -> Entry:
+    """`entry` of a call; where tokens have no price and it does not say yet what counts for them, with that.
+
+    So a counter is what the ledger says, whichever prices and terms its reader goes by.
+
+    Raises:
+        StoreBusyError: every price has to be looked at first, and this thread must not wait.
+    """
+    if entry.cost_source != "unpriced" or entry.kind not in _CALLS or not lacks_price(entry.charges):
+        return entry
+    if assumed_for(entry) is not None:
+        return entry
+    if not (may_wait() or pricer.knows_dearest(entry.provider)):
+        raise StoreBusyError("Every price has to be looked at first; call again from a thread.")
+    return replace(entry, flags=tuple(sorted({*entry.flags, f"{ASSUMED}{assume(entry, pricer)}"})))
+
+
+def assume(entry: Entry, pricer: Pricer) -> int:
+    """What the tokens of `entry` without a price cost at the dearest known rates of its provider, in picodollars.
+
+    A correction that prices them later takes their lines back, and with them this estimate.
+    """
+    if not lacks_price(entry.charges):
+        return 0
+    rates = pricer.dearest_known(
+        provider=entry.provider, at=entry.occurred_at, api_key=entry.api_key, attribution=entry.attribution
+    )
+    cost = ZERO
+    for charge in entry.charges:
+        if charge.billed_cost is None and charge.unit == _TOKENS:
+            rate = rates.output if charge.sku_meter in OUTPUT_METERS else rates.input
+            cost = EXACT.add(cost, EXACT.multiply(rate or ZERO, charge.quantity))
+    return to_picodollars(quantize(cost))
+
+
+def lacks_price(charges: Iterable[Charge]) -> bool:
+    """Whether there are tokens without a price among them."""
+    return any(charge.billed_cost is None and charge.unit == _TOKENS for charge in charges)
+
+
+def _back(entry: Entry, charges: Iterable[Charge]) -> set[str]:
+    """The flag of what takes `charges` of `entry` back, and with them what counted for those without a price."""
+    amount = assumed_for(entry) if lacks_price(charges) else None
+    return set() if amount is None else {f"{ASSUMED}{-amount}"}
 
 
 def correction(entry: Entry, pricer: Pricer) -> Entry | None:
@@ -91,7 +152,8 @@ def reversal(entry: Entry, corrections: Sequence[Entry]) -> Entry:
     costs = {name: getattr(entry, name) for name in Costs._fields}
     if corrections:
         costs = Costs.total((entry, *corrections))._asdict()
-    used = entry.usage
+    used, standing = entry.usage, tuple(_standing((entry, *corrections)))
+    flags = {flag for flag in entry.flags if not flag.startswith(ASSUMED)} | _back(entry, standing)
     return replace(
         entry,
         entry_id=new_id(),
@@ -102,10 +164,10 @@ def reversal(entry: Entry, corrections: Sequence[Entry]) -> Entry:
         usage=Usage(
             {meter: negate(quantity) for meter, quantity in used.quantities.items()}, -used.reasoning_output_tokens
         ),
-        charges=tuple(charge.negated() for charge in _standing((entry, *corrections))),
+        charges=tuple(charge.negated() for charge in standing),
         **{name: negate(cost) for name, cost in costs.items()},
         cost_source=corrections[-1].cost_source if corrections else entry.cost_source,
-        flags=tuple(sorted({*entry.flags, TAKEN_BACK})),
+        flags=tuple(sorted({*flags, TAKEN_BACK})),
         corrects=entry.entry_id,
         dedup_key=f"{TAKEN_BACK}:{entry.entry_id}",
     )
@@ -206,7 +268,7 @@ def _restated(entry: Entry, charges: Sequence[Charge], rating: Rating, *, key: s
         charges=(*(charge.negated() for charge in charges), *rating.charges),
         **off._asdict(),
         cost_source="estimated" if _ESTIMATED in entry.flags else rating.cost_source,
-        flags=tuple(sorted({*rating.flags, "repriced"})),
+        flags=tuple(sorted({*rating.flags, "repriced", *_back(entry, charges)})),
         price_list_hash=rating.price_list_hash,
         corrects=entry.entry_id,
         dedup_key=key,

@@ -142,9 +142,13 @@ class PriceList:
     @property
     def rows(self) -> Iterator[Price]:
         """Every row of every layer, the strongest layer first. Converts the whole catalog."""
-        yield from self.own_rows
+        return self.rows_of(None)
+
+    def rows_of(self, provider: str | None) -> Iterator[Price]:
+        """As `rows`, of one provider; None = of all."""
+        yield from (row for row in self.own_rows if provider in {None, row.provider})
         if self._catalog:
-            for listed in self._catalog.models():
+            for listed in self._catalog.models(provider):
                 yield from listed.rows
 
     def find(self, provider: str, model: str | None, region: str | None = None) -> ListedModel | None:

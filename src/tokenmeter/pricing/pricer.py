@@ -33,7 +33,8 @@ class _WorkedPrices(NamedTuple):
     price_list: PriceList
     models: dict[tuple[str, str | None, str | None], ListedModel | None]
     sheets: dict[tuple[object, ...], RateSheet]
-    standard: dict[str, tuple[Price, ...]]
+    standard: dict[str, tuple[Sequence[Price], Sequence[datetime]]]
+    highest: dict[tuple[str, int], tuple[Decimal | None, Decimal | None]]
 
 
 class Pricer:
@@ -45,7 +46,7 @@ class Pricer:
     """
 
     def __init__(self, price_list: PriceList, terms: Terms | None = None) -> None:
-        self._worked = _WorkedPrices(price_list, {}, {}, {})
+        self._worked = _WorkedPrices(price_list, {}, {}, {}, {})
         given = terms or Terms()
         maps = {canonical_provider(provider): dict(names) for provider, names in given.model_maps.items()}
         units = {name if "://" in name else canonical_provider(name): unit for name, unit in given.cost_units.items()}
@@ -61,7 +62,7 @@ class Pricer:
 
     def adopt(self, price_list: PriceList) -> None:
         """Rate by another list from now on. What is being rated now is rated by one of the two, as a whole."""
-        self._worked = _WorkedPrices(price_list, {}, {}, {})
+        self._worked = _WorkedPrices(price_list, {}, {}, {}, {})
 
     @property
     def price_list_hash(self) -> str:
@@ -257,26 +258,38 @@ class Pricer:
         billed = [None if rate is None else EXACT.multiply(rate, platform) for rate in highest]
         return Ceiling(input=billed[0], output=billed[1], known=False)
 
-    def _highest(self, provider: str, at: datetime) -> tuple[Decimal | None, Decimal | None]:
-        rows = [row for row in self._standard(self._worked, provider) if row.holds(at)]
-        rows = rows or [row for row in self._standard(self._worked, "") if row.holds(at)]
-        dearest = [
-            max((row.per_unit for row in rows if row.sku_meter == meter), default=None) for meter in ("input", "output")
-        ]
-        return dearest[0], dearest[1]
+    def knows_dearest(self, provider: str) -> bool:
+        """Whether `dearest_known` answers at once; else it looks at every price first."""
+        known = self._worked.standard
+        return "" in known or canonical_provider(provider) in known
 
-    def _standard(self, worked: _WorkedPrices, provider: str) -> tuple[Price, ...]:
-        """The standard token rates of a provider's models, of all providers for ``""``. Reads the whole list, once."""
+    def _highest(self, provider: str, at: datetime) -> tuple[Decimal | None, Decimal | None]:
+        worked = self._worked
+        rows, changes = self._standard(worked, provider)
+        key = (provider, bisect_right(changes, at))
+        found = worked.highest.get(key)
+        if found is None:
+            held = [row for row in rows if row.holds(at)]
+            dearest = [
+                max((row.per_unit for row in held if row.sku_meter == meter), default=None)
+                for meter in ("input", "output")
+            ]
+            _keep_small(worked.highest)
+            found = worked.highest[key] = (dearest[0], dearest[1])
+        return found if not provider or found != (None, None) else self._highest("", at)
+
+    def _standard(self, worked: _WorkedPrices, provider: str) -> tuple[Sequence[Price], Sequence[datetime]]:
+        """The standard token rates of a provider's models, of all providers for ``""``, and when they change."""
         found = worked.standard.get(provider)
         if found is None:
-            _keep_small(worked.standard)
-            found = worked.standard[provider] = tuple(
+            rows = [
                 row
-                for row in worked.price_list.rows
-                if row.provider == (provider or row.provider)
-                and row.sku_meter in {"input", "output"}
-                and not row.conditions.described()
-            )
+                for row in worked.price_list.rows_of(provider or None)
+                if row.sku_meter in {"input", "output"} and not row.conditions.described()
+            ]
+            changes = {moment for row in rows for moment in (row.effective_from, row.effective_to) if moment}
+            _keep_small(worked.standard)
+            found = worked.standard[provider] = (rows, sorted(changes))
         return found
 
     def _sheet(
