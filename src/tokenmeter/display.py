@@ -69,13 +69,14 @@ def compact(quantity: Decimal | int) -> str:
 
 
 def share(part: Decimal | None) -> str:
-    """A part of a whole in percent; never rounded up to all or down to nothing."""
+    """A part of a whole in percent, or more than all of it; never rounded up to all or down to nothing."""
     if part is None:
         return "-"
-    percent = EXACT.multiply(part, Decimal(100))
+    percent = EXACT.multiply(part.copy_abs(), Decimal(100))
+    sign = "-" if part < 0 else ""
     if 0 < percent < 1:
-        return "<1%"
-    return ">99%" if 99 < percent < 100 else f"{round_to(percent, 0):f}%"  # noqa: PLR2004 - percent
+        return f"{sign}<1%"
+    return f"{sign}>99%" if 99 < percent < 100 else f"{sign}{round_to(percent, 0):,f}%"  # noqa: PLR2004 - percent
 
 
 def money_places(amounts: Iterable[Decimal]) -> int:
@@ -102,8 +103,11 @@ def _in_cents(value: Decimal) -> bool:
 
 
 def amount(value: Decimal, places: int) -> str:
-    """Dollars rounded to `places` decimals: ``$1,234.50``; what would round to nothing shows as ``<$0.000001``."""
-    shown = round_to(value, places)
+    """Dollars rounded to `places` decimals: ``$1,234.50``; what would round to nothing shows as ``<$0.000001``.
+
+    Nothing at all is ``$0.00`` wherever it stands: zeros behind it would look like an amount that was rounded.
+    """
+    shown = round_to(value, places if value else min(places, _CENTS))
     if value and not shown:
         least = f"<${Decimal(f'1E-{places}'):f}"
         return least if value > 0 else f"-{least}"

@@ -19,9 +19,9 @@ from tokenmeter.budgets.wording import in_words, list_differences
 from tokenmeter.cli.frame import HEADINGS, Exit, Frame, app, command, emit, out, show_table
 from tokenmeter.cli.options import TzOption
 from tokenmeter.config import load_settings
-from tokenmeter.display import unit_amount, visible
+from tokenmeter.display import share, unit_amount, visible
 from tokenmeter.errors import ConfigurationError
-from tokenmeter.money import add, divide, magnitude, multiply, round_to
+from tokenmeter.money import add, divide, magnitude, multiply
 from tokenmeter.periods import zone
 from tokenmeter.texts import acting
 
@@ -323,7 +323,7 @@ def _show_balances(frame: Frame, found: Sequence[Balance], tz: str) -> None:
                 (unit_amount(balance.limit, balance.unit) if balance.limit_known else "not known here")
                 + ("" if balance.hard else " (soft)"),
                 unit_amount(balance.remaining, balance.unit) if balance.limit_known else "",
-                f"{round_to(multiply(_share_used(balance), 100), 0):f}%" if balance.limit_known else "",
+                share(_share_used(balance)) if balance.limit_known else "",
                 _bar(balance),
                 until,
             ]

@@ -177,7 +177,7 @@ def test_money_for_people(dollars: str, places: int, shown: str) -> None:
         (["0.000000001"], ["<$0.000001"]),
         (["1000.005", "3.5077"], ["$1,000.00", "$3.51"]),
         (["1000.005", "0.0042", "3.5"], ["$1,000.0050", "$0.0042", "$3.5000"]),
-        (["225000", "0", "0.0025"], ["$225,000.0000", "$0.0000", "$0.0025"]),
+        (["225000", "0", "0.0025"], ["$225,000.0000", "$0.00", "$0.0025"]),
         (["-1000000", "0.000005"], ["-$1,000,000.000000", "$0.000005"]),
         (["0", "12.30"], ["$0.00", "$12.30"]),
     ],
@@ -205,3 +205,16 @@ def test_shares_never_round_to_all_or_nothing() -> None:
     assert share(Decimal("0.0001")) == "<1%"
     assert share(Decimal("0.9999")) == ">99%"
     assert share(Decimal(1)) == "100%"
+    assert share(Decimal("2712.42")) == "271,242%"
+    assert [share(Decimal(part)) for part in ("-0.004", "-0.5", "-0.996", "-12")] == [
+        "-<1%",
+        "-50%",
+        "->99%",
+        "-1,200%",
+    ]
+
+
+@pytest.mark.parametrize("places", [2, 4, 6])
+def test_nothing_is_written_the_same_in_every_column(places: int) -> None:
+    assert amount(Decimal("0.000000"), places) == amount(Decimal("-0.0"), places) == "$0.00"
+    assert amount(Decimal("0.00000001"), places).startswith("<$0.0")
