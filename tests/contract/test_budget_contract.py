@@ -24,6 +24,7 @@ from tokenmeter.meter import Meter
 from tokenmeter.money import total
 from tokenmeter.pricing import PriceList, Pricer
 from tokenmeter.pricing.corrections import correction
+from tokenmeter.stores import open_store
 from tokenmeter.stores.base import EntryFilter
 from tokenmeter.usage import Consumption, Observation, Usage
 
@@ -422,6 +423,22 @@ class TestHolds:
         assert meter.audit_budgets() == ()
         assert [entry.kind for entry in store.entries()].count("reversal") == 1
 
+    @pytest.mark.parametrize("limits", [(), ("usd", "requests")], ids=["free", "capped"])
+    def test_an_answer_replaces_the_estimate_of_a_sweep_that_came_too_early(self, metered, store, limits):
+        budgets = [Budget(**{f"limit_{unit}": 900}) for unit in limits]
+        meter = metered(*budgets)
+        call = a_call()
+        late = meter.authorize(replace(call, facts=replace(call.facts, streamed=True)))
+        elsewhere = store if store.url.startswith("memory") else open_store(store.url)  # whose clock is days ahead
+        assert metered(*budgets, store=elsewhere).sweep(utcnow() + timedelta(days=2)) == 1
+        meter.settle(late, answered(30, 7))
+        (totals,) = store.aggregate([datetime(2020, 1, 1, tzinfo=UTC), utcnow() + timedelta(days=1)], [])
+        assert (totals.requests, totals.estimated, totals.billed_cost) == (1, 0, 37)
+        assert {one.unit: (one.spent, one.reserved) for one in meter.remaining()} == {
+            unit: ({"usd": 37, "requests": 1}[unit], 0) for unit in limits
+        }
+        assert meter.audit_budgets() == ()
+
     @pytest.mark.parametrize("unit", ["usd", "tokens"])
     def test_what_was_held_for_a_call_of_unknown_usage_is_taken_back_with_it(self, metered, store, unit):
         meter = metered(Budget(**{f"limit_{unit}": 1000}))
@@ -454,6 +471,7 @@ class TestHolds:
         meter = metered(Budget(limit_requests=1), hold_seconds=10)
         leave = meter.authorize(a_call())
         soon = leave.reservation.expires_at + timedelta(seconds=1)
+        leave.extend_due_ns = time.perf_counter_ns() + 10**15
         meter.extend(leave)  # not due yet
         assert len(store.expired(soon)) == 1
         leave.extend_due_ns = 0

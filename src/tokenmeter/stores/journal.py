@@ -32,7 +32,7 @@ from tokenmeter.stores.effects import (
     refuse,
     settle_effects,
 )
-from tokenmeter.stores.live import AMOUNT, DIRTY, RESERVED, SETTLED, Live, digest_of
+from tokenmeter.stores.live import AMOUNT, DIRTY, RESERVED, SETTLED, STATE, SWEPT, Live, digest_of
 from tokenmeter.stores.tail import TornWriteError, frame
 from tokenmeter.stores.writer import Writer
 
@@ -61,7 +61,7 @@ class Journal(Writer):
     def __init__(self, ledger: Path, book: Book) -> None:
         super().__init__(ledger, book)
         _JOURNALS.add(self)
-        self._locked(lambda _: None)
+        self._locked(self._forget_holds)
 
     def _start(self) -> None:
         super()._start()
@@ -130,10 +130,9 @@ class Journal(Writer):
     def release(self, hold_id: str) -> bool:
         """Free a hold without an entry; False when there is none."""
         try:
-            held = self._take(hold_id)
+            self._settle(b"", (), hold_id, self._take(hold_id))
         except HoldGoneError:
             return self._exclusively(partial(self._release_any, hold_id))
-        self._settle(b"", (), hold_id, held)
         return True
 
     def extend(self, hold_id: str, expires_at: int) -> bool:
@@ -187,15 +186,14 @@ class Journal(Writer):
         if dedup_key is None and not only_if_held and self._written.is_new(entry_id):
             try:
                 held = None if hold_id is None else self._take(hold_id)
-            except HoldGoneError:
-                pass
-            else:
                 self._written.first_time(entry_id)  # before: after an interrupt nobody can tell whether it was written
-                try:
-                    reached = self._settle(record, posts, hold_id, held)
-                except StoreBusyError:
-                    self._written.forget(entry_id)
-                    raise
+                reached = self._settle(record, posts, hold_id, held)
+            except StoreBusyError:
+                self._written.forget(entry_id)
+                raise
+            except HoldGoneError:
+                self._written.forget(entry_id)
+            else:
                 self._count()
                 return Posted(recorded=True, hold_found=hold_id is not None, reached=tuple(reached))
         try:
@@ -330,13 +328,29 @@ class Journal(Writer):
         claims = () if held is None else held.claims
         try:
             if claims or posts:
-                return self._locked(self._settle_locked, framed, posts, claims, generation)
+                return self._locked(self._settle_locked, framed, posts, claims, generation, held is not None)
+            if held is not None:
+                self._check_swept()
             self._write_as_of(generation, framed)
         except (StoreUnavailableError, StoreBusyError, OutdatedError):
             if hold_id is not None and held is not None:
                 self._holds[hold_id] = held
             raise
         return ()
+
+    def _check_swept(self) -> None:
+        """Go by nothing that is remembered of holds where somebody has swept one: another's clock may be wrong.
+
+        Raises:
+            HoldGoneError: as said there.
+        """
+        live = self._live
+        if live is not None and live.whole and live.map[STATE] != self._state:
+            self._renew_if_possible()
+            live = self._live
+        if live is not None and live.whole and live.map[SWEPT] != self._unswept:
+            self._forget_holds(live)
+            raise HoldGoneError
 
     def _write_as_of(self, generation: int | None, framed: bytes) -> None:
         if generation is None:
@@ -346,16 +360,20 @@ class Journal(Writer):
         else:
             raise OutdatedError
 
-    def _settle_locked(
+    def _settle_locked(  # noqa: PLR0917 - by their places: see `_locked`
         self,
         live: Live,
         framed: bytes,
         posts: Sequence[Post],
         claims: Sequence[SlotClaim],
         generation: int | None = None,
+        is_held: bool = False,
     ) -> Sequence[Post]:
         if generation is not None and generation != self._as_of:
             raise OutdatedError
+        if is_held and live.map[SWEPT] != self._unswept:
+            self._forget_holds(live)
+            raise HoldGoneError
         moved: dict[int, bytes] = {}
         try:
             reached = _settle(claims, posts, live, moved)
@@ -387,6 +405,8 @@ class Journal(Writer):
                 self._holds.pop(hold_id, None)
             return Posted(recorded=False, hold_found=found)
         framed = frame(record, settle_effects(hold_id if found else None, posts))
+        if only_if_held:
+            live.mark_swept()
         if claims or posts:
             reached = self._settle_locked(live, framed, posts, claims)
         else:

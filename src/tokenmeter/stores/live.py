@@ -32,6 +32,7 @@ __all__ = [
     "SETTLED",
     "SITUATION",
     "STATE",
+    "SWEPT",
     "Live",
     "LiveHeader",
     "Slot",
@@ -45,6 +46,8 @@ _CLOEXEC = getattr(os, "O_CLOEXEC", 0)
 #: Where in the mapping `Live.state` is, that with the generation, both with `Live.dirty`, and that alone, for who looks
 #: before every record.
 STATE, SITUATION, QUIET, DIRTY = slice(8, 16), slice(8, 24), slice(8, 25), 24
+#: Where it is what `Live.mark_swept` changes.
+SWEPT = slice(128, 136)
 #: Above anything a counter can hold.
 NEVER = 1 << 126
 _MAGIC = b"tmlive1\n"
@@ -199,6 +202,7 @@ class Live:
                 *header.file,
             )
             _LEASE.pack_into(live.map, _LEASE_AT, os.urandom(8), 0, 0)
+            live.mark_swept()
             fresh.rename(path)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -261,6 +265,10 @@ class Live:
     @generation.setter
     def generation(self, value: int) -> None:
         _GENERATION.pack_into(self.map, _GENERATION_AT, value)
+
+    def mark_swept(self) -> None:
+        """Tell everyone that a hold was swept: what they remember of their own may be out of date. Needs the lock."""
+        self.map[SWEPT] = os.urandom(8)
 
     def use_segment(self, number: int) -> None:
         """Send all writers to another segment."""

@@ -24,7 +24,7 @@ from tokenmeter.processes import HURRY, lock_file, may_wait, process_name, unloc
 from tokenmeter.stores.definitions import Definitions
 from tokenmeter.stores.effects import Book, Shared, Standing, apply_effects
 from tokenmeter.stores.encoding import FORMAT, quoted
-from tokenmeter.stores.live import DIRTY, QUIET, SITUATION, STATE, Live, LiveHeader, digest_of
+from tokenmeter.stores.live import DIRTY, QUIET, SITUATION, STATE, SWEPT, Live, LiveHeader, digest_of
 from tokenmeter.stores.tail import Segment, TailGoneError, frame, frames, owner_of, segment_path, segments
 from tokenmeter.stores.urls import unwritable
 
@@ -72,6 +72,9 @@ class Writer(Shared):
         self._slots = {}
         self._renew_at = 0.0
         self._generation = 0
+        self._holds: dict[str, Any] = {}
+        #: What the mapping says where nobody on this machine has swept a hold that this process remembers.
+        self._unswept = b""
         self._folder_seen: tuple[int, int, int] | None = None
         self._look_again = 0.0
 
@@ -109,6 +112,11 @@ class Writer(Shared):
 
         self.definitions.forget()
         self._locked(change)
+
+    def _forget_holds(self, live: Live) -> None:
+        """Ask the ledger about each hold of this process from now on."""
+        self._unswept = live.map[SWEPT]
+        self._holds.clear()
 
     def close(self) -> None:
         """Let go of the files; using the journal again opens them again."""

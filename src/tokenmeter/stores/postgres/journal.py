@@ -22,6 +22,7 @@ from tokenmeter.stores.effects import (
     extend_effects,
     settle_effects,
 )
+from tokenmeter.stores.live import STATE, SWEPT, Live
 from tokenmeter.stores.postgres.book import PostgresBook, json_text, parts
 from tokenmeter.stores.postgres.leases import LeasingWriter
 from tokenmeter.stores.postgres.spool import Sender
@@ -60,7 +61,7 @@ class ServerJournal(LeasingWriter):
     def __init__(self, book: PostgresBook, send: Callable[[], object], *, most_bytes: int) -> None:
         self._fold, self._most = send, most_bytes
         super().__init__(book)
-        self._locked(lambda _: None)
+        self._locked(self._forget_holds)
 
     def _start(self) -> None:
         super()._start()
@@ -220,7 +221,7 @@ class ServerJournal(LeasingWriter):
             OutdatedError: see `append`.
             StoreUnavailableError: nothing was written.
         """
-        if hold_id is not None and self._holds.get(hold_id, 0) <= self._now():
+        if hold_id is not None and not self._is_held(hold_id):
             raise HoldGoneError(hold_id)
         self.append(record, _with_thresholds(settle_effects(hold_id, posts), posts), generation=generation)
         if hold_id is not None:
@@ -250,7 +251,7 @@ class ServerJournal(LeasingWriter):
         An entry that may be there already is asked for on the server first. While that is away it counts as recorded,
         and a repetition is found out when it arrives.
         """
-        held = hold_id is None or self._holds.get(hold_id, 0) > self._now()
+        held = hold_id is None or self._is_held(hold_id)
         simple = held and not only_if_held and entry.dedup_key is None
         if not simple and not may_wait():
             raise StoreBusyError(_NETWORK)
@@ -283,6 +284,8 @@ class ServerJournal(LeasingWriter):
                 raise
             self.append(record, _effects(postings, hold_id, seek=True))
             return Settlement(recorded=True, crossings=self.take_crossings())
+        if only_if_held:
+            self._locked(Live.mark_swept)
         self.append(
             record, _effects(postings, hold_id if held else None, needed=hold_id if only_if_held else None, seek=True)
         )
@@ -378,9 +381,17 @@ class ServerJournal(LeasingWriter):
                 tried = True
         self._holds[hold.hold_id] = hold.expires_at
 
+    def _is_held(self, hold_id: str) -> bool:
+        """Whether nobody can have swept a hold of this process: by its time, nor on this machine by another clock."""
+        live = self._live
+        if live is not None and live.whole and (live.map[SWEPT], live.map[STATE]) != (self._unswept, self._state):
+            self._forget_holds(live)
+        return self._holds.get(hold_id, 0) > self._now()
+
     def release(self, hold_id: str) -> bool:
         """Free a hold without an entry; False when there is none."""
-        if self._holds.pop(hold_id, 0) > self._now():
+        if self._is_held(hold_id):
+            self._holds.pop(hold_id, None)
             self.append(b"", settle_effects(hold_id, ()))
             return True
         if not may_wait():
@@ -394,7 +405,7 @@ class ServerJournal(LeasingWriter):
 
     def extend(self, hold_id: str, expires_at: int) -> bool:
         """Move a hold's expiry (microseconds since the epoch); False when there is none."""
-        if self._holds.get(hold_id, 0) > self._now():
+        if self._is_held(hold_id):
             self._holds[hold_id] = expires_at
             self.append(b"", extend_effects(hold_id, expires_at))
             return True
