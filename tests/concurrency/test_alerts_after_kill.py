@@ -210,6 +210,27 @@ class TestLater:
         assert [(alert.threshold, alert.limit) for alert in seen] == [(100, 1)]
         meter.close()
 
+    @pytest.mark.parametrize("then", ["limit", "grants", "plan", "all"])
+    def test_an_alert_names_the_threshold_that_was_crossed_and_the_limit_of_then(self, store_url, monkeypatch, then):
+        seen: list[Any] = []
+        bare = meter_at(store_url, budgets=[ONE_EACH])
+        other = Meter(store=bare.store, pricer=Pricer(PriceList()), alerts=[seen.append])
+        other.budgets.alerts.catch_up()
+        assert other.budgets.alerts.flush(60)
+        call_once(bare)
+        new = {"limit_requests": 3} if then == "limit" else {"limit": {"ada": {"requests": 7}}, "limit_requests": 3}
+        if then != "grants":
+            bare.budgets.set(Budget(member="*", thresholds=(100,), name="one each", **new))
+        for number in range(2 if then in {"grants", "all"} else 0):
+            bare.budgets.grant("one each", 5 + number, by="grace", reason="launch", scope={"member": "ada"})
+        now = bare.store.now()
+        monkeypatch.setattr(bare.store, "now", lambda: now + timedelta(minutes=2))
+        assert len(other.budgets.in_force) == 1
+        other.budgets.alerts.catch_up()
+        assert other.budgets.alerts.flush(60)
+        assert [(alert.threshold, alert.limit, alert.severity) for alert in seen] == [(100, 1, "critical")]
+        bare.close()
+
     @pytest.mark.parametrize("kind", ["plain", "async"])
     def test_nobody_is_asked_for_the_limit_of_what_was_told(self, store_url, monkeypatch, kind):
         seen: list[Any] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from operator import attrgetter
@@ -110,6 +110,7 @@ class Budgets(Registry):
             limit_of=lambda cap, scope, key: self._limit(
                 self._state, cap, scope, key, to_microseconds(store.now()), renew=False
             ),
+            limits_before=self._limits_before,
             balances=partial(self.remaining, {}),
             fault=fault,
         )
@@ -337,11 +338,26 @@ class Budgets(Registry):
         if not granted or not cap.counts:
             return limit
         here = [grant for grant in granted if grant.window_start == key.window_start]
+        return add_grants(limit, here, now, self._spent_before(cap, scope, key)) if here else limit
 
-        def spent_before(moment: int) -> int:
-            return count(cap, scope, key.window_start, moment, store=self._store, pricer=self._pricer)
+    def _spent_before(self, cap: Cap, scope: Mapping[str, str], key: CounterKey) -> Callable[[int], int]:
+        """What a counter had settled before an instant."""
+        return lambda moment: count(cap, scope, key.window_start, moment, store=self._store, pricer=self._pricer)
 
-        return add_grants(limit, here, now, spent_before) if here else limit
+    def _limits_before(self, cap: Cap, scope: Mapping[str, str], key: CounterKey) -> Iterator[tuple[Budget, int]]:
+        """What else one counter was limited to, the latest first, where no function said it."""
+        name, policy = cap.budget.name, self._state.policy
+        granted = policy.grants.get((name, cap.unit, key.scope), ())
+        here = [grant for grant in granted if grant.window_start == key.window_start]
+        for change in reversed(policy.changes.get(name, ())):
+            before = change.budget
+            if before is None or before.asks or cap.unit not in before.units:
+                continue
+            limit = self._asked.of(Cap(before, cap.unit), scope)
+            for filed in range(len(here), 0, -1):
+                then = to_microseconds(here[filed - 1].starts)
+                yield before, add_grants(limit, here[:filed], then, self._spent_before(cap, scope, key))
+            yield before, limit
 
     def _reservation(self, plan: Demand, claims: tuple[Claim, ...], hold_id: str) -> Reservation:
         return Reservation(

@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 
 from tokenmeter.budgets.alerts import Alert, AlertTarget, Notice
@@ -16,7 +16,7 @@ from tokenmeter.budgets.delivery import AlertQueue, Deliveries
 from tokenmeter.budgets.holds import Fault
 from tokenmeter.budgets.limits import LimitUnknownError
 from tokenmeter.budgets.matching import Cap, Subject, parse_scope
-from tokenmeter.budgets.policy import amount_of, threshold_amounts
+from tokenmeter.budgets.policy import Budget, amount_of, threshold_amounts
 from tokenmeter.budgets.rules import Rule, Sight, check
 from tokenmeter.budgets.status import Balance
 from tokenmeter.call import Call
@@ -43,6 +43,7 @@ class Telling:
         rules: What else is worth telling; looked at every five minutes while calls are made.
         caps: The limits in force, by their counters' name.
         limit_of: What a counter's limit is now.
+        limits_before: What it was before, the latest first, with the definition that said so.
         balances: Where every counter of every budget stands at a moment.
         fault: Told of faults that must not reach a caller.
     """
@@ -55,12 +56,14 @@ class Telling:
         *,
         caps: Callable[[], Mapping[str, Cap]],
         limit_of: Callable[[Cap, Mapping[str, str], CounterKey], int],
+        limits_before: Callable[[Cap, Mapping[str, str], CounterKey], Iterator[tuple[Budget, int]]],
         balances: Callable[[datetime], Sequence[Balance]],
         fault: Fault,
     ) -> None:
         self._store = store
         self._caps = caps
         self._limit_of = limit_of
+        self._limits_before = limits_before
         self._balances = balances
         self._fault = fault
         self.rules = tuple(rules)
@@ -93,12 +96,20 @@ class Telling:
         start, end = next(
             (span for span in cap.spans(key.window_start) if span[0] == key.window_start), (key.window_start, None)
         )
-        percents = threshold_amounts(cap.budget, limit)
+        percent = threshold_amounts(cap.budget, limit).get(crossing.threshold)
+        if percent is None:  # the limit is another by now than what was crossed was a threshold of
+            for budget, before in self._limits_before(cap, scope, key):
+                percent = threshold_amounts(budget, before).get(crossing.threshold)
+                if percent is not None:
+                    limit = before
+                    break
+        if percent is None:
+            percent = crossing.threshold * 100 // max(limit, 1)
         return Alert(
             budget=cap.budget.name,
             scope=scope,
             unit=cap.unit,
-            threshold=percents.get(crossing.threshold, crossing.threshold * 100 // max(limit, 1)),
+            threshold=percent,
             limit=amount_of(cap.unit, limit),
             spent=amount_of(cap.unit, crossing.settled),
             window_start=from_microseconds(start),
