@@ -150,7 +150,11 @@ def spend_without_prices(store):
     assert known.flags == ()
     assert {"assumed_usd=0"} < {*unknown.flags}
     (balance,) = meter.remaining()
-    return {"added": sum(1 for _ in store.entries()) - before, "spent": str(balance.spent)}
+    return {
+        "added": sum(1 for _ in store.entries()) - before,
+        "spent": str(balance.spent),
+        "assumed": str(balance.assumed),
+    }
 
 
 def call_of(model, tokens):
