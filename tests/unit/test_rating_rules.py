@@ -274,6 +274,25 @@ def test_an_unknown_model_has_no_ceiling_but_dearest_known_rates(pricer):
     assert not dearest.known
 
 
+def test_to_hold_an_unknown_model_reads_no_other_providers_prices():
+    prices, converted = PriceList.load(), []
+    every = prices.rows_of
+
+    class Watched:
+        def __getattr__(self, name):
+            return getattr(prices, name)
+
+        def rows_of(self, provider):
+            for row in every(provider):
+                converted.append(row.provider)
+                yield row
+
+    dearest = Pricer(Watched()).dearest_known(provider="anthropic", at=AT)
+    assert set(converted) == {"anthropic"}
+    standard = [row for row in every(None) if row.provider == "anthropic" and not row.conditions.described()]
+    assert dearest.output == max(row.per_unit for row in standard if row.sku_meter == "output" and row.holds(AT))
+
+
 # -- rating again
 
 

@@ -173,7 +173,7 @@ def _load_price_list(frame: Frame) -> PriceList:
 
 
 def _find_rows(listed: PriceList, provider: str | None, model: str | None) -> Iterator[Price]:
-    return (row for row in listed.rows if provider in {None, row.provider} and model in {None, row.model})
+    return (row for row in listed.rows_of(provider) if model in {None, row.model})
 
 
 def _find_in_force(rows: list[Price], at: datetime) -> dict[_Key, Price]:
