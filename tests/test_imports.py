@@ -16,6 +16,7 @@ LATE = {
     "tokenmeter.capture.genai": "a client may be made and never used",
     "tokenmeter.capture.genai_interactions": "as above",
     "tokenmeter.capture.genai_requests": "as above",
+    "tokenmeter.capture.genai_sockets": "as above",
     "tokenmeter.capture.sdk": "a client may be made and never used",
     "tokenmeter.capture.stainless": "as above",
     "tokenmeter.settings": "HTTP and mail are loaded only by who has alerts",

@@ -20,6 +20,7 @@ from google.auth.credentials import Credentials
 from google.genai import errors, types
 from google.genai import live as live_module
 from google_methods import BECOMES, METHODS
+from pydantic import ValidationError
 
 import tokenmeter
 from tokenmeter import Budget, BudgetExceededError, RequestTooLargeError
@@ -999,16 +1000,28 @@ def test_every_turn_of_a_live_session_is_a_bill(live, books):
 
 
 @since(1, 32)
+@pytest.mark.filterwarnings("ignore:SMELL is not a valid")  # the SDK's
 @pytest.mark.parametrize(
-    ("usage", "quantities"),
+    ("usage", "quantities", "flag"),
     [
-        ({"promptTokenCount": 0, "responseTokenCount": 0, "totalTokenCount": 0}, None),
-        ({"promptTokenCount": -1, "responseTokenCount": 5, "totalTokenCount": 4}, None),
-        ({"promptTokenCount": 40, "responseTokenCount": 0, "totalTokenCount": 40}, {"input": 40, "output": 6}),
-        ({"promptTokenCount": "40", "responseTokenCount": "5", "totalTokenCount": "45"}, {"input": 40, "output": 5}),
+        ({"promptTokenCount": 0, "responseTokenCount": 0, "totalTokenCount": 0}, None, "usage_unknown"),
+        ({"promptTokenCount": -1, "responseTokenCount": 5, "totalTokenCount": 4}, None, "malformed_count"),
+        ({"promptTokenCount": True, "responseTokenCount": 5}, None, "malformed_count"),
+        ({"promptTokenCount": 40, "responseTokenCount": 0, "totalTokenCount": 40}, (40, 6), "estimated"),
+        ({"promptTokenCount": "40", "responseTokenCount": 5, "totalTokenCount": 45}, (40, 5), "nonstandard_count"),
+        ({"promptTokenCount": 40, "responseTokenCount": 5, "dreamsTokenCount": 9}, (40, 5), "unknown_token_class"),
+        (
+            {
+                "promptTokenCount": 40,
+                "responseTokenCount": 5,
+                "responseTokensDetails": [{"modality": "SMELL", "tokenCount": 5}],
+            },
+            (40, 5),
+            "unknown_token_class",
+        ),
     ],
 )
-def test_a_turn_that_counts_badly_is_never_free_in_silence(usage, quantities, live, books):
+def test_a_turn_that_counts_badly_is_never_free_in_silence(usage, quantities, flag, live, books):
     provider, client = live
     provider.answer("The sea is very large", usage=usage)
 
@@ -1018,8 +1031,40 @@ def test_a_turn_that_counts_badly_is_never_free_in_silence(usage, quantities, li
 
     asyncio.run(talk())
     entry = books.one()
-    assert dict(entry.usage.quantities) == (quantities or {})
+    assert tuple(dict(entry.usage.quantities).values()) == (quantities or ())
+    assert flag in entry.flags
     assert (entry.cost_source == "unpriced") == (quantities is None)
+
+
+@since(1, 32)
+def test_a_turn_that_the_sdk_refuses_is_recorded(live, books):
+    provider, client = live
+    provider.answer("The sea is very large", usage={"promptTokenCount": [40], "responseTokenCount": 5})
+
+    async def talk():
+        async with client.aio.live.connect(model="gemini-3.8-live") as session:
+            await a_turn(session, "Tell me of the sea")
+
+    with pytest.raises(ValidationError):
+        asyncio.run(talk())
+    assert "malformed_count" in books.one().flags
+
+
+@since(1, 32)
+def test_a_turn_that_nobody_counted_is_an_entry_of_its_own(live, books):
+    provider, client = live
+    provider.answer("Hi", omit_usage=True)
+    provider.answer("Yes", usage={"promptTokenCount": 40, "responseTokenCount": 5, "totalTokenCount": 45})
+
+    async def talk():
+        async with client.aio.live.connect(model="gemini-3.8-live") as session:
+            await a_turn(session, "Hello")
+            await a_turn(session, "Really?")
+
+    asyncio.run(talk())
+    uncounted, counted = sorted(books.all(), key=lambda entry: entry.usage.input_tokens)
+    assert "usage_unknown" in uncounted.flags
+    assert dict(counted.usage.quantities) == {"input": 40, "output": 5}
 
 
 @since(1, 32)
@@ -1167,6 +1212,20 @@ async def test_an_interaction_over_a_socket_is_recorded_when_it_has_ended(socket
     await session.detach()
     client.interactions.get(begun.id)
     assert recorded(books) == billed(provider)
+
+
+@since(2, 10)
+async def test_an_interaction_over_a_socket_that_counts_badly_says_so(sockets, books):
+    provider, client = sockets
+    connect = connecting(client)
+    provider.answer("Hi", usage={"total_input_tokens": "40", "total_output_tokens": 5, "total_dream_tokens": 9})
+    begun = client.interactions.create(model="gemini-3.5-flash", input="Hello", background=True)
+    async with connect(begun.id) as session:
+        await session.complete()
+        async for _ in session.receive():
+            pass
+    assert dict(books.one().usage.quantities) == {"input": 40, "output": 5}
+    assert {"nonstandard_count", "unknown_token_class"} <= set(books.one().flags)
 
 
 @since(2, 10)

@@ -6,13 +6,11 @@ An interaction is billed when it has ended, once, whoever else reads it. What fa
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tokenmeter.capture.genai_requests import open_request_async
-from tokenmeter.capture.genai_sockets import ask, authorize, begin_again, try_twice
+from tokenmeter.capture.genai_sockets import ask, authorize, begin_again, decoded, listen, try_twice
 from tokenmeter.capture.sdk import BINDING
 
 if TYPE_CHECKING:
@@ -66,21 +64,12 @@ def _watch_session(session: Any, interaction: _Interaction) -> None:
     """Have `interaction` told of what comes over a connection, which may be opened twice. May be begun anew."""
     if BINDING not in session.__dict__:
         kind = _metered_connection(session.__class__)
+        listen(session._websocket, interaction)  # noqa: SLF001 - an SDK's own
         session.__dict__[BINDING], session.__class__ = interaction, kind
 
 
 @functools.cache
 def _metered_connection(kind: type[Any]) -> type[Any]:
-    async def receive(self: Any) -> AsyncGenerator[Any]:
-        interaction = self.__dict__[BINDING]
-        async with contextlib.aclosing(kind.receive(self)) as events:
-            async for event in events:
-                try:
-                    await interaction.heard(event)
-                except Exception as error:  # noqa: BLE001 - the caller gets his event
-                    await begin_again(error, interaction.heard, event)
-                yield event
-
     async def cancel(self: Any) -> None:
         try:
             await kind.cancel(self)
@@ -99,7 +88,7 @@ def _metered_connection(kind: type[Any]) -> type[Any]:
             except Exception as error:  # noqa: BLE001 - it has ended
                 await begin_again(error, self.__dict__[BINDING].end)
 
-    return _subclass(kind, receive=receive, cancel=cancel, detach=detach)
+    return _subclass(kind, cancel=cancel, detach=detach)
 
 
 def _subclass(kind: type[Any], **methods: Any) -> type[Any]:
@@ -148,14 +137,17 @@ class _Interaction:
                     raise
         self._reading = reading
 
-    async def heard(self, event: Any) -> None:
-        """An event was received. May be begun anew with it."""
-        reading = self._reading
-        if reading is None:
-            return
-        try_twice(reading, lambda: self._take(reading, event))
-        if self._exchange is not None and self._exchange.ended:
-            await self.end()
+    async def heard(self, message: Any) -> None:
+        """A message was received, with one event in it or several. May be begun anew with it."""
+        body = decoded(message)
+        events: Any = body.get("events")
+        for event in cast("list[Any]", events) if isinstance(events, list) else [body]:
+            reading = self._reading
+            if reading is None:
+                return
+            try_twice(reading, functools.partial(self._take, reading, event))
+            if self._exchange is not None and self._exchange.ended:
+                await self.end()
 
     def _take(self, reading: InFlight, event: Any) -> None:
         """What an event says; may be begun anew."""
@@ -165,12 +157,8 @@ class _Interaction:
             exchange = reading.answers[0] if reading.answers else reading.respond({}, streamed=True)
             exchange.saw_event({"interaction": {"id": self._name}})
             self._exchange = exchange
-        kind = str(getattr(event, "event_type", None) or "")
-        if kind.startswith("interaction."):
-            self._exchange.saw_event(event.model_dump(mode="json", by_alias=True, exclude_none=True))
-        elif (words := getattr(getattr(event, "delta", None), "text", None)) is not None:
-            self._exchange.saw_event({"delta": {"text": words}})
-        if kind in ENDS:
+        self._exchange.saw_event(event)
+        if isinstance(event, dict) and cast("dict[str, Any]", event).get("event_type") in ENDS:
             self._exchange.ended = True
 
     async def end(self) -> None:

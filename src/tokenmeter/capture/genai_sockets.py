@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from tokenmeter.capture.genai_requests import open_request_async, put_before
 from tokenmeter.capture.sdk import BINDING, complain
@@ -18,6 +19,7 @@ from tokenmeter.errors import TokenmeterError
 if TYPE_CHECKING:
     from tokenmeter.capture.calls import InFlight
     from tokenmeter.capture.responses import Exchange
+    from tokenmeter.providers.google.streams import LiveTurn
 
     class _LiveResource:
         _api_client: Any
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
         async def send_client_content(self, *args: Any, **kwargs: Any) -> Any: ...
         async def send_realtime_input(self, *args: Any, **kwargs: Any) -> Any: ...
         async def send_tool_response(self, *args: Any, **kwargs: Any) -> Any: ...
-        async def _receive(self) -> Any: ...
 
     class _MusicResource:
         _api_client: Any
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
     class _MusicSession:
         async def play(self) -> None: ...
-        async def _receive(self) -> Any: ...
 
 else:
     _LiveResource = _LiveSession = _MusicResource = _MusicSession = object
@@ -74,26 +74,16 @@ class _MeteredSession(_LiveSession):
         await ask(self.__dict__[BINDING].ask)
         return await super().send_tool_response(*args, **kwargs)
 
-    async def _receive(self) -> Any:
-        return await _received(super()._receive, self.__dict__[BINDING])
-
 
 class _Turn:
-    """What is known of a turn: its call, whether leave was asked and anything heard, and what was told of it.
+    """What is known of a turn: its call, whether leave was asked for it, and what its messages say."""
 
-    Of what was answered only the words are kept, until the turn is billed: beside them a count of nothing is none.
-    """
-
-    __slots__ = ("asked", "call", "ended", "grounding", "heard", "parts", "said")
+    __slots__ = ("asked", "call", "said")
 
     def __init__(self) -> None:
         self.call: InFlight | None = None
         self.asked = False
-        self.heard = False
-        self.ended = False
-        self.said: dict[str, Any] = {}
-        self.grounding: dict[str, Any] = {}
-        self.parts: list[dict[str, Any]] = []
+        self.said: LiveTurn | None = None
 
 
 class _Turns:
@@ -135,12 +125,15 @@ class _Turns:
 
     async def heard(self, message: Any) -> None:
         """A message was received. May be begun anew with it."""
-        turn = self._turn
         if message is self._billed:
             return
         self._billed = None
-        try_twice(turn.call, lambda: _take(turn, message))
-        if turn.ended and turn.said:
+        body = decoded(message)
+        if self._turn.said is not None and self._turn.said.is_before(body):
+            await self._settle(self._turn)  # nobody told what it used
+        turn = self._turn
+        try_twice(turn.call, lambda: _take(turn, body))
+        if turn.said is not None and turn.said.ended and turn.said.told:
             await self._settle(turn, message)
 
     async def _settle(self, turn: _Turn, message: Any = None) -> None:
@@ -148,9 +141,7 @@ class _Turns:
         for _ in range(2):  # what fails once may pass, as want of memory does
             try:
                 await self._begin(turn)  # the provider may speak unasked
-                content = {"groundingMetadata": turn.grounding, "modelTurn": {"parts": turn.parts}}
-                body = {"usageMetadata": turn.said, "serverContent": content}
-                await _write_down(turn.call, body)
+                await _write_down(turn.call, {} if turn.said is None else turn.said.body())
                 self._turn, self._billed = _Turn(), message
             except Exception as error:  # noqa: BLE001 - the caller gets his message
                 note(turn.call, error)
@@ -160,7 +151,7 @@ class _Turns:
     async def end(self) -> None:
         """The session is over. A turn that was under way is billed by what was told of it. May be begun anew."""
         turn = self._turn
-        if turn.said or turn.heard:
+        if turn.said is not None and turn.said.heard:
             await self._settle(turn)
         elif turn.call is not None:
             await turn.call.returned_async()
@@ -169,31 +160,15 @@ class _Turns:
     @property
     def over(self) -> bool:
         """Whether no turn is under way."""
-        return self._turn.call is None and not self._turn.heard
+        return self._turn.call is None and not (self._turn.said is not None and self._turn.said.heard)
 
 
-def _take(turn: _Turn, message: Any) -> None:
+def _take(turn: _Turn, body: dict[str, Any]) -> None:
     """What a message says of a turn; may be begun anew."""
-    said, content = getattr(message, "usage_metadata", None), getattr(message, "server_content", None)
-    if said is None and content is None:
-        return
-    turn.heard = True
-    if said is not None:
-        turn.said.update(said.model_dump(mode="json", by_alias=True, exclude_none=True))
-    if content is not None:
-        if found := getattr(content, "grounding_metadata", None):
-            turn.grounding.update(found.model_dump(mode="json", by_alias=True, exclude_none=True))
-        turn.parts += map(_words_of, getattr(getattr(content, "model_turn", None), "parts", None) or ())
-        if heard := getattr(getattr(content, "output_transcription", None), "text", None):
-            turn.parts.append({"text": heard})
-        if getattr(content, "turn_complete", None):
-            turn.ended = True
+    from tokenmeter.providers.google.streams import LiveTurn  # noqa: PLC0415 - a client may be made and never used
 
-
-def _words_of(part: Any) -> dict[str, Any]:
-    """A part of an answer as far as its size goes: its words; of a sound, that it is one."""
-    said: dict[str, Any] = {"text": part.text} if getattr(part, "text", None) else {"inlineData": {}}
-    return {**said, "thought": True} if getattr(part, "thought", None) else said
+    turn.said = turn.said or LiveTurn()
+    turn.said.feed(body)
 
 
 # -- what turns and music have in common
@@ -207,7 +182,7 @@ async def _opened(
     api: Any,
     model: str,
 ) -> AsyncGenerator[Any]:
-    """The session that `opening` opens, with `hooks` before its class, which tell a `kind` of what goes over it."""
+    """The session that `opening` opens, with `hooks` before its class: a `kind` is told of what goes over it."""
     heard: _Turns | _Music | None = None
     try:
         try:
@@ -235,6 +210,7 @@ def _watch(session: Any, hooks: type[Any], heard: _Turns | _Music) -> None:
     """Have `heard` told of what goes over `session`. May be begun anew."""
     session.__dict__[BINDING] = heard
     put_before(session, hooks)
+    listen(session._ws, heard)  # noqa: SLF001 - an SDK's own
 
 
 async def ask(leave: Callable[[], Awaitable[None]]) -> None:
@@ -254,17 +230,45 @@ async def ask(leave: Callable[[], Awaitable[None]]) -> None:
             return
 
 
-async def _received(receive: Callable[[], Awaitable[Any]], heard: _Turns | _Music) -> Any:
-    """The next message that the SDK gives, once `heard` was told of it."""
-    message: Any = _NONE_YET
+class Listener(Protocol):
+    """Is told of every message that comes over a socket."""
+
+    async def heard(self, message: Any) -> None:
+        """A message was received, as it was sent. May be begun anew with it."""
+        ...
+
+
+def listen(socket: Any, listener: Listener) -> None:
+    """Have `listener` told of what is received over `socket` before the SDK makes anything of it.
+
+    The SDK's objects are no witness: they drop what they do not know, and turn what is no count into one.
+    """
+    plain = socket.recv
+    if BINDING in socket.__dict__:
+        return
+
+    @functools.wraps(plain)
+    async def recv(*args: Any, **kwargs: Any) -> Any:
+        message: Any = _NONE_YET
+        try:
+            message = await plain(*args, **kwargs)
+            await listener.heard(message)
+        except Exception as error:
+            if message is _NONE_YET:
+                raise
+            await begin_again(error, listener.heard, message)
+        return message
+
+    socket.__dict__.update({BINDING: listener, plain.__name__: recv})
+
+
+def decoded(message: Any) -> dict[str, Any]:
+    """A message as a JSON object; an empty one for what is none."""
     try:
-        message = await receive()
-        await heard.heard(message)
-    except Exception as error:
-        if message is _NONE_YET:
-            raise
-        await begin_again(error, heard.heard, message)
-    return message
+        body: Any = json.loads(message)
+    except (ValueError, TypeError, RecursionError):
+        return {}
+    return cast("dict[str, Any]", body) if isinstance(body, dict) else {}
 
 
 #: Stands for a message that there is not; one may be None.
@@ -359,9 +363,6 @@ class _MeteredMusicSession(_MusicSession):
         await ask(self.__dict__[BINDING].ask)
         return await super().play()
 
-    async def _receive(self) -> Any:
-        return await _received(super()._receive, self.__dict__[BINDING])
-
 
 class _Music:
     """What one session plays. Nobody says what it used: its length is that of the sound that came.
@@ -403,9 +404,8 @@ class _Music:
         if message is self._added:
             return
         sound = dict(self._sound)  # put in its place as a whole: what fails midway counts nothing twice
-        for chunk in getattr(getattr(message, "server_content", None), "audio_chunks", None) or ():
-            kind = chunk.mime_type or ""
-            sound[kind] = sound.get(kind, 0) + len(chunk.data or b"")
+        for kind, size in _sounds(decoded(message)):
+            sound[kind] = sound.get(kind, 0) + size
         self._sound, self._added = sound, message
 
     async def end(self) -> None:
@@ -424,3 +424,13 @@ class _Music:
     def over(self) -> bool:
         """Whether nothing is held."""
         return self._call is None
+
+
+def _sounds(body: dict[str, Any]) -> Iterator[tuple[str, int]]:
+    """Kind and bytes of each piece of sound in a message."""
+    from tokenmeter.providers.wire import members, section, text  # noqa: PLC0415 - as above
+
+    for chunk in members(section(body, "serverContent"), "audioChunks"):
+        data: Any = chunk.get("data")
+        if isinstance(data, str):
+            yield text(chunk, "mimeType") or "", len(data) * 3 // 4 - data[-2:].count("=")

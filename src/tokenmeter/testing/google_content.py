@@ -304,7 +304,7 @@ def interact(context: Context) -> Served:
     """An interaction: whole, in events, or in the background."""
     composition = _compose(context)
     identity = context.new_id("int-")
-    usage = _interaction_usage(composition.usage)
+    usage = composition.wire_usage or _interaction_usage(composition.usage)
     said = [{"type": "text", "text": composition.text or ""}]
     body: JSON = {
         "id": identity,

@@ -1,4 +1,7 @@
-"""Streams of Google's: each chunk repeats a running total, field by field; an interaction's ends with its usage."""
+"""Streams of Google's: each chunk repeats a running total, field by field; an interaction's ends with its usage.
+
+So does a turn of a Live session.
+"""
 
 from __future__ import annotations
 
@@ -89,6 +92,65 @@ class AnswerStream:
         apart = count(usage, "thoughtsTokenCount", flags=set())  # so that thoughts are no words that may be uncounted
         seen = self._read(body, replace(self._context, received=self._words if apart else self._bytes))
         return seen if self.terminal else replace(seen, flags=seen.flags | _ESTIMATED)
+
+
+class LiveTurn:
+    """What the messages of one turn of a Live session say of it.
+
+    Of what was answered only the words are kept: beside them a count of nothing is none.
+
+    Attributes:
+        heard: Whether anything came of it.
+        told: Whether its usage was stated, however badly.
+        ended: Whether the provider said all of it.
+    """
+
+    __slots__ = ("_grounding", "_parts", "_usage", "ended", "heard", "told")
+
+    def __init__(self) -> None:
+        self.heard = self.told = self.ended = False
+        self._usage: dict[str, Any] = {}
+        self._grounding: dict[str, Any] = {}
+        self._parts: list[JSON] = []
+
+    def is_before(self, message: JSON) -> bool:
+        """Whether `message` is of a later turn: the model speaks again."""
+        return self.ended and bool(section(section(message, "serverContent"), "modelTurn"))
+
+    def feed(self, message: JSON) -> None:
+        """Take a message as the server sent it; may be begun anew."""
+        content = section(message, "serverContent")
+        called = members(section(message, "toolCall"), "functionCalls")
+        words = [*map(_words_of, members(section(content, "modelTurn"), "parts"))]
+        words += ({"functionCall": call} for call in called)
+        if (heard := text(section(content, "outputTranscription"), "text")) is not None:
+            words.append({"text": heard})
+        usage = message.get("usageMetadata")
+        if is_object(usage):
+            self._usage = latest(self._usage, _as_of_a_session(usage))
+        self._grounding.update(section(content, "groundingMetadata"))
+        self.told = self.told or usage is not None
+        self.heard = self.heard or self.told or "serverContent" in message or bool(called)
+        self.ended = self.ended or content.get("turnComplete") is True
+        self._parts += words
+
+    def body(self) -> dict[str, Any]:
+        """The turn, as an answer is written."""
+        content = {"groundingMetadata": self._grounding, "modelTurn": {"parts": self._parts}}
+        return {"usageMetadata": self._usage, "serverContent": content}
+
+
+def _as_of_a_session(usage: JSON) -> JSON:
+    """The usage of a turn under the names of the Gemini API: on Vertex AI the answer's count has that of an answer."""
+    names = {"candidatesTokenCount": "responseTokenCount"}
+    return usage if "responseTokenCount" in usage else {names.get(key, key): usage[key] for key in usage}
+
+
+def _words_of(said: JSON) -> JSON:
+    """A part of an answer as far as its size goes: its words; of a sound, that it is one."""
+    if "inlineData" not in said:
+        return said
+    return {"inlineData": {}, **({"thought": True} if said.get("thought") else {})}
 
 
 #: Events that an interaction ends with. Over a socket they state its usage themselves.
