@@ -954,6 +954,21 @@ def test_a_client_that_interacted_goes_when_nobody_holds_it(provider, meter):
         gc.enable()
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_a_chunk_that_the_sdk_refuses_is_recorded_before_the_error_goes(asynchronous, client, provider, books):
+    provider.answer("The sea", usage={"promptTokenCount": [40], "candidatesTokenCount": 5})
+    asked = {"model": "gemini-3.5-flash", "contents": "Hello"}
+
+    async def read():
+        if asynchronous:
+            return [chunk async for chunk in await client.aio.models.generate_content_stream(**asked)]
+        return list(client.models.generate_content_stream(**asked))
+
+    with pytest.raises(ValidationError) as kept:
+        await read()
+    assert "malformed_count" in books.one().flags, kept
+
+
 # -- Live sessions
 
 

@@ -106,6 +106,33 @@ def test_an_error_event_in_the_stream_reaches_the_caller_and_the_entry(sdk, clie
     assert books.one().status in {"error", "aborted"}
 
 
+@pytest.mark.needs("openai.resources.responses:Responses")  # older SDKs do not close the response
+@pytest.mark.parametrize("name", ["OpenAI", "AsyncOpenAI"])
+async def test_what_is_stated_beside_an_error_is_recorded(name, clients, books, provider, do):
+    told = {"id": "c", "model": "gpt-5-mini", "choices": [{"index": 0, "delta": {"content": "The sea"}}]}
+    ended = {"index": 0, "delta": {"content": ""}, "finish_reason": "error"}
+    usage = {"prompt_tokens": 40, "completion_tokens": 5, "total_tokens": 45}
+    failed = {**told, "error": {"code": "server_error", "message": "no"}, "choices": [ended], "usage": usage}
+    provider.answer(events=[f"data: {json.dumps(event)}\n\n" for event in (told, failed)])
+    with pytest.raises(openai.APIError):
+        _ = [chunk async for chunk in do.each(clients.make(name).chat.completions.create(**CHAT))]
+    entry = books.one()
+    assert (entry.status, entry.error_type) == ("error", "APIError")
+    assert dict(entry.usage.quantities) == {"input": 40, "output": 5}
+    assert "estimated" in entry.flags
+
+
+@pytest.mark.needs("openai.resources.responses:Responses")
+@pytest.mark.parametrize("name", ["OpenAI", "AsyncOpenAI"])
+async def test_a_chunk_that_the_sdk_refuses_is_recorded_before_the_error_goes(name, clients, books, provider, do):
+    told = {"id": "c", "model": "gpt-5-mini", "choices": "none", "usage": {"prompt_tokens": 40}}
+    provider.answer(events=[f"data: {json.dumps(told)}\n\n"])
+    client = clients.make(name, _strict_response_validation=True)
+    with pytest.raises(openai.APIResponseValidationError) as kept:
+        _ = [chunk async for chunk in do.each(client.chat.completions.create(**CHAT))]
+    assert (books.one().status, books.one().usage.input_tokens) == ("error", 40), kept
+
+
 def test_breaking_off_at_the_finish_reason_is_ok_and_estimated(clients, books):
     for chunk in clients.openai().chat.completions.create(**CHAT):
         if chunk.choices[0].finish_reason:

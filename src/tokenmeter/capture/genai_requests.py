@@ -270,7 +270,7 @@ class _Followed:
         self._until = until
 
     def __aiter__(self) -> AsyncIterator[Any]:
-        return self
+        return _Loop(self, self._exchange)
 
     async def __anext__(self) -> Any:
         return await Step(self._next(), self._exchange, self._until)  # awaited here as in `streams._PassedOn`
@@ -296,6 +296,25 @@ class _Followed:
             await self._answers.aclose()
         finally:
             await self._exchange.finish_async()
+
+
+class _Loop:
+    """A loop over a stream, which nobody but the loop holds: it goes when the SDK refuses what a chunk says.
+
+    The stream itself is held by the traceback of that error, for as long as anybody keeps it.
+    """
+
+    __slots__ = ("_answers", "_kept")
+
+    def __init__(self, answers: _Followed, exchange: Exchange) -> None:
+        self._answers = answers
+        self._kept = _WrittenAtLast(exchange)
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self
+
+    def __anext__(self) -> Any:
+        return self._answers.__anext__()
 
 
 # -- requests

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable, Mapping
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from tokenmeter import processes
 from tokenmeter.call import Outcome
@@ -424,6 +425,8 @@ class Exchange:
         if raised is not None and not self.ended and self.is_disturbed() and self.status is None:
             self._stopped_by(raised)
         try:
+            if raised is not None and self._stream is not None and (event := _refused(raised)):
+                self._stream.feed(event)
             self._conclude()
         except Exception as error:  # noqa: BLE001 - the caller gets his answer
             self.misread(error)
@@ -474,6 +477,24 @@ def _raised_in(package: str, error: Exception) -> bool:
             return True
         trace = trace.tb_next
     return False
+
+
+def _refused(error: BaseException) -> dict[str, Any]:
+    """The event for which an SDK raised `error`, and that it shows to nobody; an empty one where there is none.
+
+    A host may state the usage beside an error.
+    """
+    trace = error.__traceback__
+    while trace is not None:
+        written = getattr(trace.tb_frame.f_locals.get("sse"), "data", None)
+        if isinstance(written, str) and trace.tb_frame.f_code.co_name == "__stream__":
+            try:
+                event: Any = json.loads(written)
+            except (ValueError, RecursionError):
+                return {}
+            return cast("dict[str, Any]", event) if isinstance(event, dict) and "error" in event else {}
+        trace = trace.tb_next
+    return {}
 
 
 #: Who closes a body whose connection broke, before the error gets any further.

@@ -30,7 +30,18 @@ def open_stream(context: Context, read: Read) -> StreamReader:
 class ChatStream:
     """Chunks of chat and text completions, from OpenAI or any host that speaks its format."""
 
-    __slots__ = ("_builtin", "_bytes", "_context", "_counted", "_executed", "_finished", "_read", "_said", "_usage")
+    __slots__ = (
+        "_builtin",
+        "_bytes",
+        "_context",
+        "_counted",
+        "_executed",
+        "_failed",
+        "_finished",
+        "_read",
+        "_said",
+        "_usage",
+    )
 
     def __init__(self, context: Context, read: Read) -> None:
         self._context = context
@@ -41,12 +52,13 @@ class ChatStream:
         self._counted = 0  # bytes that had come when the usage was last stated
         self._builtin: list[JSON] = []
         self._executed: list[JSON] = []
+        self._failed = False
         self._finished = 0
 
     @property
     def terminal(self) -> bool:
-        """Whether every answer asked for has given its reason to stop."""
-        return self._finished >= self._context.request.choices
+        """Whether every answer asked for has given its reason to stop, and none that it failed."""
+        return not self._failed and self._finished >= self._context.request.choices
 
     def feed(self, event: Mapping[str, Any]) -> None:
         """Take a chunk."""
@@ -69,6 +81,7 @@ class ChatStream:
         if not self._said:
             self._name(event)
         before, usage = self._usage, event.get("usage")
+        self._failed = self._failed or bool(event.get("error"))
         if usage and is_object(usage):
             self._state(event, usage)
         try:
@@ -126,7 +139,7 @@ class ChatStream:
 
     def body(self) -> Any:
         """The completion."""
-        if not self._usage or self._builtin or self._executed or self._counted < self._bytes:
+        if self._failed or not self._usage or self._builtin or self._executed or self._counted < self._bytes:
             return None
         return {**self._said, "object": "chat.completion", "usage": self._usage}
 
