@@ -28,7 +28,7 @@ from tokenmeter.places import hand_place
 from tokenmeter.pricing import PriceList
 from tokenmeter.processes import is_disabled
 from tokenmeter.providers import dialect_for, error_in, observe, to_wire
-from tokenmeter.providers.hosts import billing_name, names
+from tokenmeter.providers.hosts import billing_name
 from tokenmeter.providers.registry import FORMATS, dialect
 from tokenmeter.usage import Observation
 
@@ -319,10 +319,7 @@ def _find_meant_endpoint(endpoint: str) -> str | None:
 
 @lru_cache(maxsize=256)
 def _find_meant_provider(provider: str, prices: PriceList) -> str | None:
-    """The provider that one whom nobody knows is a slip for. A known name with something before or after it is none."""
-    name = provider.strip().lower()
-    near = None if name in names() else next(iter(get_close_matches(name, names(), n=1, cutoff=_ALIKE)), None)
-    return None if near is None or near in name or prices.sells(name) else near
+    return prices.nearest_provider(provider)
 
 
 def _bills(body: Any, call: Call) -> Sequence[Any]:

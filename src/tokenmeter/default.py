@@ -16,7 +16,7 @@ from tokenmeter.budgets.rules import make_rules
 from tokenmeter.capture.sdk import UnopenedStoreError
 from tokenmeter.carrying import RequestFields
 from tokenmeter.config import load_settings
-from tokenmeter.errors import ConfigurationError, PricingError
+from tokenmeter.errors import ConfigurationError, PricingError, shown
 from tokenmeter.interrupts import let_interrupt_through
 from tokenmeter.late import LateModule, LateObject
 from tokenmeter.ledger import Entry, utcnow
@@ -24,6 +24,7 @@ from tokenmeter.money import ONE
 from tokenmeter.paths import expand
 from tokenmeter.pricing import (
     Multiplier,
+    Price,
     PriceList,
     Pricer,
     Terms,
@@ -86,27 +87,15 @@ def _assemble(
     settings: Settings, *, observers: Iterable[Callable[[Entry], object]] = (), store: Store | None = None
 ) -> Meter:
     """`settings` as a meter; everything in them is checked before the store is opened (or `store` taken)."""
-    pricer, profile = make_pricer(settings), _make_profile(settings)
-    budgets, in_file = _make_budgets(settings)
-    metrics = _make_metrics(settings)
+    checked, profile, metrics = _check(settings), _make_profile(settings), _make_metrics(settings)
+    pricer = make_pricer(settings)
+    _refuse_slips(settings, pricer, checked["budgets"])
     meter = Meter(
         pricer=pricer,
-        budgets=budgets,
-        alerts=_make_alerts(settings),
-        rules=make_rules(row.values for row in settings.rules),
-        required=Required(settings.require, refuse=settings.on_missing == "refuse"),
-        source=None if settings.source is None else str(Path(settings.source).resolve()),
-        in_code={budget.name for budget in budgets} - in_file,
         store=open_store(settings.store) if store is None else store,
-        aliases=settings.key_hashes(),
-        providers={prefix: host.provider for prefix, host in settings.providers.items() if host.provider},
-        unasked={name for name, host in settings.providers.items() if not host.ask_usage},
         observers=observers if metrics is None else (*observers, metrics),
-        hold_seconds=settings.hold_seconds,
-        request_fields=RequestFields(settings.end_user_from, settings.tags_from)
-        if settings.end_user_from or settings.tags_from
-        else None,
         spans=Spans() if settings.traces else None,
+        **checked,
     )
     try:
         meter.store.call_keys(settings.keys_at_hand())
@@ -121,8 +110,33 @@ def _assemble(
         raise
     if metrics is not None:
         metrics.watch(meter)
+    _refresh_prices(settings, pricer)
     meter.settings, meter.profile = settings, profile
     return meter
+
+
+def _check(settings: Settings) -> dict[str, Any]:
+    """What a meter is given of `settings`, apart from what is opened or begun for it: nothing is left of a refusal.
+
+    Raises:
+        ConfigurationError: what is wrong, and where.
+    """
+    budgets, in_file = _make_budgets(settings)
+    return {
+        "budgets": budgets,
+        "alerts": _make_alerts(settings),
+        "rules": make_rules(row.values for row in settings.rules),
+        "required": Required(settings.require, refuse=settings.on_missing == "refuse"),
+        "source": None if settings.source is None else str(Path(settings.source).resolve()),
+        "in_code": {budget.name for budget in budgets} - in_file,
+        "aliases": settings.key_hashes(),
+        "providers": {prefix: host.provider for prefix, host in settings.providers.items() if host.provider},
+        "unasked": {name for name, host in settings.providers.items() if not host.ask_usage},
+        "hold_seconds": settings.hold_seconds,
+        "request_fields": RequestFields(settings.end_user_from, settings.tags_from)
+        if settings.end_user_from or settings.tags_from
+        else None,
+    }
 
 
 def make_pricer(settings: Settings) -> Pricer:
@@ -131,25 +145,57 @@ def make_pricer(settings: Settings) -> Pricer:
     Raises:
         ConfigurationError: a row is wrong; the message says where.
     """
+    terms, rows = _make_terms(settings), _parse_prices(settings)
+    return Pricer(PriceList.load(rows, **_choose_base(settings.price_list)), terms)
+
+
+def _refuse_slips(settings: Settings, pricer: Pricer, budgets: Iterable[Budget]) -> None:
+    """A slip in a provider's name is a discount, or a cap, that holds for nobody.
+
+    Raises:
+        ConfigurationError: says who is probably meant.
+    """
+    terms = pricer.terms
+    named = [
+        *(("providers", host.provider or ("" if "://" in key else key)) for key, host in settings.providers.items()),
+        *(("models", provider) for provider in terms.model_maps),
+        *(("discounts", discount.provider or "") for discount in terms.discounts),
+        *(("multipliers", dict(multiplier.scope).get("provider", "")) for multiplier in terms.multipliers),
+        *(("free_quotas", quota.provider) for quota in terms.free_quotas),
+        *(("budgets", budget.scope.get("provider", "")) for budget in budgets),
+    ]
+    for where, provider in named:
+        if meant := pricer.price_list.nearest_provider(provider):
+            raise ConfigurationError(
+                f"{settings.source or 'configuration'}: {where}: who is {shown(provider)}? Did you mean {meant!r}? "
+                "Rows in `prices` may name others."
+            )
+
+
+def _parse_prices(settings: Settings) -> tuple[Price, ...]:
+    return parse_prices(settings.prices, file=settings.source or "configuration", lines=settings.lines("prices"))
+
+
+def _make_terms(settings: Settings) -> Terms:
     file = settings.source or "configuration"
     everyone = () if settings.multiplier == ONE else (Multiplier(factor=settings.multiplier),)
-    rows = parse_prices(settings.prices, file=file, lines=settings.lines("prices"))
-    pricer = Pricer(
-        PriceList.load(rows, **_choose_base(settings.price_list)),
-        Terms(
-            multipliers=(
-                *everyone,
-                *parse_multipliers(settings.multipliers, file=file, lines=settings.lines("multipliers")),
-            ),
-            discounts=parse_discounts(settings.discounts, file=file, lines=settings.lines("discounts")),
-            model_maps=settings.models,
-            free_quotas=parse_free_quotas(settings.free_quotas, file=file, lines=settings.lines("free_quotas")),
-            cost_units={name: host.cost for name, host in settings.providers.items() if host.cost},
+    return Terms(
+        multipliers=(
+            *everyone,
+            *parse_multipliers(settings.multipliers, file=file, lines=settings.lines("multipliers")),
         ),
+        discounts=parse_discounts(settings.discounts, file=file, lines=settings.lines("discounts")),
+        model_maps=settings.models,
+        free_quotas=parse_free_quotas(settings.free_quotas, file=file, lines=settings.lines("free_quotas")),
+        cost_units={name: host.cost for name, host in settings.providers.items() if host.cost},
     )
+
+
+def _refresh_prices(settings: Settings, pricer: Pricer) -> None:
+    """Have `pricer` look for newer prices, where `settings` say so; for as long as it is in use."""
     if settings.price_list == "auto":
+        rows = _parse_prices(settings)
         updating.Refresher(pricer, lambda edition: PriceList.load(rows, newest=edition)).start()
-    return pricer
 
 
 def _choose_base(chosen: str | None) -> dict[str, Any]:
@@ -238,8 +284,10 @@ def configure(**given: Unpack[SettingsArguments]) -> Meter:
             given = {**_given[1], **given}
         settings = load_settings(**given)
         if is_disabled():
-            _make_budgets(settings)
+            _check(settings)
             _make_profile(settings)
+            _make_terms(settings)
+            _parse_prices(settings)
             _default, _given, _pricer = None, (None, given), None
             return cast("Meter", LateObject(default_meter))
         same = before is not None and before.settings is not None and before.settings.store == settings.store
@@ -341,7 +389,9 @@ def default_prices() -> Priced:
         return _default
     with _lock:
         if _pricer is None:
-            _pricer = make_pricer(_load_settings())
+            settings = _load_settings()
+            _pricer = make_pricer(settings)
+            _refresh_prices(settings, _pricer)
         return _Prices(_pricer)
 
 

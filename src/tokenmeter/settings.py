@@ -10,11 +10,11 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, PrivateAttr
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, PrivateAttr
 
 from tokenmeter.attribution import hash_key
 from tokenmeter.budgets import AlertTarget, Budget
-from tokenmeter.errors import ConfigurationError
+from tokenmeter.errors import ConfigurationError, shown
 from tokenmeter.money import ONE, ZERO, parse_multiplier
 from tokenmeter.periods import parse_instant
 from tokenmeter.pricing.parse import table_lines
@@ -213,6 +213,16 @@ def _parse_host(value: object) -> object:
     return {"provider": value} if isinstance(value, str) else value
 
 
+def _check_hosts(hosts: dict[str, HostSettings]) -> dict[str, HostSettings]:
+    """Whoever serves for another is known by the URL that its clients are given."""
+    for key, host in hosts.items():
+        if host.provider and "://" not in key:
+            raise ValueError(
+                f"must name a host by the beginning of its URL (https://llm.example.com), not by {shown(key)}"
+            )
+    return hosts
+
+
 class RuleSettings(BaseModel):
     """A rule of `Settings.rules`: ``"spike"``, or ``{ rule = "spike", factor = 4, least_usd = "0.10" }``.
 
@@ -302,9 +312,9 @@ class Settings(BaseModel):
     multipliers: list[Row] = Field(default_factory=list[Row])
     free_quotas: list[Row] = Field(default_factory=list[Row])
     models: dict[Text, dict[Text, Text]] = Field(default_factory=dict)
-    providers: dict[Text, Annotated[HostSettings, BeforeValidator(_parse_host)]] = Field(
-        default_factory=dict[str, HostSettings]
-    )
+    providers: Annotated[
+        dict[Text, Annotated[HostSettings, BeforeValidator(_parse_host)]], AfterValidator(_check_hosts)
+    ] = Field(default_factory=dict[str, HostSettings])
     alerts: list[AlertSettings] = Field(default_factory=list[AlertSettings])
     require: list[Text] = Field(default_factory=list[str])
     on_missing: Literal["refuse", "warn"] = "refuse"

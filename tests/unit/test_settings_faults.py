@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import threading
 from contextlib import suppress
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 
@@ -15,7 +18,8 @@ import tokenmeter
 from tokenmeter.cli.configuration import TEMPLATE
 from tokenmeter.config import load_settings
 from tokenmeter.default import make_meter
-from tokenmeter.errors import ConfigurationError
+from tokenmeter.errors import ConfigurationError, StoreUnavailableError
+from tokenmeter.pricing.updating import Looked, kept_path
 from tokenmeter.settings import Settings
 
 SCALARS = st.one_of(
@@ -285,3 +289,87 @@ def test_an_error_repeats_no_more_than_a_line_of_what_it_refuses(given):
     with pytest.raises(ConfigurationError) as refused:
         tokenmeter.make_meter(store="memory:", **given)
     assert len(str(refused.value)) < 1000
+
+
+REFUSED = {
+    "a budget": {"budgets": [{"member": "*"}]},
+    "a discount": {"discounts": [{"factor": -1}]},
+    "a dimension": {"require": ["membr"]},
+    "a label": {"metrics_labels": ["membr"]},
+    "what the model is asked": {"tags_from": ["input"]},
+    "who bills": {"billing": {"nosuch": 3}},
+    "a slip": {"providers": {"https://llm.example": "opnai"}},
+}
+
+
+def refreshers():
+    return {thread for thread in threading.enumerate() if thread.name == "tokenmeter-prices"}
+
+
+@pytest.fixture
+def _just_looked():
+    """A newer price list is not due: nobody asks the network."""
+    Looked(datetime.now(UTC), None, None).write(kept_path())
+
+
+@pytest.mark.usefixtures("_just_looked")
+@pytest.mark.parametrize("given", REFUSED.values(), ids=REFUSED)
+def test_nothing_is_opened_or_begun_by_settings_that_are_refused(given, tmp_path):
+    before = refreshers()
+    with pytest.raises(ConfigurationError):
+        make_meter(store=f"sqlite:///{tmp_path}/ledger.db", config={}, price_list="auto", **given)
+    assert list(tmp_path.iterdir()) == []
+    assert refreshers() == before
+
+
+@pytest.mark.usefixtures("_just_looked")
+def test_nobody_looks_for_newer_prices_where_the_ledger_cannot_be_opened(tmp_path):
+    """Each call of such a program asks for its meter once more."""
+    (tmp_path / "file").write_text("no directory")
+    before = refreshers()
+    for _ in range(3):
+        with pytest.raises(StoreUnavailableError):
+            make_meter(store=f"sqlite:///{tmp_path}/file/ledger.db", config={}, price_list="auto")
+    assert refreshers() == before
+
+
+@pytest.mark.usefixtures("_just_looked")
+def test_newer_prices_are_looked_for_as_long_as_their_meter_is_there():
+    before = refreshers()
+    meter = make_meter(store="memory:", config={}, price_list="auto")
+    (looking,) = refreshers() - before
+    meter.close()
+    del meter
+    gc.collect()
+    looking.join(60)
+    assert not looking.is_alive()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"providers": {"https://llm.example": "opnai"}},
+        {"providers": {"opnai": {"cost": "cents"}}},
+        {"models": {"opnai": {"ours": "gpt-5"}}},
+        {"discounts": [{"provider": "opnai", "factor": "0.8"}]},
+        {"multipliers": [{"provider": "opnai", "multiplier": "1.1"}]},
+        {"budgets": [{"provider": "opnai", "limit_usd": 5}]},
+    ],
+    ids=lambda given: next(iter(given)),
+)
+def test_a_slip_in_a_providers_name_is_told_by_whom_it_means(given):
+    """It was a discount that nobody got, and a cap that held nobody."""
+    with pytest.raises(ConfigurationError, match=r"who is 'opnai'\? Did you mean 'openai'\?"):
+        make_meter(store="memory:", config={}, **given)
+
+
+def test_a_provider_of_ones_own_passes():
+    given = {"prices": [{**ROWS["prices"], "provider": "opnai"}], "discounts": [{"provider": "opnai", "factor": "0.8"}]}
+    make_meter(store="memory:", config={}, providers={"https://llm.example": "acme"}, **given).close()
+
+
+@pytest.mark.parametrize("host", ["llm.example", "", "openai"])
+def test_a_host_that_is_not_named_by_its_url_is_told(host):
+    """No base URL begins like that: its calls had no price, and nobody said why."""
+    with pytest.raises(ConfigurationError, match="providers must name a host by"):
+        load_settings(config={"providers": {host: "openai"}})

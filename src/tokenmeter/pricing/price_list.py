@@ -17,7 +17,7 @@ from tokenmeter.pricing.edition import Launch, price_rows, unknown_terms
 from tokenmeter.pricing.names import forms, listed_names, scope_of, undated
 from tokenmeter.pricing.price import EVERY_MODEL, TOKEN_CLASSES, Price
 from tokenmeter.pricing.rules import Overrides, load_overrides
-from tokenmeter.providers.hosts import canonical_provider
+from tokenmeter.providers.hosts import canonical_provider, names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 
 _MOST_KEPT = 10_000
+#: How much a name has in common with the one that it is a slip for.
+_ALIKE = 0.8
 
 
 class ListedModel(NamedTuple):
@@ -186,12 +188,18 @@ class PriceList:
         own = any(row.provider == seller for row in self.own_rows)
         return own or (self._catalog is not None and any(True for _ in self._catalog.ids(seller)))
 
+    def nearest_provider(self, name: str) -> str | None:
+        """The provider that an unknown name is a slip for; a known one with something before or after it is none."""
+        name = name.strip().lower()
+        near = next(iter(difflib.get_close_matches(name, names(), n=1, cutoff=_ALIKE)), None)
+        return None if near is None or near in name or name in names() or self.sells(name) else near
+
     def nearest(self, provider: str, model: str) -> str | None:
         """The listed id that `model` may be a slip of; a suggestion to people, never a price."""
         seller = canonical_provider(provider)
         own = (row.model for row in self.own_rows if row.provider == seller)
         listed = self._catalog.ids(seller) if self._catalog else ()
-        near = difflib.get_close_matches(model.lower(), {*own, *listed}, n=1, cutoff=0.8)
+        near = difflib.get_close_matches(model.lower(), {*own, *listed}, n=1, cutoff=_ALIKE)
         return near[0] if near else None
 
     def _rows_of(self, provider: str, model: str) -> list[Price]:

@@ -331,7 +331,7 @@ class Refresher:
         source: str | None = None,
         path: Path | None = None,
     ) -> None:
-        self._pricer = weakref.ref(pricer)
+        self._pricer = weakref.ref(pricer, lambda _: self.stop())
         self._load = load
         self._source = source
         self._path = path or kept_path()
