@@ -9,6 +9,7 @@ import io
 import json
 import lzma
 import os
+import random
 import sqlite3
 from collections import Counter
 from dataclasses import replace
@@ -145,7 +146,7 @@ def test_codex_totals_become_calls_repeats_and_forks_count_once(meter, write, tm
         codex((9000, 4000, 400, 200), (9000, 4000, 400, 200), at="2026-10-08T10:00:09Z"),
         codex((9000, 4000, 400, 200), (9000, 4000, 400, 200), at="2026-10-08T10:00:10Z"),
         {"timestamp": "2026-10-08T10:00:11Z", "type": "event_msg", "payload": {"type": "token_count", "info": None}},
-        turn("gpt-5-mini"),
+        turn("gpt-5-mini", at="2026-10-08T10:00:50Z"),
         codex((9300, 4000, 490, 200), (300, 0, 90, 0), at="2026-10-08T10:01:00Z"),
     ]
     fork = [
@@ -932,6 +933,64 @@ def test_codex_totals_of_one_instant_are_one_run_in_any_order(meter, write):
     }
     import_usage(meter, write("a.jsonl", [meta, count(300, 200), count(100, 100)]))
     assert tokens(meter) == {"gpt-5": {"calls": 2, "input": 300, "output": 30}}
+
+
+def growing(name, output, at):
+    told = {"input": 7412, "output": output, "cached": 6500, "thoughts": 200, "tool": 30, "total": 7642 + output}
+    return {"id": name, "timestamp": at, "type": "gemini", "tokens": told, "model": "gemini-2.5-pro"}
+
+
+TRANSCRIPTS = {
+    "claude-code": [
+        claude("msg_1", 1, at="2026-10-31T23:59:58Z"),
+        claude("msg_1", 340, at="2026-10-31T23:59:59Z"),
+        claude("msg_1", 340, at="2026-11-01T00:00:01Z"),
+        claude("msg_1", 340, sidechain=True, at="2026-11-01T00:00:00Z"),
+        claude("msg_2", 7, at="2026-11-01T00:00:09Z"),
+    ],
+    "codex": [
+        meta("B", at="2026-10-08T10:00:00Z", forked_from_id="A"),
+        meta("A", at="2026-10-08T09:00:00Z"),
+        turn("gpt-5.1-codex", at="2026-10-08T10:00:02Z"),
+        codex((9000, 4000, 400, 200), at="2026-10-08T10:00:09Z"),
+        turn("gpt-5-mini", at="2026-10-08T10:00:50Z"),
+        codex((9300, 4000, 490, 200), at="2026-10-08T10:01:00Z"),
+        codex((9900, 4000, 590, 200), at="2026-10-08T10:02:00Z"),
+    ],
+    "gemini": [
+        {"sessionId": "x", "projectHash": "h"},
+        growing("m1", 0, "2026-10-10T07:00:40Z"),
+        growing("m1", 210, "2026-10-10T07:00:40Z"),
+        growing("m2", 9, "2026-10-10T07:01:40Z"),
+        growing("m2", 90, "2026-10-10T07:01:41Z"),
+    ],
+    "aider": [
+        {"event": "message_send", "time": at, "properties": {"main_model": "gpt-5", "prompt_tokens": 5, "cost": 1}}
+        for at in (1791885602, 1791885602, 1791885603)
+    ],
+}
+
+
+def told_by(meter):
+    return sorted((entry.dedup_key, entry.model, entry.occurred_at) for entry in meter.store.entries())
+
+
+@pytest.mark.parametrize("order", range(6))
+@pytest.mark.parametrize("source", TRANSCRIPTS)
+def test_a_transcript_tells_the_same_calls_in_whichever_order_its_lines_stand(meter, write, source, order):
+    """A second import of the same lines, shuffled: nothing new, and nothing that contradicts."""
+    rows = TRANSCRIPTS[source]
+    import_usage(meter, write("a.jsonl", rows), source=source)
+    before = told_by(meter)
+    shuffled = random.Random(order).sample(rows, len(rows))
+    outcome = import_usage(meter, write("a.jsonl", shuffled), source=source)
+    assert (outcome.recorded, outcome.conflicts, outcome.repeated) == (0, [], len(before))
+    other = tokenmeter.make_meter(store="memory:", config={})
+    assert import_usage(other, write("a.jsonl", shuffled), source=source).ok
+    assert sorted((entry.dedup_key, entry.model, entry.occurred_at) for entry in other.store.entries()) == sorted(
+        before
+    )
+    other.close()
 
 
 OBSERVED = {"id": "o1", "traceId": "t1", "type": "GENERATION", "startTime": "2026-10-14T10:00:00Z", "model": "gpt-5"}

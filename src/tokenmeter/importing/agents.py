@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from bisect import bisect
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import field
+from dataclasses import field, replace
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -43,9 +44,10 @@ _TOTALS = (
 Told = ImportedCall | tuple[str, str]
 
 
-class _SeenMessage(NamedTuple):
-    sidechain: bool
-    output: int
+class _ToldCall(NamedTuple):
+    """A writing of a call, and what makes it the one that counts: the highest, whatever order lines stand in."""
+
+    rank: tuple[Any, ...]
     call: ImportedCall
 
 
@@ -53,13 +55,12 @@ class ClaudeCode:
     """Transcripts of Claude Code.
 
     One message is a line per content block, and is copied into resumed sessions and subagents' files: the line with the
-    highest output counts, of the main conversation before a sidechain's.
+    highest output counts, of the main conversation before a sidechain's, and the earliest of equal ones.
     """
 
     def __init__(self, given: Given) -> None:
         self._given = given
-        self._best: dict[str, _SeenMessage] = {}
-        self._told: dict[tuple[str, str | None], str] = {}
+        self._best: dict[str, _ToldCall] = {}
 
     def read(self, row: Row, where: str) -> int:
         """Take a line; how many calls it tells."""
@@ -72,12 +73,9 @@ class ClaudeCode:
         name = message.get("id")
         if not name:
             raise ConfigurationError("the message has no id, so that it could be counted twice")
-        seen = _SeenMessage(
-            bool(row.get("isSidechain")), count_of(usage, "output_tokens"), self._call(row, message, usage, where)
-        )
-        before = self._best.get(str(name))
-        if before is None or (not seen.sidechain, seen.output) > (not before.sidechain, before.output):
-            self._best[str(name)] = seen
+        call = self._call(row, message, usage, where)
+        rank = (not row.get("isSidechain"), count_of(usage, "output_tokens"), -call.at.timestamp())
+        _keep_higher(self._best, str(name), _ToldCall(rank, call))
         return 1
 
     def calls(self) -> Iterator[Told]:
@@ -126,22 +124,38 @@ class _CodexCount(NamedTuple):
     """What one line says: the running total, and that of the last call."""
 
     at: datetime
-    model: str | None
+    number: int
     total: tuple[int, ...]
     last: tuple[int, ...] | None
     where: str
 
 
-@dataclass(slots=True)
-class _CodexSession:
-    """A session of Codex as its file tells it."""
+class _CodexMeta(NamedTuple):
+    """What a session says of itself; a fork's file has its parent's beside its own."""
 
-    name: str | None = None
-    parent: str | None = None
-    started: datetime | None = None
-    folder: str = ""
-    model: str | None = None
+    name: str
+    parent: str | None
+    started: datetime
+    folder: str
+
+
+@dataclass(slots=True)
+class _CodexFile:
+    """A session of Codex as its file tells it. Lines go by their instants, and as they stand only within one."""
+
+    metas: list[_CodexMeta] = field(default_factory=list["_CodexMeta"])
+    turns: list[tuple[datetime, int, str]] = field(default_factory=list[tuple[datetime, int, str]])
     counts: list[_CodexCount] = field(default_factory=list["_CodexCount"])
+
+    def own(self) -> _CodexMeta | None:
+        """Whose file it is: the session that is no other's parent."""
+        parents = {meta.parent for meta in self.metas}
+        return next((meta for meta in self.metas if meta.name not in parents), None)
+
+    def model_of(self, count: _CodexCount) -> str | None:
+        """The model of the turn that a count is in."""
+        at = bisect(self.turns, (count.at, count.number))
+        return self.turns[at - 1][2] if at else None
 
 
 class Codex:
@@ -152,27 +166,32 @@ class Codex:
 
     def __init__(self, given: Given) -> None:
         self._given = given
-        self._files: dict[str, _CodexSession] = {}
+        self._files: dict[str, _CodexFile] = {}
 
     def read(self, row: Row, where: str) -> int:
         """Take a line; how many calls it tells."""
-        session = self._files.setdefault(where.rpartition(":")[0], _CodexSession())
+        file = self._files.setdefault(where.rpartition(":")[0], _CodexFile())
+        number = len(file.turns) + len(file.counts)
         payload = mapping_of(row.get("payload"))
         kind = row.get("type")
-        if kind == "session_meta" and session.name is None:
-            session.name = str(payload.get("id") or "")
-            session.started = instant_of(payload.get("timestamp") or row.get("timestamp"), tz="UTC")
-            session.folder = str(payload.get("cwd") or "").rstrip("/").rpartition("/")[2]
-            session.parent = _parent(payload)
-        elif kind == "turn_context":
-            session.model = str(payload["model"]) if payload.get("model") else session.model
+        if kind == "session_meta":
+            file.metas.append(
+                _CodexMeta(
+                    str(payload.get("id") or ""),
+                    _parent(payload),
+                    instant_of(payload.get("timestamp") or row.get("timestamp"), tz="UTC"),
+                    str(payload.get("cwd") or "").rstrip("/").rpartition("/")[2],
+                )
+            )
+        elif kind == "turn_context" and payload.get("model"):
+            file.turns.append((instant_of(row.get("timestamp"), tz="UTC"), number, str(payload["model"])))
         elif kind == "event_msg" and payload.get("type") == "token_count" and object_in(payload, "info"):
             info = mapping_of(payload["info"])
             last = object_in(info, "last_token_usage")
-            session.counts.append(
+            file.counts.append(
                 _CodexCount(
                     instant_of(row.get("timestamp"), tz="UTC"),
-                    session.model,
+                    number,
                     _total(object_in(info, "total_token_usage")),
                     _total(last) if last else None,
                     where,
@@ -183,49 +202,53 @@ class Codex:
 
     def calls(self) -> Iterator[Told]:
         """Each call once, over sessions, their forks, and archived copies."""
-        totals = {one.name: {count.total for count in one.counts} for one in self._files.values()}
-        for session in self._files.values():
-            yield from self._of_session(session, totals.get(session.parent) if session.parent else None)
+        files = [(file.own(), file) for file in self._files.values()]
+        totals = {meta.name: {count.total for count in file.counts} for meta, file in files if meta}
+        for meta, file in files:
+            yield from self._of_session(meta, file, totals.get(meta.parent) if meta and meta.parent else None)
 
-    def _of_session(self, session: _CodexSession, inherited: set[tuple[int, ...]] | None) -> Iterator[Told]:
+    def _of_session(
+        self, meta: _CodexMeta | None, file: _CodexFile, inherited: set[tuple[int, ...]] | None
+    ) -> Iterator[Told]:
         before: tuple[int, ...] = (0,) * len(_TOTALS)
-        run, own = 0, session.parent is None
+        run, own = 0, meta is None or meta.parent is None
+        file.turns.sort()
         # Lines of parallel writers may stand out of order: a total that falls is a new run only where time went on.
-        for at, model, total, last, where in sorted(session.counts, key=lambda one: (one.at, one.total)):
-            now = total
-            if last and not any(total):  # only the call itself is told
-                now = tuple(count + known for count, known in zip(last, before, strict=True))
+        for count in sorted(file.counts, key=lambda one: (one.at, one.total)):
+            now, last = count.total, count.last
+            if last and not any(now):  # only the call itself is told
+                now = tuple(told + known for told, known in zip(last, before, strict=True))
             if not own:  # what a fork repeats of its parent
-                at_once = session.started is not None and at - session.started <= _SECOND
+                at_once = meta is not None and count.at - meta.started <= _SECOND
                 if now in inherited if inherited is not None else at_once:
                     before = now
                     continue
                 own = True
             if now == before:
                 continue
-            moved = tuple(count - known for count, known in zip(now, before, strict=True))
+            moved = tuple(told - known for told, known in zip(now, before, strict=True))
             fell = min(moved) < 0
             run += fell
             used = (last or now) if fell else moved
             before = now
             try:
-                yield self._call(session, at, model, used, where, identity=f"{session.name}:{run}:{now[0]}+{now[3]}")
+                yield self._call(meta, count, file.model_of(count), used, identity=f"{run}:{now[0]}+{now[3]}")
             except ConfigurationError as error:
-                yield where, str(error)
+                yield count.where, str(error)
 
     def _call(
-        self, session: _CodexSession, at: datetime, model: str | None, used: Sequence[int], where: str, *, identity: str
+        self, meta: _CodexMeta | None, count: _CodexCount, model: str | None, used: Sequence[int], *, identity: str
     ) -> ImportedCall:
         whole, cached, written, output, reasoning = used
-        if not session.name:
+        if meta is None or not meta.name:
             raise ConfigurationError("the session has no id, so that it could be counted twice")
         name = model or self._given.model or _CODEX_MODEL
         return ImportedCall(
-            where=where,
-            id=f"codex:{identity}",
+            where=count.where,
+            id=f"codex:{meta.name}:{identity}",
             provider=self._given.provider or "openai",
             model=name,
-            at=at,
+            at=count.at,
             endpoint="responses",
             quantities=without_zero(
                 {
@@ -237,9 +260,15 @@ class Codex:
             ),
             reasoning=reasoning,
             flags=frozenset(() if model or self._given.model else {"model_assumed"}),
-            who={"project": session.folder} if session.folder else {},
-            tags=_tags(session=session.name),
+            who={"project": meta.folder} if meta.folder else {},
+            tags=_tags(session=meta.name),
         )
+
+
+def _keep_higher(seen: dict[Any, _ToldCall], key: object, one: _ToldCall) -> None:
+    """The writing that counts; of equal ones the first that is read."""
+    if key not in seen or one.rank > seen[key].rank:
+        seen[key] = one
 
 
 def _parent(payload: Row) -> str | None:
@@ -253,18 +282,19 @@ def _total(usage: Row) -> tuple[int, ...]:
 
 
 class Gemini:
-    """Chats of the Gemini CLI. A message is written again under its id as it grows: the last one counts."""
+    """Chats of the Gemini CLI. A message is written again under its id as it grows: the latest and largest counts."""
 
     def __init__(self, given: Given) -> None:
         self._given = given
-        self._last: dict[str, ImportedCall] = {}
-        self._session: dict[str, str] = {}
+        #: By file, session and id; a line before that of its session has none yet.
+        self._best: dict[tuple[str, str | None, str], _ToldCall] = {}
+        self._sessions: dict[str, list[str]] = {}
 
     def read(self, row: Row, where: str) -> int:
         """Take a line or a whole chat; how many calls it tells."""
         file = where.rpartition(":")[0]
         if row.get("sessionId"):
-            self._session[file] = str(row["sessionId"])
+            self._sessions.setdefault(file, []).append(str(row["sessionId"]))
         messages = row.get("messages")
         if isinstance(messages, list):
             found = [self.read(mapping_of(one), f"{where}.{at}") for at, one in enumerate(messages, 1)]  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
@@ -276,15 +306,22 @@ class Gemini:
             return 0
         if not row.get("id"):
             raise ConfigurationError("the message has no id, so that it could be counted twice")
-        key = f"{self._session.get(file, '')}:{row['id']}"
-        self._last[key] = self._call(row, tokens, key, where)
+        call = self._call(row, tokens, where)
+        session = next(reversed(self._sessions.get(file, [])), None)
+        rank = (call.at, sum(call.quantities.values()))
+        _keep_higher(self._best, (file, session, str(row["id"])), _ToldCall(rank, call))
         return 1
 
     def calls(self) -> Iterator[Told]:
         """Each message once."""
-        yield from self._last.values()
+        best = dict[str, _ToldCall]()
+        for (file, session, name), seen in self._best.items():
+            said = session or next(iter(self._sessions.get(file, [])), "")
+            _keep_higher(best, f"gemini:{said}:{name}", seen)
+        for key, seen in best.items():
+            yield replace(seen.call, id=key)
 
-    def _call(self, row: Row, tokens: Row, key: str, where: str) -> ImportedCall:
+    def _call(self, row: Row, tokens: Row, where: str) -> ImportedCall:
         before, answer, cached, thoughts, tool = (
             count_of(tokens, name) for name in ("input", "output", "cached", "thoughts", "tool")
         )
@@ -293,7 +330,7 @@ class Gemini:
         )
         return ImportedCall(
             where=where,
-            id=f"gemini:{key}",
+            id="",  # as its session is called, which a later line may say
             provider=self._given.provider or "google",
             model=str(row.get("model") or self._given.model or ""),
             at=instant_of(row.get("timestamp"), tz="UTC"),
