@@ -9,7 +9,7 @@ import pytest
 from tokenmeter.errors import ConfigurationError, ReconciliationError
 from tokenmeter.periods import parse_period
 from tokenmeter.reconciliation import openai as openai_books
-from tokenmeter.reconciliation import reconcile
+from tokenmeter.reconciliation import paging, reconcile
 from tokenmeter.reconciliation.paging import ReportPages
 from tokenmeter.reconciliation.statement import ExchangeRates
 
@@ -245,6 +245,21 @@ def test_pages_that_come_again_under_ever_new_tokens_are_no_endless_month(meter,
 
     with pytest.raises(ReconciliationError, match="again and again"):
         compared(meter, provider, page)
+
+
+@pytest.mark.parametrize("bound", ["_MOST_PAGES", "_LONGEST_REPORT"])
+@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+def test_a_report_that_always_has_another_page_of_new_rows_ends(meter, provider, bound, monkeypatch):
+    monkeypatch.setattr(paging, bound, {"_MOST_PAGES": 20, "_LONGEST_REPORT": 0}[bound])
+    asked = []
+
+    def page(number):
+        asked.append(number)
+        return {"data": [TOLD[provider](0, model=f"m{number}")], "has_more": True, "next_page": str(number + 1)}
+
+    with pytest.raises(ReconciliationError, match=r"goes on after \d+ pages? and .*nothing was compared"):
+        compared(meter, provider, page)
+    assert len(asked) == {"_MOST_PAGES": 20, "_LONGEST_REPORT": 1}[bound]
 
 
 @pytest.mark.parametrize("provider", ["openai", "anthropic"])

@@ -11,6 +11,7 @@ from datetime import UTC, date, datetime
 from decimal import Decimal
 from email.utils import parsedate_to_datetime
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,6 +36,8 @@ _REDIRECTS = range(300, 400)
 _MOST_HOPS = 5
 #: Pages without anything that may follow each other; a month has 31 days.
 _MOST_EMPTY = 100
+#: Pages, and seconds, that one report may take: a month of the largest organizations has some hundreds.
+_MOST_PAGES, _LONGEST_REPORT = 10_000, 4 * 3_600
 
 
 def keep_to_address(client: Any) -> Any:
@@ -144,13 +147,14 @@ class ReportPages:
             ask: Asks for a page, by the parameters with the page's token among them.
 
         Raises:
-            ReconciliationError: as `get`; or there is said to be more, but not where; or a page is given again.
+            ReconciliationError: as `get`; or there is said to be more, but not where; or a page is given again, or the
+                pages have no end.
         """
-        tokens, contents = set[str](), set[str]()
-        given, empty = dict(parameters), 0
-        while True:
+        tokens, contents = set[str](), set[bytes]()
+        given, empty, began = dict(parameters), 0, time.monotonic()
+        for _ in range(_MOST_PAGES):
             page = self.get(what, given, partial(ask, given))
-            content = json.dumps(page["data"], sort_keys=True, default=str)
+            content = sha256(json.dumps(page["data"], sort_keys=True, default=str).encode()).digest()
             empty = 0 if page["data"] else empty + 1
             if empty > _MOST_EMPTY or (page["data"] and content in contents):
                 raise _goes_round(what)
@@ -160,9 +164,15 @@ class ReportPages:
             if token is None:
                 return
             given = {**parameters, "page": token}
+            if time.monotonic() - began > _LONGEST_REPORT:
+                break
+        read, minutes = counted(len(contents), "page"), counted(int(time.monotonic() - began) // 60, "minute")
+        raise ReconciliationError(
+            f"The provider says that {what} goes on after {read} and {minutes}; nothing was compared. Ask for a "
+            "shorter period, or ask the provider."
+        )
 
     def _remember(self, key: str, text: str) -> None:
-        self._known[key] = text
         if self._path is not None:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"key": key, "page": text}) + "\n")
