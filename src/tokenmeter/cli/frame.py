@@ -18,7 +18,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from enum import IntEnum
 from functools import cached_property
@@ -258,20 +258,39 @@ def _make_parameter(name: str, annotation: Any, default: Any) -> inspect.Paramet
 def run(arguments: Sequence[str] | None = None) -> None:
     """Run a command line and end the process; an error of tokenmeter's is said in words, without a traceback."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    for name in ("stdout", "stderr"):  # None where it was closed before the process began
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     for stream in (sys.stdout, sys.stderr):  # what it cannot say is shown as ?, rather than ending the command
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     as_json = "--json" in given
     try:
-        # With --json typer's own errors come up to here as well, to be said as JSON.
-        sys.exit(app(given, prog_name="tokenmeter", standalone_mode=not as_json))
+        try:
+            # With --json typer's own errors come up to here as well, to be said as JSON.
+            sys.exit(app(given, prog_name="tokenmeter", standalone_mode=not as_json))
+        finally:
+            sys.stdout.flush()  # what cannot be written is told here, and not when the interpreter ends
+    except BrokenPipeError:  # whoever read has seen enough
+        _leave_output()
+        sys.exit(Exit.FOUND)
     except TokenmeterError as error:
         sys.exit(fail(error, as_json=as_json))
     except _UsageError as error:  # without JSON typer shows it itself
         sys.exit(fail(ConfigurationError(error.format_message()), as_json=as_json))
     except OSError as error:  # a full disk behind standard output, a file that may not be read
         reason = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
+        _leave_output()
         sys.exit(fail(ConfigurationError(f"The system refuses: {reason}."), as_json=as_json))
+
+
+def _leave_output() -> None:
+    """Where standard output cannot be written, nobody tries again; else what it holds is written."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with suppress(OSError):  # no file of the system's
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 #: A rule under the headings, and nothing else.
@@ -293,6 +312,8 @@ class Exit(IntEnum):
     UNKNOWN = 6  # whether one is cannot be said here
 
 
+if not os.environ.get("COLUMNS", "").strip("0"):  # a terminal that does not know its width: rich would print nothing
+    os.environ.pop("COLUMNS", None)
 #: Results go here. A name such as ``:key:`` is a name, not an emoji.
 out = Console(highlight=False, soft_wrap=True, emoji=False)
 #: Progress and errors go here, so that results can be piped.

@@ -99,7 +99,7 @@ def tail(
     limit: Annotated[
         int, typer.Option("--limit", "-n", help="How many earlier calls to begin with.", min=0, max=_MOST)
     ] = 10,
-    every: Annotated[float, typer.Option("--every", help="Seconds between two looks.", min=0.1)] = 1.0,
+    every: Annotated[float, typer.Option("--every", help="Seconds between two looks.", min=0.1, max=86_400)] = 1.0,
     once: Annotated[bool, typer.Option("--once", help="End after what is there now.")] = False,
 ) -> None:
     """Calls as they come in, until Ctrl+C; from every process that writes to this ledger."""

@@ -688,7 +688,7 @@ def test_a_line_that_makes_no_sense_is_left_out_and_the_next_is_read(
 def test_an_output_that_takes_nothing_is_said_without_a_traceback(place: Path, arguments: tuple[str, ...]) -> None:
     with Path("/dev/full").open("w") as full:
         ended = subprocess.run(
-            [sys.executable, "-u", "-m", "tokenmeter", *arguments],
+            [sys.executable, "-m", "tokenmeter", *arguments],
             stdout=full,
             stderr=subprocess.PIPE,
             cwd=place,
@@ -697,7 +697,40 @@ def test_an_output_that_takes_nothing_is_said_without_a_traceback(place: Path, a
         )
     assert ended.returncode == 2
     assert "No space left" in ended.stderr
-    assert "Traceback" not in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1  # nor is it tried again when the interpreter ends
+
+
+@pytest.mark.usefixtures("ledger")
+@pytest.mark.parametrize("arguments", [("report",), ("report", "--json"), ("tail", "--once")])
+@pytest.mark.parametrize("before", ["trap '' PIPE; sleep 1;", "exec >&-;"], ids=["reader gone", "closed"])
+def test_an_output_that_nobody_reads_ends_without_a_word(place: Path, arguments: tuple[str, ...], before: str) -> None:
+    command = shlex.join([sys.executable, "-m", "tokenmeter", *arguments])
+    line = f"({before} exec {command}) | true; echo ${{PIPESTATUS[0]}}"
+    ended = subprocess.run(["bash", "-c", line], capture_output=True, cwd=place, check=False, text=True)
+    assert (ended.stdout.strip() in {"0", "1"}, ended.stderr) == (True, "")
+
+
+@pytest.mark.usefixtures("ledger")
+def test_a_terminal_that_does_not_know_its_width_is_told_everything(place: Path) -> None:
+    """Some say ``COLUMNS=0``: nothing at all was printed, not even an error."""
+    for columns in ("0", "000", ""):
+        ended = subprocess.run(
+            [sys.executable, "-m", "tokenmeter", "report", "--by", "member"],
+            env={**os.environ, "COLUMNS": columns},
+            capture_output=True,
+            cwd=place,
+            check=True,
+            text=True,
+        )
+        assert "total" in ended.stdout
+
+
+@pytest.mark.usefixtures("ledger")
+@pytest.mark.parametrize("seconds", ["inf", "1e300", "nan", "0"])
+def test_a_look_that_never_comes_is_refused(run: Callable[..., Outcome], seconds: str) -> None:
+    outcome = run("tail", "--every", seconds)
+    assert outcome.code == 2
+    assert "--every" in outcome.err
 
 
 def test_a_file_that_may_not_be_read_is_said(
