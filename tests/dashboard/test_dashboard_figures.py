@@ -255,7 +255,7 @@ def test_budget_lines_are_those_of_just_what_is_shown(make_meter, record):
 def test_the_lines_of_a_running_total_are_named(make_meter, record_in):
     made = make_meter([{"limit_usd": 30, "name": "all", "period": "month"}])
     for days in range(40):
-        record_in(made, at=NOW - timedelta(days=days), who={"member": "ada"}, output=1000 * (1 + days % 3))
+        record_in(made, at=NOW - timedelta(days=days), who={"member": "ada"}, output=100_000 * (1 + days % 3))
     here = made.budgets.remaining({}, NOW)
 
     def lines(query):
@@ -269,6 +269,18 @@ def test_the_lines_of_a_running_total_are_named(make_meter, record_in):
     assert lines("form=running&by=member&compare=none") == ["Spend so far", ahead, limit]
     assert lines("form=running&show=requests")[0] == "Requests so far"
     assert lines("form=lines") == ["the time before", "even pace of all, by day: $1.00"]
+
+
+@pytest.mark.parametrize(("cap", "drawn_to"), [(3, "$3"), (10, "$10"), (11, "$2"), (10**6, "$2")])
+def test_a_limit_far_above_all_figures_is_named_and_leaves_them_their_height(make_meter, record_in, cap, drawn_to):
+    made = make_meter([{"limit_usd": cap, "name": "all", "period": "day"}])
+    record_in(made, at=NOW, fields={"billed_cost": Decimal(2), "cost_source": "billed"})
+    asked_for = asked(made, "period=last-7d&compare=none", balances=made.budgets.remaining({}, NOW))
+    drawn = draw(asked_for, "", lambda _: "")
+    far = drawn_to == "$2"
+    assert drawn.up[-1].label.removesuffix(".00") == drawn_to
+    assert ("line limit" in [css for css, _ in drawn.shapes]) == (not far)
+    assert [line.words for line in drawn.lines] == [f"limit of all: ${cap:,}.00" + ", beyond the chart" * far]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import tokenmeter
 from tokenmeter.budgets import Budget
 from tokenmeter.dashboard.budgets import changes_of, definition, past, standings
 from tokenmeter.dashboard.care import checks, estimated, price_card, unpriced, used_prices
-from tokenmeter.dashboard.view import View
+from tokenmeter.dashboard.view import WITH_PAGE, View, label_of
 from tokenmeter.stores.base import Health
 
 NONE = "\u2013"
@@ -157,6 +157,27 @@ def test_a_teams_page_lists_its_invoices_and_a_key_has_a_page(filed, serve):
     assert "No budget concerns" not in body  # one over everything does
     status, _, body = served.get("/account")
     assert (status, "Whose page?" in body) == (400, True)
+
+
+@pytest.mark.parametrize("dimension", WITH_PAGE)
+def test_who_is_seen_alone_is_a_click_from_the_page_with_its_limits(make_meter, record_in, serve, dimension):
+    given = {"key": "prod"} if dimension == "api_key" else {"who": {"team": "search", "member": "ada", dimension: "x"}}
+    value = given.get("key", "x")
+    meter = make_meter([])
+    record_in(meter, at=NOW, **given)
+    served = serve(meter)
+    narrowed = {"period": "all", "model": "gpt-5-mini", "team": given.get("who", {}).get("team", "")}
+    for place in (
+        "/?" + urlencode(narrowed | {dimension: value}),
+        "/entries?" + urlencode(narrowed | {dimension: value}),
+        "/explore?" + urlencode(narrowed | {"by": dimension}),
+    ):
+        body = served.get(place)[2]
+        found = re.findall(rf'href="([^"]*)">page<span class="hidden"> of {value}</span>', body)
+        assert found, place
+        title = served.get(html.unescape(found[0]))[2].partition("</h1>")[0].rpartition("<h1>")[2]
+        assert title.lower() == f"{label_of(dimension)} <bdi>{value}</bdi>".lower(), (place, found)
+    assert ">page<" not in served.get("/?period=all&member=&model=gpt-5-mini")[2]  # nobody's, and a model's
 
 
 # -- prices and doubts

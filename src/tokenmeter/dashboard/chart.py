@@ -6,7 +6,7 @@ is ``WIDE`` units per bucket wide and `HIGH` units high, whatever the screen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
@@ -24,6 +24,8 @@ from tokenmeter.values import dataclass
 
 WIDE, HIGH = 10, 1000
 _MOST_TICKS = 8
+#: A limit so many times as high as the figures is named, and not drawn: they would be a line along the bottom.
+_FAR = 5
 _EDGE = Decimal(4)  # percent of the width within which a label is set flush with the side
 
 
@@ -138,9 +140,10 @@ def draw(answer: Finding, base: str, url: Callable[[Question], str]) -> Chart:
     stacks, paths = _figures(answer, shown, form)
     tops = [value for column in stacks for value in (_above(column), _below(column))]
     levels = [value for path in (*paths, before) for value in path if value is not None]
-    limits = [one.amount for one in answer.limits]
     ahead = answer.forecast if form == "running" else None
-    plane, marks = _scale([*tops, *levels, *limits, *((ahead.high,) if ahead else ())], measure, form)
+    figures = [*tops, *levels, *((ahead.high,) if ahead else ())]
+    limits = [one.amount for one in answer.limits if _is_near(one.amount, figures)]
+    plane, marks = _scale([*figures, *limits], measure, form)
     shapes = [*_bars(stacks, shown, colours, plane)] if form in {"bars", "share"} else []
     if form in {"lines", "running"}:
         names = [colours[one.key] for one in shown] if form == "lines" else ["c1"]
@@ -156,7 +159,7 @@ def draw(answer: Finding, base: str, url: Callable[[Question], str]) -> Chart:
     return Chart(
         width=_width(answer),
         shapes=shapes,
-        lines=list(_lines(answer, form, before, ahead)),
+        lines=list(_lines(answer, form, before, ahead, limits)),
         across=_across(answer),
         up=marks,
         legend=_legend(answer, colours, url) if form != "running" else [],
@@ -165,8 +168,18 @@ def draw(answer: Finding, base: str, url: Callable[[Question], str]) -> Chart:
     )
 
 
+def _is_near(limit: Decimal, figures: Iterable[Decimal | int]) -> bool:
+    """Whether there is anything left to see of the figures beside a limit."""
+    highest = max(figures, default=0)
+    return highest <= 0 or limit <= multiply(highest, _FAR)
+
+
 def _lines(
-    answer: Finding, form: Form, before: Sequence[Decimal | int | None], ahead: Forecast | None
+    answer: Finding,
+    form: Form,
+    before: Sequence[Decimal | int | None],
+    ahead: Forecast | None,
+    limits: Collection[Decimal],
 ) -> Iterable[LineKey]:
     measure = answer.question.measure
     if form == "running":
@@ -176,7 +189,8 @@ def _lines(
     if any(value is not None for value in before):
         yield LineKey("before", "the time before")
     for one in answer.limits:
-        yield LineKey("limit", f"{one.words}: {shown_as(one.amount, measure)}")
+        beyond = "" if one.amount in limits else ", beyond the chart"
+        yield LineKey("limit", f"{one.words}: {shown_as(one.amount, measure)}{beyond}")
 
 
 def _width(answer: Finding) -> int:

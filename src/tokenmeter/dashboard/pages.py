@@ -24,8 +24,8 @@ from tokenmeter.dashboard.questions import MEASURES, Measure, Question
 from tokenmeter.dashboard.reading import Memory, ReportReader
 from tokenmeter.dashboard.rendering import missing, page, zone_of
 from tokenmeter.dashboard.security import base_of, path_of
-from tokenmeter.dashboard.view import View, canonical, label_of
-from tokenmeter.dimensions import ACCOUNTS, SCOPE_FIELDS, WHO
+from tokenmeter.dashboard.view import WITH_PAGE, View, canonical, label_of
+from tokenmeter.dimensions import ACCOUNTS, SCOPE_FIELDS
 from tokenmeter.errors import ConfigurationError, StoreUnavailableError
 from tokenmeter.ledger import Entry
 from tokenmeter.periods import zone
@@ -39,8 +39,6 @@ T = TypeVar("T")
 
 _PAGE = 50
 _LAST = 10
-#: What has a page of its own.
-_ACCOUNTS = tuple(dict.fromkeys(("member", "api_key", "team", "project", "organization", "end_user", "route", *WHO)))
 _MOST_ROWS = 500
 
 
@@ -202,9 +200,9 @@ class Pages:
         if (canonical := self._canonical(request)) is not None:
             return canonical
         state, asked = self._head(), self._view(request)
-        whose = next(((name, value) for name, value in asked.filters if name in _ACCOUNTS and value), None)
+        whose = next(((name, value) for name, value in asked.filters if name in WITH_PAGE and value), None)
         if whose is None:
-            raise ConfigurationError(f"Whose page? Name one of {', '.join(_ACCOUNTS)}, such as ?member=ada.")
+            raise ConfigurationError(f"Whose page? Name one of {', '.join(WITH_PAGE)}, such as ?member=ada.")
         dimension, value = whose
         store, scope = self._store, {dimension: value}
 

@@ -16,7 +16,7 @@ from tokenmeter.dashboard import figures
 from tokenmeter.dashboard.care import ORIGINS
 from tokenmeter.dashboard.questions import FORMS, MEASURES, figure_in, shown_as
 from tokenmeter.dashboard.security import base_of, path_of
-from tokenmeter.dashboard.view import PERIODS, label_of
+from tokenmeter.dashboard.view import PERIODS, WITH_PAGE, label_of
 from tokenmeter.dimensions import ACCOUNTS, DIMENSIONS, SCOPE_FIELDS, WHO
 from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError
@@ -96,7 +96,7 @@ def _environment() -> Environment:
         "zones": _ZONES,
     }
     known |= {"navigation": _NAVIGATION, "measures": MEASURES, "forms": FORMS}
-    known |= {"scope_fields": SCOPE_FIELDS, "origins": ORIGINS, "accounts": ACCOUNTS}
+    known |= {"scope_fields": SCOPE_FIELDS, "origins": ORIGINS, "accounts": ACCOUNTS, "with_page": WITH_PAGE}
     made.globals.update(known)
     return made
 

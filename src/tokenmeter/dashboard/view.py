@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from urllib.parse import urlencode
 
+from tokenmeter.dimensions import WHO
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import utcnow
 from tokenmeter.periods import CALENDAR_UNITS, CalendarUnit, Period, buckets, floor, zone
@@ -30,6 +31,8 @@ PERIODS = {
     "all": "All time",
 }
 _DEFAULT_PERIOD = "last-30d"
+#: What has a page of its own: its budgets, its limit to be set, invoices and last calls.
+WITH_PAGE = tuple(dict.fromkeys(("member", "api_key", "team", "project", "organization", "end_user", "route", *WHO)))
 _QUARTER = timedelta(minutes=15)
 _OWN = ("period", "since", "until", "granularity", "tz")
 #: Fields that only the filter form has, and those that say nothing when they are empty.
@@ -198,6 +201,11 @@ class View:
         """Narrowed to one value of a dimension, instead of any other value of it."""
         kept = tuple(pair for pair in self.filters if pair[0] not in {dimension, f"{dimension}!"})
         return self._filtered((*kept, (dimension, value)))
+
+    def of_account(self, dimension: str, value: str | None) -> View:
+        """As `with_filter`, that one before the others: a page is that of the first account that is named."""
+        narrowed = self.with_filter(dimension, value)
+        return self._filtered((narrowed.filters[-1], *narrowed.filters[:-1]))
 
     def without(self, dimension: str, value: str | None) -> View:
         """Without that filter."""
