@@ -34,7 +34,6 @@ EXCEPTIONS = {
     "openai.py": "the SDK's clients",
     "by_hand.py": "an example in a message",
     "capture/conversation.py": "errors name no event on one kind of connection",
-    "capture/genai_sockets.py": "attributes of the SDK's own messages",
     "capture/streams.py": "the header of the SDK family",
     "cli/prices.py": "the endpoint of requests that say none",
     "cli/importing.py": "an example in a help text",

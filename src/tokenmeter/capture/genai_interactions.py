@@ -64,7 +64,7 @@ def _watch_session(session: Any, interaction: _Interaction) -> None:
     """Have `interaction` told of what comes over a connection, which may be opened twice. May be begun anew."""
     if BINDING not in session.__dict__:
         kind = _metered_connection(session.__class__)
-        listen(session._websocket, interaction)  # noqa: SLF001 - an SDK's own
+        listen(session._websocket, interaction.heard)  # noqa: SLF001 - an SDK's own
         session.__dict__[BINDING], session.__class__ = interaction, kind
 
 
@@ -140,8 +140,8 @@ class _Interaction:
     async def heard(self, message: Any) -> None:
         """A message was received, with one event in it or several. May be begun anew with it."""
         body = decoded(message)
-        events: Any = body.get("events")
-        for event in cast("list[Any]", events) if isinstance(events, list) else [body]:
+        events = cast("list[Any] | None", body.get("events"))
+        for event in events if isinstance(events, list) else [body]:
             reading = self._reading
             if reading is None:
                 return

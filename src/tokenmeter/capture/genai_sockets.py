@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import TYPE_CHECKING, Any, cast
 
 from tokenmeter.capture.genai_requests import open_request_async, put_before
 from tokenmeter.capture.sdk import BINDING, complain
@@ -210,7 +210,7 @@ def _watch(session: Any, hooks: type[Any], heard: _Turns | _Music) -> None:
     """Have `heard` told of what goes over `session`. May be begun anew."""
     session.__dict__[BINDING] = heard
     put_before(session, hooks)
-    listen(session._ws, heard)  # noqa: SLF001 - an SDK's own
+    listen(session._ws, heard.heard)  # noqa: SLF001 - an SDK's own
 
 
 async def ask(leave: Callable[[], Awaitable[None]]) -> None:
@@ -230,16 +230,8 @@ async def ask(leave: Callable[[], Awaitable[None]]) -> None:
             return
 
 
-class Listener(Protocol):
-    """Is told of every message that comes over a socket."""
-
-    async def heard(self, message: Any) -> None:
-        """A message was received, as it was sent. May be begun anew with it."""
-        ...
-
-
-def listen(socket: Any, listener: Listener) -> None:
-    """Have `listener` told of what is received over `socket` before the SDK makes anything of it.
+def listen(socket: Any, heard: Callable[[Any], Awaitable[None]]) -> None:
+    """Have `heard` told of what is received over `socket`, before the SDK makes anything of it; it may be begun anew.
 
     The SDK's objects are no witness: they drop what they do not know, and turn what is no count into one.
     """
@@ -252,14 +244,14 @@ def listen(socket: Any, listener: Listener) -> None:
         message: Any = _NONE_YET
         try:
             message = await plain(*args, **kwargs)
-            await listener.heard(message)
+            await heard(message)
         except Exception as error:
             if message is _NONE_YET:
                 raise
-            await begin_again(error, listener.heard, message)
+            await begin_again(error, heard, message)
         return message
 
-    socket.__dict__.update({BINDING: listener, plain.__name__: recv})
+    socket.__dict__.update({BINDING: heard, plain.__name__: recv})
 
 
 def decoded(message: Any) -> dict[str, Any]:
@@ -403,8 +395,10 @@ class _Music:
     def _add(self, message: Any) -> None:
         if message is self._added:
             return
+        from tokenmeter.providers.google.streams import sounds_of  # noqa: PLC0415 - as above
+
         sound = dict(self._sound)  # put in its place as a whole: what fails midway counts nothing twice
-        for kind, size in _sounds(decoded(message)):
+        for kind, size in sounds_of(decoded(message)):
             sound[kind] = sound.get(kind, 0) + size
         self._sound, self._added = sound, message
 
@@ -424,13 +418,3 @@ class _Music:
     def over(self) -> bool:
         """Whether nothing is held."""
         return self._call is None
-
-
-def _sounds(body: dict[str, Any]) -> Iterator[tuple[str, int]]:
-    """Kind and bytes of each piece of sound in a message."""
-    from tokenmeter.providers.wire import members, section, text  # noqa: PLC0415 - as above
-
-    for chunk in members(section(body, "serverContent"), "audioChunks"):
-        data: Any = chunk.get("data")
-        if isinstance(data, str):
-            yield text(chunk, "mimeType") or "", len(data) * 3 // 4 - data[-2:].count("=")

@@ -5,7 +5,7 @@ So does a turn of a Live session.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
@@ -151,6 +151,14 @@ def _words_of(said: JSON) -> JSON:
     if "inlineData" not in said:
         return said
     return {"inlineData": {}, **({"thought": True} if said.get("thought") else {})}
+
+
+def sounds_of(message: JSON) -> Iterator[tuple[str, int]]:
+    """Kind and bytes of each piece of sound in a message of a session of music."""
+    for chunk in members(section(message, "serverContent"), "audioChunks"):
+        data: Any = chunk.get("data")
+        if isinstance(data, str):
+            yield text(chunk, "mimeType") or "", len(data) * 3 // 4 - data[-2:].count("=")
 
 
 #: Events that an interaction ends with. Over a socket they state its usage themselves.
