@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from decimal import Decimal
+from typing import Any
 
 import pytest
 
@@ -514,3 +516,63 @@ def test_what_an_interactions_tools_were_asked(told, found, flags):
     body = {"id": "i", "model": "gemini-3.5-flash", "status": "completed", "usage": usage}
     seen = read(body, "interactions.create")
     assert (dict(seen.usage.quantities), seen.flags) == ({"input": 10, "output": 5, **found}, flags)
+
+
+_CALL = {"type": "function_call", "id": "c", "name": "find_weather", "arguments": {"city": "Zürich", "days": 3}}
+_WORDS = "The sum of twelve and thirty is forty-two, as far as anybody knows."
+#: Steps of an interaction, and the pieces in which a stream tells them.
+_TOLD: dict[str, tuple[list[Any], list[Any]]] = {
+    "words": (
+        [{"type": "model_output", "content": [{"type": "text", "text": _WORDS}]}],
+        [{"delta": {"type": "text", "text": word}} for word in (_WORDS[:9], _WORDS[9:])],
+    ),
+    "a call": (
+        [_CALL],
+        [
+            {"event_type": "step.start", "step": {**_CALL, "arguments": {}}},
+            {"delta": {"type": "arguments_delta", "arguments": json.dumps(_CALL["arguments"], ensure_ascii=False)}},
+        ],
+    ),
+    "thoughts, and what was given": (
+        [
+            {"type": "user_input", "content": [{"type": "text", "text": "x" * 900}]},
+            {"type": "thought", "summary": [{"type": "text", "text": _WORDS}], "signature": "c2ln" * 99},
+            {"type": "google_search_result", "call_id": "g", "result": [{"title": "x" * 900}]},
+        ],
+        [
+            {"delta": {"type": "thought_summary", "content": {"type": "text", "text": _WORDS}}},
+            {"delta": {"type": "thought_signature", "signature": "c2ln" * 99}},
+            {"delta": {"type": "google_search_result", "result": [{"title": "x" * 900}]}},
+        ],
+    ),
+    "a picture": (
+        [{"type": "model_output", "content": [{"type": "image", "data": "aGk=" * 99}]}],
+        [{"delta": {"type": "image", "data": "aGk=" * 99}}],
+    ),
+}
+
+
+@pytest.mark.parametrize("told", list(_TOLD))
+def test_an_interaction_that_counts_nothing_comes_to_the_same_whole_and_in_a_stream(told):
+    steps, pieces = _TOLD[told]
+    request = RequestFacts(model="gemini-3.5-flash", input_bytes=400)
+    whole = {"id": "i", "model": "gemini-3.5-flash", "status": "completed"}
+    read_whole = read({**whole, "steps": steps}, "interactions.create", model="gemini-3.5-flash", input_bytes=400)
+    stream = ROOM.stream(provider="google", endpoint="interactions.create", request=request)
+    for piece in pieces:
+        stream.feed({"event_type": "step.delta", "index": 0, **piece})
+    stream.feed({"event_type": "interaction.completed", "interaction": whole})
+    streamed = stream.observation()
+    assert streamed.usage == read_whole.usage
+    assert 0 < read_whole.usage.output_tokens < 40
+    assert "estimated" in streamed.flags & read_whole.flags
+
+
+def test_an_interaction_heard_at_its_end_alone_that_counts_nothing_is_unknown():
+    stream = ROOM.stream(provider="google", endpoint="interactions.get", request=RequestFacts())
+    stream.feed({"interaction": {"id": "i", "model": "gemini-3.5-flash"}})
+    nothing = {"total_input_tokens": 0, "total_output_tokens": 0, "total_tokens": 0}
+    stream.feed({"event_type": "interaction.completed", "usage": nothing})
+    seen = stream.observation()
+    assert (dict(seen.usage.quantities), seen.raw_usage) == ({}, nothing)
+    assert "usage_unknown" in seen.flags

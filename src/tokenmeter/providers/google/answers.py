@@ -19,7 +19,19 @@ from tokenmeter.providers.google.usage import interaction_usage, usage_metadata
 from tokenmeter.providers.prompts import tokens_of
 from tokenmeter.providers.readings import INPUT_SIDE, NOTHING_SAID, Reading, put, worked
 from tokenmeter.providers.registry import counts_in, is_usage, read_usage, usage_of
-from tokenmeter.providers.wire import JSON, count, entries, is_array, latest, members, section, text, utf8_length
+from tokenmeter.providers.wire import (
+    JSON,
+    count,
+    entries,
+    is_array,
+    is_object,
+    latest,
+    members,
+    section,
+    text,
+    utf8_length,
+    written_bytes,
+)
 from tokenmeter.usage import Observation, Quantity, Usage
 
 
@@ -203,6 +215,10 @@ def merged(chunks: list[JSON]) -> dict[str, Any]:
 # -- interactions
 
 
+#: What says no more than that there is an answer; the end of one over a socket has no status.
+_COMPLETED = frozenset({None, "completed"})
+
+
 def interaction(body: JSON, context: Context) -> Observation:
     """An interaction, the event that ends the stream of one, a decision or a voice."""
     inner = section(body, "interaction") or body
@@ -212,6 +228,8 @@ def interaction(body: JSON, context: Context) -> Observation:
     if context.endpoint == "interactions.cancel" and not wire:
         return pending(inner)  # what was stopped may say what it used when it is read
     said = interaction_usage(wire) if wire else NOTHING_SAID
+    if not said.usage.quantities and context.endpoint == "interactions.get" and text(inner, "status") in _COMPLETED:
+        said = replace(NOTHING_SAID, flags=said.flags)  # what was asked, and perhaps answered, was seen elsewhere
     model = model_name(inner.get("model")) or model_name(inner.get("agent"))
     reading = context.complete(said, received=lambda: _steps_bytes(inner))
     repeats = context.endpoint.startswith("interactions")  # whoever reads it again is told its usage again
@@ -222,7 +240,7 @@ def interaction(body: JSON, context: Context) -> Observation:
     if "unknown_server_tool" not in flags and (others := sum(map(is_unknown_step, members(inner, "steps")))):
         flags.add("unknown_server_tool")
         found["server_tool_calls"] = others
-    if is_song_model(model or context.request.model) and _has_sound(inner):
+    if is_song_model(model or context.request.model) and "audio" in _media(inner):
         reading = replace(reading, usage=Usage({"songs": 1}))
     tier = _tier(inner, wire)
     return Observation(
@@ -261,15 +279,35 @@ def _tools(wire: JSON, model: str | None, flags: set[str]) -> dict[str, Quantity
     return found
 
 
-def _has_sound(body: JSON) -> bool:
-    """Whether an interaction's answer has a sound in it, in either spelling."""
-    parts = [part for step in members(body, "steps") for part in members(step, "content")]
-    return any(part.get("type") == "audio" for part in (*parts, *members(body, "outputs")))
+#: What an answer may be beside words.
+MEDIA = frozenset({"audio", "document", "image", "video"})
+
+
+def _media(body: JSON) -> list[str]:
+    """What is in an interaction's answer beside words, in either spelling."""
+    said = [step for step in members(body, "steps") if text(step, "type") == "model_output"]
+    parts = [part for step in said for part in members(step, "content")]
+    kinds = [text(part, "type") or "" for part in (*parts, *members(body, "outputs"))]
+    return [kind for kind in kinds if kind in MEDIA]
 
 
 def _steps_bytes(body: JSON) -> int:
-    said = body.get("steps") or body.get("outputs")
-    return utf8_length(json.dumps(said, ensure_ascii=False, default=str)) if said else 0
+    """UTF-8 bytes of an interaction's answer; of a picture or a sound there is its kind at least."""
+    said = sum(map(step_bytes, members(body, "steps") or members(body, "outputs")))
+    return said + sum(map(len, _media(body)))
+
+
+def step_bytes(step: JSON) -> int:
+    """UTF-8 bytes of what a model wrote into a step of an interaction, or into a piece of one as it is streamed.
+
+    What it was given, the caller's words and what tools found, is no part of its answer.
+    """
+    if (kind := text(step, "type") or "") == "user_input" or kind.endswith("_result"):
+        return 0
+    arguments: Any = step.get("arguments")
+    if is_object(arguments):
+        arguments = json.dumps(arguments, ensure_ascii=False, default=str) if arguments else None
+    return written_bytes({**step, "arguments": arguments})
 
 
 # -- embeddings and pictures

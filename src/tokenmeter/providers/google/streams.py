@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 from tokenmeter.providers.base import Read
 from tokenmeter.providers.context import Context, pending
-from tokenmeter.providers.google.answers import is_unknown_step, is_unknown_tool, part_bytes
+from tokenmeter.providers.google.answers import MEDIA, is_unknown_step, is_unknown_tool, part_bytes, step_bytes
 from tokenmeter.providers.prompts import tokens_of
-from tokenmeter.providers.wire import JSON, count, is_object, latest, members, section, text, utf8_length
+from tokenmeter.providers.wire import JSON, count, is_object, latest, members, section, text
 from tokenmeter.usage import Observation
 
 _ESTIMATED = frozenset({"estimated"})
@@ -198,11 +198,9 @@ class InteractionStream:
         if is_unknown_step(step := section(event, "step")):
             self._begun.setdefault("steps", []).append({"type": step["type"]})
         delta = section(event, "delta")
-        if delta.get("type") == "audio":
-            self._begun["outputs"] = [{"type": "audio"}]
-        words = cast("Any", delta.get("text"))
-        if isinstance(words, str):
-            self._bytes += utf8_length(words)
+        if (shown := text(delta, "type")) in MEDIA:
+            self._begun["outputs"] = [{"type": shown}]
+        self._bytes += step_bytes(step) + step_bytes(delta)
 
     def body(self) -> Any:
         """The interaction."""
