@@ -4,6 +4,7 @@
 """
 
 import decimal
+import gc
 import inspect
 import os
 import pkgutil
@@ -16,6 +17,7 @@ import uuid
 from pathlib import Path
 from typing import NamedTuple
 
+import certifi
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -41,6 +43,31 @@ def _nobodys_home(tmp_path_factory):
         for kind in ("DATA", "CONFIG", "STATE"):
             patch.setenv(f"XDG_{kind}_HOME", str(home / kind.lower()))
         yield home
+
+
+#: Where programs and their libraries look for the certificates that they trust.
+_BUNDLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "AWS_CA_BUNDLE")
+_END = "-----END CERTIFICATE-----\n"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_certificate(tmp_path_factory):
+    """Reading everybody's certificates is most of a client's birth, and no test leaves this machine: one will do."""
+    trusted = tmp_path_factory.mktemp("certificates") / "one.pem"
+    everybody = Path(certifi.where()).read_text(encoding="utf-8")
+    trusted.write_text(everybody.partition(_END)[0] + _END, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in _BUNDLES:
+            patch.setenv(name, str(trusted))
+        patch.delenv("SSL_CERT_DIR", raising=False)
+        yield trusted
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _what_stays_is_left_alone():
+    """What was loaded by now stays: the collector, which tests call often, need not walk through it each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -35,8 +35,14 @@ def priced() -> Meter:
     """A meter with the real price list, which takes a while to read."""
     made = make_meter(store="memory:", config={})
     made.pricer.price_list.find("openai", "gpt-5-mini", None)
-    gc.freeze()  # what is here to stay: the tests collect garbage often, and need not look through it each time
     return made
+
+
+@pytest.fixture(autouse=True)
+def _what_stays_is_left_alone() -> None:
+    """What was loaded by now stays: these tests collect garbage often, and need not look through it each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
