@@ -84,6 +84,17 @@ def test_a_call_in_hand_gives_up_and_those_behind_it_do_not_wait(hang, url, open
     assert len(list(store.entries())) == 12
 
 
+def test_who_reads_does_not_wait_for_a_server_that_hangs(hang, url, opened, make_entry):
+    store = opened(url)
+    store.settle(make_entry())
+    assert len(list(store.entries())) == 1
+    hang.begin()
+    with pytest.raises(StoreUnavailableError):
+        list(store.entries())
+    hang.end()
+    assert len(list(store.entries())) == 1
+
+
 async def test_an_event_loop_goes_on_and_its_calls_return(hang, url, monkeypatch):
     """Plain and streamed calls of members whose caps the server has not counted yet, and that let calls go on."""
     openai = pytest.importorskip("openai")

@@ -176,6 +176,25 @@ class TestRestartedServer:
         assert store.settle(make_entry()).recorded
         assert store.flush(60) == 0
 
+    def test_who_reads_connects_once_and_again_where_that_connection_is_gone(
+        self, server, url, opened, make_entry, monkeypatch
+    ):
+        from tokenmeter.stores.postgres.pool import Pool
+
+        store = opened(url)
+        store.settle(make_entry())
+        assert len(_ids(store)) == 1
+        made, connect = [], Pool._connect
+        monkeypatch.setattr(Pool, "_connect", lambda *known, **more: made.append(1) or connect(*known, **more))
+        for _ in range(3):
+            assert len(_ids(store)) == 1
+        assert made == []
+        server.stop_at_once()
+        server.start()
+        for _ in range(3):
+            assert len(_ids(store)) == 1
+        assert made
+
     def test_a_fold_whose_answer_was_lost_is_done_once(self, store, make_entry, make_posting, key, monkeypatch):
         import psycopg
 

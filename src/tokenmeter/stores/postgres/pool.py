@@ -7,7 +7,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from random import SystemRandom
 from typing import TypeVar
 
@@ -43,7 +43,7 @@ _abandoned: list[Connection] = []
 
 
 class Pool:
-    """Connections to one server, opened when needed, at most `Address.pool` of them.
+    """Connections to one server, opened when needed, at most `Address.pool` of them, and those of who reads.
 
     Every call runs in autocommit mode: one statement, one transaction, one round trip. Behind a pooler it takes two
     more, as every transaction has to name the schema. After the server failed, calls fail at once for a pause that
@@ -72,6 +72,7 @@ class Pool:
     def _begin(self) -> None:
         self._pid = os.getpid()
         self._idle: list[Connection] = []
+        self._apart: list[Connection] = []  # with no limit to a statement's time
         self._open: list[Connection] = []
         self._closer = weakref.finalize(self, _close_all, self._open, self._pid)
         self._mutex = threading.Lock()
@@ -144,23 +145,59 @@ class Pool:
     def lend(self, *, snapshot: bool = False) -> Generator[Connection]:
         """A connection apart from the pool's places, for one transaction that may take its time.
 
+        One is kept for the next who reads: to connect takes longer than most that is read.
+
         Args:
             snapshot: Only read, and see one state of the ledger throughout.
 
         Raises:
             StoreUnavailableError: the server cannot be used.
         """
+        if self._pid != os.getpid():
+            self.after_fork_in_child()
         connection: Connection | None = None
         try:
-            connection = self._connect(seconds=0)
-            with transaction(connection, self.address, snapshot=snapshot):
+            with ExitStack() as scope:
+                connection = self._begin_apart(scope, snapshot=snapshot)
                 yield connection
             self._works()  # no call has to wait for the end of its pause: whoever could read may write
         except psycopg.Error as error:
             raise explain(error, self.address) from error
         finally:
             if connection is not None:
-                self._close(connection)
+                self._take_back(connection, again=snapshot)
+
+    def _begin_apart(self, scope: ExitStack, *, snapshot: bool) -> Connection:
+        """A connection with a transaction that ends with `scope`: the one that was kept, if the server still has it."""
+        with self._mutex:
+            kept = self._apart.pop() if snapshot and self._apart else None
+        if kept is not None:
+            try:
+                kept.seconds = self.seconds  # as long as a server that hangs is waited for
+                kept.execute("")
+                kept.seconds = 0
+                scope.enter_context(transaction(kept, self.address, snapshot=snapshot))
+            except psycopg.Error:
+                self._close(kept)
+            else:
+                return kept
+        connection = self._connect(seconds=0)
+        connection.prepare_threshold = None  # what is read differs too much for one plan to serve
+        try:
+            scope.enter_context(transaction(connection, self.address, snapshot=snapshot))
+        except BaseException:
+            self._close(connection)
+            raise
+        return connection
+
+    def _take_back(self, connection: Connection, *, again: bool) -> None:
+        """Keep a connection for the next who reads, if it is in order and none is kept; else close it."""
+        idle = again and connection.info.transaction_status is psycopg.pq.TransactionStatus.IDLE
+        with self._mutex:
+            if keep := idle and not self._apart and self._pid == os.getpid():
+                self._apart.append(connection)
+        if not keep:
+            self._close(connection)
 
     def close(self) -> None:
         """Close idle connections; using the pool again opens new ones."""
@@ -226,8 +263,9 @@ class Pool:
 
     def _discard_idle(self) -> None:
         with self._mutex:
-            idle = self._idle.copy()
+            idle = self._idle + self._apart
             self._idle.clear()
+            self._apart.clear()
         for connection in idle:
             self._close(connection)
 
