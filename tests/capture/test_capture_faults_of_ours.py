@@ -16,7 +16,7 @@ import pytest
 from google import genai
 
 import tokenmeter
-from interrupting import ROOT, interrupted_at
+from interrupting import ROOT, entries_in, interrupted_at
 from tokenmeter.capture.calls import InFlight
 from tokenmeter.capture.responses import Exchange
 from tokenmeter.meter import Meter
@@ -184,13 +184,13 @@ def test_a_session_is_billed_once_and_holds_nothing_whichever_line_of_its_own_fa
 
     ended, number, total, reached, files = False, 1, 0, [], ("genai_sockets.py", "genai_interactions.py")
     whole()
-    expected = len(list(meter.store.entries()))
+    expected = entries_in(meter.store)
     assert expected == 1
     while place := interrupted_at(number, whole, MemoryError, within=tuple(f"{ROOT}/capture/{one}" for one in files)):
         number, total = number + step, total + 1
         gc.collect()
         meter.flush()  # what could not be written waits in memory
-        recorded = len(list(meter.store.entries()))
+        recorded = entries_in(meter.store)
         if ended:
             assert recorded == expected + 1, f"a bill is lost, or there twice: {place}"
         else:
@@ -234,7 +234,7 @@ def test_the_caller_gets_his_answer_and_its_bill_is_recorded_once(way, step, cap
         number, total, reached = number + step, total + 1, reached + (not ended)
         gc.collect()
         meter.flush()  # what could not be written waits in memory
-        recorded = len(list(meter.store.entries()))
+        recorded = entries_in(meter.store)
         if ended:
             assert recorded == expected + 1, f"a bill is lost, or there twice: {place}"
         expected = recorded  # the SDK may have asked, or not, where it could not go on
