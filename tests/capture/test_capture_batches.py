@@ -12,6 +12,7 @@ import tokenmeter
 from tokenmeter.meter import Meter
 from tokenmeter.reports import Query, read_report
 from tokenmeter.stores import open_store
+from tokenmeter.stores.store import BookStore
 
 CHAT = {"model": "gpt-5-mini", "messages": [{"role": "user", "content": "Tell me about the sea, please."}]}
 MESSAGE = {"max_tokens": 64, "model": "claude-sonnet-5", "messages": CHAT["messages"]}
@@ -268,6 +269,18 @@ async def test_results_that_are_dropped_half_way_are_recorded_as_far_as_they_cam
     await _each(client.messages.batches.results(made.id), do)
     assert len(books.all()) == 600
     assert books.quantities() == dict(provider.total.quantities)
+
+
+def test_results_that_are_read_again_are_known_without_reading_the_ledger(clients, books, monkeypatch):
+    client = clients.anthropic()
+    _batches(client)
+    made = client.messages.batches.create(requests=[{"custom_id": n, "params": MESSAGE} for n in "abc"])
+    list(client.messages.batches.results(made.id))
+    asked, read = [], BookStore.entries
+    monkeypatch.setattr(BookStore, "entries", lambda *known, **more: asked.append(1) or read(*known, **more))
+    list(client.messages.batches.results(made.id))
+    assert asked == []
+    assert len(books.all()) == 3
 
 
 @pytest.mark.parametrize("provider_name", ["openai", "anthropic"])

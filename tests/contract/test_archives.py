@@ -165,6 +165,14 @@ def archived(store, months, tmp_path):
     return store
 
 
+def test_one_bill_is_found_by_its_key_wherever_it_is(archived, months):
+    keyed = [one for one in months if one.dedup_key is not None]
+    wanted = [keyed[number].dedup_key for number in (-1, 0, len(keyed) // 2)]
+    assert {one.entry_id for one in archived.recorded_under(wanted)} == {
+        one.entry_id for one in keyed if one.dedup_key in wanted
+    }
+
+
 def test_one_answer_is_found_by_the_providers_id_wherever_it_is(archived, months):
     for number in (33, 7, len(months) - 1):
         which = EntryFilter(where={"response_id": frozenset({months[number].response_id})})

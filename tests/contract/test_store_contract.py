@@ -117,6 +117,15 @@ class TestEntries:
         assert store.counters([make_key()])[make_key()].settled == 7
         assert one(store, noon)[0].requests == 2
 
+    def test_entries_are_found_by_the_bill_they_are_of(self, store, make_entry):
+        long = f"openai:{'x' * 900}"
+        kept = [make_entry(dedup_key=key) for key in ("openai:b#2", long, "openai:b#1")]
+        for entry in (*kept, make_entry(), make_entry(dedup_key="openai:b#11")):
+            store.settle(entry)
+        wanted = [long, "openai:b#1", "openai:b#2", "openai:b#3"]
+        assert [one.entry_id for one in store.recorded_under(wanted)] == [one.entry_id for one in kept]
+        assert list(store.recorded_under(["openai:b"])) == []
+
     def test_a_repetition_still_frees_its_hold(self, store, make_entry, make_key, make_hold, noon):
         store.settle(make_entry(dedup_key="d"))
         hold = make_hold((make_key(), 10, 6))

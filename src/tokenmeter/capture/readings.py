@@ -7,6 +7,7 @@ looks into the ledger, and records what is left.
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from dataclasses import field, replace
 from datetime import datetime
@@ -21,7 +22,6 @@ from tokenmeter.errors import StoreBusyError
 from tokenmeter.ledger import Entry
 from tokenmeter.money import add, subtract
 from tokenmeter.processes import may_wait
-from tokenmeter.stores.base import EntryFilter
 from tokenmeter.usage import Observation, SuppliedCost, Usage
 from tokenmeter.values import dataclass
 
@@ -34,6 +34,8 @@ LIMIT = 1_000
 _ZERO = Decimal(0)
 #: Readings by other processes that may come between, before a growth is left to the next reading.
 _TRIES = 4
+#: Numbers of a total's entries that are asked for at once.
+_TOGETHER = 32
 
 T = TypeVar("T")
 
@@ -223,20 +225,15 @@ class GrowingBill(Settling):
         call = self.authorization.call
         kept = _accounts.get(self.meter, self._identity)
         account = _Recorded(model=None if kept is None else kept.model)
-        prefix = f"{call.provider}:{self._identity}#"
-        for entry in _entries_of(self.meter, call, operation=call.operation):
-            if entry.dedup_key is not None and entry.dedup_key.startswith(prefix):
+        for first in itertools.count(1, _TOGETHER):  # they are numbered without a gap
+            keys = [f"{call.provider}:{self._identity}#{number}" for number in range(first, first + _TOGETHER)]
+            found = self.meter.store.recorded_under(keys)
+            for entry in found:
                 account.add(entry, step=entry.response_id != self._identity, at=entry.occurred_at)
+            if len(found) < _TOGETHER:
+                break
         _accounts.put(self.meter, self._identity, account)
         return account
-
-
-def _entries_of(meter: Meter, call: Call, *, operation: str) -> list[Entry]:
-    where: dict[str, frozenset[str | None]] = {
-        "provider": frozenset({call.provider}),
-        "operation": frozenset({operation}),
-    }
-    return list(meter.store.entries(EntryFilter(where=where)))
 
 
 # -- results files, whose sum may be stated elsewhere as well
@@ -245,11 +242,8 @@ def _entries_of(meter: Meter, call: Call, *, operation: str) -> list[Entry]:
 def _billed_under(meter: Meter, call: Call, seen: Observation) -> list[Entry]:
     """What is recorded under the identity of `seen`, and in place of what was doubtful there."""
     key = f"{call.provider}:{seen.bill_id}"
-    return [
-        entry
-        for entry in _entries_of(meter, call, operation=call.operation)
-        if entry.dedup_key in {key, f"{key}#whole"} and entry.kind == "usage"
-    ]
+    found = meter.store.recorded_under([key, f"{key}#whole"])
+    return [entry for entry in found if entry.kind == "usage" and entry.operation == call.operation]
 
 
 def record_total(meter: Meter, authorization: Authorization, outcome: Outcome) -> Entry | None:

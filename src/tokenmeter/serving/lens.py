@@ -246,6 +246,10 @@ class Lens:
         found = self._store.entry(entry_id)
         return found if found is not None and matches(found, self._where) else None
 
+    def recorded_under(self, keys: Sequence[str]) -> Sequence[Entry]:
+        """The scope's entries with these dedup keys."""
+        return [one for one in self._store.recorded_under(keys) if matches(one, self._where)]
+
     def entries(self, which: EntryFilter | None = None, *, newest_first: bool = False) -> Iterator[Entry]:
         """The scope's entries."""
         narrowed = self._narrow(which)

@@ -415,6 +415,10 @@ class Store(Protocol):
         """One entry, or None."""
         ...
 
+    def recorded_under(self, keys: Sequence[str]) -> Sequence[Entry]:
+        """Entries by their dedup keys, a few hundred at most, in the order of the chain."""
+        ...
+
     def entries(self, which: EntryFilter | None = None, *, newest_first: bool = False) -> Iterator[Entry]:
         """Entries in order of their occurrence, lazily and in short read transactions."""
         ...

@@ -30,7 +30,7 @@ from tokenmeter.stores.engine import (
     read_head,
 )
 from tokenmeter.stores.naming import NO_NAMES, KeyNames
-from tokenmeter.stores.record import decode_entry
+from tokenmeter.stores.record import decode_entry, kept_key
 from tokenmeter.stores.slots import from_microseconds, to_microseconds
 
 if TYPE_CHECKING:
@@ -98,6 +98,29 @@ class EntryReader:
             return None if archived is None else self._decode_archived(connection, *archived)
 
         return self._database.read(work)
+
+    def recorded_under(self, keys: Sequence[str]) -> list[Entry]:
+        """Entries by their dedup keys, in the order of the chain."""
+        places = ", ".join("?" * len(keys))
+        statement = (
+            "SELECT d.seq, e.account, e.body FROM dedup d LEFT JOIN entries e ON e.seq = d.seq "  # noqa: S608 - question marks
+            f"WHERE d.key IN ({places}) ORDER BY d.seq"
+        )
+
+        def work(connection: Rows) -> list[Entry]:
+            self._called = self._keys.read(connection)
+            return [
+                self.decode(connection, account, body) if body is not None else self._archived_at(connection, seq)
+                for seq, account, body in connection.execute(statement, [kept_key(key) for key in keys]).fetchall()
+            ]
+
+        return self._database.read(work)
+
+    def _archived_at(self, connection: Rows, seq: int) -> Entry:
+        archived = self._archives.at(connection, seq)
+        if archived is None:
+            raise TamperedLedgerError(f"Record {seq} is missing. `tokenmeter verify` says more; compare with a backup.")
+        return self._decode_archived(connection, *archived)
 
     def entries(self, which: EntryFilter, *, newest_first: bool) -> Iterator[Entry]:
         """Entries by their occurrence, those of one moment by the chain; each page in a short transaction."""

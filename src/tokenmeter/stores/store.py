@@ -213,6 +213,12 @@ class BookStore(ABC, Generic[B, J]):
         self._keys.make_fingerprints()
         return self._reader.entry(entry_id)
 
+    def recorded_under(self, keys: Sequence[str]) -> Sequence[Entry]:
+        """Entries by their dedup keys, in the order of the chain."""
+        self._look()
+        self._keys.make_fingerprints()
+        return self._reader.recorded_under(keys)
+
     def entries(self, which: EntryFilter | None = None, *, newest_first: bool = False) -> Iterator[Entry]:
         """Entries in order of their occurrence, those of one moment in the order of the chain; lazily, page by page."""
         self._look()

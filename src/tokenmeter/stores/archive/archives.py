@@ -333,6 +333,11 @@ class ParquetArchives:
             return None
         return self._shelf.entry(files, archived_to, entry_id)
 
+    def at(self, connection: Rows, seq: int) -> tuple[bytes, str] | None:
+        """Account (digest) and record of an archived entry, by its record number."""
+        files, archived_to = self.within(connection)
+        return self._shelf.at(files, archived_to, seq)
+
     def has_any(self, connection: Rows) -> bool:
         """Whether any entry is in files only."""
         return connection.execute("SELECT 1 FROM archived_ids LIMIT 1").fetchone() is not None

@@ -248,22 +248,25 @@ class Shelf:
 
     def entry(self, files: Sequence[ArchivedMonth], archived_to: int, entry_id: str) -> tuple[bytes, str] | None:
         """Account and record of an entry, by its id."""
-        return self._find("account", files, archived_to, entry_id)
+        return self._find("account", files, archived_to, *_is(entry_id))
+
+    def at(self, files: Sequence[ArchivedMonth], archived_to: int, seq: int) -> tuple[bytes, str] | None:
+        """The same of the entry with a record number."""
+        holding = [one for one in files if one.first_seq <= seq <= one.last_seq]
+        return self._find("account", holding, archived_to, "seq = ?", (seq,)) if holding else None
 
     def place(self, files: Sequence[ArchivedMonth], entry_id: str) -> tuple[int, str] | None:
         """Record number and record of an entry, by its id, whether it is live as well or not."""
-        return self._find("seq", files, _MOST, entry_id)
+        return self._find("seq", files, _MOST, *_is(entry_id))
 
     def _find(
-        self, column: str, files: Sequence[ArchivedMonth], archived_to: int, entry_id: str
+        self, column: str, files: Sequence[ArchivedMonth], archived_to: int, which: str, wanted: Sequence[Any]
     ) -> tuple[Any, str] | None:
-        writer, counter = identity_parts(entry_id)
         with self._open() as opened:
             source, values = self._source(opened, files, (None, None), archived_to, ArchiveFilter())
-            same = "counter IS NULL" if counter is None else "counter = ?"
             row = opened.cursor.execute(
-                f"SELECT {column}, {_RECORD} FROM ({source}) WHERE writer = ? AND {same} LIMIT 1",  # noqa: S608 - names of our own
-                [*values, writer, *(() if counter is None else (counter,))],
+                f"SELECT {column}, {_RECORD} FROM ({source}) WHERE {which} LIMIT 1",  # noqa: S608 - names of our own
+                [*values, *wanted],
             ).fetchone()
         return None if row is None else (row[0], record_of(row[1:]))
 
@@ -387,6 +390,14 @@ def _stretches(
     ends = [first if since is None else max(since, first), *inner, last if until is None else min(until, last)]
     found = [(start, end) for start, end in itertools.pairwise(ends) if start < end]
     yield from reversed(found) if newest_first else found
+
+
+def _is(entry_id: str) -> tuple[str, tuple[Any, ...]]:
+    """The condition that a row is of an entry, and its values."""
+    writer, counter = identity_parts(entry_id)
+    if counter is None:
+        return "writer = ? AND counter IS NULL", (writer,)
+    return "writer = ? AND counter = ?", (writer, counter)
 
 
 def ids_in(path: str) -> list[tuple[bytes, int, int]]:
