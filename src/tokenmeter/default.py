@@ -16,7 +16,7 @@ from tokenmeter.budgets.rules import make_rules
 from tokenmeter.capture.sdk import UnopenedStoreError
 from tokenmeter.carrying import RequestFields
 from tokenmeter.config import load_settings
-from tokenmeter.errors import ConfigurationError, PricingError, shown
+from tokenmeter.errors import ConfigurationError, PricingError, StoreError, shown
 from tokenmeter.interrupts import let_interrupt_through
 from tokenmeter.late import LateModule, LateObject
 from tokenmeter.ledger import Entry, utcnow
@@ -40,6 +40,7 @@ from tokenmeter.stores import open_store
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.urls import redacted
 from tokenmeter.telemetry import Metrics, Spans, make_metrics, parse_labels
+from tokenmeter.unopened import UnopenedMeter
 from tokenmeter.values import dataclass
 
 if TYPE_CHECKING:
@@ -54,8 +55,8 @@ _default: Meter | None = None
 #: What `configure` was given so far; it goes with the meter that came of it, or, while switched off, that will.
 _given: tuple[Meter | None, SettingsArguments] | None = None
 _pricer: Pricer | None = None
-#: How often a call went without a meter, since the ledger could not be opened.
-_unmetered = 0
+#: What the default meter will be made of once its ledger can be opened, and what stands in for it; None otherwise.
+_unopened: tuple[_Parts, UnopenedMeter] | None = None
 
 
 # -- a meter out of settings
@@ -80,29 +81,43 @@ def make_meter(
         ConfigurationError: what is wrong, where, and what to do.
         StoreUnavailableError: the store cannot be opened.
     """
-    return _assemble(settings or load_settings(**given), observers=observers)
+    return _open(_prepare(settings or load_settings(**given)), observers=observers)
 
 
-def _assemble(
-    settings: Settings, *, observers: Iterable[Callable[[Entry], object]] = (), store: Store | None = None
-) -> Meter:
-    """`settings` as a meter; everything in them is checked before the store is opened (or `store` taken)."""
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What a meter is made of besides its ledger: all that settings say, checked."""
+
+    settings: Settings
+    checked: dict[str, Any]
+    profile: billing.BillingProfile | None
+    metrics: Metrics | None
+    pricer: Pricer
+
+
+def _prepare(settings: Settings) -> _Parts:
     checked, profile, metrics = _check(settings), _make_profile(settings), _make_metrics(settings)
     pricer = make_pricer(settings)
     _refuse_slips(settings, pricer, checked["budgets"])
+    return _Parts(settings, checked, profile, metrics, pricer)
+
+
+def _open(parts: _Parts, *, observers: Iterable[Callable[[Entry], object]] = (), store: Store | None = None) -> Meter:
+    """The meter made of `parts` and the store that its settings name, which is opened (or of `store`)."""
+    settings, metrics = parts.settings, parts.metrics
     meter = Meter(
-        pricer=pricer,
+        pricer=parts.pricer,
         store=open_store(settings.store) if store is None else store,
         observers=observers if metrics is None else (*observers, metrics),
         spans=Spans() if settings.traces else None,
-        **checked,
+        **parts.checked,
     )
     try:
         meter.store.call_keys(settings.keys_at_hand())
         # Which names are taken, and which key has two, only the ledger knows, so this comes last; a store that was
         # handed in is left open, and goes by the settings it went by.
         meter.budgets.refuse_by_ledger()
-    except ConfigurationError:
+    except (ConfigurationError, StoreError):
         if store is None:
             meter.close()
         elif _default is not None and _default.settings is not None:
@@ -110,9 +125,15 @@ def _assemble(
         raise
     if metrics is not None:
         metrics.watch(meter)
-    _refresh_prices(settings, pricer)
-    meter.settings, meter.profile = settings, profile
+    _refresh_prices(settings, parts.pricer)
+    meter.settings, meter.profile = settings, parts.profile
     return meter
+
+
+def _stand_in(parts: _Parts, error: StoreError) -> UnopenedMeter:
+    checked = {**parts.checked, "alerts": (), "rules": ()}  # they are about what the ledger says
+    spans = Spans() if parts.settings.traces else None
+    return UnopenedMeter(error, default_meter, pricer=parts.pricer, spans=spans, **checked)
 
 
 def _check(settings: Settings) -> dict[str, Any]:
@@ -276,7 +297,7 @@ def configure(**given: Unpack[SettingsArguments]) -> Meter:
             everything stays as it was.
         StoreUnavailableError: the store cannot be opened.
     """
-    global _default, _given, _pricer
+    global _default, _given, _pricer, _unopened
     with _lock:
         before = None if _default is None or _default.closed else _default
         # After `reset`, and beside a meter made otherwise, what an earlier call named counts no more.
@@ -288,11 +309,14 @@ def configure(**given: Unpack[SettingsArguments]) -> Meter:
             _make_profile(settings)
             _make_terms(settings)
             _parse_prices(settings)
-            _default, _given, _pricer = None, (None, given), None
+            _default, _given, _pricer, _unopened = None, (None, given), None, None
             return cast("Meter", LateObject(default_meter))
         same = before is not None and before.settings is not None and before.settings.store == settings.store
-        meter = _assemble(settings, store=before.store if before is not None and same else None)
+        meter = _open(_prepare(settings), store=before.store if before is not None and same else None)
         _default, _given, _pricer = meter, (meter, given), None
+        waited, _unopened = _unopened, None
+    if waited is not None:
+        waited[1].waiting.catch_up()
     if before is not None and not same:
         log.warning(
             "The ledger is now %s; calls that were made before are in %s.",
@@ -310,56 +334,61 @@ def _load_settings() -> Settings:
 
 def default_meter() -> Meter:
     """The default meter, built from the settings at its first use."""
-    global _default, _given  # noqa: PLW0603 - see configure
+    global _default, _given, _unopened  # noqa: PLW0603 - see configure
     meter = _default
     # Asked for with every call: the lock is for the first alone.
     if meter is None:
         with _lock:
+            waited = _unopened
             if _default is None:
-                _default = _assemble(_load_settings())
+                parts = _prepare(_load_settings()) if waited is None else waited[0]
+                try:
+                    _default = _open(parts)
+                except StoreError as error:
+                    let_interrupt_through(error)
+                    _unopened = waited or (parts, _stand_in(parts, error))
+                    _unopened[1].unopened.reason = error
+                    raise
                 if _given is not None and _given[0] is None:
                     _given = (_default, _given[1])
-            meter = _default
+            meter, _unopened = _default, None
+        if waited is not None:
+            waited[1].waiting.catch_up()
     return meter
 
 
 def meter_for_calls() -> Meter:
-    """The default meter, for calls; where its store cannot be opened, a cap that cannot be asked stops them.
+    """The default meter, for calls; while its ledger cannot be opened what stands in for it, or a stop.
 
     Which budgets the ledger keeps nobody can say then; those of the settings are known.
 
     Raises:
         ConfigurationError: the settings are wrong.
-        UnopenedStoreError: there is no meter to be had, and a hard budget that fails closed, or `require`, is set.
-        StoreError: there is no meter to be had, and nothing in the settings would stop a call.
+        UnopenedStoreError: the ledger cannot be opened, and a hard budget that fails closed, or `require`, is set.
     """
-    global _unmetered  # noqa: PLW0603 - as `_default`
-    meter = _default
-    if meter is None:
+    meter, unopened = _default, _unopened
+    if meter is not None:
+        return meter
+    if unopened is None or _what_may_stop(unopened[0]):
         try:
-            meter = default_meter()
-        except ConfigurationError:
-            raise
-        except Exception as error:
-            let_interrupt_through(error)
-            if stopping := _what_may_stop(_load_settings()):
+            return default_meter()
+        except StoreError as error:
+            unopened = _unopened
+            if unopened is None:
+                raise
+            if stopping := _what_may_stop(unopened[0]):
                 raise UnopenedStoreError(
                     f"The ledger cannot be opened ({error}), and {stopping} may stop this call. The call was not sent. "
                     "Mend the store (`tokenmeter doctor`); store_failure='open' on a budget, and on_missing='warn' "
                     "beside `require`, let calls pass meanwhile."
                 ) from error
-            _unmetered += 1
-            raise
-        if _unmetered:
-            log.warning("The ledger can be opened now. Calls asked for it %d times before, unrecorded.", _unmetered)
-            _unmetered = 0
-    return meter
+    return unopened[1]
 
 
-def _what_may_stop(settings: Settings) -> str | None:
-    if settings.require and settings.on_missing == "refuse":
+def _what_may_stop(parts: _Parts) -> str | None:
+    if parts.settings.require and parts.settings.on_missing == "refuse":
         return "`require` in the settings"
-    for budget in _make_budgets(settings)[0]:
+    for budget in parts.checked["budgets"]:
         if budget.hard and budget.store_failure == "closed" and budget.applies(utcnow()):
             return f"the budget {budget.name!r} of the settings"
     return None
@@ -367,9 +396,10 @@ def _what_may_stop(settings: Settings) -> str | None:
 
 def reset() -> None:
     """Close the default meter and forget what `configure` was given, as tests do; its next use reads the settings."""
-    global _default, _given, _pricer
+    global _default, _given, _pricer, _unopened
     with _lock:
-        before, _default, _given, _pricer = _default, None, None, None
+        before = _default if _unopened is None else _unopened[1]
+        _default, _given, _pricer, _unopened = None, None, None, None
     # Outside of the lock: closing waits for writers, and nobody who asks for a meter shall wait with it.
     if before is not None:
         before.close()
@@ -396,5 +426,13 @@ def default_prices() -> Priced:
 
 
 def default_recorder() -> Meter | None:
-    """The default meter; none while tokenmeter is switched off, so that not even a ledger is opened."""
-    return None if is_disabled() else default_meter()
+    """The default meter, or what stands in for it; none while tokenmeter is switched off: no ledger is opened then."""
+    if is_disabled():
+        return None
+    if _unopened is None:
+        try:
+            return default_meter()
+        except StoreError:
+            if _unopened is None:
+                raise
+    return _unopened[1]

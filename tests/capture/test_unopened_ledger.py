@@ -1,15 +1,16 @@
-"""A ledger that cannot be opened at first need: caps of the settings stop calls; without any they go on."""
+"""A ledger that cannot be opened at first need: caps of the settings stop calls; else they go on, and are kept."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sqlite3
-from collections import Counter
 
 import pytest
 
 import tokenmeter
 from tokenmeter import StoreUnavailableError, default
+from tokenmeter.meter import recording
 
 CHAT = {"model": "gpt-5-mini", "messages": [{"role": "user", "content": "Hello"}]}
 MESSAGE = {"model": "claude-sonnet-5", "max_tokens": 64, "messages": CHAT["messages"]}
@@ -48,8 +49,6 @@ def settings(tmp_path, monkeypatch):
         (tmp_path / "tokenmeter.toml").write_text(f'store = "sqlite:///{path}"\n{text}')
         monkeypatch.setenv("TOKENMETER_CONFIG", str(tmp_path / "tokenmeter.toml"))
         monkeypatch.delenv("TOKENMETER_STORE", raising=False)
-        monkeypatch.setattr("tokenmeter.capture.sdk._complained", Counter())
-        monkeypatch.setattr(default, "_unmetered", 0)
         tokenmeter.reset()
         return path, kept
 
@@ -77,13 +76,65 @@ async def test_what_may_stop_a_call_stops_it_where_the_ledger_cannot_be_opened(
 
 
 @pytest.mark.parametrize("kind", ["an open cap", "a soft cap", "a cap of last year", "require, told", "nothing"])
-async def test_where_nothing_would_stop_it_a_call_goes_on(kind, clients, do, settings, caplog):
-    settings(SETTINGS[kind])
-    with caplog.at_level(logging.ERROR, logger="tokenmeter"):
-        for _ in range(12):
-            assert (await call(clients, do, "OpenAI")).choices
-    assert caplog.text.count("could not find its meter") == 2
-    assert "10 times by now" in caplog.text
+async def test_where_nothing_would_stop_it_a_call_goes_on_and_is_recorded_later(
+    kind, clients, do, settings, caplog, monkeypatch
+):
+    monkeypatch.setattr(recording, "_AGAIN", 3600)  # only who reads opens the ledger here
+    path, kept = settings(SETTINGS[kind])
+    read = []
+    monkeypatch.setattr(default, "load_settings", lambda: read.append(1) or tokenmeter.config.load_settings())
+    with caplog.at_level(logging.WARNING, logger="tokenmeter"):
+        with tokenmeter.attribute(member="ada") as block:
+            for name in ("OpenAI", "AsyncOpenAI", "Anthropic", "AsyncAnthropic", "OpenAI"):
+                assert await call(clients, do, name)
+            tokenmeter.record(
+                {"id": "by-hand", "usage": {"prompt_tokens": 5, "completion_tokens": 7}},
+                provider="openai", endpoint="chat.completions", model="gpt-5-mini", api_key="sk-by-hand-1234567",
+            )  # fmt: skip
+        assert len(read) == 1
+        assert caplog.text.count("could not record a call") == caplog.text.count("kept in memory") == 1
+        path.write_bytes(kept)
+        entries = list(tokenmeter.entries())
+    assert "can record a call again" in caplog.text
+    assert block.requests == len(entries) == 6
+    assert block.billed_cost == sum(entry.billed_cost for entry in entries)
+    meter = tokenmeter.default_meter()
+    texts = ["sk-by-hand-1234567", *(key for key in meter.keys.known if key != "sk-by-hand-1234567")]
+    assert {entry.api_key.fingerprint for entry in entries} == {meter.identify(text).fingerprint for text in texts}
+    assert {entry.attribution.member for entry in entries} == {"ada"}
+    tokenmeter.reset()
+    assert len(list(tokenmeter.entries())) == 6
+
+
+async def test_a_cap_of_a_block_holds_where_the_ledger_cannot_be_opened(clients, do, settings, provider):
+    settings("")
+    with tokenmeter.budget(limit_usd="0.000001"), pytest.raises(tokenmeter.BudgetExceededError):
+        await call(clients, do, "OpenAI")
+    assert not provider.requests
+
+
+async def test_a_ledger_that_can_be_opened_again_is_found_while_nobody_asks(clients, do, settings, monkeypatch):
+    monkeypatch.setattr(recording, "_AGAIN", 0.01)
+    path, kept = settings("")
+    await call(clients, do, "OpenAI")
+    path.write_bytes(kept)
+    for _ in range(500):
+        if default._default is not None:
+            break
+        await asyncio.sleep(0.01)
+    await call(clients, do, "OpenAI")
+    assert len(list(tokenmeter.entries())) == 2
+
+
+async def test_what_is_kept_when_the_meter_is_reset_goes_to_no_later_ledger(clients, do, settings, monkeypatch):
+    monkeypatch.setattr(recording, "_AGAIN", 0.01)
+    path, kept = settings("")
+    await call(clients, do, "OpenAI")
+    waiting = default._unopened[1].waiting
+    tokenmeter.reset()
+    path.write_bytes(kept)
+    assert list(tokenmeter.entries()) == []
+    waiting.kept.clear()  # else they are told when this process ends
 
 
 async def test_what_makes_no_bill_goes_on_under_a_cap(clients, do, settings):
@@ -92,16 +143,6 @@ async def test_what_makes_no_bill_goes_on_under_a_cap(clients, do, settings):
         client = tokenmeter.wrap(clients.make(name, metered=False))
         listed = client.models.list()
         assert (await listed if name.startswith("Async") else listed).data
-
-
-async def test_a_ledger_that_can_be_opened_again_is_told_and_used(clients, do, settings, caplog):
-    path, kept = settings("")
-    await call(clients, do, "OpenAI")
-    path.write_bytes(kept)
-    with caplog.at_level(logging.WARNING, logger="tokenmeter"):
-        await call(clients, do, "OpenAI")
-    assert "can be opened now" in caplog.text
-    assert len(list(tokenmeter.default_meter().entries())) == 1
 
 
 async def test_a_report_says_why_there_is_none(settings):
