@@ -35,7 +35,7 @@ from tokenmeter.pricing import (
     updating,
 )
 from tokenmeter.processes import is_disabled, make_lock
-from tokenmeter.settings import Settings, SettingsArguments
+from tokenmeter.settings import Settings, SettingsArguments, parse_only
 from tokenmeter.stores import open_store
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.urls import redacted
@@ -184,6 +184,12 @@ def _refuse_slips(settings: Settings, pricer: Pricer, budgets: Iterable[Budget])
         *(("multipliers", dict(multiplier.scope).get("provider", "")) for multiplier in terms.multipliers),
         *(("free_quotas", quota.provider) for quota in terms.free_quotas),
         *(("budgets", budget.scope.get("provider", "")) for budget in budgets),
+        *(
+            (f"dashboard.tokens.{name}", provider)
+            for name, token in settings.dashboard.tokens.items()
+            if token.only
+            for provider in dict(parse_only(token.only)).get("provider", ())
+        ),
     ]
     for where, provider in named:
         if meant := pricer.price_list.nearest_provider(provider):

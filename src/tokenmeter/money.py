@@ -9,7 +9,6 @@ What people pay in other currencies is here too: minor units, rounding, and conv
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from decimal import (
     ROUND_HALF_EVEN,
@@ -243,7 +242,15 @@ def parse_multiplier(value: object) -> Decimal:
 
 
 USD = "USD"
-_CODE = re.compile(r"[A-Z]{3}$")
+#: Codes of ISO 4217 in which somebody may be billed.
+_CURRENCIES = (
+    "AED AFN ALL AMD ANG AOA ARS AUD AWG AZN BAM BBD BDT BGN BHD BIF BMD BND BOB BOV BRL BSD BTN BWP BYN BZD CAD CDF "
+    "CHE CHF CHW CLF CLP CNY COP COU CRC CUP CVE CZK DJF DKK DOP DZD EGP ERN ETB EUR FJD FKP GBP GEL GHS GIP GMD GNF "
+    "GTQ GYD HKD HNL HTG HUF IDR ILS INR IQD IRR ISK JMD JOD JPY KES KGS KHR KMF KPW KRW KWD KYD KZT LAK LBP LKR LRD "
+    "LSL LYD MAD MDL MGA MKD MMK MNT MOP MRU MUR MVR MWK MXN MXV MYR MZN NAD NGN NIO NOK NPR NZD OMR PAB PEN PGK PHP "
+    "PKR PLN PYG QAR RON RSD RUB RWF SAR SBD SCR SDG SEK SGD SHP SLE SOS SRD SSP STN SVC SYP SZL THB TJS TMT TND TOP "
+    "TRY TTD TWD TZS UAH UGX USD USN UYI UYU UYW UZS VED VES VND VUV WST XAF XCD XCG XOF XPF YER ZAR ZMW ZWG"
+)
 #: Decimals of the currencies that do not have two (ISO 4217, table A.1).
 _DECIMALS = {
     **dict.fromkeys(
@@ -300,10 +307,10 @@ def check_currency(code: str) -> str:
     """`code` in capitals.
 
     Raises:
-        ConfigurationError: not three letters.
+        ConfigurationError: no currency has it.
     """
-    if not _CODE.match(code.upper()):
-        raise ConfigurationError(f"A currency is an ISO 4217 code such as 'EUR', not {code!r}.")
+    if code.upper() not in _CURRENCIES.split():
+        raise ConfigurationError(f"A currency is an ISO 4217 code such as 'EUR', not {shown(code)}.")
     return code.upper()
 
 

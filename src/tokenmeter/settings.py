@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, TypedDict, cast
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, PrivateAttr
 
 from tokenmeter.attribution import hash_key
 from tokenmeter.budgets import AlertTarget, Budget
+from tokenmeter.dimensions import SCOPE_FIELDS
 from tokenmeter.errors import ConfigurationError, shown
 from tokenmeter.money import ONE, ZERO, parse_multiplier
 from tokenmeter.periods import parse_instant
 from tokenmeter.pricing.parse import table_lines
+from tokenmeter.texts import suggest
 
 #: Where an alert goes, and a secret that is never written down.
 ADDRESS, IN_ENVIRONMENT = r"^(https?://|env:)", "^env:"
@@ -25,6 +27,7 @@ ADDRESS, IN_ENVIRONMENT = r"^(https?://|env:)", "^env:"
 ENV = re.compile(r"env:(?P<name>[A-Za-z_][A-Za-z0-9_]*)$")
 SHA256 = re.compile(r"sha256:(?P<hex>[0-9a-f]{64})$")
 _LEAST_UNIT, _MOST_UNIT = Decimal("1E-12"), Decimal("1E6")
+_TAG = "tag:"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 Row = dict[str, Any]
@@ -197,6 +200,62 @@ class TokenSettings(BaseModel):
     expires: Annotated[datetime | None, BeforeValidator(_parse_instant)] = None
 
 
+#: What is said of who may see what: dimension -> value or values, all of which must hold.
+Only = Mapping[str, "str | Iterable[str]"]
+
+
+def parse_only(only: Only) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """The dimensions and their accepted values, in order.
+
+    Raises:
+        ConfigurationError: nothing is named (which would show everything), an unknown dimension, an empty value.
+    """
+    if not isinstance(only, Mapping) or not only:  # pyright: ignore[reportUnnecessaryIsInstance] - callers' code
+        raise ConfigurationError(f"only= names what may be seen, such as {{'member': 'ada'}}, not {only!r}.")
+    return tuple(sorted((_check_dimension(name), _check_values(name, accepted)) for name, accepted in only.items()))
+
+
+def _check_dimension(name: object) -> str:
+    tag = isinstance(name, str) and name.startswith(_TAG) and len(name) > len(_TAG) and not name.endswith("!")
+    if isinstance(name, str) and (name in SCOPE_FIELDS or tag):
+        return name
+    raise ConfigurationError(
+        f"only= goes by {', '.join(SCOPE_FIELDS)} or tag:NAME, not by {name!r}.{suggest(name, SCOPE_FIELDS)}"
+    )
+
+
+def _check_values(name: str, accepted: object) -> tuple[str, ...]:
+    given: Sequence[Any] = (
+        [accepted] if isinstance(accepted, str) or not isinstance(accepted, Iterable) else list(cast("Any", accepted))
+    )
+    if not given or not all(isinstance(value, str) and value for value in given):
+        raise ConfigurationError(
+            f"only={{{name!r}: ...}} takes a text or several, none of them empty, not {accepted!r}."
+        )
+    return tuple(sorted(set(given)))
+
+
+def _check_tokens(tokens: dict[str, TokenSettings]) -> dict[str, TokenSettings]:
+    """Refuse a token that sees nothing or acts on what it does not see, and two that are one."""
+    names: dict[str, str] = {}
+    for name, row in tokens.items():
+        where = f"dashboard.tokens.{name}: "
+        if (other := names.setdefault(row.hash, name)) != name:
+            raise ConfigurationError(f"{where}it is the token of {shown(other)}, too; make one for each of them.")
+        if row.only is None:
+            continue
+        try:
+            parse_only(row.only)
+        except ConfigurationError as error:
+            left_out = "" if row.only else " To show everything, leave it out."
+            raise ConfigurationError(f"{where}{error}{left_out}") from None
+        if acts := sorted(set(row.can) - {"read"}):
+            raise ConfigurationError(
+                f"{where}what may {' and '.join(acts)} has to see everything; leave out only=, or let it read only."
+            )
+    return tokens
+
+
 class DashboardSettings(BaseModel):
     """``[dashboard]``: who may look at the dashboard and the usage API.
 
@@ -206,7 +265,9 @@ class DashboardSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    tokens: dict[Annotated[Text, Field(min_length=1, max_length=64)], TokenSettings] = Field(default_factory=dict)
+    tokens: Annotated[
+        dict[Annotated[Text, Field(min_length=1, max_length=64)], TokenSettings], AfterValidator(_check_tokens)
+    ] = Field(default_factory=dict[str, TokenSettings])
 
 
 def _parse_host(value: object) -> object:

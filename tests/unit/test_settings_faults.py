@@ -298,6 +298,10 @@ REFUSED = {
     "a label": {"metrics_labels": ["membr"]},
     "what the model is asked": {"tags_from": ["input"]},
     "who bills": {"billing": {"nosuch": 3}},
+    "a currency": {"billing": {"currency": "ZZZ"}},
+    "what a token sees": {"dashboard": {"tokens": {"a": {"hash": f"sha256:{'0' * 64}", "only": {"membr": "ada"}}}}},
+    "a slip in it": {"dashboard": {"tokens": {"a": {"hash": f"sha256:{'0' * 64}", "only": {"provider": "opnai"}}}}},
+    "one token twice": {"dashboard": {"tokens": {key: {"hash": f"sha256:{'0' * 64}"} for key in "ab"}}},
     "a slip": {"providers": {"https://llm.example": "opnai"}},
 }
 

@@ -13,7 +13,6 @@ from tokenmeter.config import FILE_NAME, find_file
 from tokenmeter.default import make_meter
 from tokenmeter.paths import user_folder
 from tokenmeter.reports.writers import write_whole
-from tokenmeter.serving.access import Token
 from tokenmeter.settings import HostSettings, Settings
 from tokenmeter.stores.urls import redacted
 
@@ -147,11 +146,9 @@ def init(
 def check(frame: Frame) -> None:
     """Read the settings as a program would and say what they are; exit code 2 when they are wrong."""
     settings = frame.settings
-    Token.of(settings)  # who serves a dashboard reads them
     meter = make_meter(settings.model_copy(update={"store": "memory:"}))
     budgets = [budget.name for budget in meter.budgets.declared]
     meter.close()
-    Token.of(settings)  # what a dashboard would refuse
     found = {
         "file": settings.source or (str(find_file()) if find_file() else None),
         "store": settings.store and redacted(settings.store),

@@ -143,7 +143,7 @@ def create(
                 f"{path} has no room for [dashboard.tokens]: {error}. Add it by hand:{table}"
             ) from None
         # Refused here, rather than by the server that reads the file.
-        Token.of(load_settings(config={"dashboard": wanted["dashboard"]}))
+        load_settings(config={"dashboard": wanted["dashboard"]})
         return after
 
     _rewrite(path, add)

@@ -47,13 +47,14 @@ from tokenmeter.dashboard.security import (
 from tokenmeter.default import default_meter
 from tokenmeter.errors import ConfigurationError, StoreError, TokenmeterError
 from tokenmeter.periods import zone
-from tokenmeter.serving.access import ACCESS, STILL, Access, Only, Token, Tokens
+from tokenmeter.serving.access import ACCESS, STILL, Access, Token, Tokens
 from tokenmeter.serving.access import AccessScope as LedgerScope
 from tokenmeter.serving.acting import add_verbs
 from tokenmeter.serving.lens import Lens, ReadableMeter, look_through, pulse_of
 from tokenmeter.serving.probes import Probes, Pulse, entries_of, metrics_of
 from tokenmeter.serving.problems import BROKEN, tell_error
 from tokenmeter.serving.rest import make_api
+from tokenmeter.settings import Only
 from tokenmeter.stores.packing import only_answer
 
 _KINDS = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}

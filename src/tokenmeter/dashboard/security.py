@@ -31,7 +31,6 @@ from tokenmeter.serving.access import (
     STILL,
     Access,
     Limiter,
-    Only,
     Token,
     Tokens,
     address_of,
@@ -39,6 +38,7 @@ from tokenmeter.serving.access import (
 )
 from tokenmeter.serving.access import AccessScope as LedgerScope
 from tokenmeter.serving.problems import problem
+from tokenmeter.settings import Only
 
 #: What a browser leaves as it is in a path, but for the semicolon, which would end the path of a cookie.
 _PLAIN = "/!$&'()*+,:=@|[]"

@@ -9,27 +9,23 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import field
 from datetime import datetime
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Literal, get_args
 
 from tokenmeter.config import load_settings
-from tokenmeter.dimensions import SCOPE_FIELDS
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import utcnow
-from tokenmeter.settings import Settings
-from tokenmeter.texts import suggest
+from tokenmeter.settings import Only, Settings, parse_only
 from tokenmeter.values import dataclass
 
 Right = Literal["read", "budgets", "invoices", "prices"]
 #: What a token can be given: to read; to set, raise and end budgets; to close periods, issue and credit invoices and
 #: write down payments; to price calls anew.
 RIGHTS: tuple[Right, ...] = get_args(Right)
-#: What a caller writes to say what may be seen: ``{"member": "ada"}``, ``{"team": ["search", "ads"]}``.
-Only = Mapping[str, "str | Iterable[str]"]
 
 #: Where an ASGI scope says what a request may see and do, and whether it said so by a header, which no page of others
 #: can send.
@@ -60,11 +56,7 @@ class AccessScope:
         Raises:
             ConfigurationError: nothing is named (which would show everything), an unknown dimension, an empty value.
         """
-        if not isinstance(only, Mapping) or not only:  # pyright: ignore[reportUnnecessaryIsInstance] - callers' code
-            raise ConfigurationError(f"only= names what may be seen, such as {{'member': 'ada'}}, not {only!r}.")
-        return cls(
-            tuple(sorted((_check_dimension(name), _check_values(name, accepted)) for name, accepted in only.items()))
-        )
+        return cls(parse_only(only))
 
     @property
     def where(self) -> dict[str, frozenset[str | None]]:
@@ -86,26 +78,6 @@ class AccessScope:
 
 
 EVERYTHING = AccessScope()
-
-
-def _check_dimension(name: object) -> str:
-    tag = isinstance(name, str) and name.startswith(_TAG) and len(name) > len(_TAG) and not name.endswith("!")
-    if isinstance(name, str) and (name in SCOPE_FIELDS or tag):
-        return name
-    raise ConfigurationError(
-        f"only= goes by {', '.join(SCOPE_FIELDS)} or tag:NAME, not by {name!r}.{suggest(name, SCOPE_FIELDS)}"
-    )
-
-
-def _check_values(name: str, accepted: object) -> tuple[str, ...]:
-    given: Sequence[Any] = (
-        [accepted] if isinstance(accepted, str) or not isinstance(accepted, Iterable) else list(cast("Any", accepted))
-    )
-    if not given or not all(isinstance(value, str) and value for value in given):
-        raise ConfigurationError(
-            f"only={{{name!r}: ...}} takes a text or several, none of them empty, not {accepted!r}."
-        )
-    return tuple(sorted(set(given)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,26 +116,15 @@ class Token:
 
     @classmethod
     def of(cls, settings: Settings) -> list[Token]:
-        """The tokens of ``[dashboard.tokens]``.
-
-        Raises:
-            ConfigurationError: one that sees only a part and acts on the whole, or a wrong scope.
-        """
-        found: list[Token] = []
-        for name, row in settings.dashboard.tokens.items():
-            try:
-                scope = EVERYTHING if row.only is None else AccessScope.of(row.only)
-            except ConfigurationError as error:
-                left_out = "" if row.only else " To show everything, leave it out."
-                raise ConfigurationError(f"dashboard.tokens.{name}: {error}{left_out}") from None
-            can = frozenset[Right](row.can)
-            if row.only is not None and can - {"read"}:
-                raise ConfigurationError(
-                    f"dashboard.tokens.{name}: what may {' and '.join(sorted(can - {'read'}))} has to see everything; "
-                    "leave out only=, or let it read only."
-                )
-            found.append(Token(row.hash.removeprefix("sha256:"), Access(name, scope, can), row.expires))
-        return found
+        """The tokens of ``[dashboard.tokens]``."""
+        return [
+            Token(
+                row.hash.removeprefix("sha256:"),
+                Access(name, EVERYTHING if row.only is None else AccessScope.of(row.only), frozenset[Right](row.can)),
+                row.expires,
+            )
+            for name, row in settings.dashboard.tokens.items()
+        ]
 
 
 class Tokens:
