@@ -19,6 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         print("The command line needs an extra: pip install 'tokenmeter-sdk[cli]'", file=sys.stderr)  # noqa: T201
         sys.exit(2)
+    except KeyboardInterrupt:  # from here on typer says so
+        sys.exit(130)
     run(arguments)
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import secrets
+import signal
 import tomllib
 import webbrowser
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -69,13 +71,15 @@ def dashboard(
     from tokenmeter.dashboard.security import is_loopback  # noqa: PLC0415 - as above
 
     token = _read_token(token_file)
-    if token is None and not is_loopback(host) and not frame.settings.dashboard.tokens:
+    made = token is None and not is_loopback(host) and not frame.settings.dashboard.tokens
+    if made:
         token = secrets.token_urlsafe(24)
-        out.print(
-            f"Others can reach {host}, so viewers need this token, new with every start:\n  {token}", markup=False
-        )
 
     def ready(address: str) -> None:
+        if made:
+            out.print(
+                f"Others can reach {host}, so viewers need this token, new with every start:\n  {token}", markup=False
+            )
         out.print(f"Dashboard at {address} (Ctrl+C ends it)", markup=False)
         if open_browser:
             webbrowser.open(address)
@@ -310,8 +314,26 @@ def mcp(frame: Frame, *, only: OnlyOption = None) -> None:
             raise
         raise ConfigurationError("This needs the extra 'mcp': pip install 'tokenmeter-sdk[mcp]'.") from error
     scope = _parse_scope(only or ())
-    with frame.meter() as meter:
-        make_server(look_through(meter, scope), version=tokenmeter.__version__).run("stdio")
+    with frame.meter() as meter, _ended_by_interrupt():
+        try:
+            make_server(look_through(meter, scope), version=tokenmeter.__version__).run("stdio")
+        except Exception as failed:  # noqa: BLE001 - raised again
+            first: Exception = failed
+            while isinstance(first, ExceptionGroup):  # of tasks: the assistant, or the disk behind it, takes no more
+                first = cast("Exception", first.exceptions[0])
+            raise first from None
+
+
+@contextlib.contextmanager
+def _ended_by_interrupt() -> Generator[None]:
+    """Have Ctrl-C end the process at once: else the thread that waits for a question would be waited for."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _parse_scope(only: Sequence[str]) -> AccessScope:

@@ -104,6 +104,10 @@ def make_server(
     allow_hosts: Sequence[str] = (),
 ) -> uvicorn.Server:
     """A server that is ready to run; arguments as for `serve`."""
+    if not host:
+        raise ConfigurationError(
+            "host names no address to bind: give 127.0.0.1, or 0.0.0.0 for every one of this machine."
+        )
     chosen = meter or default_meter()
     known = token is not None or (chosen.settings is not None and chosen.settings.dashboard.tokens)
     if not known and not is_loopback(host):

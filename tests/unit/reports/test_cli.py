@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shlex
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tokenmeter.__main__ import main
 from tokenmeter.attribution import Attribution
 from tokenmeter.cli import frame
 from tokenmeter.default import make_meter
@@ -806,3 +808,34 @@ def test_record_says_what_is_no_answer(run: Callable[..., Outcome], place: Path,
 @pytest.mark.parametrize("command", ["set", "apply"])
 def test_help_shows_brackets_that_are_meant(run: Callable[..., Outcome], command: str) -> None:
     assert "[[budgets]]" in run("budgets", command, "--help").out
+
+
+def test_ctrl_c_while_the_command_line_loads_shows_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted:
+        @staticmethod
+        def find_spec(name: str, *_: Any) -> None:
+            if name == "tokenmeter.cli.app":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "tokenmeter.cli.app", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Interrupted, *sys.meta_path])
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 130
+
+
+@pytest.mark.usefixtures("ledger")
+def test_an_assistant_that_hangs_up_leaves_no_traceback_and_ctrl_c_ends_the_wait_for_it(
+    run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own thread reads standard input, and its tasks' errors come in groups of groups."""
+
+    class Answering:
+        @staticmethod
+        def run(_transport: str) -> None:
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+            raise ExceptionGroup("", [ExceptionGroup("", [BrokenPipeError()])])
+
+    monkeypatch.setattr("tokenmeter.serving.mcp.make_server", lambda *_, **__: Answering)
+    assert tuple(run("mcp")) == (1, "", "")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
