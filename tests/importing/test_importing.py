@@ -491,8 +491,12 @@ def test_a_program_alone_means_its_usual_folder(meter, write, tmp_path, monkeypa
     assert len(usual_folders("claude-code")) == 2
     assert import_usage(meter, source="claude-code").recorded == 2
     monkeypatch.setenv("CODEX_HOME", str(tmp_path / "none"))
-    with pytest.raises(ConfigurationError, match="no logs of codex"):
+    with pytest.raises(ConfigurationError, match=f"no logs of codex in {tmp_path}/none/sessions or "):
         import_usage(meter, source="codex")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os, "getuid", lambda: 54_321)  # of nobody: a container's user
+    with pytest.raises(ConfigurationError, match=r"~/\.gemini/tmp.* home directory that is not known"):
+        import_usage(meter, source="gemini")
     with pytest.raises(ConfigurationError, match="Unknown source"):
         import_usage(meter, tmp_path, source="claude")
     with pytest.raises(ConfigurationError, match="No such file"):

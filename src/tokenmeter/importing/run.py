@@ -235,8 +235,6 @@ def _files(paths: str | Path | Sequence[str | Path], source: Source | None) -> I
         if source not in AGENTS:
             raise ConfigurationError(f"Say which files; only {', '.join(AGENTS)} have folders that are known.")
         chosen = usual_folders(source)
-        if not chosen:
-            raise ConfigurationError(f"There are no logs of {source} in their usual folder; name the folder or a file.")
     for path in chosen:
         yield from files_of(path)
 

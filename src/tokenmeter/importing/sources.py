@@ -17,6 +17,7 @@ from pydantic_core import from_json
 
 from tokenmeter.errors import ConfigurationError, reason_of
 from tokenmeter.importing.call import mapping_of
+from tokenmeter.paths import expand
 from tokenmeter.tables import (
     UNPACKING,
     DecimalMark,
@@ -69,21 +70,27 @@ class Line:
 
 
 def usual_folders(source: Source) -> list[Path]:
-    """Where a program keeps its logs, of the folders that exist."""
-    home = Path.home()
-    named = os.environ.get("CLAUDE_CONFIG_DIR")
-    claude = (
-        [Path(one.strip()) for one in named.split(",")] if named else [home / ".claude", home / ".config" / "claude"]
-    )
-    codex = Path(os.environ.get("CODEX_HOME") or home / ".codex")
-    opencode = Path(os.environ.get("OPENCODE_DATA_DIR") or home / ".local" / "share" / "opencode")
-    folders: dict[str, list[Path]] = {
-        "claude-code": [folder / "projects" for folder in claude],
-        "codex": [codex / "sessions", codex / "archived_sessions"],
-        "gemini": [home / ".gemini" / "tmp"],
-        "opencode": [opencode / "opencode.db", opencode / "storage" / "message"],
+    """Where a program keeps its logs, of the folders that exist.
+
+    Raises:
+        ConfigurationError: none does, or the user has no home directory; says where they were looked for.
+    """
+    claude = os.environ.get("CLAUDE_CONFIG_DIR") or "~/.claude, ~/.config/claude"
+    codex = os.environ.get("CODEX_HOME") or "~/.codex"
+    opencode = os.environ.get("OPENCODE_DATA_DIR") or "~/.local/share/opencode"
+    folders: dict[str, list[str]] = {
+        "claude-code": [f"{folder.strip()}/projects" for folder in claude.split(",")],
+        "codex": [f"{codex}/sessions", f"{codex}/archived_sessions"],
+        "gemini": ["~/.gemini/tmp"],
+        "opencode": [f"{opencode}/opencode.db", f"{opencode}/storage/message"],
     }
-    return [path for path in folders.get(source, []) if path.exists()]
+    looked = [expand(named) for named in folders.get(source, [])]
+    if found := [path for path in looked if os.path.exists(path)]:  # noqa: PTH110 - False where nobody may look
+        return found
+    raise ConfigurationError(
+        f"There are no logs of {source} in {' or '.join(map(str, looked))}, or this user may not look there; name the "
+        "folder or a file."
+    )
 
 
 def files_of(path: Path) -> list[Path]:
