@@ -554,6 +554,28 @@ class Meter(CallMeter):
         return list(self.catch_up().archives.restore(since, progress=progress))
 
     @tell_wrong_arguments
+    def move_archive(
+        self, to: str | os.PathLike[str], *, progress: Callable[[int], object] | None = None
+    ) -> list[manifest.ArchivedMonth]:
+        """Have the files of every sealed month in another place, and say so in the chain.
+
+        A file that lies there already, as after its folder was moved or mounted elsewhere, is compared with its digest
+        and taken as it is; any other is copied from where it was. Old files stay.
+
+        Args:
+            to: Folder, or URL of one: ``s3://bucket/usage``.
+            progress: Told after each month how many entries were moved.
+
+        Returns:
+            What was moved, in order.
+
+        Raises:
+            ConfigurationError: no such place; a missing extra (``archive``).
+            StoreUnavailableError: a file is in neither place, or cannot be written; all others were moved.
+        """
+        return list(self.catch_up().archives.move(to, progress=progress))
+
+    @tell_wrong_arguments
     def duckdb(self, path: str | os.PathLike[str] | None = None) -> DuckDBPyConnection:
         """The whole ledger, archived months included, as tables of DuckDB, for questions in SQL and for BI tools.
 

@@ -26,6 +26,7 @@ from tokenmeter.dimensions import WHO
 from tokenmeter.errors import ConfigurationError, LedgerError, StoreUnavailableError
 from tokenmeter.ledger import utcnow
 from tokenmeter.stores.archive.manifest import KIND as ARCHIVE
+from tokenmeter.stores.archive.manifest import PLACE
 from tokenmeter.stores.base import EntryFilter, Store
 from tokenmeter.stores.copying import End
 from tokenmeter.stores.documents import ERASURE, MERGED, MOVED, Filing, NewDocument
@@ -43,7 +44,11 @@ _SCOPED = re.compile(rf"(?<!\w)(?:{'|'.join(_KINDS)}|tag:[^=,]+)=$")
 #: Documents that accounts and tax law want to be kept; all others only name somebody.
 _BOOKS = ("period", "invoice", "credit_note", "invoice_event", "reconciliation", "handover")
 #: Of documents about the ledger itself, what a person wrote; the rest are digests, and places that are gone to.
-_WRITTEN: Mapping[str, tuple[str, ...]] = {ERASURE: ("reason", "by"), MERGED: ("url",), ARCHIVE: (), MOVED: ()}
+_WRITTEN: Mapping[str, tuple[str, ...]] = {
+    ERASURE: ("reason", "by"),
+    MERGED: ("url",),
+    **dict.fromkeys((ARCHIVE, PLACE, MOVED), ()),
+}
 _BY_LAW = "the law wants it kept"
 _OF_BUDGET = "it is a budget's own name, which figures go by"
 _OF_PLACE = "it is where the ledger, or a file of it, is found"

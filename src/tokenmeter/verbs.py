@@ -87,6 +87,7 @@ if TYPE_CHECKING:
     remaining = _on_default(Meter.remaining)
     report = _on_default(Meter.report)
     reprice = _on_default(Meter.reprice)
+    move_archive = _on_default(Meter.move_archive)
     restore_archive = _on_default(Meter.restore_archive)
     statement = _on_default(Meter.statement)
     sweep = _on_default(Meter.sweep)

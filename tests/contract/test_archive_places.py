@@ -62,6 +62,39 @@ def test_of_several_months_an_error_says_with_which_all_went_well(ledger, tmp_pa
     store.close()
 
 
+def test_files_that_were_moved_are_found_where_one_says_and_a_copy_of_the_ledger_finds_them_there(ledger, tmp_path):
+    store, old, new = ledger("moved"), tmp_path / "old", tmp_path / "new"
+    due = answers(store)
+    store.archives.seal("2026-02", old)
+    store.archives.drop()
+    old.rename(new)
+    away = new / store.archives.listed()[1].url.removeprefix(f"{old}/")
+    away.rename(tmp_path / "away")
+    with pytest.raises(StoreUnavailableError, match="say where it lies now: tokenmeter archive move --to PLACE"):
+        answers(store)
+    lost = rf"1 month was not moved, .* 2026-02 lies neither at {away} \(No .*\) nor at {old}.* Moved: 2026-01\.$"
+    with pytest.raises(StoreUnavailableError, match=lost):
+        store.archives.move(new)
+    (tmp_path / "away").rename(away)
+    assert [one.url for one in store.archives.move(new)] == [str(away)]
+    assert store.archives.move(new) == []
+    assert (answers(store), store.verify(deep=True).faults) == (due, ())
+    copy_ledger(store.url, tmp_path / "copy.db", check=False)
+    store.archives.move(old)  # what is not there is copied there, what is there is taken as it is
+    shutil.rmtree(new)
+    assert answers(store) == due
+    copy = open_store(f"sqlite:///{tmp_path}/copy.db")
+    with pytest.raises(StoreUnavailableError, match=f"{new}/"):
+        answers(copy)
+    damaged = Path(copy.archives.move(old)[0].url)
+    assert answers(copy) == due
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    with pytest.raises(StoreUnavailableError, match="is not the file that was sealed"):
+        store.archives.move(new)
+    store.close()
+    copy.close()
+
+
 def attempt(work):
     """What it says when the store is away."""
     try:
@@ -254,18 +287,18 @@ def test_whatever_a_bucket_answers_is_an_error_of_ours_and_loses_nothing(ledger,
             continue
         shutil.rmtree(tmp_path / "cache", ignore_errors=True)
         with frail(fault):
-            told = rf"cannot be read: .* {'Put the right one back' if name in OTHER else 'mend the access'}\.$"
+            told = rf"cannot be read: .* {'Put the right one back' if name in OTHER else 'archive move --to PLACE'}\.$"
             with pytest.raises(StoreUnavailableError, match=told) as caught:
                 answers(store)
             assert store.archives.listed()[0].url in str(caught.value)
             assert [one.kind for one in store.verify().faults] == ["archive", "archive"]
             away = store.archives.unreadable()  # asks for no more than the length of each
             assert len(away) == (2 if name in REFUSING else 0), away
-            assert all("cannot be read: " in one and one.endswith("mend the access.") for one in away)
+            assert all("cannot be read: " in one and one.endswith("archive move --to PLACE.") for one in away)
     assert store.archives.unreadable() == []
     with frail(cut_off):
         for ask in (store.archives.restore, store.archives.connect):
-            with pytest.raises(StoreUnavailableError, match=r"cannot be read: .* mend the access\.$"):
+            with pytest.raises(StoreUnavailableError, match=r"cannot be read: .* mend the access, or say .* PLACE\.$"):
                 ask()
     assert [one.dropped for one in store.archives.listed()] == [True, True]
     assert answers(store) == before
@@ -346,7 +379,7 @@ def test_a_bucket_that_falls_silent_within_a_file_is_told_as_such_and_not_asked_
         serving.start()
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
         monkeypatch.setattr(s3fs.S3FileSystem, "read_timeout", 0.1)
-        with pytest.raises(StoreUnavailableError, match=r"cannot be read: Read timeout .* mend the access\.$"):
+        with pytest.raises(StoreUnavailableError, match=r"cannot be read: Read timeout .* --to PLACE\.$"):
             answers(store)
         with pytest.raises(StoreUnavailableError, match="said nothing a moment ago"):
             answers(store)

@@ -159,6 +159,8 @@ def test_months_of_the_source_that_are_in_files_come_along(host, target, open_me
     record(theirs, "november", member="ada@example.com")
     theirs.store.archives.seal("2026-10", str(tmp_path / "archive"))
     theirs.store.archives.drop()
+    (tmp_path / "archive").rename(tmp_path / "moved")
+    theirs.move_archive(tmp_path / "moved")
     open_meter(target)
     done = merge_ledger(host, target)
     assert (done.entries, done.repeated) == (13, 0)

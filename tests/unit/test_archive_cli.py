@@ -50,8 +50,11 @@ def test_a_year_is_sealed_dropped_listed_checked_and_brought_back(tm, tmp_path):
     ]
     assert "90 entries checked" in tm("verify", "--deep")
     assert len(tm("entries", "--period", "2025-01", "--limit", "99", "--json").splitlines()) == 31
+    (tmp_path / "archive").rename(tmp_path / "moved")
+    assert str(tmp_path / "moved") in tm("archive", "move", "--to", "moved")
+    assert "Nothing to do" in tm("archive", "move", "--to", "moved")
     assert "2025-01" in tm("archive", "restore")
-    next((tmp_path / "archive").rglob("2025-02*")).unlink()
+    next((tmp_path / "moved").rglob("2025-02*")).unlink()
     assert "an archived month's file is gone" in tm("verify", code=1)
 
 

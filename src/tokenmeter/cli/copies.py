@@ -292,6 +292,22 @@ def restore_months(
     _show_months(frame, restored, "Nothing to do: no month from that one on was dropped.")
 
 
+@command(
+    archive_app,
+    "move",
+    examples=["tokenmeter archive move --to /mnt/archive", "tokenmeter archive move --to s3://bucket/usage"],
+)
+def move_months(
+    frame: Frame,
+    *,
+    to: Annotated[str, typer.Option("--to", help="Folder, or URL of one: s3://bucket/usage.")],
+) -> None:
+    """Have the files of sealed months in another place, where they may lie already. Old files stay."""
+    with frame.meter() as meter, show_progress("moving", of="entries") as progress:
+        moved = meter.move_archive(to, progress=progress)
+    _show_months(frame, moved, "Nothing to do: the files of all sealed months are there.")
+
+
 @command(archive_app, "list", examples=["tokenmeter archive list"])
 def list_months(frame: Frame) -> None:
     """Sealed months, and where their files are."""

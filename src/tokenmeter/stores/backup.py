@@ -216,7 +216,7 @@ def _refuse_faults(found: Verification, path: Path) -> None:
         first = found.faults[0]
         raise LedgerError(
             f"{path} has {counted(len(found.faults), 'fault')}, the first: {first.where}: {first.detail} "
-            "Take an older backup, or restore it as it is, without the check."
+            "Take an older backup, or restore it as it is, without the check (--quick)."
         )
 
 

@@ -273,6 +273,12 @@ class Archives(Protocol):
         """Bring the entries of dropped months, from `since` on, back into the live ledger. Their files stay."""
         ...
 
+    def move(
+        self, to: str | os.PathLike[str], *, progress: Callable[[int], object] | None = None
+    ) -> Sequence[ArchivedMonth]:
+        """Have the files of every sealed month in another place, where they may lie already. The old ones stay."""
+        ...
+
     def unreadable(self) -> Sequence[str]:
         """Why files of dropped months cannot be read, in words; places are asked, and no file is read."""
         ...

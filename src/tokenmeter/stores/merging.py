@@ -12,6 +12,7 @@ from pydantic_core import from_json, to_json
 
 from tokenmeter.errors import LedgerError
 from tokenmeter.stores.archive.manifest import KIND as ARCHIVE
+from tokenmeter.stores.archive.manifest import PLACE
 from tokenmeter.stores.copying import Progress, refuse_holds
 from tokenmeter.stores.documents import ERASURE, MERGED, MOVED, NewDocument
 from tokenmeter.stores.encoding import FORMAT
@@ -21,7 +22,7 @@ from tokenmeter.values import dataclass
 
 _PAGE = 500
 #: Documents that stay where they are: they are about that ledger itself.
-_STAY = {"budget", "notice", ARCHIVE, MERGED, MOVED, ERASURE}
+_STAY = {"budget", "notice", ARCHIVE, PLACE, MERGED, MOVED, ERASURE}
 
 
 @dataclass(frozen=True, slots=True)

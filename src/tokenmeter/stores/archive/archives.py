@@ -10,17 +10,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from tokenmeter.errors import ConfigurationError, LedgerError, StoreUnavailableError, TokenmeterError
+from tokenmeter.display import counted
+from tokenmeter.errors import (
+    ConfigurationError,
+    LedgerError,
+    StoreUnavailableError,
+    TamperedLedgerError,
+    TokenmeterError,
+)
 from tokenmeter.ledger import utcnow
 from tokenmeter.stores.archive.checking import ArchiveCheck, check_months
 from tokenmeter.stores.archive.layout import identity_parts, records
-from tokenmeter.stores.archive.manifest import KIND, ArchivedMonth, Proof
+from tokenmeter.stores.archive.manifest import KIND, PLACE, ArchivedMonth, Proof
 from tokenmeter.stores.archive.places import look_for, opened_copy, place_of
 from tokenmeter.stores.archive.sealing import (
     Cut,
     Left,
     RunChain,
     Sealing,
+    bring_file,
     documents_in,
     end_of,
     follow,
@@ -90,11 +98,11 @@ class ParquetArchives:
         """Every sealed run, in the order of the chain, as the ledger of `connection` has it."""
         run = connection.execute
         (archived_to,) = read_head(connection, "archived_to")
-        (count,) = run("SELECT count(*) FROM documents WHERE kind = ?", (KIND,)).fetchone()
+        kinds = (KIND, PLACE)
+        (count,) = run("SELECT count(*) FROM documents WHERE kind IN (?, ?)", kinds).fetchone()
         if self._known[:2] != (archived_to, count):
-            bodies = run("SELECT body FROM documents WHERE kind = ? ORDER BY seq", (KIND,)).fetchall()
-            found = [ArchivedMonth.of_record(record, archived_to) for (record,) in bodies]
-            self._known = archived_to, count, found
+            bodies = run("SELECT kind, body FROM documents WHERE kind IN (?, ?) ORDER BY seq", kinds).fetchall()
+            self._known = archived_to, count, ArchivedMonth.all_of(bodies, archived_to)
         return self._known[2]
 
     def listed(self) -> list[ArchivedMonth]:
@@ -145,6 +153,48 @@ class ParquetArchives:
 
     def _last(self, connection: Rows) -> ArchivedMonth | None:
         return next(reversed(self.months(connection)), None)
+
+    def move(
+        self, to: str | os.PathLike[str], *, progress: Callable[[int], object] | None = None
+    ) -> list[ArchivedMonth]:
+        """Have the files of every sealed month in another place, and say so in the chain.
+
+        A file that lies there already is taken as it is, any other is copied from where it was. Old files stay.
+
+        Args:
+            to: Folder, or URL of one.
+            progress: Told after each month how many entries were moved.
+
+        Returns:
+            What was moved, in order; nothing where all is there.
+
+        Raises:
+            ConfigurationError: no such place; a missing extra.
+            StoreUnavailableError: a file is in neither place, or cannot be written; all others were moved.
+        """
+        place, number = place_of(to), 0
+        moved, missed = list[ArchivedMonth](), list[TokenmeterError]()
+        for month in self.listed():
+            there = month.moved_to(place)
+            if there.url == month.url:
+                continue
+            try:
+                bring_file(month, there)
+            except (StoreUnavailableError, TamperedLedgerError) as error:
+                missed.append(error)
+                continue
+            number += 1
+            while not self._file(there.place(number)).recorded:
+                number += 1
+            moved.append(there)
+            if progress is not None:
+                progress(sum(one.entries for one in moved))
+        if missed:
+            others = f" Moved: {', '.join(one.month for one in moved)}." if moved else ""
+            raise StoreUnavailableError(
+                f"{counted(len(missed), 'month was', 'months were')} not moved, the first: {missed[0]}{others}"
+            )
+        return moved
 
     # -- for other tools
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, field, replace
 from datetime import datetime
 
 from pydantic_core import from_json
@@ -18,6 +18,8 @@ from tokenmeter.values import dataclass
 
 #: Kind of document that manifests are.
 KIND = "archive"
+#: Kind of document that says where a month's file lies since it was moved.
+PLACE = "archive_place"
 _NEWEST_LAYOUT = 1
 
 
@@ -40,7 +42,7 @@ class ArchivedMonth:
         head_after: Hash of its last record (hex).
         root: Merkle root over SHA-256 of every record of the run, documents included (RFC 6962, hex).
         sums: Column -> sum over the file.
-        url: Where the file is.
+        url: Where the file is: where it was sealed, or where it was moved since.
         sha256: SHA-256 of the file (hex).
         bytes: Size of the file.
         layout: Number of the file's layout.
@@ -79,6 +81,15 @@ class ArchivedMonth:
         del values["dropped"]
         return NewDocument(kind=KIND, key=str(self.first_seq), body=compact_json(values))
 
+    def moved_to(self, place: str) -> ArchivedMonth:
+        """The same in another place, under the name that it has."""
+        return replace(self, url="/".join([place, *self.url.rsplit("/", 2)[1:]]))
+
+    def place(self, number: int) -> NewDocument:
+        """Where it lies now, as it is to be filed; each such document has a number of its own."""
+        body = compact_json({"first_seq": self.first_seq, "url": self.url})
+        return NewDocument(kind=PLACE, key=str(number), body=body)
+
     @classmethod
     def of(cls, document: Document, archived_to: int = 0) -> ArchivedMonth:
         """From a filed manifest.
@@ -94,13 +105,22 @@ class ArchivedMonth:
         return cls.parse(document.body, archived_to)
 
     @classmethod
-    def of_record(cls, record: str, archived_to: int = 0) -> ArchivedMonth:
-        """As `of`, from the record of the document."""
-        try:
-            body = from_json(record)["body"]
-        except (ValueError, TypeError, LookupError) as error:
-            raise _unreadable(error) from error
-        return cls.parse(body, archived_to)
+    def all_of(cls, records: Sequence[tuple[str, str]], archived_to: int) -> list[ArchivedMonth]:
+        """Every month, in order; as `of`, from kind and record of each document of `KIND` and `PLACE`."""
+        found = dict[int, ArchivedMonth]()
+        for kind, record in records:
+            try:
+                body = from_json(record)["body"]
+                if kind == PLACE:
+                    said = json.loads(body)
+                    first = said["first_seq"]
+                    found[first] = replace(found[first], url=str(said["url"]))
+                    continue
+            except (ValueError, TypeError, LookupError) as error:
+                raise _unreadable(error) from error
+            month = cls.parse(body, archived_to)
+            found[month.first_seq] = month
+        return list(found.values())
 
     @classmethod
     def parse(cls, body: str, archived_to: int = 0) -> ArchivedMonth:

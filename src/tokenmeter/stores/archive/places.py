@@ -308,7 +308,8 @@ def _size_away(url: str) -> int:
 
 
 def _reading(url: str) -> contextlib.AbstractContextManager[None]:
-    return _asking(url, f"The archived month at {url} cannot be read", "Put the file back, or mend the access.")
+    mend = "Put the file back, mend the access, or say where it lies now: tokenmeter archive move --to PLACE."
+    return _asking(url, f"The archived month at {url} cannot be read", mend)
 
 
 @contextlib.contextmanager

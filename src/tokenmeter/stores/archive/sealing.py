@@ -14,7 +14,7 @@ from typing import NamedTuple
 from tokenmeter.errors import ConfigurationError, StoreUnavailableError, TamperedLedgerError, reason_of
 from tokenmeter.stores.archive.layout import ArchiveRow, FileWriter, groups_in, records, rows_after
 from tokenmeter.stores.archive.manifest import ArchivedMonth, Merkle, Proof
-from tokenmeter.stores.archive.places import digest_of_file, joined, put_file, remove_file
+from tokenmeter.stores.archive.places import digest_of_file, joined, opened_copy, put_file, remove_file
 from tokenmeter.stores.archive.shape import Shaper
 from tokenmeter.stores.documents import Filing, NewDocument
 from tokenmeter.stores.engine import Readable, Rows, read_head
@@ -278,6 +278,28 @@ class Sealing:
         """Where in a place this ledger's files lie: many ledgers may share one."""
         identity: bytes = self._book.read(lambda connection: read_head(connection, "identity")[0])
         return identity.hex()
+
+
+def bring_file(month: ArchivedMonth, there: ArchivedMonth) -> None:
+    """Have a month's file in another place: as it lies there, or as a copy of the one that it has.
+
+    Raises:
+        StoreUnavailableError: it is in neither place, or cannot be written.
+        TamperedLedgerError: another file lies there.
+    """
+    try:
+        with opened_copy(there, check=True):
+            return
+    except StoreUnavailableError as error:
+        absent = error
+    with contextlib.ExitStack() as held:
+        try:
+            path = held.enter_context(opened_copy(month, check=True))
+        except StoreUnavailableError as error:
+            tried = ((there.url, absent), (month.url, error))
+            told = " nor ".join(f"at {url} ({reason_of(one.__cause__ or one)})" for url, one in tried)
+            raise StoreUnavailableError(f"The file of {month.month} lies neither {told}.") from error
+        put_file(path, there.url, month.sha256)
 
 
 def next_cut(connection: Rows, before: ArchivedMonth | None, through: int, now: datetime) -> Cut | None:
