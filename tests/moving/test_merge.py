@@ -4,6 +4,7 @@ import pytest
 
 import tokenmeter
 from tokenmeter.errors import ConfigurationError, LedgerError
+from tokenmeter.pricing.corrections import reversal
 from tokenmeter.stores import open_store
 from tokenmeter.stores.documents import NewDocument
 from tokenmeter.stores.merging import merge_ledger
@@ -70,6 +71,30 @@ def test_a_bill_that_both_recorded_is_counted_once(host, target, open_meter, rec
     assert record(meter, 3, member="ada@example.com") is not None  # the same response id as one of the host's
     done = merge_ledger(host, target)
     assert (done.entries, done.repeated) == (11, 1)
+
+
+@pytest.mark.parametrize("who", ["both", "source", "target", "took back", "took back another", "took back twice"])
+def test_what_was_corrected_of_a_bill_that_both_recorded_is_counted_once(tmp_path, fresh_url, open_meter, who):
+    source, target = f"sqlite:///{tmp_path}/source.db", fresh_url("postgres" if who == "both" else "sqlite")
+    per = {"provider": "openai", "model": "acme-1", "per": 10**6, "source": "a contract"}
+    prices = [{**per, "sku_meter": "input", "unit_price": "1"}, {**per, "sku_meter": "output", "unit_price": "2"}]
+    for number, (url, side) in enumerate([(source, "source"), (target, "target")]):
+        meter = open_meter(url)
+        used = {"prompt_tokens": 10**6 + number * (who == "took back another"), "completion_tokens": 0}
+        body = {"id": "chatcmpl-1", "object": "chat.completion", "model": "acme-1", "usage": used}
+        entry = meter.record(body, provider="openai", endpoint="chat.completions")
+        if who in {"both", side}:
+            assert len(open_meter(url, prices=prices).reprice(since="2026-01-01")) == 1
+        elif "took back" in who and (side == "source" or "twice" in who):
+            meter.post(reversal(entry, ()))
+    merge_ledger(source, target)
+    merge_ledger(source, target)
+    meter = open_meter(target, prices=prices)
+    found = meter.report().totals
+    due = (0, 0, 0) if "took back" in who else (1, 1, 0)
+    assert (found.requests, found.billed_cost, found.unpriced) == due
+    assert meter.reprice(since="2026-01-01") == []
+    assert meter.verify(deep=True).ok
 
 
 def test_a_copy_that_went_its_own_way_is_joined_again(host, tmp_path, open_meter, record):
