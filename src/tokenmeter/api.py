@@ -177,7 +177,7 @@ class Meter(CallMeter):
             tz: IANA time zone in which periods and buckets are cut.
             now: What ``today`` and its like count from; default: now.
             latency: Also say how long calls took: `Row.latency`, and percentiles of duration and time to first token in
-                tables and exports, at most 2.2 % off. Not together with ``sku_meter``.
+                tables and exports, at most 2.2% off. Not together with ``sku_meter``.
 
         Raises:
             ConfigurationError: unknown dimension, period or zone, or an inverted period.

@@ -40,7 +40,7 @@ def test_html_is_one_page_that_prints_on_a4_and_escapes_names(issued):
     assert "Łódź &amp; Söhne &lt;b&gt;GmbH&lt;/b&gt; Ελλάς Київ" in page
     assert "<script" not in page
     assert "http" not in page
-    for shown in ("Invoice INV-00001", "Subtotal", "Rounding", "VAT 19 % on 10.00", "11.90", issued.document.hash):
+    for shown in ("Invoice INV-00001", "Subtotal", "Rounding", "VAT 19% on 10.00", "11.90", issued.document.hash):
         assert shown in page
 
 

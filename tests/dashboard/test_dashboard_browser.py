@@ -644,7 +644,7 @@ def test_the_page_says_the_same_without_scripts(served, chromium):
 
 def test_the_browser_logs_in_with_the_token_and_stays_in(busy, serve, browse):
     served = serve(busy, token=TOKEN)
-    page = browse(f"{served.url}/entries", expected=["401"])
+    page = browse(f"{served.url}/entries", expected=["401"], width=1280)
     page.wait_for_url("**/login")
     page.get_by_label("Token").fill("not the token at all")
     page.get_by_role("button", name="Log in").click()
@@ -656,6 +656,8 @@ def test_the_browser_logs_in_with_the_token_and_stays_in(busy, serve, browse):
     assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Strict")
     assert TOKEN not in cookie["value"]
     page.wait_for_selector(".live.on")
+    (start, end) = (page.locator(one).bounding_box() for one in ("header .brand", "header .live"))
+    assert abs(start["y"] - end["y"]) < start["height"]  # all of the header is one line
 
 
 def test_budgets_show_bars_holds_and_the_alerts_with_the_call_that_fired_them(served, busy, browse, record):

@@ -281,6 +281,10 @@ def test_a_limit_far_above_all_figures_is_named_and_leaves_them_their_height(mak
     assert drawn.up[-1].label.removesuffix(".00") == drawn_to
     assert ("line limit" in [css for css, _ in drawn.shapes]) == (not far)
     assert [line.words for line in drawn.lines] == [f"limit of all: ${cap:,}.00" + ", beyond the chart" * far]
+    asked_for = asked(made, "period=today&form=running&compare=none", balances=made.budgets.remaining({}, NOW))
+    drawn = draw(asked_for, "", lambda _: "")  # a chart that is about the limit has it, along the top if it is far
+    assert [css for css, _ in drawn.shapes if "limit" in css] == ["line limit beyond" if far else "line limit"]
+    assert drawn.up[-1].label.removesuffix(".00") == drawn_to
 
 
 @pytest.mark.parametrize(

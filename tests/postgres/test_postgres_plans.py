@@ -197,4 +197,4 @@ def test_a_threshold_that_no_process_sees_itself_pass_is_told_by_who_sends_the_r
     meter.flush()
     elsewhere.close()
     assert [one.threshold for one in meter.store.crossings()] == [6]
-    assert caplog.text.count("Budget 'soft' (model=gpt-4o-mini) passed 100 %") == 1
+    assert caplog.text.count("Budget 'soft' (model=gpt-4o-mini) passed 100%") == 1

@@ -174,7 +174,7 @@ def test_posting_the_proposals_settles_the_cost_once(ask, check, meter):
     assert f"entry {posted.entry_id} on nobody, by {posted.attribution.tags['posted_by']}" in settled.detail
     # Half of the traffic passed the meter, and all of its cost is in the ledger now.
     assert (again.coverage, again.cost_coverage) == (Decimal("50.00"), Decimal("100.00"))
-    assert "Coverage 50.00 % of the tokens, 100.00 % of their cost." in str(again)
+    assert "Coverage 50.00% of the tokens, 100.00% of their cost." in str(again)
 
 
 def test_more_traffic_after_an_adjustment_is_a_difference_of_what_is_new(ask, check, meter):

@@ -245,7 +245,7 @@ def test_the_outcome_reads_and_serialises(record, ledger):
     record()
     outcome = compare(ledger, cost="8.22")
     text, told = str(outcome), outcome.to_dict()
-    assert "Coverage 100.00 %" in text
+    assert "Coverage 100.00%" in text
     assert "at another price" in text
     assert "1 adjustment over 4.11" in text
     assert told["by_cause"] == {"price": "4.110000000000"}

@@ -255,7 +255,7 @@ class TestTargets:
         Slack(receiver.url)(replace(ALERT, budget="<!channel> & co"))
         ((_, body),) = receiver.requests
         assert json.loads(body)["text"].startswith(
-            ":warning: Budget '&lt;!channel&gt; &amp; co' (member=ada) passed 80 %"
+            ":warning: Budget '&lt;!channel&gt; &amp; co' (member=ada) passed 80%"
         )
 
     def test_teams_gets_an_adaptive_card(self, receiver):
@@ -291,7 +291,7 @@ class TestTargets:
         ((sender, recipients, message),) = mail_server.mails
         assert (sender, recipients) == ("meter@example.com", ["ada@example.com", "bob@example.com"])
         read = email.message_from_string(message, policy=email.policy.default)
-        assert read["Subject"] == "[tokenmeter] Budget 'members' passed 80 %"
+        assert read["Subject"] == "[tokenmeter] Budget 'members' passed 80%"
         assert "limit: $50" in read.get_content()
         assert ALERT.alert_id in read["Message-ID"]
         assert read["Date"].datetime == ALERT.at
@@ -435,7 +435,7 @@ class TestQueue:
 
     def test_every_alert_is_logged_even_without_targets(self, caplog):
         AlertQueue().submit(ALERT)
-        assert "Budget 'members' (member=ada) passed 80 %" in caplog.text
+        assert "Budget 'members' (member=ada) passed 80%" in caplog.text
         assert "$40.000000000001 of $50" in caplog.text
 
     def test_a_target_that_raises_does_not_stop_the_others(self, caplog):

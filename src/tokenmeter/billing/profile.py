@@ -62,7 +62,7 @@ class Tax:
         values = _checked(cls, row, where)
         rate = parse_decimal(values.get("rate"), name=f"{where}.rate")
         if not 0 <= rate < 1:
-            raise ConfigurationError(f"{where}.rate is a fraction such as '0.19' for 19 %, not {rate}.")
+            raise ConfigurationError(f"{where}.rate is a fraction such as '0.19' for 19%, not {rate}.")
         category = _text(values, "category", where) or ("S" if rate else "Z")
         if category not in TAX_CATEGORIES:
             raise ConfigurationError(f"{where}.category is one of {', '.join(TAX_CATEGORIES)}, not {category!r}.")
@@ -78,8 +78,8 @@ class Tax:
 
     @property
     def label(self) -> str:
-        """``VAT 19 %``."""
-        return f"{self.name} {EXACT.multiply(self.rate, _PERCENT).normalize(EXACT):f} %"
+        """``VAT 19%``."""
+        return f"{self.name} {EXACT.multiply(self.rate, _PERCENT).normalize(EXACT):f}%"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

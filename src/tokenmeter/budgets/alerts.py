@@ -65,7 +65,7 @@ class Alert:
     @property
     def title(self) -> str:
         """A few words."""
-        return f"Budget {self.budget!r} passed {self.threshold} %"
+        return f"Budget {self.budget!r} passed {self.threshold}%"
 
     def facts(self) -> dict[str, str]:
         """Its figures for people."""
@@ -110,7 +110,7 @@ class Alert:
     def __str__(self) -> str:
         until = "" if self.window_end is None else f" of the window that ends {self.window_end:%Y-%m-%d %H:%M} UTC"
         return (
-            f"Budget {self.budget!r} ({whose(self.scope, self.key_name)}) passed {self.threshold} %{until}: "
+            f"Budget {self.budget!r} ({whose(self.scope, self.key_name)}) passed {self.threshold}%{until}: "
             f"{in_full(self.spent, self.unit)} of {in_full(self.limit, self.unit)}"
         )
 

@@ -407,7 +407,7 @@ def units_said(value: LimitValue | None) -> set[Unit]:
 
 
 def threshold_amounts(budget: Budget, limit: int) -> dict[int, int]:
-    """Absolute amount -> percent of `limit`, ascending; rounded up, so that 100 % is the limit itself."""
+    """Absolute amount -> percent of `limit`, ascending; rounded up, so that 100% is the limit itself."""
     return {-(-limit * percent // 100): percent for percent in cast("tuple[int, ...]", budget.thresholds)}
 
 

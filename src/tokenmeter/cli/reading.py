@@ -54,7 +54,7 @@ def report(
     selection: SelectionOptions,
     rows: Annotated[int, typer.Option(help="Rows to show before the rest is summed up; 0 = all.", min=0)] = 100,
     latency: Annotated[
-        bool, typer.Option("--latency", help="Also percentiles of duration and time to first token, at most 2.2 % off.")
+        bool, typer.Option("--latency", help="Also percentiles of duration and time to first token, at most 2.2% off.")
     ] = False,
 ) -> None:
     """Usage and cost per group and time, with totals."""

@@ -24,7 +24,8 @@ from tokenmeter.values import dataclass
 
 WIDE, HIGH = 10, 1000
 _MOST_TICKS = 8
-#: A limit so many times as high as the figures is named, and not drawn: they would be a line along the bottom.
+#: A limit so many times as high as the figures is named, and not drawn to scale: they would be a line along the bottom.
+#: Of a sum that runs towards it, which is what such a chart is about, it is a broken line along the top.
 _FAR = 5
 _EDGE = Decimal(4)  # percent of the width within which a label is set flush with the side
 
@@ -156,6 +157,8 @@ def draw(answer: Finding, base: str, url: Callable[[Question], str]) -> Chart:
     if ahead is not None:
         shapes += _cone(answer, plane)
     shapes += [Mark("line limit", f"M0 {plane.y(one)}H{_width(answer)}") for one in limits]
+    if form == "running" and len(limits) < len(answer.limits):
+        shapes.append(Mark("line limit beyond", f"M0 -25H{_width(answer)}"))
     return Chart(
         width=_width(answer),
         shapes=shapes,
@@ -189,8 +192,9 @@ def _lines(
     if any(value is not None for value in before):
         yield LineKey("before", "the time before")
     for one in answer.limits:
-        beyond = "" if one.amount in limits else ", beyond the chart"
-        yield LineKey("limit", f"{one.words}: {shown_as(one.amount, measure)}{beyond}")
+        near = one.amount in limits
+        css, beyond = "limit" if near or form != "running" else "limit beyond", "" if near else ", beyond the chart"
+        yield LineKey(css, f"{one.words}: {shown_as(one.amount, measure)}{beyond}")
 
 
 def _width(answer: Finding) -> int:

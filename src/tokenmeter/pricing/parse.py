@@ -56,7 +56,7 @@ def parse_prices(
 
 
 def parse_discounts(rows: Iterable[Mapping[str, Any]], *, file: str, lines: Sequence[int] = ()) -> tuple[Discount, ...]:
-    """``[[discounts]]`` tables: ``factor`` (0.8 = 20 % off) by ``provider``, ``model``, ``sku_meter`` and dates.
+    """``[[discounts]]`` tables: ``factor`` (0.8 = 20% off) by ``provider``, ``model``, ``sku_meter`` and dates.
 
     Raises:
         ConfigurationError: names file, row, field and reason.

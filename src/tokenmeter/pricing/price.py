@@ -209,7 +209,7 @@ class Discount:
     """A negotiated discount: upstream cost times `factor`.
 
     Attributes:
-        factor: What remains to be paid: ``Decimal("0.8")`` for 20 % off.
+        factor: What remains to be paid: ``Decimal("0.8")`` for 20% off.
         provider: Provider id; None = all.
         model: Model as listed or as named by the provider; None = all.
         sku_meter: Meter; None = all.

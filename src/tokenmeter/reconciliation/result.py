@@ -304,9 +304,9 @@ def _totals_dict(totals: SideTotals) -> dict[str, Any]:
 
 def _text(outcome: Reconciliation) -> Iterator[str]:
     yield f"{outcome.provider}, {outcome.period.label} (UTC): the ledger against {outcome.source}"
-    coverage = "unknown" if outcome.coverage is None else f"{outcome.coverage} %"
+    coverage = "unknown" if outcome.coverage is None else f"{outcome.coverage}%"
     if outcome.theirs.tokens is not None and outcome.cost_coverage is not None:
-        coverage += f" of the tokens, {outcome.cost_coverage} % of their cost"
+        coverage += f" of the tokens, {outcome.cost_coverage}% of their cost"
     split = ", ".join(("day", *outcome.grain))
     yield f"Coverage {coverage}. {counted(outcome.compared, 'bucket')} compared, by {split}."
     for name, side in (("ledger", outcome.ours), ("provider", outcome.theirs)):

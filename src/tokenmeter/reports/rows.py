@@ -55,7 +55,7 @@ class Row:
         contracted_cost: US dollars after negotiated discounts.
         billed_cost: US dollars after discounts and the platform multiplier.
         latency: How long the calls took, where the report was asked for it: exact counts and sums, and percentiles that
-            are at most 2.2 % off. `LATENCY_MEASURES` name those that tables and exports show.
+            are at most 2.2% off. `LATENCY_MEASURES` name those that tables and exports show.
     """
 
     bucket: Period

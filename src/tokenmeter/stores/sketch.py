@@ -2,7 +2,7 @@
 
 Bucket *i* holds the times above 2**((i - 1) / 16) and up to 2**(i / 16) microseconds: sixteen to each doubling, as in
 an OpenTelemetry exponential histogram of scale 4 or a native Prometheus histogram of schema 4, so a sketch can be
-handed to either without loss. A percentile is read as the middle of its bucket, which is at most 2.2 % off.
+handed to either without loss. A percentile is read as the middle of its bucket, which is at most 2.2% off.
 
 Everything is reckoned in integers, so that every machine and every engine finds the same bucket.
 """
@@ -104,7 +104,7 @@ def joined(first: bytes, second: bytes) -> bytes:
 
 @dataclass(slots=True)
 class Sketch:
-    """Times of calls, in microseconds: how many, their exact sum, and percentiles that are at most 2.2 % off.
+    """Times of calls, in microseconds: how many, their exact sum, and percentiles that are at most 2.2% off.
 
     Attributes:
         counts: Bucket -> how many calls; see the module's description for their bounds.
