@@ -270,7 +270,7 @@ def test_values_are_left_out_by_ticking_and_by_the_form(served, browse, hostile)
 @pytest.mark.parametrize("width", [390, 1440])
 def test_where_nothing_matches_words_say_so_in_sight_and_the_chart_comes_with_the_next_question(served, browse, width):
     page = browse(f"{served.url}/explore?by=model&member=nobody", width=width)
-    told = page.get_by_text("No entry matches. Choose a longer period or remove a filter.")
+    told = page.get_by_text("No entry matches. Look at all time, or remove a filter.")
     assert told.count() == 2
     for words in told.all():
         box = words.bounding_box()

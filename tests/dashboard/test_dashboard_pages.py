@@ -83,6 +83,10 @@ def test_a_budget_says_when_it_is_full(make_meter, record):
     assert spent.full_at == datetime(2026, 11, 1, tzinfo=UTC) + timedelta(days=25)
     assert spent.balance.full_at(NOW) == spent.full_at
     assert spent.balance.full_at(datetime(2027, 1, 1, tzinfo=UTC)) is None  # another window
+    for hours, told in ((71, False), (72, True)):  # of a month, from its first tenth on
+        at = datetime(2026, 11, 1, tzinfo=UTC) + timedelta(hours=hours)
+        (early,) = (one for one in standings(made, at) if one.balance.unit == "usd")
+        assert (early.rate is not None, early.full_at is not None) == (told, told)
 
 
 def test_windows_that_are_over_are_told_with_their_use_and_lead_to_their_calls(make_meter, record):

@@ -16,6 +16,7 @@ from tokenmeter.budgets import Balance, Budget
 from tokenmeter.budgets.definitions import Change
 from tokenmeter.budgets.matching import Cap, parse_scope
 from tokenmeter.budgets.policy import IN_FLIGHT, Unit, amount_of, limit_table, threshold_amounts
+from tokenmeter.budgets.rules import BurnRate
 from tokenmeter.budgets.wording import describe_field, list_differences
 from tokenmeter.dashboard.figures import unit_amount
 from tokenmeter.dashboard.rendering import missing, page, zone_of
@@ -34,6 +35,8 @@ _DAY = timedelta(days=1)
 _SECOND = timedelta(seconds=1)
 _FULL = Decimal(100)
 _NEARLY = Decimal(80)
+#: How much of a window must be over, in percent, before anything is said of how it goes on: the alerts' own rule.
+_TELLING = BurnRate().percent
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,8 @@ class CounterState:
         held: Percent that calls in flight hold, as far as the bar has room.
         percent: Percent of the limit, used and held together; may pass 100.
         state: ``exhausted``, ``nearly`` or ``fine``.
-        rate: What was spent per day of the window so far, in the balance's unit; None without a window.
+        rate: What was spent per day of the window so far, in the balance's unit; None without a window, or where too
+            little of it is over to tell.
         full_at: When it is used up at that rate; None where that cannot be said.
         calls: The URL query that shows the calls it counts in this window; None where no filter can say it.
     """
@@ -119,15 +123,15 @@ def _standing(balance: Balance, at: datetime) -> CounterState:
     percent = add(settled, held)
     filled = min(settled, _FULL)
     start, end = balance.window_start, balance.resets_at
-    windowed = start is not None and end is not None and start < at
+    told = start is not None and end is not None and (at - start) * 100 >= (end - start) * _TELLING
     return CounterState(
         balance=balance,
         settled=filled,
         held=min(held, subtract(_FULL, filled)),
         percent=percent,
         state="exhausted" if percent >= _FULL else "nearly" if percent >= _NEARLY else "fine",
-        rate=_per_day(balance.spent, at - start) if windowed and start is not None else None,
-        full_at=balance.full_at(at),
+        rate=_per_day(balance.spent, at - start) if told and start is not None else None,
+        full_at=balance.full_at(at) if told else None,
         calls=_calls(balance.scope, start, end),
     )
 

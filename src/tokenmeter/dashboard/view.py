@@ -231,6 +231,10 @@ class View:
         local = self.local(moment)
         return local.date().isoformat() if moment == floor(moment, "day", self.tz).start else local.isoformat()
 
+    def over_all(self) -> View:
+        """Of all time."""
+        return replace(self, period_text="all", since=None, until=None)
+
     def without_dates(self) -> View:
         """With the period that pages begin with."""
         return replace(self, period_text=_DEFAULT_PERIOD, since=None, until=None)
