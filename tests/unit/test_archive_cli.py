@@ -9,8 +9,10 @@ from typer.testing import CliRunner
 
 from tokenmeter.attribution import Attribution
 from tokenmeter.cli.app import app
+from tokenmeter.errors import LedgerError
 from tokenmeter.ledger import Entry
 from tokenmeter.stores import open_store
+from tokenmeter.stores.backup import restore
 
 pytest.importorskip("duckdb")
 
@@ -56,6 +58,9 @@ def test_a_year_is_sealed_dropped_listed_checked_and_brought_back(tm, tmp_path):
     assert "2025-01" in tm("archive", "restore")
     next((tmp_path / "moved").rglob("2025-02*")).unlink()
     assert "an archived month's file is gone" in tm("verify", code=1)
+    tm("db", "backup", "backup.db", code=1)
+    with pytest.raises(LedgerError, match=r"--to PLACE\. For the latter, restore the backup first as it is"):
+        restore("backup.db", "sqlite:///restored.db")
 
 
 def test_what_takes_long_says_how_far_it_is_in_a_log_too(tm, monkeypatch):

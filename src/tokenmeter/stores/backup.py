@@ -214,9 +214,11 @@ def restore(
 def _refuse_faults(found: Verification, path: Path) -> None:
     if not found.ok:
         first = found.faults[0]
+        mend = "Take an older backup, or restore it as it is, without the check (--quick)."
+        if {fault.kind for fault in found.faults} <= {"archive", "unchecked"}:  # nothing is wrong with the backup
+            mend = "For the latter, restore the backup first as it is, without the check (--quick)."
         raise LedgerError(
-            f"{path} has {counted(len(found.faults), 'fault')}, the first: {first.where}: {first.detail} "
-            "Take an older backup, or restore it as it is, without the check (--quick)."
+            f"{path} has {counted(len(found.faults), 'fault')}, the first: {first.where}: {first.detail} {mend}"
         )
 
 
