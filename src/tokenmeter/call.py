@@ -79,6 +79,7 @@ class RequestFacts:
             ``{"characters": 300}`` to be spoken, ``{"images": 2}``.
         cost_unit: What the user's settings say of the ``cost`` in this host's usage: ``"usd"``, ``"cents"``, US dollars
             per unit as decimal text, or ``"ignore"``; None: what is known of the host.
+        sizes: What earlier calls learnt of what this one may name, by id; see `tokenmeter.usage.Observation.size`.
     """
 
     model: str | None = None
@@ -102,6 +103,7 @@ class RequestFacts:
     background: bool = False
     pieces: Mapping[str, int] = field(default_factory=lambda: NO_PIECES)
     cost_unit: str | None = None
+    sizes: Mapping[str, str] = field(default_factory=lambda: _NO_TOOLS, repr=False, compare=False)
 
 
 class PlainRequest(NamedTuple):

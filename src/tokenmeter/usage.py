@@ -167,6 +167,7 @@ class Observation:
             its own `bill_id`, over all responses and processes.
         operation: What was done, where it is not what the call asked for (`tokenmeter.dimensions.TOOL_OPERATION`).
         error_type: What went wrong, where the answer came whole and says that it failed; its usage is billed.
+        size: The memory of the container that `response_id` names: who runs code in it later says its name alone.
     """
 
     consumptions: tuple[Consumption, ...] = ()
@@ -183,6 +184,7 @@ class Observation:
     shared: tuple[Observation, ...] = ()
     operation: str | None = None
     error_type: str | None = None
+    size: str | None = None
 
     def with_shared(self) -> Observation:
         """The whole at once: the shared bills as groups of this one, each once."""

@@ -178,6 +178,9 @@ def test_a_container_is_billed_once_over_all_responses_that_use_it(clients, book
     assert {(entry.operation, entry.latency_us) for entry in containers} == {("execute_tool", None)}, "no requests"
 
 
+SIZES = {"cntr_1": "16g", "cntr_2": "4g", "cntr_3": "1g"}
+
+
 def container(born, *, seconds, status="expired", memory="4g"):
     life = {"created_at": born, "last_active_at": born + seconds}
     return {"id": "cntr_5", "object": "container", "name": "x", "status": status, "memory_limit": memory, **life}
@@ -223,6 +226,31 @@ def test_a_container_that_nobody_recorded_is_billed_when_it_is_looked_up(clients
     for _ in range(2):
         client.containers.retrieve("cntr_5")
     assert books.quantities() == {"container_minutes_4g": 5}
+
+
+@pytest.mark.needs("openai.resources.responses:Responses", "openai.resources.containers:AsyncContainers")
+async def test_a_container_made_or_looked_up_before_has_the_size_that_it_said(clients, books, provider):
+    new = container(0, seconds=0, status="running")
+    made = {name: {**new, "id": name, "memory_limit": size} for name, size in SIZES.items()}
+    old = {**container(int(utcnow().timestamp()) - 3000, seconds=600), "id": "cntr_old"}
+    for body in (made["cntr_1"], made["cntr_2"], {"object": "list", "data": [made["cntr_3"], old], "has_more": False}):
+        provider.answer(body=body)
+    async with clients.async_openai() as client:
+        await client.containers.create(name="x", memory_limit="16g")
+        await client.containers.with_raw_response.retrieve("cntr_2")
+        assert [one.id async for one in client.containers.list()] == ["cntr_3", "cntr_old"]
+    assert books.all() == [], "making and looking cost nothing, and a list bills nothing that others made"
+    for number, name in enumerate([*SIZES, "cntr_of_others"]):
+        provider.answer(body=container_response(number, name, {"type": "code_interpreter", "container": name}))
+        ask(clients, tools=[{"type": "code_interpreter", "container": name}])
+    found = {entry.response_id: entry for entry in books.all() if entry.operation == "execute_tool"}
+    assert {name: list(entry.usage.quantities) for name, entry in found.items()} == {
+        "cntr_1": ["container_sessions_16g"],
+        "cntr_2": ["container_sessions_4g"],
+        "cntr_3": ["container_sessions"],
+        "cntr_of_others": ["container_sessions"],
+    }
+    assert [name for name, entry in found.items() if "container_size_assumed" in entry.flags] == ["cntr_of_others"]
 
 
 @pytest.mark.needs("openai.resources.responses:Responses")

@@ -11,7 +11,7 @@ from tokenmeter import processes
 from tokenmeter.attribution import Attribution, Scope
 from tokenmeter.call import ActiveSpan, Call, Outcome, PlainRequest, RequestFacts
 from tokenmeter.capture.description import Identity, Kind, call_of, describe, give_leave, given_fields
-from tokenmeter.capture.readings import Readings, waiting
+from tokenmeter.capture.readings import Readings, learn_size, waiting, with_sizes
 from tokenmeter.capture.responses import Exchange
 from tokenmeter.capture.sdk import Binding, twice
 from tokenmeter.capture.settlement import (
@@ -181,11 +181,13 @@ class InFlight:
         if self._request is not None:
             return call_of(identity, self.endpoint, self._request.facts(region=self.region, cost_unit=self.cost_unit))
         call = describe(self.binding, self.endpoint, identity, self._body, streamed=self.streamed)
+        call = with_sizes(self.meter, call)
         starter = waiting(self.meter, self.endpoint.subject) if self.endpoint.kind == "polled" else None
         if starter is None:
             return call
         # What a host leaves unsaid is known from the request that started it.
-        return replace(call, facts=replace(starter.facts, streamed=self.streamed, background=True))
+        sizes = call.facts.sizes
+        return replace(call, facts=replace(starter.facts, streamed=self.streamed, background=True, sizes=sizes))
 
     @property
     def authorization(self) -> Authorization:
@@ -371,6 +373,7 @@ class InFlight:
 
     def line(self, seen: Observation, request_id: str | None) -> Settling | None:
         """One of many bills in an answer; None when it is not billed."""
+        learn_size(self.meter, seen)
         if self._is_left_out(seen) or self._made_in is not processes.this_process:
             return None
         outcome = Outcome(observation=seen, request_id=request_id, last=False)
@@ -405,6 +408,7 @@ class InFlight:
         """What is to be written down of an answer, the general way; under an identity that it had before, if any."""
         polled = self.endpoint.kind == "polled"
         seen = exchange.observation
+        learn_size(self.meter, seen)
         if self._is_left_out(seen):
             if not polled:
                 self._read_elsewhere().begun(self.authorization, seen)

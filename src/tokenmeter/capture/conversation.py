@@ -17,7 +17,7 @@ from tokenmeter import processes
 from tokenmeter.call import Call, Outcome
 from tokenmeter.capture.calls import REFUSALS
 from tokenmeter.capture.description import describe, give_leave, identify
-from tokenmeter.capture.readings import GrowingBill, opened
+from tokenmeter.capture.readings import GrowingBill, opened, with_sizes
 from tokenmeter.capture.sdk import Binding, UnreadBody, binding_of, bound_to, twice
 from tokenmeter.capture.settlement import Settling, catch_up_async, settle, settle_from_anywhere, watch
 from tokenmeter.dimensions import Status
@@ -227,7 +227,8 @@ class Conversation:
                 break
             except Exception as error:  # noqa: BLE001 - see above
                 self.meter.fault("read what a socket is asked", error)
-        return replace(self._call, facts=replace(facts, streamed=True, region=known.region, cost_unit=known.cost_unit))
+        facts = replace(facts, streamed=True, region=known.region, cost_unit=known.cost_unit)
+        return with_sizes(self.meter, replace(self._call, facts=facts))
 
     def _usage_in(self, event: Mapping[str, Any], *, answers: bool = False) -> Observation:
         """What an event says was used; by what was asked, if it answers that."""

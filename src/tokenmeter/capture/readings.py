@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import field, replace
 from datetime import datetime
 from decimal import Decimal
@@ -61,6 +62,10 @@ class Recent(Generic[T]):
         values = self._kept.get(meter)
         return None if values is None or identity is None else values.get(identity)
 
+    def all(self, meter: Meter) -> Mapping[str, T] | None:
+        """All values by id, as they change; None where there never was one."""
+        return self._kept.get(meter)
+
     def take(self, meter: Meter, identity: str | None) -> T | None:
         """As `get`, and forget it."""
         values = self._kept.get(meter)
@@ -69,6 +74,7 @@ class Recent(Generic[T]):
 
 _waiting: Recent[Authorization] = Recent()
 _started: Recent[Call] = Recent()
+_sizes: Recent[str] = Recent()
 
 
 def remember(meter: Meter, response_id: str | None, authorization: Authorization) -> None:
@@ -86,6 +92,18 @@ def waiting(meter: Meter, response_id: str | None) -> Call | None:
 def recall(meter: Meter, response_id: str | None) -> Authorization | None:
     """The call that started a response; None when this process did not, or has recalled it already."""
     return _waiting.take(meter, response_id)
+
+
+def learn_size(meter: Meter, seen: Observation) -> None:
+    """Keep what an answer says of the size of something whose bill later calls may make."""
+    if seen.size is not None and seen.response_id is not None:
+        _sizes.put(meter, seen.response_id, seen.size)
+
+
+def with_sizes(meter: Meter, call: Call) -> Call:
+    """`call`, whose answer is read with the sizes that are known."""
+    sizes = _sizes.all(meter)
+    return replace(call, facts=replace(call.facts, sizes=sizes)) if sizes else call
 
 
 def started(meter: Meter, identity: str | None, call: Call) -> None:

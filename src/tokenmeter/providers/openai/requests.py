@@ -374,6 +374,8 @@ GET  /batches/*                                          batches.retrieve       
 GET  /files/*/content                                    files.content                 batch lines
 POST /batches/*/cancel                                   batches.cancel                batch
 GET  /fine_tuning/jobs/*                                 fine_tuning.jobs.retrieve     fine_tuning
+GET  /containers                                         containers.list               execute_tool items
+POST /containers                                         containers                    execute_tool
 GET  /containers/*                                       containers.retrieve           execute_tool
 GET  /videos/*                                           videos.retrieve               video_generation
 GET  /threads/*/runs/*                                   beta.threads.runs.retrieve    invoke_agent

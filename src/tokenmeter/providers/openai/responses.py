@@ -175,9 +175,10 @@ def _containers(body: JSON, items: list[JSON], context: Context, model: str | No
     for item in items:
         kind = item.get("type")
         if kind == "code_interpreter_call":
-            found.setdefault(text(item, "container_id"), _container_meter(body, "code_interpreter", "container"))
+            where = text(item, "container_id")
+            found.setdefault(where, _container_meter(body, context, where, "code_interpreter", "container"))
         elif kind == "shell_call" and (where := _shell_container(body, item)) is not None:
-            found.setdefault(where or None, _container_meter(body, "shell", "environment"))
+            found.setdefault(where or None, _container_meter(body, context, where, "shell", "environment"))
     created = count(body, "created_at", flags=set())
     by_the_minute = created is None or created >= _MINUTES_BILLED
     assumed = frozenset({"container_time_assumed"}) if by_the_minute else NO_FLAGS
@@ -209,8 +210,15 @@ def _shell_container(body: JSON, item: JSON) -> str | None:
     return (text(where, "container_id") or "") if kind.startswith("container") else None
 
 
-def _container_meter(body: JSON, tool_type: str, key: str) -> tuple[str, frozenset[str]]:
-    """The meter of a container by its memory, which its tool's configuration names; else the smallest is assumed."""
+def _container_meter(
+    body: JSON, context: Context, identity: str | None, tool_type: str, key: str
+) -> tuple[str, frozenset[str]]:
+    """The meter of a container by its memory; where nobody said that, the smallest is assumed.
+
+    The container itself says it, when it is made or looked up, or the tool's configuration, from which it is made.
+    """
+    if identity and (memory := context.request.sizes.get(identity)) is not None:
+        return _sized("container_sessions", memory), NO_FLAGS
     for tool in members(body, "tools"):
         config = tool.get(key)
         if tool.get("type") != tool_type:
@@ -233,9 +241,9 @@ def container(body: JSON, context: Context) -> Observation:
 
     By the minute, five at least; before 2026-06-02 by the session of 20 minutes.
     """
-    identity, over = text(body, "id"), text(body, "status") in _CONTAINER_OVER
-    if context.final_only and not over:
-        return pending(body)
+    identity, memory, over = text(body, "id"), text(body, "memory_limit"), text(body, "status") in _CONTAINER_OVER
+    if context.final_only and (not over or context.endpoint == "containers.list"):  # others made most of a list
+        return replace(pending(body), size=memory)
     flags: set[str] = set()
     born, last = count(body, "created_at", flags=flags), count(body, "last_active_at", flags=flags)
     bill = f"containers/{identity}" if identity else None
@@ -246,11 +254,11 @@ def container(body: JSON, context: Context) -> Observation:
     by_the_minute = born >= _MINUTES_BILLED
     meter = "container_minutes" if by_the_minute else "container_sessions"
     quantity = minutes if by_the_minute else -(-minutes // _SESSION)
-    usage = Usage({_sized(meter, text(body, "memory_limit")): quantity})
+    usage = Usage({_sized(meter, memory): quantity})
     group = context.consumption(Reading(usage), model=None, role="container")
     raw = {key: body[key] for key in ("created_at", "last_active_at", "memory_limit") if key in body}
     seen = observation(Reading(usage, flags=frozenset(flags)), group, body, raw, deduplicate=True)
-    return replace(seen, bill_id=bill, reading="actual", at=_instant(born))
+    return replace(seen, bill_id=bill, reading="actual", at=_instant(born), size=memory)
 
 
 def _instant(seconds: int) -> datetime | None:
