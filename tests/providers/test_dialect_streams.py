@@ -408,6 +408,20 @@ class TestOthers:
         assert quantities(reader) == {"input": 100, "output_audio": 560}
         assert reader.observation().flags == {"estimated"}
 
+    @pytest.mark.parametrize(
+        ("endpoint", "piece"),
+        [
+            ("audio.transcriptions", {"type": "transcript.text.delta", "delta": "Hello"}),
+            ("images.generate", {"type": "image_generation.partial_image", "b64_json": "aGk="}),
+            ("images.edit", {"type": "image_edit.partial_image", "b64_json": "aGk="}),
+        ],
+    )
+    def test_of_a_sound_or_a_picture_cut_short_nobody_knows_the_price(self, endpoint, piece):
+        for events in ([], [piece]):
+            seen = played(events, endpoint=endpoint).observation()
+            assert "usage_unknown" in seen.flags
+            assert not seen.usage
+
     def test_a_session_adds_up_its_answers_and_keeps_the_last_running_total(self):
         answer = {"input_tokens": 10, "output_tokens": 4, "total_tokens": 14}
         events = [
@@ -433,6 +447,12 @@ class TestOthers:
         reader = played([{"event": "thread.created", "data": {"id": "t"}}, done], endpoint="beta.threads.runs")
         assert quantities(reader) == {"input": 10, "output": 2}
         assert reader.observation().response_id == "run_1"
+
+    def test_an_assistants_run_that_is_left_goes_on_and_is_billed_when_it_is_read(self):
+        begun = {"event": "thread.run.in_progress", "data": {"id": "run_1", "object": "thread.run", "model": "gpt-4o"}}
+        seen = played([begun], endpoint="beta.threads.runs").observation()
+        assert (seen.response_id, seen.billable, seen.flags) == ("run_1", False, {"not_final"})
+        assert played([], endpoint="beta.threads.runs").observation().flags == {"usage_unknown"}
 
 
 class Event(dict):

@@ -8,9 +8,9 @@ from typing import Any
 
 from tokenmeter.money import ratio
 from tokenmeter.providers.base import Read, SocketEvents, StreamReader
-from tokenmeter.providers.context import Context, joined, pending
+from tokenmeter.providers.context import Context, joined, pending, unknown
 from tokenmeter.providers.openai.extras import executed_tools, message_bytes, own_tools
-from tokenmeter.providers.prompts import estimate, tokens_of
+from tokenmeter.providers.prompts import tokens_of
 from tokenmeter.providers.wire import JSON, count, is_object, latest, members, section, text, utf8_length
 from tokenmeter.usage import Observation
 
@@ -262,12 +262,13 @@ _RUNNING = frozenset({"session.usage.updated", "session.closed"})
 class EventStream:
     """Typed events of the other endpoints: images, speech, transcription, runs, realtime and Live sessions."""
 
-    __slots__ = ("_bytes", "_context", "_read", "_running", "_seen", "_terminal")
+    __slots__ = ("_begun", "_bytes", "_context", "_read", "_running", "_seen", "_terminal")
 
     def __init__(self, context: Context, read: Read) -> None:
         self._context = context
         self._read = read
         self._bytes = 0
+        self._begun: JSON | None = None
         self._seen: list[Observation] = []
         self._running: Observation | None = None
         self._terminal = False
@@ -293,27 +294,28 @@ class EventStream:
         elif kind in _RUNNING:
             self._terminal = self._terminal or kind == "session.closed"
             self._running = self._read(event, replace(self._context, final_only=False))
+        elif kind and kind.startswith("thread.run.") and _payload(event).get("object") == "thread.run":
+            self._begun = {"id": _payload(event).get("id"), "object": "thread.run"}
 
     def body(self) -> Any:
         """Several answers may have come."""
         return None
 
     def observation(self) -> Observation:
-        """All answers that ended, together with a session's running total; an estimate before any has."""
+        """All answers that ended, together with a session's running total.
+
+        Before any has it is as with a whole answer that says nothing: an estimate where words are billed, for a sound
+        or a picture unknown. A run goes on, and is billed when it is read.
+        """
         seen = [*self._seen, *([self._running] if self._running else [])]
         if not seen:
-            return self._guess()
+            early = self._read(self._begun, replace(self._context, received=self._bytes))
+            nameless = not (early.billable or early.response_id)  # nobody could ever read it
+            return unknown({}, None, model=self._context.request.model) if nameless else early
         whole = joined(seen)
         if self._running and not self._terminal:
             return replace(whole, flags=whole.flags | _ESTIMATED)
         return whole
-
-    def _guess(self) -> Observation:
-        spoken = self._context.endpoint == "audio.speech"
-        if spoken:
-            return self._read(None, self._context)
-        group = estimate(self._context.request, model=None, received=self._bytes)
-        return Observation(consumptions=(group,), flags=_ESTIMATED)
 
 
 def _payload(event: JSON) -> JSON:
