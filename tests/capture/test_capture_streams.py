@@ -304,6 +304,20 @@ def test_usage_is_right_wherever_a_host_puts_it(stream_usage, clients, books, pr
     assert books.quantities() == dict(provider.total.quantities)
 
 
+@pytest.mark.parametrize("raw", [False, True], ids=["events", "lines"])
+def test_an_event_that_is_no_object_is_passed_over(raw, clients, books, provider, caplog):
+    usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
+    last = {"id": "c", "object": "chat.completion.chunk", "model": "gpt-5-mini", "choices": [], "usage": usage}
+    provider.answer(events=["data: 1\n\n", 'data: ["alive"]\n\n', last])
+    if raw:
+        with clients.openai().chat.completions.with_streaming_response.create(**CHAT) as response:
+            assert sum(1 for line in response.iter_lines() if line) >= 3
+    else:
+        assert len(list(clients.openai().chat.completions.create(**CHAT))) >= 2
+    assert dict(books.one().usage.quantities) == {"input": 10, "output": 5}
+    assert not caplog.records
+
+
 def test_a_host_that_never_reports_usage_is_estimated(clients, books, provider):
     provider.answer(stream_usage="never")
     list(clients.openai().chat.completions.create(**CHAT))

@@ -222,6 +222,8 @@ class Exchange:
 
     def saw_event(self, event: Any) -> None:
         """One decoded event of a stream."""
+        if type(event) is not dict:  # a host's sign of life, say: no format has such events
+            return
         if self._many:
             self.saw_line(event)
             return

@@ -279,7 +279,7 @@ def _hearing(
     def hear(*, data: Any, cast_to: Any, response: Any) -> Any:
         nonlocal unasked
         try:
-            if told is None:
+            if told is None or type(data) is not dict:  # a host's sign of life, say: no format has such events
                 pass
             elif unasked:
                 unasked -= 1
