@@ -245,6 +245,7 @@ def test_the_provider_is_known_by_class_and_host(meter):
         "https://openrouter.ai/api/v1": "openrouter",
         "https://api.groq.com/openai/v1": "groq",
         "https://api.mistral.ai/v1": "mistral",
+        "https://us.api.fireworks.ai/inference/v1": "fireworks",
         "https://acme.openai.azure.com/openai/v1": "azure",
         "https://router.huggingface.co/together/v1": "huggingface_together",
         "https://bedrock-runtime.eu-west-1.amazonaws.com": "aws",

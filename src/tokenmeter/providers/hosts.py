@@ -105,7 +105,7 @@ _HOSTS = (
     Host("deepseek", (r"api\.deepseek\.com",)),
     Host("x-ai", (r"api\.x\.ai",), names=("grok", "x_ai", "xai"), otel="x_ai"),
     Host("together", (r"api\.together\.(xyz|ai)",), names=("together_ai",)),
-    Host("fireworks", (r"api\.fireworks\.ai",), names=("fireworks_ai",)),
+    Host("fireworks", (r"(us\.)?api\.fireworks\.ai",), names=("fireworks_ai",)),
     Host("perplexity", (r"api\.perplexity\.ai",), bills_cost=True),
     Host("deepinfra", (r"api\.deepinfra\.com",), company="Deep Infra", bills_cost=True),
     Host("cerebras", (r"api\.cerebras\.ai",)),
@@ -128,7 +128,7 @@ _HOSTS = (
     Host("meta", (r"api\.meta\.ai",)),
 )
 _HUGGING_FACE = re.compile(r"router\.huggingface\.co/([a-z-]+)")
-_DATA_ZONE = re.compile(r"([a-z]{2})\.api\.openai\.com")
+_DATA_ZONE = re.compile(r"([a-z]{2})\.api\.(?:openai\.com|fireworks\.ai)")
 _CLOUD_REGION = re.compile(r"bedrock[a-z-]*\.([a-z0-9-]+)\.(amazonaws\.com|api\.aws)")
 _BY_NAME = {name: host for host in _HOSTS for name in (host.id, *host.names)}
 
