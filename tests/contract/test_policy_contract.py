@@ -674,6 +674,16 @@ class TestCredit:
         with pytest.raises(ConfigurationError, match=problem):
             metered(self.CREDIT).budgets.grant("credit", given.pop("amount"), **given)
 
+    def test_a_grant_is_not_promised_for_longer_than_its_window(self, metered, store, monkeypatch):
+        monkeypatch.setattr(store, "now", lambda: datetime(2026, 11, 20, tzinfo=UTC))
+        budgets = metered(Budget(member="*", limit_usd=1, tz="Asia/Tokyo", name="plans")).budgets
+        asked = {"by": "b", "reason": "r", "scope": {"member": "ada"}}
+        with pytest.raises(ConfigurationError, match="begins anew at 2026-11-30T15:00:00.*period 'total'"):
+            budgets.grant("plans", 5, expires="2026-12-02", **asked)
+        made = budgets.grant("plans", 5, expires="2026-12-01", key="k", **asked)
+        monkeypatch.setattr(store, "now", lambda: datetime(2026, 10, 20, tzinfo=UTC))
+        assert budgets.grant("plans", 5, expires="2026-12-01", key="k", **asked) == made, "what is filed stands"
+
     @pytest.mark.parametrize("said", [{"by": 7}, {"by": "a\x00b"}, {"reason": 7}, {"reason": "half \ud83d"}], ids=repr)
     def test_a_change_by_whom_or_why_nobody_can_read_is_refused(self, metered, said):
         budgets = metered(self.CREDIT).budgets

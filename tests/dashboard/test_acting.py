@@ -309,7 +309,7 @@ def test_a_limit_that_is_left_empty_is_taken_away(served, filed):
 
 
 def test_a_grant_ends_by_the_clock_of_its_budget(served):
-    fields = {"limit_usd": "9", "tz": "Asia/Tokyo"}
+    fields = {"limit_usd": "9", "tz": "Asia/Tokyo", "period": "total"}
     assert post(served, "/budgets/tokyo", fields=fields, reason="there", dry_run=False)[0] == 201
     cookie, proof = logged_in(served)
     grant = {"name": "tokyo", "amount": "1", "expires": "2999-01-01", "reason": "x"}

@@ -51,7 +51,7 @@ from tokenmeter.money import magnitude, parse_decimal
 from tokenmeter.periods import parse_instant
 from tokenmeter.processes import make_lock, may_wait, run_alone
 from tokenmeter.stores.base import Store
-from tokenmeter.stores.slots import to_microseconds
+from tokenmeter.stores.slots import from_microseconds, to_microseconds
 from tokenmeter.texts import acting, check_reason, check_text
 
 log = logging.getLogger("tokenmeter")
@@ -495,7 +495,7 @@ class Registry:
             scope: Which counter, where the budget has a ``"*"``: ``{"member": "ada"}``.
             unit: Which limit, where the budget has several.
             at: An instant in the window that is meant, from which on it counts (a date or ISO text, too); default: now.
-            expires: First instant at which what is left of it is gone; default: with the window.
+            expires: First instant at which what is left of it is gone, no later than its window; default: with that.
             key: Identity of the grant, such as a payment's: the same key is granted once, however often it is sent.
             dry_run: Check it and say what it would be, and grant nothing.
 
@@ -522,7 +522,7 @@ class Registry:
         ends = None if expires is None else parse_instant(expires, budget.tz)
         if ends is not None and ends <= begins:
             raise ConfigurationError(f"expires must be later than {begins.isoformat()}, not {ends.isoformat()}.")
-        (window_start, _), *_ = cap.spans(to_microseconds(begins))
+        (window_start, window_end), *_ = cap.spans(to_microseconds(begins))
         grant = Grant(
             grant_id=key or new_id(),
             budget=name,
@@ -536,8 +536,15 @@ class Registry:
             by=acting(by),
             reason=reason,
         )
+        filed = None if key is None else find_filed(self._read().policy.grants, grant)
+        if filed is None and ends is not None and window_end is not None and to_microseconds(ends) > window_end:
+            anew = from_microseconds(window_end).isoformat()
+            raise ConfigurationError(
+                f"Budget {name!r} begins anew at {anew}, and what is granted ends with its window: expires must not be "
+                f"later, and is {ends.isoformat()}. Leave it out, or grant credit on a budget of the period 'total'."
+            )
         if dry_run:
-            return grant if key is None else find_filed(self._read().policy.grants, grant) or grant
+            return filed or grant
         file_grant(self._store, grant)
         found = find_filed(self._read().policy.grants, grant)
         if found is None:

@@ -181,7 +181,7 @@ def grant(
     reason: Annotated[str, typer.Option("--reason", help="Why, for the history.", show_default=False)],
     by: ByOption = None,
     unit: Annotated[str | None, typer.Option(help="Which limit, where there are several: usd, tokens, ...")] = None,
-    expires: Annotated[str | None, typer.Option(help="First instant at which what is left of it is gone.")] = None,
+    expires: Annotated[str | None, typer.Option(help="When its rest is gone; default: with its window.")] = None,
     key: Annotated[str | None, typer.Option(help="Identity, such as a payment's: granted once.")] = None,
 ) -> None:
     """Give one counter of a budget more room: a raise for this window, or prepaid credit."""
