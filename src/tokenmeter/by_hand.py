@@ -293,8 +293,7 @@ def _call(
     found = dialect_for(billing_name(provider), endpoint).named(endpoint)
     if found.kind == "unknown" and (meant := _find_meant_endpoint(endpoint)):
         raise ConfigurationError(f"endpoint {shown(endpoint)} is no method of an SDK. Did you mean {meant!r}?")
-    if meant := _find_meant_provider(provider, meter.pricer.price_list):
-        raise ConfigurationError(f"Who is {shown(provider)}? Did you mean {meant!r}? Rows in `prices` may name others.")
+    _refuse_slip(provider, meter.pricer.price_list)
     provider = billing_name(provider)
     if (unit := meter.pricer.terms.cost_unit(provider)) is not None:
         facts = replace(facts, cost_unit=unit)
@@ -318,8 +317,8 @@ def _find_meant_endpoint(endpoint: str) -> str | None:
 
 
 @lru_cache(maxsize=256)
-def _find_meant_provider(provider: str, prices: PriceList) -> str | None:
-    return prices.nearest_provider(provider)
+def _refuse_slip(provider: str, prices: PriceList) -> None:
+    prices.refuse_slip(provider)
 
 
 def _bills(body: Any, call: Call) -> Sequence[Any]:

@@ -16,7 +16,7 @@ from tokenmeter.budgets.rules import make_rules
 from tokenmeter.capture.sdk import UnopenedStoreError
 from tokenmeter.carrying import RequestFields
 from tokenmeter.config import load_settings
-from tokenmeter.errors import ConfigurationError, PricingError, StoreError, shown
+from tokenmeter.errors import ConfigurationError, PricingError, StoreError
 from tokenmeter.interrupts import let_interrupt_through
 from tokenmeter.late import LateModule, LateObject
 from tokenmeter.ledger import Entry, utcnow
@@ -192,11 +192,7 @@ def _refuse_slips(settings: Settings, pricer: Pricer, budgets: Iterable[Budget])
         ),
     ]
     for where, provider in named:
-        if meant := pricer.price_list.nearest_provider(provider):
-            raise ConfigurationError(
-                f"{settings.source or 'configuration'}: {where}: who is {shown(provider)}? Did you mean {meant!r}? "
-                "Rows in `prices` may name others."
-            )
+        pricer.price_list.refuse_slip(provider, f"{settings.source or 'configuration'}: {where}: ")
 
 
 def _parse_prices(settings: Settings) -> tuple[Price, ...]:

@@ -674,11 +674,23 @@ class TestCredit:
         with pytest.raises(ConfigurationError, match=problem):
             metered(self.CREDIT).budgets.grant("credit", given.pop("amount"), **given)
 
+    @pytest.mark.parametrize("way", ["set", "apply"])
+    def test_a_budget_of_a_provider_whose_name_is_a_slip_is_refused(self, metered, way):
+        budgets = metered().budgets
+        slip, custom = (Budget(provider=name, limit_usd=1, name="x") for name in ("opnai", "our own host"))
+        for dry_run in (True, False):
+            with pytest.raises(ConfigurationError, match=r"Budget 'x': who is 'opnai'. Did you mean 'openai'"):
+                budgets.set(slip, dry_run=dry_run) if way == "set" else budgets.apply(
+                    [slip], source="a file", dry_run=dry_run
+                )
+        assert not budgets.history()
+        assert budgets.set(custom).budget == custom
+
     def test_a_grant_is_not_promised_for_longer_than_its_window(self, metered, store, monkeypatch):
         monkeypatch.setattr(store, "now", lambda: datetime(2026, 11, 20, tzinfo=UTC))
         budgets = metered(Budget(member="*", limit_usd=1, tz="Asia/Tokyo", name="plans")).budgets
         asked = {"by": "b", "reason": "r", "scope": {"member": "ada"}}
-        with pytest.raises(ConfigurationError, match="begins anew at 2026-11-30T15:00:00.*period 'total'"):
+        with pytest.raises(ConfigurationError, match=r"anew at 2026-11-30T15:00:00.*period 'total'"):
             budgets.grant("plans", 5, expires="2026-12-02", **asked)
         made = budgets.grant("plans", 5, expires="2026-12-01", key="k", **asked)
         monkeypatch.setattr(store, "now", lambda: datetime(2026, 10, 20, tzinfo=UTC))

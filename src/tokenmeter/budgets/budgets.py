@@ -100,8 +100,7 @@ class Budgets(Registry):
         rate: Rate,
         fault: Fault,
     ) -> None:
-        super().__init__(store, declared, source=source, in_code=in_code, fault=fault)
-        self._pricer = pricer
+        super().__init__(store, pricer, declared, source=source, in_code=in_code, fault=fault)
         self.telling = Telling(
             store,
             alerts,

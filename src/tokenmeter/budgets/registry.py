@@ -49,6 +49,7 @@ from tokenmeter.interrupts import let_interrupt_through
 from tokenmeter.ledger import new_id
 from tokenmeter.money import magnitude, parse_decimal
 from tokenmeter.periods import parse_instant
+from tokenmeter.pricing import Pricer
 from tokenmeter.processes import make_lock, may_wait, run_alone
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.slots import from_microseconds, to_microseconds
@@ -66,6 +67,7 @@ class Registry:
 
     Args:
         store: The ledger.
+        pricer: Whose price list knows the providers.
         declared: Budgets of the settings or of code; exact repetitions count once.
         source: File in which the declared ones are said; default: the code of this program.
         in_code: Names of those that code says beside the file.
@@ -78,6 +80,7 @@ class Registry:
     def __init__(
         self,
         store: Store,
+        pricer: Pricer,
         declared: Iterable[Budget],
         *,
         source: str | None,
@@ -89,6 +92,7 @@ class Registry:
         self._file = source
         self._sources = {each.name: code if each.name in in_code else source or code for each in self.declared}
         self._store = store
+        self._pricer = pricer
         self._fault = fault
         self._told: set[tuple[str, int]] = set()
         self._said: set[tuple[str, str]] = set()
@@ -158,6 +162,10 @@ class Registry:
         """What names one API key alone -> its fingerprint, where one of `budgets` names a key."""
         named = any("*" not in budget.scope.get("api_key", "*") for budget in budgets)
         return find_keys(self._store.key_labels()) if named else NO_KEYS
+
+    def _refuse_slips(self, budgets: Iterable[Budget]) -> None:
+        for budget in budgets:
+            self._pricer.price_list.refuse_slip(budget.scope.get("provider", ""), f"Budget {budget.name!r}: ")
 
     def _news(self, policy: Policy) -> list[Budget]:
         """What is declared and is to be filed."""
@@ -369,13 +377,14 @@ class Registry:
 
         Raises:
             ConfigurationError: it is no definition; another budget limits the same calls over the same window; its name
-                is what a counter of another budget is called; `by` or `reason` is no text.
+                is what a counter of another budget is called; its provider is a slip; `by` or `reason` is no text.
             StoreUnavailableError: it could not be recorded.
         """
         if isinstance(budget, Mapping):
             budget = Budget.parse(budget)
         elif not isinstance(budget, Budget):  # pyright: ignore[reportUnnecessaryIsInstance] - without a checker
             raise ConfigurationError(f"A budget must be a Budget or a mapping of its fields, not {shown(budget)}.")
+        self._refuse_slips([budget])
         policy = self._read_policy()
         refuse_shared_counters([budget], [*self.declared, *policy.ever()])
         others = [one for one in self.in_force if one.name != budget.name]
@@ -439,10 +448,11 @@ class Registry:
             What changed, or would; a change that is not filed has no `Change.document_id`.
 
         Raises:
-            ConfigurationError: they contradict each other.
+            ConfigurationError: they contradict each other, or name a provider by a slip.
             StoreUnavailableError: the ledger cannot be read or written.
         """
         said = list(budgets)
+        self._refuse_slips(said)
         keys = self._keys(said)
         wanted = {budget.name: budget for budget in check_consistent(said, keys=keys)}
         policy = self._read_policy()

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tokenmeter.errors import ConfigurationError, reason_of
+from tokenmeter.errors import ConfigurationError, reason_of, shown
 from tokenmeter.pricing import edition
 from tokenmeter.pricing.card import RateCard
 from tokenmeter.pricing.edition import Launch, price_rows, unknown_terms
@@ -193,6 +193,18 @@ class PriceList:
         name = name.strip().lower()
         near = next(iter(difflib.get_close_matches(name, names(), n=1, cutoff=_ALIKE)), None)
         return None if near is None or near in name or name in names() or self.sells(name) else near
+
+    def refuse_slip(self, provider: str, where: str = "") -> None:
+        """Refuse the name of a provider that is a slip for another's.
+
+        Raises:
+            ConfigurationError: says who is probably meant; `where` stands before it.
+        """
+        if meant := self.nearest_provider(provider):
+            asked = f"{where}who" if where else "Who"
+            raise ConfigurationError(
+                f"{asked} is {shown(provider)}? Did you mean {meant!r}? Rows in `prices` may name others."
+            )
 
     def nearest(self, provider: str, model: str) -> str | None:
         """The listed id that `model` may be a slip of; a suggestion to people, never a price."""
