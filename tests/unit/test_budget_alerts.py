@@ -258,14 +258,17 @@ class TestTargets:
             ":warning: Budget '&lt;!channel&gt; &amp; co' (member=ada) passed 80%"
         )
 
-    def test_teams_gets_an_adaptive_card(self, receiver):
-        Teams(receiver.url)(replace(ALERT, threshold=100))
+    def test_teams_gets_an_adaptive_card_in_which_no_name_is_a_link(self, receiver):
+        name = "[ada](https://evil.example) **{{DATE(2026-11-29T00:00:00Z)}}**"
+        Teams(receiver.url)(replace(ALERT, threshold=100, scope={"member": name}))
         ((_, body),) = receiver.requests
         (attachment,) = json.loads(body)["attachments"]
         assert attachment["contentType"] == "application/vnd.microsoft.card.adaptive"
-        title, facts = attachment["content"]["body"]
+        assert {block["type"] for block in attachment["content"]["body"]} == {"RichTextBlock"}, "others read Markdown"
+        (title,), *facts = (block["inlines"] for block in attachment["content"]["body"])
         assert title["color"] == "Attention"
-        assert {"title": "limit", "value": "$50"} in facts["facts"]
+        assert name in title["text"]
+        assert ["limit: ", "$50"] in [[run["text"] for run in runs] for runs in facts]
 
     def test_pagerduty_gets_an_event_that_joins_its_own_incident(self, receiver):
         PagerDuty("R0UT1NG", url=receiver.url)(replace(ALERT, threshold=100))

@@ -293,24 +293,22 @@ class Teams(_Post):
     """
 
     def _body(self, alert: Alert | Notice) -> Mapping[str, Any]:
-        facts = [{"title": name, "value": value} for name, value in alert.facts().items()]
+        color = "Attention" if alert.severity == "critical" else "Warning"
+        lines = [[_run(str(alert), weight="Bolder", color=color)]]
+        lines += [[_run(f"{name}: ", weight="Bolder"), _run(value)] for name, value in alert.facts().items()]
         card = {
             "$schema": "http://adaptivecards.io/schemas/adaptive-card.json",
             "type": "AdaptiveCard",
             "version": "1.4",
-            "body": [
-                {
-                    "type": "TextBlock",
-                    "text": str(alert),
-                    "wrap": True,
-                    "weight": "Bolder",
-                    "color": "Attention" if alert.severity == "critical" else "Warning",
-                },
-                {"type": "FactSet", "facts": facts},
-            ],
+            "body": [{"type": "RichTextBlock", "inlines": runs} for runs in lines],
         }
         attachment = {"contentType": "application/vnd.microsoft.card.adaptive", "contentUrl": None, "content": card}
         return {"type": "message", "attachments": [attachment]}
+
+
+def _run(text: str, **look: str) -> Mapping[str, str]:
+    """Text of a card as it is written; what other elements show is Markdown, so that a name might be a link."""
+    return {"type": "TextRun", "text": text, **look}
 
 
 class PagerDuty(_Post):
