@@ -411,6 +411,18 @@ class TestHolds:
         assert (balance.spent, balance.reserved) == (10, 0)
         assert meter.sweep(utcnow() + timedelta(seconds=11)) == 0
 
+    def test_an_expired_hold_for_a_picture_counts_what_was_held(self, metered, store):
+        """Its prompt is no estimate of what it cost."""
+        meter = metered(Budget(limit_usd=900, unbounded="expected"), hold_seconds=10)
+        drawn = meter.authorize(replace(a_call(size=40), endpoint="images.generate"))
+        (held,) = (claim.amount for claim in drawn.reservation.claims)
+        assert meter.sweep(utcnow() + timedelta(seconds=11)) == 1
+        entry = store.entry(drawn.reservation.reservation_id)
+        assert (entry.cost_source, "usage_unknown" in entry.flags) == ("unpriced", True)
+        assert meter.remaining()[0].spent * 10**12 == held
+        meter.settle(drawn, answered(30, 7))
+        assert (meter.remaining()[0].spent, meter.audit_budgets()) == (37, ())
+
     def test_a_call_that_ends_after_its_hold_expired_is_one_request(self, metered, store):
         meter = metered(Budget(limit_requests=9), Budget(limit_tokens=10**6), Budget(limit_usd=900), hold_seconds=10)
         late = meter.authorize(a_call(size=40))

@@ -12,7 +12,7 @@ from operator import attrgetter
 from tokenmeter.arguments import tell_wrong_arguments
 from tokenmeter.budgets.alerts import AlertTarget, Notice
 from tokenmeter.budgets.bounds import Ceilings, Expectations, Sizes, longest_prompt
-from tokenmeter.budgets.counting import Openings, audit, count, spent_by
+from tokenmeter.budgets.counting import Openings, audit, count, spent_by, with_held
 from tokenmeter.budgets.definitions import InForce
 from tokenmeter.budgets.grants import add_grants
 from tokenmeter.budgets.holds import Amounts, Fault, Holds, Rate, Sent, unanswered
@@ -121,6 +121,7 @@ class Budgets(Registry):
             rate=rate,
             fault=fault,
             postings=self.postings,
+            with_held=lambda entry, reservation: with_held(entry, reservation, self._state.caps),
             announce=self.telling.announce,
         )
         self.hold_us = self._holds.hold_us

@@ -27,12 +27,14 @@ from tokenmeter.ledger import Claim, CounterKey, Entry, Posting, Reservation, Th
 from tokenmeter.pricing import Pricer, Rating
 from tokenmeter.pricing.corrections import reversal, with_assumed
 from tokenmeter.processes import has_ended, process_name, run_at_once
+from tokenmeter.providers import dialect_for
 from tokenmeter.stores.base import EntryFilter, Store
 from tokenmeter.stores.live import NEVER, Slot
 from tokenmeter.stores.slots import from_microseconds
 from tokenmeter.usage import Consumption, Observation, Usage
 
 T = TypeVar("T")
+_UNKNOWN = frozenset({"usage_unknown"})
 
 #: Flag of the entry that an expired hold leaves.
 EXPIRED = "expired_hold"
@@ -76,17 +78,26 @@ def unanswered(call: Call, at: datetime) -> Entry:
 
 
 def observation_of(entry: Entry) -> Observation:
-    """What an `unanswered` entry says of its prompt, and of what came back, to be rated."""
+    """What an `unanswered` entry says of its prompt, and of what came back, to be rated.
+
+    That is no estimate of the bill where the endpoint does not sell words: of a picture, or of a sound.
+    """
     consumption = Consumption(
         model=entry.request_model,
         usage=entry.usage,
         service_tier=entry.service_tier,
         prompt_tokens=entry.usage.input_tokens,
     )
-    return Observation(consumptions=(consumption,), flags=frozenset(entry.flags))
+    flags, room = frozenset(entry.flags), dialect_for(entry.provider, entry.endpoint)
+    if room.named(entry.endpoint).kind == "billed":
+        words = RequestFacts(model=entry.request_model, input_bytes=1)
+        flags |= room.read(None, provider=entry.provider, endpoint=entry.endpoint, request=words).flags & _UNKNOWN
+    return Observation(consumptions=(consumption,), flags=flags)
 
 
-def estimated_entry(reservation: Reservation, rating: Rating, price_list_hash: str | None) -> Entry:
+def estimated_entry(
+    reservation: Reservation, rating: Rating, price_list_hash: str | None, flags: frozenset[str]
+) -> Entry:
     """The entry of an expired hold. It bears the hold's identity, so that a late answer finds it."""
     call = reservation.call
     return replace(
@@ -98,7 +109,7 @@ def estimated_entry(reservation: Reservation, rating: Rating, price_list_hash: s
         contracted_cost=rating.contracted_cost,
         billed_cost=rating.billed_cost,
         cost_source="unpriced" if rating.cost_source == "unpriced" else "estimated",
-        flags=tuple(sorted({*call.flags, *rating.flags, EXPIRED})),
+        flags=tuple(sorted({*flags, *rating.flags, EXPIRED})),
         price_list_hash=price_list_hash,
         reservation_id=reservation.reservation_id,
     )
@@ -125,6 +136,7 @@ class Holds:
         rate: Rates the estimate of an expired hold.
         fault: Told of faults that must not reach a caller.
         postings: What an entry adds to the counters.
+        with_held: An entry of which nobody knows what was used, with what was held for it.
         announce: Tells of crossed thresholds.
     """
 
@@ -137,6 +149,7 @@ class Holds:
         rate: Rate,
         fault: Fault,
         postings: Callable[[Entry], Sequence[Posting]],
+        with_held: Callable[[Entry, Reservation], Entry],
         announce: Callable[[Sequence[ThresholdCrossing]], None],
     ) -> None:
         self.hold_time = hold_time
@@ -146,6 +159,7 @@ class Holds:
         self._rate = rate
         self._fault = fault
         self._postings = postings
+        self._with_held = with_held
         self._announce = announce
         self.sweep_due = time.monotonic() + _FIRST_SWEEP
         self._owners_due = time.monotonic()
@@ -203,8 +217,10 @@ class Holds:
 
     def _sweep_one(self, reservation: Reservation) -> bool:
         call = reservation.call
-        rating = self._rate(observation_of(call), call, call.occurred_at)
-        entry = with_assumed(estimated_entry(reservation, rating, self._pricer.price_list_hash), self._pricer)
+        seen = observation_of(call)
+        rating = self._rate(seen, call, call.occurred_at)
+        entry = estimated_entry(reservation, rating, self._pricer.price_list_hash, seen.flags)
+        entry = with_assumed(self._with_held(entry, reservation), self._pricer)
         settlement = self._store.settle(
             entry,
             self._postings(entry),

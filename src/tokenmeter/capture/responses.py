@@ -210,7 +210,7 @@ class Exchange:
             return
         try:
             seen = stream.observation()
-            if seen.billable and seen.usage != self._noted:
+            if seen.billable and seen.usage and seen.usage != self._noted:
                 self._noted = seen.usage
                 self._asked.note(seen)
         except Exception as error:  # noqa: BLE001 - the event that came is still to be read
