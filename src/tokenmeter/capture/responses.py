@@ -16,6 +16,7 @@ from tokenmeter.capture.sdk import Sdk, twice
 from tokenmeter.capture.settlement import Settling, settle, settle_async, settle_from_anywhere
 from tokenmeter.dimensions import Status
 from tokenmeter.ledger import new_id
+from tokenmeter.providers.wire import is_object
 from tokenmeter.usage import Observation, Usage
 
 if TYPE_CHECKING:
@@ -222,7 +223,7 @@ class Exchange:
 
     def saw_event(self, event: Any) -> None:
         """One decoded event of a stream."""
-        if type(event) is not dict:  # a host's sign of life, say: no format has such events
+        if not is_object(event):  # a host's sign of life, say: no format has such events
             return
         if self._many:
             self.saw_line(event)
