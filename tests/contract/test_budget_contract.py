@@ -21,7 +21,7 @@ from tokenmeter.errors import (
 )
 from tokenmeter.ledger import utcnow
 from tokenmeter.meter import Meter
-from tokenmeter.money import total
+from tokenmeter.money import to_picodollars, total
 from tokenmeter.pricing import PriceList, Pricer
 from tokenmeter.pricing.corrections import correction
 from tokenmeter.stores import open_store
@@ -419,7 +419,7 @@ class TestHolds:
         assert meter.sweep(utcnow() + timedelta(seconds=11)) == 1
         entry = store.entry(drawn.reservation.reservation_id)
         assert (entry.cost_source, "usage_unknown" in entry.flags) == ("unpriced", True)
-        assert meter.remaining()[0].spent * 10**12 == held
+        assert to_picodollars(meter.remaining()[0].spent) == held
         meter.settle(drawn, answered(30, 7))
         assert (meter.remaining()[0].spent, meter.audit_budgets()) == (37, ())
 

@@ -837,5 +837,9 @@ def test_an_assistant_that_hangs_up_leaves_no_traceback_and_ctrl_c_ends_the_wait
             raise ExceptionGroup("", [ExceptionGroup("", [BrokenPipeError()])])
 
     monkeypatch.setattr("tokenmeter.serving.mcp.make_server", lambda *_, **__: Answering)
-    assert tuple(run("mcp")) == (1, "", "")
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has none
+    try:
+        assert tuple(run("mcp")) == (1, "", "")
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
