@@ -111,8 +111,7 @@ def _twin(entry: Entry | None, store: Movable) -> Entry | None:
     """What a ledger has recorded of the same bill."""
     if entry is None or entry.dedup_key is None:
         return None
-    same = EntryFilter(where={"provider": frozenset({entry.provider}), "response_id": frozenset({entry.response_id})})
-    return next((one for one in store.entries(same) if one.dedup_key == entry.dedup_key), None)
+    return next(iter(store.recorded_under([entry.dedup_key])), None)
 
 
 def _correct(origin: Movable, store: Movable, name: str) -> None:

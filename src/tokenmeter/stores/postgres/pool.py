@@ -177,8 +177,10 @@ class Pool:
                 kept.execute("")
                 kept.seconds = 0
                 scope.enter_context(transaction(kept, self.address, snapshot=snapshot))
-            except psycopg.Error:
+            except BaseException as error:
                 self._close(kept)
+                if not isinstance(error, psycopg.Error):
+                    raise
             else:
                 return kept
         connection = self._connect(seconds=0)
