@@ -405,8 +405,8 @@ def test_a_stopped_provider_can_start_again():
 
 
 def test_no_threads_or_sockets_stay_behind():
-    before = threading.active_count()
-    for _ in range(5):
+    before = set(threading.enumerate())
+    for _ in range(50):
         with (
             FakeProvider() as provider,
             urllib.request.urlopen(  # noqa: S310 - our own server
@@ -415,7 +415,8 @@ def test_no_threads_or_sockets_stay_behind():
         ):
             response.read()
     gc.collect()
-    assert threading.active_count() == before
+    left = [thread.name for thread in set(threading.enumerate()) - before]
+    assert not [name for name in left if not name.startswith("tokenmeter-")]  # a meter of another test may begin one
 
 
 @given(st.text())

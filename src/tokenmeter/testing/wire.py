@@ -209,6 +209,7 @@ class Server:
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._connections: dict[socket.socket, threading.Thread] = {}
+        self._ending: list[threading.Thread] = []  # has closed its connection, and may run for a moment yet
         self._listener = socket.create_server(("127.0.0.1", port), backlog=512)
         self.port: int = self._listener.getsockname()[1]
         self._acceptor = threading.Thread(target=self._accept, name=f"fake-provider-{self.port}", daemon=True)
@@ -229,9 +230,10 @@ class Server:
         self._listener.close()
         with self._lock:
             open_now = dict(self._connections)
+            ending, self._ending = self._ending, []
         for connection in open_now:
             _shut(connection)
-        for thread in open_now.values():
+        for thread in (*ending, *open_now.values()):
             thread.join(timeout=2)
 
     def _accept(self) -> None:
@@ -247,6 +249,7 @@ class Server:
             thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
             with self._lock:
                 self._connections[connection] = thread
+                self._ending = [one for one in self._ending if one.is_alive()]
             thread.start()
 
     def _serve(self, connection: socket.socket) -> None:
@@ -257,10 +260,10 @@ class Server:
         except OSError:
             pass  # the client went away, which is its right
         finally:
-            with self._lock:
-                self._connections.pop(connection, None)
             reader.close()
             connection.close()
+            with self._lock:
+                self._ending.append(self._connections.pop(connection))
 
     def _exchange(self, connection: socket.socket, reader: BufferedReader) -> bool:
         """Answer one request; whether the connection may serve another."""
