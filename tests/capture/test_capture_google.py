@@ -13,6 +13,7 @@ import threading
 import warnings
 import weakref
 from datetime import UTC, datetime
+from decimal import Decimal
 
 import pytest
 from google import genai as plain_genai
@@ -1386,3 +1387,18 @@ def test_cancelling_an_interaction_is_no_bill_of_its_own(client, provider, books
     client.interactions.get(begun.id)
     assert recorded(books) == billed(provider)
     assert books.one().flags == ()
+
+
+def test_pictures_and_embeddings_are_read_from_the_objects_that_the_sdk_returns():
+    picture = types.GeneratedImage(image=types.Image(image_bytes=b"x"))
+    held_back = types.GeneratedImage(rai_filtered_reason="unsafe")
+    made = types.GenerateImagesResponse(generated_images=[picture, held_back, picture])
+    embedding = types.ContentEmbedding(values=[0.1], statistics=types.ContentEmbeddingStatistics(token_count=7))
+    embedded = types.EmbedContentResponse(embeddings=[embedding])
+    for model, endpoint, answer, cost in [
+        ("imagen-4.0-generate-001", "models.generate_images", made, "0.08"),  # 2 x 0.04
+        ("gemini-embedding-001", "models.embed_content", embedded, "0.00000105"),  # 7 x 0.15 per million
+    ]:
+        for body in (answer, answer.model_dump(), answer.model_dump_json(exclude_none=True, by_alias=True)):
+            rating = tokenmeter.price(body, provider="google", endpoint=endpoint, model=model)
+            assert (rating.list_cost, rating.cost_source) == (Decimal(cost), "computed")

@@ -294,6 +294,11 @@ def test_filtered_videos_are_free():
     assert dict(seen.usage.quantities) == {"seconds_video_4k": 8}
 
 
+def test_a_video_of_which_nothing_is_said_is_unknown():
+    seen = read({"name": "operations/1", "done": True, "response": {}}, "operations.get", pieces={"seconds_video": 8})
+    assert ("usage_unknown" in seen.flags, seen.billable) == (True, True)
+
+
 def test_lines_of_a_batch_that_failed_are_free():
     assert not read({"key": "1", "error": {"code": 3, "message": "no"}}, "batches.get").billable
 

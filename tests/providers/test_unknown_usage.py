@@ -9,7 +9,8 @@ import pytest
 import tokenmeter
 from tokenmeter.call import RequestFacts
 from tokenmeter.errors import PricingError
-from tokenmeter.providers import dialect_for, observe
+from tokenmeter.providers import dialect, dialect_for, observe
+from tokenmeter.providers.registry import FORMATS
 
 WORDS = "x" * 400  # 100 tokens by estimate
 REQUEST = RequestFacts(model="m", input_bytes=4000)  # 1,000 tokens by estimate
@@ -523,3 +524,30 @@ def test_a_quick_reader_leaves_what_is_not_plain_to_this_one(endpoint, usage):
     for wrong in [*NO_COUNT, "900", 900.0]:
         for counts in ({"prompt": wrong, "answer": 7}, {"prompt": 7, "answer": wrong}):
             assert plain is None or plain(body_of(endpoint, usage_of(endpoint, **counts))) is None
+
+
+#: Bodies of work that has ended, and of no kind at all.
+NO_BODIES = [[1, [2]], ["x"], {"usage": [1]}, {"usage": 5}, {"usageMetadata": {}}, {"usageMetadata": [1]}, {"x": 1}]
+#: Endpoints that no answer is billed by itself at, and by which such work is recorded by hand.
+BY_HAND = {
+    "openai": ["batches", "fine_tuning.jobs", "evals.runs", "beta.realtime", "rerank", "a.name.of.ones.own"],
+    "anthropic": ["beta.messages", "beta.sessions", "beta.dreams", "messages.batches"],
+    "google": ["operations.get", "tunings.get", "caches.create", "batches.get"],
+}
+
+
+@pytest.mark.parametrize("room", FORMATS)
+def test_a_body_that_says_nothing_is_no_free_answer_wherever_it_is_read(room):
+    for endpoint in sorted({*dialect(room).billed(), *BY_HAND[room]}):
+        for body in NO_BODIES:
+            seen = observe(body, provider=room, endpoint=endpoint, model="m")
+            assert not any(group.usage for group in seen.consumptions), (endpoint, body)
+            assert not seen.flags.isdisjoint({"usage_unknown", "not_final"}), (endpoint, body)
+
+
+@pytest.mark.parametrize("body", ["", "<html>", None, []])
+@pytest.mark.parametrize("endpoint", ["models.edit_image", "models.generate_videos", "live.music", "caches.get"])
+def test_what_is_not_made_in_words_is_not_estimated_in_words(endpoint, body):
+    request = RequestFacts(model="m", input_bytes=4000, pieces={"images": 2})
+    seen = dialect("google").read(body, provider="google", endpoint=endpoint, request=request)
+    assert (seen.flags, bool(seen.usage)) == ({"usage_unknown"}, False)

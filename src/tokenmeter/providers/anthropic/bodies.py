@@ -319,8 +319,8 @@ def session(body: JSON, context: Context) -> Observation:
 
 
 def _only_unknown(said: Reading, wire: JSON) -> bool:
-    """Whether counts are stated, and none of them under a name that is known."""
-    return not said.usage and not _SESSION_COUNTS.intersection(wire) and any(wire.values())
+    """Whether something is stated, and nothing of it under a name that is known."""
+    return not said.usage and not _SESSION_COUNTS.intersection(wire)
 
 
 def _used(body: JSON, wire: JSON) -> bool:
@@ -350,11 +350,12 @@ def dream(body: JSON, context: Context) -> Observation:
     if context.final_only and text(body, "status") in {"pending", "running"}:
         return pending(body)
     wire = section(body, "usage") if "usage" in body else body
-    done = text(body, "status") == "completed"
+    status = text(body, "status")
+    done = status == "completed"
     reading = worked(_unsplit(replace(exclusive(wire), prompt_tokens=None), wire), answered=done)
     config = section(body, "model")
     model = text(config, "id") or text(body, "model")
-    if reading.unsaid and not (done or reading.usage):
+    if reading.unsaid and status and not (done or reading.usage or body.get("usage") or reading.flags):
         reading = replace(reading, unsaid=NO_FLAGS)  # it ended before it used anything
     if reading.unsaid:
         known = model or context.request.model

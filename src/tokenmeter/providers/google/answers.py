@@ -330,8 +330,8 @@ def embeddings(body: JSON, context: Context) -> Observation:
         characters = count(section(body, "metadata"), "billableCharacterCount", flags=flags)
         if characters:
             return replace(_pieces({"characters": characters}, body, context), flags=frozenset(flags))
-    stated = [section(section(one, "embeddings"), "statistics") for one in members(body, "predictions")]
-    sizes = [count(one, "token_count", flags=flags) for one in stated]
+    made = [section(one, "embeddings") for one in members(body, "predictions")] or members(body, "embeddings")
+    sizes = [count(section(one, "statistics"), "token_count", "tokenCount", flags=flags) for one in made]
     if not sizes or None in sizes:
         return answer_of_input({}, context, flags)
     total = sum(size for size in sizes if size is not None)
@@ -355,9 +355,23 @@ def answer_of_input(wire: JSON, context: Context, doubts: set[str]) -> Observati
     )
 
 
+#: What an answer with pictures is made of, off the wire and as the SDK has it; one that holds back all may be empty.
+_PICTURED = frozenset(
+    {
+        *("predictions", "deployedModelId", "metadata", "model", "modelDisplayName", "modelVersionId"),
+        *("generatedImages", "generatedMasks", "positivePromptSafetyAttributes", "sdkHttpResponse"),
+    }
+)
+
+
 def pictures(body: JSON, context: Context) -> Observation:
     """Pictures sold by the piece: those that were delivered. What a filter held back is not billed."""
-    delivered = sum(1 for one in members(body, "predictions") if one.get("bytesBase64Encoded") or one.get("gcsUri"))
+    made = members(body, "predictions")
+    made += [section(one, "image") for one in members(body, "generatedImages")]
+    made += [section(one, "mask") for one in members(body, "generatedMasks")]
+    delivered = sum(1 for one in made if any(one.get(name) for name in ("bytesBase64Encoded", "imageBytes", "gcsUri")))
+    if not (made or _PICTURED.issuperset(body)):
+        return unknown({}, None, model=context.request.model)
     return _pieces({"images": delivered} if delivered else {}, body, context)
 
 
@@ -376,6 +390,8 @@ _SAMPLE_BYTES = 2
 
 def music(body: JSON, context: Context) -> Observation:
     """What a session of music played: the length of its sound, in seconds; of one that is compressed it is unknown."""
+    if not is_array(body.get("sound")):
+        return unknown({}, None, model=context.request.model)
     seconds = Decimal(0)
     for sound in members(body, "sound"):
         kind = text(sound, "mimeType") or "audio/l16"

@@ -48,13 +48,23 @@ def read_body(body: Any, context: Context) -> Observation:
 def _read(body: Any, context: Context) -> Observation:
     if is_array(body) and body:  # a stream that was not asked for as events is one array of its chunks
         chunks = [part for part in body if is_object(part)]
-        if all("candidates" in part or "usageMetadata" in part for part in chunks):
+        if chunks and all("candidates" in part or "usageMetadata" in part for part in chunks):
             return answer(merged(chunks), context)
         return joined(_read(part, context) for part in body)
     if not is_object(body):
-        size = utf8_length(body) if isinstance(body, str) else 0
-        return answer({}, replace(context, received=max(context.received, size)))
+        return _without_json(body, context)
     return _reader(body, context)(body, context)
+
+
+def _without_json(body: Any, context: Context) -> Observation:
+    """What is no answer at all: of what is not made in words, nobody knows what it would have said."""
+    reader = _reader({}, context)
+    if reader is embeddings:
+        return embeddings({}, context)
+    if reader not in {answer, interaction}:
+        return unknown({}, None, model=context.request.model)
+    size = utf8_length(body) if isinstance(body, str) else 0
+    return answer({}, replace(context, received=max(context.received, size)))
 
 
 def _reader(body: JSON, context: Context) -> _Reader:
@@ -69,6 +79,7 @@ _SNAKE = re.compile(r"_([a-z0-9])")
 _PYTHONS = frozenset(
     {
         *("base_model", "create_time", "model_version", "prompt_token_count", "response_id", "server_content"),
+        *("generated_images", "generated_masks", "generated_videos", "rai_media_filtered_count"),
         *("total_token_count", "tuning_data_stats", "usage_metadata"),
     }
 )
@@ -102,12 +113,12 @@ def operation(body: JSON, context: Context) -> Observation:
     result = section(body, "response")
     inner = section(result, "generateVideoResponse") or result
     made = len(members(inner, "generatedSamples") or members(inner, "videos") or members(inner, "generatedVideos"))
-    if body.get("error") or not made:
+    if body.get("error") or (not made and inner.get("raiMediaFilteredCount")):
         return Observation(response_id=name, billable=False)
     asked = context.request
     found = OPERATION.search(name or "")
     model = asked.model or (found and found[1])
-    if not asked.pieces:  # another program asked for it, and no answer says how long it is
+    if not (made and asked.pieces):  # another program asked for it, and no answer says how long it is
         lost = unknown({}, None, model=model, deduplicate=True)
         return replace(lost, response_id=name)
     meter, seconds = next(iter(asked.pieces.items()))

@@ -59,7 +59,7 @@ def batch(body: JSON, context: Context) -> Observation:
     reading = _sum_of(wire, answered=what.endswith(_ANSWERS_IN_TOKENS), output_meter=meter)
     if reading.unsaid or not reading.usage:
         done = count(section(body, "request_counts"), "completed", flags=set())
-        if done == 0 or (done is None and _status(body) not in _DONE):
+        if done == 0 or (done is None and _status(body) not in {"", *_DONE}):
             return Observation(response_model=text(body, "model"), response_id=text(body, "id"), billable=False)
         seen = unknown(body, wire or None, model=context.request.model, flags=reading.flags, deduplicate=True)
     else:
@@ -157,7 +157,9 @@ def eval_run(body: JSON, context: Context) -> Observation:
 
 def grader(body: JSON, context: Context) -> Observation:
     """A grader's trial run: tokens per judging model. Graders that ask no model cost nothing."""
-    judges = section(body, "model_grader_token_usage_per_model")
+    judges = body.get("model_grader_token_usage_per_model")
+    if not is_object(judges):
+        return unknown(body, None, model=context.request.model)
     if not judges:
         return Observation(billable=False)
     parts: list[Observation] = []
