@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 
 import pytest
@@ -78,6 +79,22 @@ async def test_a_mistake_is_told_so_that_the_assistant_can_mend_it(connect):
             answer = await client.call_tool(tool, arguments)
             assert answer.is_error
             assert words in answer.content[0].text
+
+
+def test_it_ends_when_nobody_can_hear_an_answer(busy):
+    """An assistant that stops reading may leave the other pipe open, also to a child of its own."""
+    command = [sys.executable, "-m", "tokenmeter", "mcp", "--store", busy.store.url]
+    about = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
+    hello = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": about}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:  # noqa: S603
+        try:
+            server.stdin.write(json.dumps(hello).encode() + b"\n")
+            server.stdin.flush()
+            assert json.loads(server.stdout.readline())["id"] == 1
+            server.stdout.close()
+            assert server.wait(20) == 1
+        finally:
+            server.kill()
 
 
 async def test_an_assistant_for_one_member_sees_that_member_only(connect):

@@ -7,7 +7,10 @@ import json
 import os
 import re
 import secrets
+import select
 import signal
+import sys
+import threading
 import tomllib
 import webbrowser
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -17,7 +20,7 @@ from typing import Annotated, Any, cast
 import typer
 
 import tokenmeter
-from tokenmeter.cli.frame import HEADINGS, Frame, app, command, emit, out, show_table
+from tokenmeter.cli.frame import HEADINGS, Exit, Frame, app, command, emit, out, show_table
 from tokenmeter.config import load_settings
 from tokenmeter.display import visible
 from tokenmeter.errors import ConfigurationError
@@ -314,7 +317,7 @@ def mcp(frame: Frame, *, only: OnlyOption = None) -> None:
             raise
         raise ConfigurationError("This needs the extra 'mcp': pip install 'tokenmeter-sdk[mcp]'.") from error
     scope = _parse_scope(only or ())
-    with frame.meter() as meter, _ended_by_interrupt():
+    with frame.meter() as meter, _ended_by_interrupt(), _ended_by_hanging_up():
         try:
             make_server(look_through(meter, scope), version=tokenmeter.__version__).run("stdio")
         except Exception as failed:  # noqa: BLE001 - raised again
@@ -334,6 +337,28 @@ def _ended_by_interrupt() -> Generator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def _ended_by_hanging_up() -> Generator[None]:
+    """End the process once nobody can hear its answers: a question that still may come would be waited for."""
+    over = threading.Event()
+
+    def watch(output: int) -> None:
+        heard = select.poll()
+        heard.register(output, 0)  # hearing that the other end is closed needs no asking
+        while not over.is_set():
+            if heard.poll(1000):
+                os._exit(Exit.FOUND)
+        os.close(output)
+
+    if hasattr(select, "poll"):  # not on Windows
+        # The server puts its own file in the place of standard output while it runs.
+        threading.Thread(target=watch, args=(os.dup(sys.stdout.fileno()),), daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def _parse_scope(only: Sequence[str]) -> AccessScope:
