@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 
 import tokenmeter
-from tokenmeter.cli.configuration import unset_keys
+from tokenmeter.cli.configuration import unknown_names, unset_keys
 from tokenmeter.cli.frame import Exit, Frame, app, command, emit, out, show_progress, show_table
 from tokenmeter.cli.options import SelectionOptions
 from tokenmeter.display import counted, visible
@@ -272,7 +272,8 @@ def doctor(
         except (StoreUnavailableError, ConfigurationError) as error:  # of a file that is not there: the rest is told
             facts["entries_by_old_prices"] = None
             unread.append(f"What entries were priced by cannot be told: {error}")
-    warnings = [*health.warnings, *unset_keys(settings), *_warn_of_prices(facts), *filter(None, unread)]
+        unknown = unknown_names(settings, meter, _find_called(meter))
+    warnings = [*health.warnings, *unset_keys(settings), *unknown, *_warn_of_prices(facts), *filter(None, unread)]
     if utcnow() - newest > _STALE:
         warnings.append(f"No price is newer than {newest:%Y-%m-%d}; get newer ones with pip install -U genai-prices.")
     if frame.as_json:
@@ -293,6 +294,13 @@ def doctor(
 def _count_unpriced(meter: Meter) -> int:
     """How many entries have no price; from kept sums, so over all time: a correction takes off what has one by now."""
     return sum(one.unpriced for one in meter.store.aggregate((BEGINNING, utcnow() + timedelta(days=1)), ()))
+
+
+def _find_called(meter: Meter) -> set[str]:
+    """Every provider and model that was called, by all their names."""
+    by = ("provider", "model", "request_model")
+    found = meter.store.aggregate((BEGINNING, utcnow() + timedelta(days=1)), by)
+    return {name for one in found for name in one.group if name}
 
 
 def _count_by_old_prices(meter: Meter) -> int:

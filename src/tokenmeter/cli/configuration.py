@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.markup import escape
 
+from tokenmeter.api import Meter
+from tokenmeter.budgets.matching import value_fits
 from tokenmeter.cli.frame import Frame, app, command, emit, out
 from tokenmeter.config import FILE_NAME, find_file
 from tokenmeter.default import make_meter
+from tokenmeter.estimating import provider_of
 from tokenmeter.paths import user_folder
+from tokenmeter.providers.hosts import canonical_provider
 from tokenmeter.reports.writers import write_whole
 from tokenmeter.settings import HostSettings, Settings
 from tokenmeter.stores.urls import redacted
@@ -148,6 +153,7 @@ def check(frame: Frame) -> None:
     settings = frame.settings
     meter = make_meter(settings.model_copy(update={"store": "memory:"}))
     budgets = [budget.name for budget in meter.budgets.declared]
+    warnings = [*unset_keys(settings), *unknown_names(settings, meter)]
     meter.close()
     found = {
         "file": settings.source or (str(find_file()) if find_file() else None),
@@ -174,13 +180,13 @@ def check(frame: Frame) -> None:
         "dashboard": sorted(settings.dashboard.tokens),
     }
     if frame.as_json:
-        emit({"ok": True, **found, "warnings": unset_keys(settings)})
+        emit({"ok": True, **found, "warnings": warnings})
         return
     width = max(map(len, found)) + 2
     for name, value in found.items():
         shown = ", ".join(map(str, value)) or "none" if isinstance(value, list) else value
         out.print(f"{name.replace('_', ' '):<{width}}{escape(str(shown if shown is not None else 'default'))}")
-    for warning in unset_keys(settings):
+    for warning in warnings:
         out.print(f"[yellow]care[/]  {escape(warning)}")
     out.print("[green]The settings are good.[/]")
 
@@ -208,3 +214,51 @@ def unset_keys(settings: Settings) -> list[str]:
     ]
     absent = [name for row in settings.alerts for name in row.unset()]
     return keys + [f"alerts: the variable {name} is not set here: that target is left out." for name in absent]
+
+
+def unknown_names(settings: Settings, meter: Meter, recorded: Collection[str] = ()) -> list[str]:
+    """Models and providers of the settings and of budgets that no price list knows, in words: most are a slip.
+
+    Args:
+        settings: Where providers of one's own are named.
+        meter: By these prices, terms and budgets.
+        recorded: Providers and models of the ledger's entries: what was called is no slip.
+    """
+    own = {canonical_provider(name) for key, host in settings.providers.items() for name in (key, host.provider or key)}
+    listed, maps = meter.pricer.price_list, meter.pricer.terms.model_maps
+    aliases = {alias.lower() for names in maps.values() for alias in names}
+    called = {name.lower() for name in recorded} | aliases
+    found: list[str] = []
+    for place, provider, model, pattern in _name_models(meter):
+        seller = None if provider is None or "*" in provider else canonical_provider(provider)
+        if seller and not listed.sells(seller):
+            if seller not in called | own:
+                found.append(f"{place}: no price list knows the provider {provider!r}, and no entry is its: a slip?")
+        elif model is not None and not listed.knows(seller, model, pattern=pattern):
+            if any(value_fits(model.lower(), name) if pattern else model.lower() == name for name in called):
+                continue
+            name = model.replace("*", "")
+            meant = (seller and listed.nearest(seller, name)) or listed.nearest(provider_of(model), name)
+            hint = f"did you mean {meant!r}?" if meant else "a slip?"
+            no_pattern = "" if pattern or "*" not in model else " A name here has no *: it is compared as it is."
+            found.append(f"{place}: no price list knows the model {model!r}, and no entry is its: {hint}{no_pattern}")
+    return list(dict.fromkeys(found))
+
+
+def _name_models(meter: Meter) -> Iterator[tuple[str, str | None, str | None, bool]]:
+    """Where a provider or a model is named, the two, and whether the model may be a pattern."""
+    terms = meter.pricer.terms
+    for provider, names in terms.model_maps.items():
+        for alias, model in names.items():
+            yield f"models: {alias}", None if provider == "*" else provider, model, False
+    for discount in terms.discounts:
+        yield "discounts", discount.provider, discount.model, False
+    for multiplier in terms.multipliers:
+        scope = dict(multiplier.scope)
+        yield "multipliers", scope.get("provider"), scope.get("model"), False
+    for quota in terms.free_quotas:
+        for pattern in quota.models or (None,):
+            yield "free_quotas", quota.provider, pattern, True
+    for change in meter.budgets.changes():
+        if change.budget is not None:
+            yield f"budgets: {change.name}", change.budget.provider, change.budget.model, True

@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import json
 from decimal import Decimal
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -208,11 +209,27 @@ class PriceList:
 
     def nearest(self, provider: str, model: str) -> str | None:
         """The listed id that `model` may be a slip of; a suggestion to people, never a price."""
-        seller = canonical_provider(provider)
-        own = (row.model for row in self.own_rows if row.provider == seller)
-        listed = self._catalog.ids(seller) if self._catalog else ()
-        near = difflib.get_close_matches(model.lower(), {*own, *listed}, n=1, cutoff=_ALIKE)
+        near = difflib.get_close_matches(model.lower(), self._ids(canonical_provider(provider)), n=1, cutoff=_ALIKE)
         return near[0] if near else None
+
+    def knows(self, provider: str | None, model: str, *, pattern: bool = False) -> bool:
+        """Whether a model with a price at `provider` (None = at anybody) goes by a name, or by a `pattern` of names."""
+        known = {canonical_provider(name) for name in names()} | {row.provider for row in self.own_rows}
+        sellers = known if provider is None else {canonical_provider(provider)}
+        if not pattern or "*" not in model:
+            return any(self.find(seller, model) for seller in sellers)
+        begin = model.lower().partition("*")[0]
+        # A pattern of dated names begins with the name that is listed.
+        return any(
+            fnmatchcase(listed, model.lower()) or begin.startswith(listed)
+            for seller in sellers
+            for listed in self._ids(seller)
+        )
+
+    def _ids(self, seller: str) -> set[str]:
+        """The models with a price at `seller`, as they are listed."""
+        own = (row.model for row in self.own_rows if row.provider == seller and row.model != EVERY_MODEL)
+        return {*own, *(self._catalog.ids(seller) if self._catalog else ())}
 
     def _rows_of(self, provider: str, model: str) -> list[Price]:
         """The rows laid over the catalog for one model, the user's first."""

@@ -362,6 +362,31 @@ def test_doctor_counts_the_budgets_that_the_ledger_has(run: Callable[..., Outcom
     assert json.loads(run("doctor", "--json").out)["facts"]["budgets"] == 3
 
 
+@pytest.mark.usefixtures("ledger")
+def test_names_that_nobody_sells_are_told_and_those_that_were_called_are_not(
+    run: Callable[..., Outcome], place: Path
+) -> None:
+    """A cap or a factor that holds for no call says nothing of itself."""
+    budgets = ("gtp-5", "claud-*", "unheard-of", "mine", "gpt-5*", "gpt-5-2025-08*", "*")
+    (place / "tokenmeter.toml").write_text(
+        'store = "sqlite:///usage.db"\n'
+        + "".join(f'[[budgets]]\nname = "{model}"\nmodel = "{model}"\nlimit_usd = 1\n' for model in budgets)
+        + '[[budgets]]\nname = "there"\nprovider = "warehouse"\nlimit_usd = 1\n'
+        + '[[budgets]]\nname = "own"\nprovider = "cellar"\nmodel = "any"\nlimit_usd = 1\n'
+        + '[[multipliers]]\nmodel = "gpt-5*"\nfactor = 2\n[[discounts]]\nmodel = "gpt-5"\nfactor = 0.9\n'
+        + '[providers]\n"https://llm.example.com" = "cellar"\n[models.azure]\nmine = "gpt-5-mimi"\n'
+    )
+    told = json.loads(run("doctor", "--json").out)["warnings"]
+    slips = [line.partition(": no price list knows ")[2].partition(",")[0] for line in told if "price list" in line]
+    assert set(filter(None, slips)) == {
+        *("the model 'gtp-5'", "the model 'claud-*'", "the provider 'warehouse'"),
+        *("the model 'gpt-5*'", "the model 'gpt-5-mimi'"),
+    }
+    assert any("'gtp-5'" in line and "did you mean 'gpt-5'?" in line for line in told)
+    unused = json.loads(run("config", "check", "--json").out)["warnings"]  # which looks into no ledger
+    assert any("'unheard-of'" in line for line in unused)
+
+
 def test_config_check_reads_the_settings_as_a_program_would(run: Callable[..., Outcome], place: Path) -> None:
     good = run("config", "check", "--json")
     assert good.code == 0
