@@ -21,6 +21,7 @@ from tokenmeter.ledger import CHARGE_COLUMNS, Charge, charge_cells, utcnow
 from tokenmeter.money import ZERO, multiply
 from tokenmeter.periods import parse_instant
 from tokenmeter.pricing import Ceiling, Price, Pricer, Rating
+from tokenmeter.pricing.price import KNOWN_MODES
 from tokenmeter.providers import dialect_for
 from tokenmeter.providers.hosts import names
 from tokenmeter.providers.prompts import TOKENS_PER_IMAGE, tokens_of
@@ -34,14 +35,6 @@ ASSUMED_ANSWER = 500
 #: More tokens than any call has: their cost would be no amount that a ledger takes.
 _MOST_TOKENS = 10**12
 _counter = TokenCounter()
-#: What these may say, beside what rows of one's own have prices for.
-_WORDS = {
-    "service_tier": frozenset({
-        *("auto", "default", "standard", "standard_only", "on_demand", "flex", "scale", "priority", "fast"),
-        *("ultrafast", "batch", "offpeak", "performance", "provisioned", "reserved"),
-    }),
-    "speed": frozenset({"fast", "standard"}),
-}  # fmt: skip
 #: What names of regions are made of: a cloud's end in a number (``us-east-1``, ``europe-west4``), zones are one word.
 _REGION = re.compile(r"[a-z]{2,20}\d?|[a-z]+(-[a-z]+)+-?\d{1,2}")
 _DIRECTIONS = re.compile(r"(north|south)?(east|west)?|central|gov|isof?|isob")
@@ -320,7 +313,7 @@ def _refuse_slips(processing: str | None, body: Mapping[str, Any]) -> None:
 
 def _refuse_unknown(rows: Sequence[Price], provider: str, endpoint: str, said: Mapping[str, Any]) -> None:
     """A word that nobody has a price for would be estimated as if it were not there, or as unpriced."""
-    for name, words in _WORDS.items():
+    for name, words in KNOWN_MODES.items():
         word = said.get(name)
         known = words | {own for row in rows if (own := getattr(row.conditions, name))}
         if word and (not isinstance(word, str) or word.lower().removeprefix("service_tier_") not in known):

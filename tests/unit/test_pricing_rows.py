@@ -44,11 +44,21 @@ def cost(pricer, observation, *, at=AT, provider="openai", endpoint="responses",
         ({"conditions": "flex"}, r"field 'conditions': must be a table"),
         ({"conditions": {"tier": "flex"}}, r"field 'conditions.tier': is no condition"),
         ({"min_input_tokens": -1}, r"field 'min_input_tokens'"),
+        ({"unit_price": "0.00000125"}, r"field 'unit_price': '0.00000125' US dollars cannot be what a million costs"),
+        ({"unit_price": 1_250_000}, r"field 'unit_price': 1250000 US dollars cannot be what a million costs"),
+        ({"service_tier": "flx"}, r"field 'service_tier': .* did you mean 'flex'"),
+        ({"processing": "batches"}, r"field 'processing': .* did you mean 'batch'"),
     ],
 )
 def test_a_bad_row_is_an_error_that_names_file_row_line_field_and_reason(change, reason):
     with pytest.raises(ConfigurationError, match=r"tokenmeter\.toml: \[\[prices\]\] row 2 \(line 9\), " + reason):
         parse_prices([ROW, {**ROW, **change}], file="tokenmeter.toml", lines=[3, 9])
+
+
+def test_prices_of_ones_own_units_and_modes_pass():
+    rows = [{"unit_price": "0"}, {"unit_price": "0.00000125", "per": 1}, {"unit_price": "2", "per": 1}]
+    rows += [{"service_tier": name} for name in ("flex", "priority-eu", "gold")] + [{"processing": "overnight"}]
+    assert len(parse_prices([{**ROW, **row} for row in rows], file="f.toml")) == len(rows)
 
 
 def test_rows_that_are_no_tables_are_errors():
@@ -228,6 +238,7 @@ def test_the_platform_multiplier_of_the_most_specific_scope_applies_and_is_shown
 @pytest.mark.parametrize(
     ("parse", "row", "reason"),
     [
+        (parse_discounts, {"factor": "20"}, r"field 'factor': is what is left of the price .*, not '20'"),
         (parse_discounts, {"provider": "openai"}, "field 'factor': is missing"),
         (parse_discounts, {"factor": "0.9", "meter": "input"}, "field 'meter': is unknown"),
         (parse_multipliers, {"factor": "x"}, "field 'factor'"),

@@ -6,14 +6,16 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
+from difflib import get_close_matches
 from typing import Any, Literal, cast
 
 from tokenmeter.dimensions import MULTIPLIER_SCOPES, unit_of
-from tokenmeter.errors import ConfigurationError
+from tokenmeter.errors import ConfigurationError, shown
 from tokenmeter.money import ZERO, parse_decimal
 from tokenmeter.periods import parse_instant, zone
 from tokenmeter.pricing.price import (
     EVERY_MODEL,
+    KNOWN_MODES,
     TOKEN_CLASSES,
     WEEKDAYS,
     Conditions,
@@ -27,6 +29,14 @@ from tokenmeter.pricing.price import (
 from tokenmeter.providers.hosts import canonical_provider
 from tokenmeter.texts import suggest
 
+#: A million tokens cost $0.0011 to $600, over all lists. A price far from that, of which nobody says for how many it
+#: is, is one of another unit.
+_LEAST_MILLION, _MOST_MILLION = Decimal("0.0001"), Decimal(10_000)
+#: A discount's factor beyond is a number of percent.
+_MOST_FACTOR = Decimal(2)
+#: How much of a word a slip for it has.
+_ALIKE = 0.8  # not money
+_PROCESSING = frozenset({"batch"})
 _CONDITIONS = ("service_tier", "processing", "speed", "geo", "region", "endpoint")
 _PRICE_FIELDS = {
     *("provider", "model", "sku_meter", "unit_price", "per", "effective_from", "effective_to", "conditions"),
@@ -127,7 +137,7 @@ class _PriceTable:
             provider=canonical_provider(self._text("provider", required=True) or ""),
             model=self._model(),
             sku_meter=meter,
-            unit_price=self._number("unit_price"),
+            unit_price=self._unit_price(by_million=by_million),
             per=per,
             effective_from=since,
             effective_to=until,
@@ -136,6 +146,13 @@ class _PriceTable:
             verified_on=self._day("verified_on"),
             origin=origin,
         )
+
+    def _unit_price(self, *, by_million: bool) -> Decimal:
+        price = self._number("unit_price")
+        if by_million and price and "per" not in self.raw and not _LEAST_MILLION <= price <= _MOST_MILLION:
+            said = f"{shown(self.raw['unit_price'])} US dollars cannot be what a million costs"
+            raise self._wrong("unit_price", f"{said}; write per = 1 beside it if it is for one")
+        return price
 
     def _model(self) -> str:
         model = (self._text("model", required=True) or "").lower()
@@ -150,8 +167,13 @@ class _PriceTable:
         since, until = self._dates()
         provider = self._text("provider")
         model = self._text("model")
+        factor = self._number("factor")
+        if factor > _MOST_FACTOR:
+            raise self._wrong(
+                "factor", f"is what is left of the price (0.8 for 20% off), not {shown(self.raw['factor'])}"
+            )
         return Discount(
-            factor=self._number("factor"),
+            factor=factor,
             provider=canonical_provider(provider) if provider else None,
             model=model.lower() if model else None,
             sku_meter=self._meter(required=False),
@@ -280,9 +302,9 @@ class _PriceTable:
         merged = _PriceTable({**stated, **self.raw}, self._place, self._file)
         values = {name: merged._text(name) for name in _CONDITIONS}
         return Conditions(
-            service_tier=canonical_condition("service_tier", values["service_tier"]),
-            processing=canonical_condition("processing", values["processing"]),
-            speed=canonical_condition("speed", values["speed"]),
+            service_tier=merged._mode("service_tier"),
+            processing=merged._mode("processing"),
+            speed=merged._mode("speed"),
             geo=canonical_condition("geo", values["geo"]),
             region=canonical_condition("region", values["region"]),
             endpoint=values["endpoint"],
@@ -290,6 +312,15 @@ class _PriceTable:
             hours=merged._hours(),
             weekdays=merged._weekdays(),
         )
+
+    def _mode(self, name: str) -> str | None:
+        """A mode's name; one that is a slip for a known one would be a price that no call gets."""
+        value = canonical_condition(name, self._text(name))
+        known = KNOWN_MODES.get(name, _PROCESSING)
+        near = next(iter(get_close_matches(value or "", known, n=1, cutoff=_ALIKE)), None)
+        if near is not None and value not in known and (known is _PROCESSING or near not in str(value)):
+            raise self._wrong(name, f"{value!r} is no mode; did you mean {near!r}")
+        return value
 
     def _hours(self) -> tuple[time, time] | None:
         text = self._text("hours")

@@ -164,6 +164,16 @@ _STANDARD: Mapping[str, frozenset[str]] = {
 }
 
 
+#: What these are known to say, beside what rows of one's own have prices for.
+KNOWN_MODES = {
+    "service_tier": frozenset({
+        *("auto", "default", "standard", "standard_only", "on_demand", "flex", "scale", "priority", "fast"),
+        *("ultrafast", "batch", "offpeak", "performance", "provisioned", "reserved"),
+    }),
+    "speed": frozenset({"fast", "standard"}),
+}  # fmt: skip
+
+
 def canonical_condition(dimension: str, value: str | None) -> str | None:
     """A condition's value in its one spelling; None for every spelling of the standard case."""
     if value is None:
