@@ -1,9 +1,15 @@
 """Ledgers of several hosts become one: every entry once, every bill once, nothing of either changed."""
 
+import json
+from decimal import Decimal
+
+import anthropic
+import openai
 import pytest
 
 import tokenmeter
 from tokenmeter.errors import ConfigurationError, LedgerError
+from tokenmeter.importing import import_usage
 from tokenmeter.pricing.corrections import reversal
 from tokenmeter.stores import open_store
 from tokenmeter.stores.documents import NewDocument
@@ -195,3 +201,138 @@ def test_months_of_the_source_that_are_in_files_come_along(host, target, open_me
     assert meter.archives() == []
     assert meter.verify(deep=True).ok
     assert merge_ledger(host, target).repeated == 13
+
+
+@pytest.fixture
+def merged(tmp_path, open_meter):
+    """What two hosts come to, of which each did what it is given: the other taken in, or by the other, each twice."""
+
+    def run(*hosts):
+        told = []
+        for folder, names in ((tmp_path / "there", "ab"), (tmp_path / "back", "ba")):
+            folder.mkdir(parents=True)
+            for fill, name in zip(hosts, names, strict=True):
+                fill(open_meter(f"sqlite:///{folder}/{name}.db"))
+            first, again = (merge_ledger(folder / "b.db", folder / "a.db") for _ in range(2))
+            meter, source = (open_meter(f"sqlite:///{folder}/{name}.db") for name in "ab")
+            assert (again.entries, meter.verify().ok) == (0, True)
+            assert 0 <= first.repeated <= again.repeated == len(list(source.entries()))
+            found = meter.report().totals
+            told.append((found.requests, found.input_tokens, found.output_tokens, found.billed_cost, found.unpriced))
+        return told
+
+    return run
+
+
+def _recording(*bodies, provider="openai", endpoint="responses.create"):
+    def fill(meter):
+        for body in bodies:
+            meter.record(body, provider=provider, endpoint=endpoint)
+
+    return fill
+
+
+def _session(tokens):
+    model, usage = {"id": "claude-sonnet-4-5"}, {"input_tokens": tokens, "output_tokens": tokens // 10}
+    return {"id": "sesn_1", "type": "session", "agent": {"model": model}, "usage": usage}
+
+
+def _step(name, tokens):
+    usage = {"input_tokens": tokens, "output_tokens": tokens // 10}
+    usage |= {"cache_read_input_tokens": 0, "cache_creation_input_tokens": 0}
+    base = {"type": "span.model_request_end", "model_request_start_id": "s", "processed_at": "2026-11-01T12:00:00Z"}
+    return {**base, "id": name, "model_usage": usage}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "most"),
+    [((100, 150), (120, 300), 300), ((100,), (20, 60), 100), ((10, 20, 30, 40), (35,), 40), ((70,), (70,), 70)],
+)
+def test_a_session_that_two_hosts_read_counts_what_the_later_reading_says(merged, one, other, most):
+    reading = {"provider": "anthropic", "endpoint": "beta.sessions.retrieve"}
+    hosts = [_recording(*map(_session, totals), **reading) for totals in (one, other)]
+    cost = Decimal(most) * 3 / 10**6 + Decimal(most // 10) * 15 / 10**6
+    assert merged(*hosts) == [(1, most, most // 10, cost, 0)] * 2
+
+
+def test_model_requests_of_a_session_that_each_host_heard_some_of_are_counted_once(merged, fake_provider):
+    client = anthropic.Anthropic(base_url=fake_provider.anthropic_url, api_key="sk-test-1")
+
+    def hearing(**requests):
+        def fill(meter):
+            fake_provider.answer(events=[_step(*one) for one in requests.items()], billed=False)
+            with tokenmeter.wrap(client.copy(), meter=meter).beta.sessions.events.stream("sesn_1") as stream:
+                list(stream)
+
+        return fill
+
+    assert {found[:3] for found in merged(hearing(e1=100, e2=50), hearing(e2=50, e3=30))} == {(3, 180, 18)}
+
+
+def test_a_session_goes_on_where_a_merge_left_it(tmp_path, open_meter):
+    reading = {"provider": "anthropic", "endpoint": "beta.sessions.retrieve"}
+    for name, total in (("a", 100), ("b", 300)):
+        _recording(_session(total), **reading)(open_meter(f"sqlite:///{tmp_path}/{name}.db"))
+    copy_ledger(tmp_path / "a.db", tmp_path / "copy.db")
+    merge_ledger(tmp_path / "b.db", tmp_path / "a.db")
+    for name, total in (("a", 500), ("copy", 800)):  # a copy that went its own way, too
+        _recording(_session(total), **reading)(open_meter(f"sqlite:///{tmp_path}/{name}.db"))
+    merge_ledger(tmp_path / "copy.db", tmp_path / "a.db")
+    found = open_meter(f"sqlite:///{tmp_path}/a.db").report().totals
+    assert (found.requests, found.input_tokens, found.output_tokens) == (1, 800, 80)
+
+
+def _answer(tokens=None):
+    words = [{"type": "message", "content": [{"type": "output_text", "text": "Hello there."}]}]
+    body = {"id": "resp_1", "object": "response", "status": "completed", "model": "gpt-5-mini", "output": words}
+    return body if tokens is None else body | {"usage": {"input_tokens": tokens, "output_tokens": tokens}}
+
+
+def test_a_whole_answer_on_one_host_stands_in_place_of_what_the_other_did_not_hear(merged):
+    price = Decimal("0.00000225")
+    assert merged(_recording(_answer()), _recording(_answer(1000))) == [(1, 1000, 1000, price * 1000, 0)] * 2
+
+
+def test_a_stream_that_broke_off_on_one_host_gives_way_to_its_answer_on_the_other(merged, fake_provider):
+    known = _answer(1000)
+
+    def break_off(meter):
+        client = tokenmeter.wrap(openai.OpenAI(base_url=fake_provider.openai_url, api_key="sk-test-1"), meter=meter)
+        with client.responses.create(model="gpt-5-mini", input="Hello", stream=True) as stream:
+            known["id"] = next(iter(stream)).response.id
+        (entry,) = meter.entries()
+        assert (entry.dedup_key, "estimated" in entry.flags) == (None, True)
+
+    assert {found[:3] for found in merged(break_off, _recording(known))} == {(1, 1000, 1000)}
+
+
+def test_a_batch_that_one_host_read_as_a_whole_and_the_other_by_its_lines_is_billed_once(merged, fake_provider):
+    client = openai.OpenAI(base_url=fake_provider.openai_url, api_key="sk-test-1")
+    chat = {"model": "gpt-5-mini", "messages": [{"role": "user", "content": "Hello"}]}
+    rows = [{"custom_id": f"{n}", "method": "POST", "url": "/v1/chat/completions", "body": chat} for n in range(3)]
+    data = "\n".join(map(json.dumps, rows)).encode()
+    file = client.files.create(file=("in.jsonl", data), purpose="batch")
+    how = {"endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    batch = client.batches.create(input_file_id=file.id, **how)
+    done = client.batches.retrieve(batch.id)
+    hosts = [
+        lambda meter: tokenmeter.wrap(client.copy(), meter=meter).batches.retrieve(batch.id),
+        lambda meter: tokenmeter.wrap(client.copy(), meter=meter).files.content(done.output_file_id),
+    ]
+    whole, lines = merged(*hosts)
+    assert (whole[0], lines[0]) == (1, 3)
+    assert whole[1:] == lines[1:] == (done.usage.input_tokens, done.usage.output_tokens, whole[3], 0)
+
+
+def test_what_is_read_of_a_message_that_another_host_imported_whole_counts_as_a_whole(merged, tmp_path):
+    def importing(output):
+        def fill(meter):
+            usage = {"prompt_tokens": 100, "completion_tokens": output}
+            line = {"id": "chatcmpl-1", "object": "chat.completion", "model": "gpt-5-mini", "created": 1791885602}
+            log = tmp_path / f"{output}.jsonl"
+            log.write_text(json.dumps(line | {"usage": usage}))
+            import_usage(meter, log)
+
+        return fill
+
+    assert {found[:3] for found in merged(importing(1), importing(50))} == {(1, 100, 50)}

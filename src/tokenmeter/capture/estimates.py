@@ -12,27 +12,15 @@ from tokenmeter.call import Call, Outcome
 from tokenmeter.capture.settlement import Settling
 from tokenmeter.errors import StoreError
 from tokenmeter.ledger import Entry
-from tokenmeter.money import add, negate
+from tokenmeter.pricing.corrections import DOUBTS, WHOLE, stands_for
 from tokenmeter.stores.base import EntryFilter
-from tokenmeter.usage import Observation, Usage
+from tokenmeter.usage import Observation
 
 if TYPE_CHECKING:
     from tokenmeter.meter import Authorization, Meter
 
-#: What an entry says of itself that a whole answer knows better.
-_DOUBTS = frozenset({"estimated", "billing_unknown", "container_time_assumed", "usage_unknown"})
-#: Ends the key of an answer that took an estimate's place.
-_WHOLE = "#whole"
 #: How far the clocks of a provider and of this machine, and the start and the end of a call, may be apart.
 _NEAR = timedelta(hours=1)
-
-
-def growth(total: Usage, recorded: Usage) -> tuple[Usage, bool]:
-    """By how much `total` is above what is recorded, and whether it is below it anywhere."""
-    rest = {meter: add(quantity, negate(recorded[meter])) for meter, quantity in total.quantities.items()}
-    reasoning = max(total.reasoning_output_tokens - recorded.reasoning_output_tokens, 0)
-    grown = {meter: quantity for meter, quantity in rest.items() if quantity > 0}
-    return Usage(grown, reasoning), any(quantity < 0 for quantity in rest.values())
 
 
 def recorded_for(meter: Meter, call: Call, response_id: str, made_at: datetime) -> list[Entry]:
@@ -55,25 +43,20 @@ def recorded_for(meter: Meter, call: Call, response_id: str, made_at: datetime) 
 
 def estimate_among(recorded: Sequence[Entry], seen: Observation) -> Entry | None:
     """The one entry of those `recorded` that `seen` knows better; None where there is none to replace."""
-    doubtful = len(recorded) == 1 and _DOUBTS.intersection(recorded[0].flags)
-    return recorded[0] if doubtful and not _DOUBTS.intersection(seen.flags) else None
+    doubtful = len(recorded) == 1 and DOUBTS.intersection(recorded[0].flags)
+    return recorded[0] if doubtful and not DOUBTS.intersection(seen.flags) else None
 
 
 def finish_replacement(meter: Meter, recorded: Sequence[Entry]) -> None:
     """Take back the estimate among those `recorded` where a process ended after the whole answer was written down."""
-    wholes = [one for one in recorded if not _DOUBTS.intersection(one.flags)]
+    wholes = [one for one in recorded if not DOUBTS.intersection(one.flags)]
     for estimate in recorded:
-        if _DOUBTS.intersection(estimate.flags) and any(_stands_for(whole, estimate) for whole in wholes):
+        later = [one for one in wholes if one.recorded_at >= estimate.recorded_at]
+        if DOUBTS.intersection(estimate.flags) and any(stands_for(whole, estimate) for whole in later):
             try:
                 meter.post(take_back(meter.store, estimate))
             except StoreError as error:
                 meter.fault("take back an estimate", error)
-
-
-def _stands_for(whole: Entry, estimate: Entry) -> bool:
-    """Whether `whole`, which bears the same answer's id, was recorded in place of `estimate`."""
-    replaced = estimate.dedup_key is None or whole.dedup_key == f"{estimate.dedup_key}{_WHOLE}"
-    return replaced and whole.operation == estimate.operation and whole.recorded_at >= estimate.recorded_at
 
 
 def replace_estimate(
@@ -92,7 +75,7 @@ def replace_estimate(
     if not dated:
         authorization.started_at = estimate.occurred_at
     if seen is not None and estimate.dedup_key is not None:  # the answer's own key is the estimate's
-        whole = f"{seen.bill_id or seen.response_id or outcome.response_id}{_WHOLE}"
+        whole = f"{seen.bill_id or seen.response_id or outcome.response_id}{WHOLE}"
         outcome = replace(outcome, observation=replace(seen, bill_id=whole))
     if estimate.latency_us is not None:
         authorization.started_ns = 0

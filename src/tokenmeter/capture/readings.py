@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 from tokenmeter.call import Call, Outcome
-from tokenmeter.capture.estimates import ActualBill, estimate_among, growth, replace_estimate, write_whole
+from tokenmeter.capture.estimates import ActualBill, estimate_among, replace_estimate, write_whole
 from tokenmeter.capture.settlement import Settling
 from tokenmeter.errors import StoreBusyError
 from tokenmeter.ledger import Entry
 from tokenmeter.money import add, subtract
+from tokenmeter.pricing.corrections import WHOLE, growth
 from tokenmeter.processes import may_wait
 from tokenmeter.usage import Observation, SuppliedCost, Usage
 from tokenmeter.values import dataclass
@@ -260,7 +261,7 @@ class GrowingBill(Settling):
 def _billed_under(meter: Meter, call: Call, seen: Observation) -> list[Entry]:
     """What is recorded under the identity of `seen`, and in place of what was doubtful there."""
     key = f"{call.provider}:{seen.bill_id}"
-    found = meter.store.recorded_under([key, f"{key}#whole"])
+    found = meter.store.recorded_under([key, f"{key}{WHOLE}"])
     return [entry for entry in found if entry.kind == "usage" and entry.operation == call.operation]
 
 

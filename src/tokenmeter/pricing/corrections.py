@@ -173,6 +173,58 @@ def reversal(entry: Entry, corrections: Sequence[Entry]) -> Entry:
     )
 
 
+#: What an entry says of itself that a whole answer knows better.
+DOUBTS = frozenset({"estimated", "billing_unknown", "container_time_assumed", "usage_unknown"})
+#: Ends the key of an answer that took an estimate's place.
+WHOLE = "#whole"
+
+
+def stands_for(whole: Entry, estimate: Entry) -> bool:
+    """Whether `whole`, which bears the same answer's id, was recorded in place of `estimate`."""
+    replaced = estimate.dedup_key is None or whole.dedup_key == f"{estimate.dedup_key}{WHOLE}"
+    return replaced and whole.operation == estimate.operation
+
+
+def growth(total: Usage, recorded: Usage) -> tuple[Usage, bool]:
+    """By how much `total` is above what is recorded, and whether it is below it anywhere."""
+    rest = {meter: add(quantity, negate(recorded[meter])) for meter, quantity in total.quantities.items()}
+    reasoning = max(total.reasoning_output_tokens - recorded.reasoning_output_tokens, 0)
+    grown = {meter: quantity for meter, quantity in rest.items() if quantity > 0}
+    return Usage(grown, reasoning), any(quantity < 0 for quantity in rest.values())
+
+
+def grown(whole: Sequence[Entry], recorded: Sequence[Entry]) -> Entry | None:
+    """By how much one account of a running total is above another, as an entry that is to be posted; None for nowhere.
+
+    Args:
+        whole: The entries of the one, in their order.
+        recorded: Those of the other, to which it is to be added.
+    """
+    totals = [Usage.total(one.usage for one in entries) for entries in (whole, recorded)]
+    usage, _ = growth(*totals)
+    less = {meter for meter, quantity in totals[1].quantities.items() if quantity > totals[0][meter]}
+    back = [replace(one, charges=tuple(charge.negated() for charge in one.charges)) for one in recorded]
+    charges = tuple(line for line in _standing((*whole, *back)) if line.sku_meter not in less)
+    costs = Costs.total(charges)
+    if not usage and costs.list_cost <= 0:
+        return None
+    known, last = any(line.list_cost is not None for line in charges), whole[-1]
+    return replace(
+        last,
+        entry_id=new_id(),
+        kind="growth",
+        latency_us=None,
+        first_token_us=None,
+        usage=usage,
+        charges=charges,
+        list_cost=costs.list_cost if known else None,
+        contracted_cost=costs.contracted_cost if known else None,
+        billed_cost=costs.billed_cost if known else None,
+        flags=tuple(flag for flag in last.flags if not flag.startswith(ASSUMED)),
+        reservation_id=None,
+    )
+
+
 #: A whole call, a part of which was recorded while its answer came.
 COMPLETED = "completed"
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,21 +11,17 @@ from typing import Any
 from pydantic_core import from_json, to_json
 
 from tokenmeter.errors import LedgerError
-from tokenmeter.ledger import Entry, new_id
-from tokenmeter.pricing.corrections import reversal
 from tokenmeter.stores.archive.manifest import KIND as ARCHIVE
 from tokenmeter.stores.archive.manifest import PLACE
-from tokenmeter.stores.base import EntryFilter
 from tokenmeter.stores.copying import Progress, refuse_holds
 from tokenmeter.stores.documents import ERASURE, MERGED, MOVED, NewDocument
 from tokenmeter.stores.encoding import FORMAT
 from tokenmeter.stores.engine import read_head
 from tokenmeter.stores.moving import Movable, moved_to, opened, refuse_itself
+from tokenmeter.stores.twins import Twins
 from tokenmeter.values import dataclass
 
 _PAGE = 500
-#: Stands in the record of what corrects an entry, or takes it back.
-_CORRECTS = b'"corrects":"'
 #: Documents that stay where they are: they are about that ledger itself.
 _STAY = {"budget", "notice", ARCHIVE, PLACE, MERGED, MOVED, ERASURE}
 
@@ -38,7 +32,7 @@ class Merge:
 
     Attributes:
         url: The ledger that took the other in.
-        entries: How many entries it took.
+        entries: How many entries it took, and made where a bill that it had is known better now.
         repeated: How many it had already, by identity or as the same bill.
         documents: How many documents it took.
         head: Hash of its last record (hex).
@@ -55,10 +49,12 @@ def merge_ledger(source: str | Path, target: str | Path, *, progress: Progress |
     """Take the entries and documents of one ledger into another, behind its last record. The source stays as it is.
 
     Entries keep their identity and every byte; they get new places in the chain. One that is in both, as after a
-    copy, is taken once, and a bill that both recorded is counted once. What the source corrected of such a bill is
-    corrected in the target, if both had it at the same amounts; `tokenmeter.reprice` does the rest. Invoices and closed
-    periods come along if the target has none of that series or key. Budgets are the target's own: count them again
-    afterwards, see `Meter.verify`. Names that were erased stay erased. An interrupted merge is run again.
+    copy, is taken once, and a bill that both recorded is counted once, as whoever heard more of it did: a whole answer
+    in place of an estimate, a session by what it grew, a batch as a whole or by its lines. What the source corrected of
+    such a bill is corrected in the target, if both had it at the same amounts; `tokenmeter.reprice` does the rest.
+    Invoices and closed periods come along if the target has none of that series or key. Budgets are the target's own:
+    count them again afterwards, see `Meter.verify`. Names that were erased stay erased. An interrupted merge is run
+    again.
 
     Args:
         source: URL of the ledger that is taken in, or a file's path.
@@ -83,67 +79,26 @@ def merge_ledger(source: str | Path, target: str | Path, *, progress: Progress |
         before = _entries(store)
         store.take([(record, b"") for record in _definitions(origin)])
         total, done = _entries(origin), 0
+        twins = Twins(origin, store)
         for page in _pages(origin):
-            later = [body for _, body in page if _CORRECTS in body]
-            store.take([(body, b"") for _, body in page if _CORRECTS not in body])
-            strangers = dict.fromkeys(_repeated(origin, store, later))
-            store.take([(body, b"") for body in later if from_json(body)["corrects"] not in strangers])
-            for name in strangers:
-                _correct(origin, store, name)
+            records = {name: from_json(body) for name, body in page}
+            later = [one for one in records.values() if "corrects" in one]
+            left = twins.strangers([one for one in records.values() if "corrects" not in one])
+            left.update(one["id"] for one in later)
+            store.take([(body, b"") for name, body in page if name not in left])
+            told = twins.correct(later)
+            bodies = dict(page)
+            store.take([(bodies[one["id"]], b"") for one in later if one["corrects"] not in told])
             done += len(page)
             if progress is not None:
                 progress(done, total)
+        twins.finish()
         for one in documents:
             store.file(one)
         taken = _entries(store) - before
-        head = _record(origin, store, taken, total - taken)
-        return Merge(store.url, taken, total - taken, len(documents), head)
-
-
-def _repeated(origin: Movable, store: Movable, corrections: Sequence[bytes]) -> Iterator[str]:
-    """Of what is corrected: identities of bills that the target has by a record of its own."""
-    for name in dict.fromkeys(from_json(body)["corrects"] for body in corrections):
-        if store.entry(name) is None and _twin(origin.entry(name), store) is not None:
-            yield name
-
-
-def _twin(entry: Entry | None, store: Movable) -> Entry | None:
-    """What a ledger has recorded of the same bill."""
-    if entry is None or entry.dedup_key is None:
-        return None
-    return next(iter(store.recorded_under([entry.dedup_key])), None)
-
-
-def _correct(origin: Movable, store: Movable, name: str) -> None:
-    """Correct a bill that the target has by a record of its own as the origin corrected it, or took it back."""
-    entry = origin.entry(name)
-    twin = _twin(entry, store)
-    if entry is None or twin is None:
-        return
-    theirs, ours = _corrections(origin, entry), _corrections(store, twin)
-    made = list[Entry]()
-    if [one.charges for one in (entry, *theirs[: len(ours)])] == [one.charges for one in (twin, *ours)]:
-        made = [
-            replace(
-                one,
-                entry_id=new_id(),
-                occurred_at=twin.occurred_at,
-                attribution=twin.attribution,
-                api_key=twin.api_key,
-                corrects=twin.entry_id,
-                dedup_key=None if one.dedup_key is None else one.dedup_key.replace(name, twin.entry_id),
-            )
-            for one in theirs[len(ours) :]
-        ]
-    elif {one.kind for one in theirs} - {one.kind for one in ours} >= {"reversal"}:
-        made = [reversal(twin, ours)]
-    store.append([(one, ()) for one in made])
-
-
-def _corrections(store: Movable, entry: Entry) -> list[Entry]:
-    """What corrects an entry, or takes it back, in the order in which that was recorded."""
-    near = EntryFilter(since=entry.occurred_at, until=entry.occurred_at + timedelta(microseconds=1))
-    return [one for one in store.entries(near) if one.corrects == entry.entry_id]
+        repeated = total + twins.made - taken
+        head = _record(origin, store, taken, repeated)
+        return Merge(store.url, taken, repeated, len(documents), head)
 
 
 def _entries(store: Movable) -> int:
