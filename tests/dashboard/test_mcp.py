@@ -86,7 +86,7 @@ def test_it_ends_when_nobody_can_hear_an_answer(busy):
     command = [sys.executable, "-m", "tokenmeter", "mcp", "--store", busy.store.url]
     about = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
     hello = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": about}
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:  # noqa: S603
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
         try:
             server.stdin.write(json.dumps(hello).encode() + b"\n")
             server.stdin.flush()
