@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 import sqlite3
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -10,14 +11,17 @@ from typing import get_args
 
 import pytest
 
+import tokenmeter
 from tokenmeter.dimensions import EntryKind
 from tokenmeter.ledger import CounterKey
 from tokenmeter.meter import Meter
 from tokenmeter.pricing import PriceList, Pricer
 from tokenmeter.stores.base import Counter
 from tokenmeter.stores.definitions import Account, definition
+from tokenmeter.stores.merging import merge_ledger
 from tokenmeter.stores.sqlite import SQLiteStore
 
+ARCHIVED = sorted((Path(__file__).parents[1] / "ledgers").glob("archived-*.db.gz"))
 FAR = datetime(2100, 1, 2, tzinfo=UTC)
 LEDGERS = sorted((Path(__file__).parents[1] / "ledgers").glob("format-*.db.gz"))
 
@@ -87,3 +91,36 @@ def test_a_name_that_a_later_release_adds_leaves_old_definitions_what_they_are()
     values = dict.fromkeys(Account._fields) | {"kind": "usage", "provider": "openai"}
     assert definition("account", values | {"cost_centre": None}) == definition("account", values)
     assert definition("account", values | {"cost_centre": "x"}) != definition("account", values)
+
+
+@pytest.mark.parametrize("packed", ARCHIVED, ids=lambda path: path.name)
+def test_files_of_an_archive_are_proven_read_merged_and_brought_back(packed, tmp_path):
+    pytest.importorskip("pyarrow")
+    pytest.importorskip("duckdb")
+    told = json.loads(packed.with_name(packed.name.replace(".db.gz", ".json")).read_text())
+    (tmp_path / "ledger.db").write_bytes(gzip.decompress(packed.read_bytes()))
+    shutil.copytree(packed.with_name(packed.name.replace(".db.gz", "")), tmp_path / "archive")
+    meter, joined = (tokenmeter.make_meter(store=f"sqlite:///{tmp_path}/{name}.db") for name in ("ledger", "joined"))
+    assert any("archive" in fault.detail for fault in meter.verify().faults)  # the folder where it was written is gone
+    meter.move_archive(tmp_path / "archive")
+
+    def look(meter):
+        found = meter.verify(head=told["before"] if meter is not joined else None, deep=True)
+        entries = list(meter.entries())
+        billed = sum((entry.billed_cost for entry in entries if entry.billed_cost), Decimal(0))
+        assert (found.faults, len(entries), billed) == ((), told["entries"], Decimal(told["billed_cost"]))
+        assert len({entry.attribution.end_user for entry in entries}) == 5
+        return entries, meter.report("end_user").to_csv(), meter.report("tag:env,model").to_csv()
+
+    seen = look(meter)
+    assert {one.month: (one.root, one.dropped) for one in meter.archives()} == {
+        month: (root, True) for month, root in told["roots"].items()
+    }
+    assert sum(one.entries for one in meter.archives()) == told["archived"]
+    proof = meter.prove(seen[0][0].entry_id)
+    assert proof.holds(meter.archives()[0].root)
+    merge_ledger(tmp_path / "ledger.db", tmp_path / "joined.db")
+    meter.restore_archive("2026-02")
+    assert look(meter) == look(joined) == seen
+    for one in (meter, joined):
+        one.close()

@@ -3,12 +3,14 @@
     python tests/ledgers/write.py                # format-N.db.gz, and format-N.json: what is in it
     python tests/ledgers/write.py kinds          # format-N-kinds.*: what it learnt to say with the same number
     python tests/ledgers/write.py assumed        # format-N-assumed.*: so, of calls without a price
+    python tests/ledgers/write.py archived       # archived-N.*: one with months in files (archived-N/)
 
 The files are made beside this one, and never again once a release has them.
 """
 
 import gzip
 import json
+import shutil
 import sys
 import tempfile
 from dataclasses import replace
@@ -168,8 +170,17 @@ def call_of(model, tokens):
     )
 
 
+def put_months_into_files(store, folder, keep):
+    """Seal February and let it go from the ledger, with January before it; what the files prove."""
+    sealed = store.archives.seal("2026-02", str(folder))
+    store.archives.drop()
+    shutil.copytree(folder, keep, dirs_exist_ok=True)
+    return {"roots": {one.month: one.root for one in sealed}, "archived": sum(one.entries for one in sealed)}
+
+
 def main():
-    name = "-".join((f"format-{FORMAT}", *sys.argv[1:]))
+    archived = "archived" in sys.argv
+    name = f"archived-{FORMAT}" if archived else "-".join((f"format-{FORMAT}", *sys.argv[1:]))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "ledger.db"
         store = SQLiteStore(path)
@@ -187,6 +198,11 @@ def main():
         if "assumed" in sys.argv:
             told |= spend_without_prices(store)
             written = list(store.entries())
+        if archived:
+            store.release(hold_id)  # a ledger with calls under way is not merged
+            told |= {"before": store.verify().head} | put_months_into_files(
+                store, Path(folder) / "archive", HERE / name
+            )
         told["documents"] = sum(1 for _ in store.documents())
         store.close()
         outcome = store.verify()
