@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from decimal import Decimal
+from functools import cache
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -59,11 +60,17 @@ def issued(ready, **changes):
     return issue_invoice(ready, draft_invoice(ready, team="search", period="2026-11", profile=profile(**changes)))
 
 
+@cache
+def compiled(rules):
+    """A schematron's program, which takes a second to compile, and what reads documents for it."""
+    processor = saxonche.PySaxonProcessor(license=False)
+    return processor.new_xslt30_processor().compile_stylesheet(stylesheet_file=str(rules)), processor
+
+
 def failures(xml, rules):
     """What the schematron has against it."""
-    with saxonche.PySaxonProcessor(license=False) as processor:
-        program = processor.new_xslt30_processor().compile_stylesheet(stylesheet_file=str(rules))
-        report = program.transform_to_string(xdm_node=processor.parse_xml(xml_text=xml.decode()))
+    program, processor = compiled(rules)
+    report = program.transform_to_string(xdm_node=processor.parse_xml(xml_text=xml.decode()))
     return [part.split("</", 1)[0][-200:] for part in report.split("<svrl:failed-assert")[1:]]
 
 
