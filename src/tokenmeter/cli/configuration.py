@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from tokenmeter.api import Meter
 from tokenmeter.budgets.matching import value_fits
-from tokenmeter.cli.frame import Frame, app, command, emit, out
+from tokenmeter.cli.frame import Frame, Group, app, command, emit, out
 from tokenmeter.config import FILE_NAME, find_file
 from tokenmeter.default import make_meter
 from tokenmeter.estimating import provider_of
@@ -21,7 +21,7 @@ from tokenmeter.reports.writers import write_whole
 from tokenmeter.settings import HostSettings, Settings
 from tokenmeter.stores.urls import redacted
 
-config_app = typer.Typer(help="The settings.", no_args_is_help=True)
+config_app = typer.Typer(cls=Group, help="The settings.", no_args_is_help=True)
 
 #: What ``init`` writes. A line that begins with ``#`` and a letter or bracket is a setting that is switched off.
 TEMPLATE = """\

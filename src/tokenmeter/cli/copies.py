@@ -12,7 +12,7 @@ import typer
 
 from tokenmeter.api import Meter
 from tokenmeter.cli.database import app as db
-from tokenmeter.cli.frame import Exit, Frame, command, emit, out, progress_out, show_progress, show_table
+from tokenmeter.cli.frame import Exit, Frame, Group, command, emit, out, progress_out, show_progress, show_table
 from tokenmeter.cli.options import OverwriteOption
 from tokenmeter.default import make_meter
 from tokenmeter.display import counted
@@ -24,7 +24,9 @@ from tokenmeter.stores.archive.sealing import end_of
 from tokenmeter.stores.urls import redacted
 
 archive_app = typer.Typer(
-    help="Put closed months into files, and read them as if they were still there.", no_args_is_help=True
+    cls=Group,
+    help="Put closed months into files, and read them as if they were still there.",
+    no_args_is_help=True,
 )
 _DAY = timedelta(days=1)
 QuickOption = Annotated[bool, typer.Option("--quick", help="Do not walk the chain and the sums of what was written.")]

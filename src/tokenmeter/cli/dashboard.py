@@ -20,7 +20,7 @@ from typing import Annotated, Any, cast
 import typer
 
 import tokenmeter
-from tokenmeter.cli.frame import HEADINGS, Exit, Frame, app, command, emit, out, show_table
+from tokenmeter.cli.frame import HEADINGS, Exit, Frame, Group, app, command, emit, out, show_table
 from tokenmeter.config import load_settings
 from tokenmeter.display import visible
 from tokenmeter.errors import ConfigurationError
@@ -31,8 +31,8 @@ from tokenmeter.serving.lens import look_through
 
 _VARIABLE = "TOKENMETER_DASHBOARD_TOKEN"
 
-dashboard_app = typer.Typer(help="The ledger as web pages and as an API; who may see what of it.")
-token_app = typer.Typer(help="Who may see what.", no_args_is_help=True)
+dashboard_app = typer.Typer(cls=Group, help="The ledger as web pages and as an API; who may see what of it.")
+token_app = typer.Typer(cls=Group, help="Who may see what.", no_args_is_help=True)
 dashboard_app.add_typer(token_app, name="token")
 app.add_typer(dashboard_app, name="dashboard", rich_help_panel=HEADINGS["dashboard"])
 
@@ -353,8 +353,9 @@ def _ended_by_hanging_up() -> Generator[None]:
         os.close(output)
 
     if hasattr(select, "poll"):  # not on Windows
-        # The server puts its own file in the place of standard output while it runs.
-        threading.Thread(target=watch, args=(os.dup(sys.stdout.fileno()),), daemon=True).start()
+        with contextlib.suppress(OSError):  # an output that is no file of the system's is nobody's to close
+            # The server puts its own file in the place of standard output while it runs.
+            threading.Thread(target=watch, args=(os.dup(sys.stdout.fileno()),), daemon=True).start()
     try:
         yield
     finally:

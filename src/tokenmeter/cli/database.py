@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 
 from tokenmeter import erasing
-from tokenmeter.cli.frame import Exit, Frame, command, emit, out, progress_out, show_progress, show_table
+from tokenmeter.cli.frame import Exit, Frame, Group, command, emit, out, progress_out, show_progress, show_table
 from tokenmeter.cli.frame import app as main
 from tokenmeter.dimensions import WHO
 from tokenmeter.display import counted, number_text, visible
@@ -24,7 +24,7 @@ from tokenmeter.reports.database import open_database
 from tokenmeter.stores.base import Store, SumsDifference
 from tokenmeter.stores.sqlite.database import sqlite3
 
-app = typer.Typer(help="Set up, back up and move a ledger.", no_args_is_help=True)
+app = typer.Typer(cls=Group, help="Set up, back up and move a ledger.", no_args_is_help=True)
 
 UrlArgument = Annotated[
     str | None, typer.Argument(help="postgresql://...; default: the store of the settings.", show_default=False)

@@ -24,7 +24,7 @@ from tokenmeter.billing import (
 )
 from tokenmeter.billing.period import zone_of_books
 from tokenmeter.billing.rated import check_dimensions
-from tokenmeter.cli.frame import Exit, Frame, app, command, emit, out, progress_out, show_table
+from tokenmeter.cli.frame import Exit, Frame, Group, app, command, emit, out, progress_out, show_table
 from tokenmeter.cli.invoicing import STDOUT, Actor, Day, books_zone, invoice_app, write_document, write_file
 from tokenmeter.cli.options import BillPeriod, BooksTzOption, parse_account, parse_pairs
 from tokenmeter.errors import ConfigurationError
@@ -210,7 +210,7 @@ def _make_target(name: str, event: str) -> StripeMeters | Lago | OpenMeter:
     return Lago(str(url), key) if name == "lago" else OpenMeter(str(url), key)
 
 
-period_app = typer.Typer(help="Close months, and see which are closed.", no_args_is_help=True)
+period_app = typer.Typer(cls=Group, help="Close months, and see which are closed.", no_args_is_help=True)
 
 Period = Annotated[str, typer.Argument(help="2026-11, 2026-Q4, last-month, ...")]
 

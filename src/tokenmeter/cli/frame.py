@@ -32,11 +32,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+from typer.core import TyperCommand, TyperGroup
 
 from tokenmeter.api import Meter
 from tokenmeter.config import load_settings
 from tokenmeter.default import make_meter
-from tokenmeter.dimensions import WHO
+from tokenmeter.dimensions import DIMENSIONS, WHO
 from tokenmeter.errors import BudgetExceededError, ConfigurationError, StoreError, TokenmeterError
 from tokenmeter.settings import Settings
 from tokenmeter.stores import open_store, store_path
@@ -45,7 +46,52 @@ from tokenmeter.stores.tail import segments
 
 P = ParamSpec("P")
 
+#: An unknown option or command, a missing argument: click's class, which some releases of typer keep to themselves.
+_UsageError: Any = typer.BadParameter.__bases__[0]
+
+
+class Command(TyperCommand):
+    """A command that says how a dimension's value is written, to who took the dimension for an option."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As typer's."""
+        given = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except _UsageError as error:
+            option = getattr(error, "option_name", None)
+            if option is None and "unexpected extra argument" not in error.message:  # what it has was not given right
+                raise
+            pairs = [f"{option[2:].replace('-', '_')}=VALUE"] if option else [one for one in given if "=" in one]
+            pair = next((one for one in pairs if one.partition("=")[0] in DIMENSIONS), None)
+            if pair and (way := self._write_pair(pair)):
+                error.possibilities = None
+                error.message = f"{error.message.rstrip('.')}. Write {way}."
+            raise
+
+    def _write_pair(self, pair: str) -> str | None:
+        if any(one.name == "where" for one in self.params):
+            return f"--where {pair}"
+        takes = any(one.nargs == -1 and "FIELD=VALUE" in f"{one.metavar}{vars(one).get('help')}" for one in self.params)
+        return f"{pair} without dashes" if takes else None
+
+
+class Group(TyperGroup):
+    """Commands under one name; to who asks for another it says which there are."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """As typer's."""
+        try:
+            return super().resolve_command(ctx, args)
+        except _UsageError as error:
+            if ctx.parent is not None and "Did you mean" not in error.message:
+                alone = f"{ctx.command_path} alone, and " if self.invoke_without_command else ""
+                error.message = f"{error.message.rstrip('.')}. There are {alone}{', '.join(self.commands)}."
+            raise
+
+
 app = typer.Typer(
+    cls=Group,
     name="tokenmeter",
     help="Reads and looks after the ledger of your OpenAI, Anthropic and Gemini usage.",
     epilog="Exit codes: 0 done, 1 found something wrong, 2 wrong arguments or settings, 3 ledger out of reach, "
@@ -79,8 +125,6 @@ HEADINGS = {
     "finance": "Month end",
     "reconciling": "Month end",
 }
-#: An unknown option or command, a missing argument: click's class, which some releases of typer keep to themselves.
-_UsageError: Any = typer.BadParameter.__bases__[0]
 
 
 class Tellable(Protocol):
@@ -207,7 +251,9 @@ def command(
         if name is None:
             app.callback(invoke_without_command=True, epilog=_format_examples(examples))(framed)
         else:
-            app.command(name, epilog=_format_examples(examples), rich_help_panel=HEADINGS.get(heading))(framed)
+            app.command(name, cls=Command, epilog=_format_examples(examples), rich_help_panel=HEADINGS.get(heading))(
+                framed
+            )
         return function
 
     return register

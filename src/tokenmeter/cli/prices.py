@@ -15,7 +15,7 @@ import typer
 from rich.markup import escape
 
 from tokenmeter import prices
-from tokenmeter.cli.frame import Exit, Frame, command, emit, out, progress_out, show_table
+from tokenmeter.cli.frame import Exit, Frame, Group, command, emit, out, progress_out, show_table
 from tokenmeter.cli.frame import app as root
 from tokenmeter.cli.options import TzOption
 from tokenmeter.default import make_pricer
@@ -29,7 +29,7 @@ from tokenmeter.paths import expand
 from tokenmeter.periods import parse_instant
 from tokenmeter.pricing import Price, PriceList, Pricer, updating
 
-app = typer.Typer(help="The price list in force: your own rows over the shipped ones.", no_args_is_help=True)
+app = typer.Typer(cls=Group, help="The price list in force: your own rows over the shipped ones.", no_args_is_help=True)
 
 ProviderOption = Annotated[str | None, typer.Option("--provider", help="Only this provider.")]
 ModelArgument = Annotated[str | None, typer.Argument(help="Only this model.", show_default=False)]

@@ -465,6 +465,27 @@ def test_a_misspelt_dimension_of_the_settings_is_told_with_the_one_that_is_meant
         make_meter(store="memory:", **given)
 
 
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("report --member ada", "Write --where member=VALUE."),
+        ("report --end-user=u --json", "Write --where end_user=VALUE."),
+        ("entries model=gpt-5", "Write --where model=gpt-5."),
+        ("remaining --member ada", "Write member=VALUE without dashes."),
+        ("statement --team=ops", "Write team=VALUE without dashes."),
+        ("report --nothing", "No such option: --nothing"),
+        ("entries nothing", "unexpected extra argument"),
+        ("budgets show", "There are tokenmeter budgets alone, and set, retire, apply, history, grant."),
+        ("budgets hist", "Did you mean 'history'?"),
+        ("period open", "There are close, status."),
+    ],
+)
+def test_who_asks_in_another_way_is_told_how_to_ask(command: str, said: str, run: Callable[..., Outcome]) -> None:
+    code, _, errors = run(*command.split())
+    assert code == 2
+    assert said in " ".join(line.strip("│ ") for line in errors.splitlines())
+
+
 def test_import_records_each_response_once(run: Callable[..., Outcome], place: Path) -> None:
     (place / "out.jsonl").write_text("\n".join(map(json.dumps, LINES)) + "\n")
     first = run("import", "out.jsonl", "--member", "ada", "--tag", "job=night", "--at", "2026-11-20")
