@@ -45,3 +45,40 @@ def test_anthropic_answers_have_it(odd):
             headers = {"x-api-key": "sk-1", "anthropic-version": "2023-06-01"}
             answer = post(provider.anthropic_url + "/v1/messages", body, **headers)
         assert answer["usage"] == usage
+
+
+@pytest.mark.parametrize("odd", [None, "900", [1], 5], ids=str)
+def test_whatever_stands_in_place_of_a_usage_is_sent_in_every_format(odd):
+    """By `fields`, as a host that counts badly. Formats that could not answered 500, which SDKs ask again."""
+    claude = {"model": "claude-haiku-4-5", "max_tokens": 20, "messages": QUESTION}
+    google = {"x-goog-api-key": "k"}
+    with FakeProvider() as provider:
+        for url, body, key, headers in [
+            (f"{provider.anthropic_url}/v1/messages", claude, "usage", {"x-api-key": "k"}),
+            (
+                f"{provider.openai_url}/responses",
+                {"model": "gpt-5", "input": "Hi"},
+                "usage",
+                {"Authorization": "Bearer k"},
+            ),
+            (
+                f"{provider.google_url}/v1beta/interactions",
+                {"model": "gemini-2.5-flash", "input": "x"},
+                "usage",
+                google,
+            ),
+            (f"{provider.google_url}/v1beta/models/gemini-2.5-flash:generateContent", {}, "usageMetadata", google),
+            (
+                f"{provider.google_url}/v1beta/models/gemini-2.5-flash:streamGenerateContent",
+                {},
+                "usageMetadata",
+                google,
+            ),
+        ]:
+            for streamed in (False, True) if body else (False,):
+                provider.answer("two words", fields={key: odd})
+                asked = json.dumps({**body, "stream": streamed} if body else {"contents": []}).encode()
+                request = urllib.request.Request(url, asked, {"Content-Type": "application/json", **headers})  # noqa: S310
+                with urllib.request.urlopen(request) as answer:  # noqa: S310 - on this machine
+                    said = answer.read().decode().replace(" ", "")
+                assert f'"{key}":{json.dumps(odd)}' in said

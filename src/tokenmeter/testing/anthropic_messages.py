@@ -25,7 +25,7 @@ from tokenmeter.testing.composition import (
 )
 from tokenmeter.testing.context import Context, Endpoint, Served, merged
 from tokenmeter.testing.openai_chat import SSE
-from tokenmeter.testing.wire import JSON, Event, Reply, dump, json_reply, sse
+from tokenmeter.testing.wire import JSON, Event, Reply, dump, json_reply, part, sse
 from tokenmeter.usage import Consumption, Usage
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def _bill(context: Context, composition: Composition, message: JSON) -> Bill:
         if entry["type"] in {"compaction", "advisor_message"}
     )
     extra = (*beside, *context.answer.also)
-    tier = message["usage"].get("service_tier") or _tier(context)
+    tier = part(message, "usage").get("service_tier") or _tier(context)
     return composition.bill(message["id"], message["usage"], *extra, service_tier=tier, **settings)
 
 
@@ -174,9 +174,10 @@ def _searches(context: Context, number: int) -> list[JSON]:
 
 
 def _events(message: JSON, composition: Composition) -> Iterator[Event]:
-    usage: JSON = message["usage"]
+    usage = part(message, "usage")
     placeholder = {name: value for name, value in usage.items() if name not in {"iterations", "output_tokens_details"}}
-    start: JSON = {**message, "content": [], "stop_reason": None, "usage": {**placeholder, "output_tokens": 1}}
+    begun = {**placeholder, "output_tokens": 1} if usage else message["usage"]
+    start: JSON = {**message, "content": [], "stop_reason": None, "usage": begun}
     yield _event({"type": "message_start", "message": start}, generated=min(1, composition.generated(1)))
     blocks: list[JSON] = message["content"]
     total = sum(len(_said(delta)) for block in blocks for delta in _deltas(block)) or 1
@@ -195,7 +196,7 @@ def _events(message: JSON, composition: Composition) -> Iterator[Event]:
     final = {
         "type": "message_delta",
         "delta": {"stop_reason": message["stop_reason"], "stop_sequence": message["stop_sequence"]},
-        "usage": {name: usage[name] for name in _DELTA if name in usage},
+        "usage": {name: usage[name] for name in _DELTA if name in usage} if usage else message["usage"],
     }
     yield _event(final, generated=everything)
     yield _event({"type": "message_stop"}, generated=everything)

@@ -246,7 +246,7 @@ def _grounding(usage: Usage, root: str) -> JSON:
 def _chunks(body: JSON, composition: Composition) -> Iterator[Event]:
     """Each chunk repeats the running totals; the last one has them all."""
     (candidate,) = body["candidates"]
-    usage: JSON = body.get("usageMetadata") or {}
+    usage = part(body, "usageMetadata")
     begun = {name: usage[name] for name in ("promptTokenCount", "trafficType") if name in usage}
     words = split_words(composition.text or "")
     named = {"modelVersion": body["modelVersion"], "responseId": body["responseId"]}
@@ -316,7 +316,8 @@ def interact(context: Context) -> Served:
         "steps": [{"type": "model_output", "content": said}],
         "usage": usage,
     }
-    bill = composition.bill(identity, usage, **_context(context))
+    body = merged(body, context.answer.fields)
+    bill = composition.bill(identity, body["usage"], **_context(context))
     if context.body.get("background"):
         context.state.put("google interactions", identity, body)
         queued = {name: value for name, value in body.items() if name not in {"steps", "usage"}}
