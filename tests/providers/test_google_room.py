@@ -299,6 +299,15 @@ def test_a_video_of_which_nothing_is_said_is_unknown():
     assert ("usage_unknown" in seen.flags, seen.billable) == (True, True)
 
 
+@pytest.mark.parametrize("endpoint", ["file_search_stores.import_file", "voices.create", "/v1beta/models/m:newVerb"])
+def test_what_an_undescribed_endpoint_was_given_is_no_prompt(endpoint):
+    """It was estimated as so many tokens of text: a file's indexing by the length of the file's name."""
+    seen = read({"name": "operations/1", "id": "v"}, endpoint, input_bytes=400)
+    assert (seen.flags, bool(seen.usage)) == ({"usage_unknown"}, False)
+    stated = {"usageMetadata": {"promptTokenCount": 7, "candidatesTokenCount": 3, "totalTokenCount": 10}}
+    assert read(stated, "/v1beta/models/m:newVerb", input_bytes=400).usage.input_tokens == 7
+
+
 def test_lines_of_a_batch_that_failed_are_free():
     assert not read({"key": "1", "error": {"code": 3, "message": "no"}}, "batches.get").billable
 

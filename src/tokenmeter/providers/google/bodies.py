@@ -25,7 +25,7 @@ from tokenmeter.providers.google.answers import (
     music,
     pictures,
 )
-from tokenmeter.providers.google.requests import OPERATION, model_name
+from tokenmeter.providers.google.requests import OPERATION, endpoint_named, model_name
 from tokenmeter.providers.readings import Reading
 from tokenmeter.providers.wire import JSON, count, is_array, is_object, members, section, text, utf8_length
 from tokenmeter.usage import Observation, Usage
@@ -42,6 +42,9 @@ def read_body(body: Any, context: Context) -> Observation:
     """
     if not context.endpoint.startswith(_SNAKE_ENDPOINTS):
         body = as_on_wire(body)
+    known = endpoint_named(context.endpoint)
+    if known is None or known.kind == "unknown":  # what it was given is no prompt: the name of a file, a form
+        context = replace(context, request=replace(context.request, input_bytes=0, image_count=0))
     return _read(body, context)
 
 
