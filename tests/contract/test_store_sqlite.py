@@ -924,6 +924,19 @@ class TestVerify:
         assert ("edited", "entry 11") in {(fault.kind, fault.where) for fault in store.verify(since=kept).faults}
         assert "head" in {fault.kind for fault in store.verify(since="no hash").faults}
 
+    def test_of_sums_only_those_of_what_came_since_are_looked_at(self, store, tamper, make_entry, noon):
+        def wrong(**how):
+            return [fault.kind for fault in store.verify(**how).faults].count("rollup")
+
+        store.settle(make_entry(occurred_at=noon - timedelta(days=70)))
+        kept = store.verify().head
+        store.settle(make_entry(occurred_at=noon + timedelta(days=70)))
+        change = "UPDATE sums SET n = 99 WHERE level IN (2, 3) AND slot = (SELECT {} FROM sums AS s WHERE {})"
+        tamper(change.format("min(slot)", "s.level = sums.level"))
+        assert (wrong(), wrong(since=kept), wrong(since=store.verify().head)) == (2, 0, 0)
+        tamper(change.format("max(slot)", "s.level = sums.level"))
+        assert (wrong(), wrong(since=kept), wrong(since=store.verify().head)) == (4, 2, 0)
+
     def test_says_how_far_it_is(self, store):
         told = []
         store.verify(progress=lambda done, of: told.append((done, of)))

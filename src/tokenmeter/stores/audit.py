@@ -141,7 +141,7 @@ class _Audit:
             day, some = read(look)
             wrong += some
         self.faults += _told(wrong, Level.DAY)
-        wrong = read(longer)
+        wrong = read(partial(longer, since=walk.since))
         if not self._deep:
             wrong += read(partial(_archived_hours, archives=self._archives))
         self.faults += _told([one for one in wrong if one.key[0] == Level.DAY], Level.DAY)
@@ -153,7 +153,7 @@ class _Audit:
 
     def packed(self) -> None:
         """Copies of sums."""
-        for of, slot in differing(self._read):
+        for of, slot in differing(self._read, since=None if self.walk is None else self.walk.since):
             name = label(of, slot)
             said = f"The packed sums of {name} are wrong; `tokenmeter db rebuild` drops them."
             self.faults.append(Fault("rollup", name, said))

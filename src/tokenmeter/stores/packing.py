@@ -136,11 +136,18 @@ def pages(stretches: Sequence[Stretch], now: int) -> Iterator[Sequence[Stretch]]
     yield from in_pages(over[:_MOST], _AT_ONCE)
 
 
-def differing(read: Callable[[Callable[[Rows], Any]], Any]) -> Iterator[Stretch]:
-    """Stretches whose packed sums are not their rows; `read` runs what it is given in a short read transaction."""
+def differing(read: Callable[[Callable[[Rows], Any]], Any], *, since: int | None = None) -> Iterator[Stretch]:
+    """Stretches whose packed sums are not their rows, of those that end after the UTC day `since` begins.
+
+    Args:
+        read: Runs what it is given in a short read transaction.
+        since: None for all of them.
+    """
     known: list[Stretch] = read(
         lambda rows: rows.execute("SELECT level, slot FROM packed_sums ORDER BY 1, 2").fetchall()
     )
+    if since is not None:
+        known = [one for one in known if not (is_slot(*one) and _is_over(one, since * DAY))]
     for some in in_pages(known, _AT_ONCE):
         yield from read(partial(_differing, stretches=some))
 

@@ -23,7 +23,7 @@ from tokenmeter.stores.fold import AMOUNTS, METER_AMOUNTS, MICRO, NANO, AccountF
 from tokenmeter.stores.packing import differing, drop
 from tokenmeter.stores.reading import UNREADABLE
 from tokenmeter.stores.sketch import PAIR, joined, unpacked
-from tokenmeter.stores.slots import DAY, Level, ends, label, month_of, week_of
+from tokenmeter.stores.slots import DAY, Level, ends, label, month_of, start_of, week_of
 
 T = TypeVar("T")
 
@@ -192,11 +192,18 @@ def _whole(value: Any) -> Any:
     return value if isinstance(value, str) else int(value)
 
 
-def longer(connection: Rows, instead: Sequence[Wrong] = ()) -> list[Wrong]:
+def longer(connection: Rows, instead: Sequence[Wrong] = (), *, since: int | None = None) -> list[Wrong]:
     """Sums of UTC months and weeks that are not those of their days, or of what is due `instead` of some of these.
 
-    Also those of stretches that no calendar has.
+    Also those of stretches that no calendar has, or only those of the day `since` and later ones.
     """
+    if since is not None and since > _LAST_DAY:
+        return []
+    first_day, which, least = _FIRST_DAY, _LONGER, dict[Level, int]()
+    if since is not None:
+        least = {Level.MONTH: month_of(since), Level.WEEK: week_of(since)}
+        first_day = min(start_of(level, slot) for level, slot in least.items()) // DAY
+        which = " OR ".join(f"(level = {int(level)} AND slot >= {slot})" for level, slot in least.items())
     found: list[Wrong] = []
     known = {(one.table, one.key): one.due for one in instead if one.key[0] == Level.DAY}
     for table, width in SUM_TABLES.items():
@@ -205,16 +212,19 @@ def longer(connection: Rows, instead: Sequence[Wrong] = ()) -> list[Wrong]:
         added = _added if table == "latency_sums" else add
         rows = connection.execute(
             f"SELECT {SUM_COLUMNS[table]} FROM {table} WHERE level = 1 AND slot BETWEEN ? AND ?",  # noqa: S608 - names of our own
-            (_FIRST_DAY, _LAST_DAY),
+            (first_day, _LAST_DAY),
         )
         put = ((*key, *row) for (of, key), row in known.items() if of == table and row is not None)
         for row in itertools.chain((row for row in rows if (table, tuple(row[:width])) not in known), put):
             amounts = tuple(row[width:])
             for level, slot_of in slots:
-                key = (int(level), slot_of(row[1]), *row[2:width])
+                slot = slot_of(row[1])
+                if slot < least.get(level, slot):
+                    continue
+                key = (int(level), slot, *row[2:width])
                 before = due.get(key)
                 due[key] = amounts if before is None else tuple(map(added, before, amounts))
-        kept = connection.execute(f"SELECT {SUM_COLUMNS[table]} FROM {table} WHERE {_LONGER}")  # noqa: S608 - as above
+        kept = connection.execute(f"SELECT {SUM_COLUMNS[table]} FROM {table} WHERE {which}")  # noqa: S608 - as above
         found += _compared(table, kept, ((*key, *amounts) for key, amounts in due.items()))
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -97,6 +98,7 @@ class Walk:
         head: Hash of the last record.
         after: Number of the record that is reached.
         to: Number of the last one.
+        since: The first UTC day of which something came after what is left out; None where nothing is left out.
         first_day: The first UTC day whose sums are to be looked at; None for none.
         days: Sums of days, as far as they could be compared on the way.
     """
@@ -112,6 +114,7 @@ class Walk:
         self.more = True
         self.head = FIRST
         self.after = self.to = self._first = 0
+        self.since: int | None = None
         self.first_day: int | None = -1_000_000
         self.days = GatheredDays(archived.last_day + 1)
         self._wanted = head
@@ -163,23 +166,22 @@ class Walk:
             digest = bytes.fromhex(head)
         except ValueError:
             return False
-        for table in ("entries", "documents"):
-            row = run(f"SELECT seq FROM {table} WHERE hash = ?", (digest,)).fetchone()  # noqa: S608 - names of our own
-            if row is not None:
-                if row[0] <= self.after:
-                    return True
-                self.after, self._before, self.entries = row[0], digest, 0
-                self._positions = run("SELECT count(*) FROM documents WHERE seq <= ?", row).fetchone()[0]
-                series = run("SELECT series, max(number) FROM documents WHERE seq <= ? GROUP BY series", row)
-                self._numbers = {name: number for name, number in series if name is not None}
-                moment = run("SELECT min(occurred_at) FROM entries WHERE seq > ?", row).fetchone()[0]
-                known = self._archived.last_day + 1 if self.entries_archived and not self._deep else None
-                self.first_day = None if moment is None else max(moment // DAY, known or moment // DAY)
-                self.days.first = self.first_day
-                if self._wanted == head:
-                    self._found_at = row[0]
-                return True
-        return False
+        row = _with_hash(connection, digest)
+        if row is None or row[0] <= self.after:
+            return row is not None
+        self.after, self._before, self.entries = row[0], digest, 0
+        self._positions = run("SELECT count(*) FROM documents WHERE seq <= ?", row).fetchone()[0]
+        series = run("SELECT series, max(number) FROM documents WHERE seq <= ? GROUP BY series", row)
+        self._numbers = {name: number for name, number in series if name is not None}
+        # With a sign, so that records are looked at from that one on, and not all by their time.
+        moment = run("SELECT min(+occurred_at) FROM entries WHERE seq > ?", row).fetchone()[0]
+        known = self._archived.last_day + 1 if self.entries_archived and not self._deep else None
+        self.since = sys.maxsize if moment is None else moment // DAY
+        self.first_day = None if moment is None else max(moment // DAY, known or moment // DAY)
+        self.days.first = self.first_day
+        if self._wanted == head:
+            self._found_at = row[0]
+        return True
 
     def page(self, connection: Rows) -> None:
         """Look at the next records."""
@@ -323,8 +325,8 @@ class Walk:
             told = f"{counted(bills - self._bills, 'bill is', 'bills are')} marked as recorded, and no entry has them."
             found.append(Fault("edited", "bills", f"{told} They would not be recorded when they come."))
         (beyond,) = run(
-            "SELECT count(*) FROM (SELECT seq FROM entries UNION ALL SELECT seq FROM documents) AS records "
-            "WHERE seq > (SELECT seq FROM ledger)"
+            "SELECT (SELECT count(*) FROM entries WHERE seq > ?) + (SELECT count(*) FROM documents WHERE seq > ?)",
+            (ahead, ahead),
         ).fetchone()
         if beyond:
             found.append(
@@ -348,6 +350,20 @@ class Walk:
                     raise LookupError(f"The name {value} is gone.")
             known = remember(self._tagsets, number, body)
         return known
+
+
+def _with_hash(connection: Rows, digest: bytes) -> Sequence[int] | None:
+    """The number of the record with this hash, which is looked for from the last one back, as a row."""
+    (last,) = connection.execute("SELECT seq FROM ledger").fetchone()
+    width = _PAGE
+    while last > 0:
+        for table in ("entries", "documents"):
+            statement = f"SELECT seq FROM {table} WHERE seq > ? AND seq <= ? AND hash = ?"  # noqa: S608 - names of our own
+            row: Sequence[int] | None = connection.execute(statement, (last - width, last, digest)).fetchone()
+            if row is not None:
+                return row
+        last, width = last - width, width * 2
+    return None
 
 
 class Erased(NamedTuple):
