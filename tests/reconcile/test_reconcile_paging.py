@@ -1,6 +1,7 @@
 """Fetching: pages are read to the end, rate limits are waited out, an interrupted run goes on where it stopped."""
 
 import asyncio
+import json
 from decimal import Decimal
 from types import SimpleNamespace
 
@@ -54,9 +55,20 @@ def test_a_date_to_retry_at_is_understood():
     assert waits == [0.0]
 
 
-def test_a_refused_key_says_that_reports_need_an_admin_key():
-    with pytest.raises(ReconciliationError, match="admin key"):
-        ReportPages().get("x", {}, failing(HTTPError(403)))
+@pytest.mark.parametrize(("what", "begin"), [("openai costs", "sk-admin-"), ("anthropic cost_report", "sk-ant-admin")])
+def test_a_refused_key_says_which_key_reports_need(what, begin):
+    with pytest.raises(ReconciliationError, match=rf"need an admin key \({begin}\.\.\.\), which an admin"):
+        ReportPages().get(what, {}, failing(HTTPError(403)))
+
+
+def test_an_answer_that_breaks_off_is_asked_for_again_and_told_if_it_stays():
+    """A proxy's page or half a page is no change of the report's shape, and passes as an overloaded host does."""
+    cut = json.JSONDecodeError("Expecting value", "<html>", 0)
+    waits = []
+    assert ReportPages(sleep=waits.append).get("x", {}, failing(cut, cut)) == {"data": []}
+    assert waits == [1.0, 2.0]
+    with pytest.raises(ReconciliationError, match="gave no JSON for x; nothing was compared"):
+        ReportPages(sleep=waits.append).get("x", {}, failing(*[cut] * 20))
 
 
 @pytest.mark.parametrize(
@@ -166,6 +178,7 @@ class Broken:
         ({"data": None, "has_more": False}, "has no list of data"),
         ({"error": "nope"}, "has no list of data"),
         ({"data": [{"results": [{}]}], "has_more": False}, "not in the shape they are documented in"),
+        ({"data": [{"start_time": 10**18, "starting_at": 9}]}, "not in the shape they are documented in"),
     ],
 )
 @pytest.mark.parametrize("provider", ["openai", "anthropic"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, date, datetime, time
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 from urllib.parse import urlencode
 
@@ -26,6 +26,7 @@ GRAIN = ("model", "api_key", "project")
 _COUNTED = ("completions", "embeddings", "moderations")
 _TOKENLESS = ("images.", "audio.", "videos", "fine_tuning", "decisions")
 _USAGE_BUCKETS, _COST_BUCKETS = 31, 180
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _GROUP_BY = {"model": "model", "api_key": "api_key_id", "project": "project_id"}
 
 
@@ -125,12 +126,15 @@ def _results(
 
 def _rows_of(page: Mapping[str, Any], begins: set[time]) -> Iterator[tuple[date, dict[str, Any]]]:
     for bucket in page["data"]:
-        start = datetime.fromtimestamp(int(bucket["start_time"]), UTC)
-        end = bucket.get("end_time")
-        begin = day_begins(start, None if end is None else datetime.fromtimestamp(int(end), UTC))
+        start, end = _instant(bucket["start_time"]), bucket.get("end_time")
+        begin = day_begins(start, None if end is None else _instant(end))
         begins |= set() if begin is None else {begin}
         for row in bucket.get("results") or bucket.get("result") or ():
             yield start.date(), row
+
+
+def _instant(seconds: Any) -> datetime:
+    return _EPOCH + timedelta(seconds=int(seconds))
 
 
 def _ask(client: Any, report: str, parameters: Mapping[str, Any]) -> Any:

@@ -33,6 +33,7 @@ _LONGEST_WAIT = 120.0
 _LONGEST_ANSWER = 300
 _TRY_AGAIN = frozenset({408, 409, 429, 500, 502, 503, 504, 529})
 _REDIRECTS = range(300, 400)
+_ADMIN_KEYS = {"openai": "sk-admin-", "anthropic": "sk-ant-admin"}
 _MOST_HOPS = 5
 #: Pages without anything that may follow each other; a month has 31 days.
 _MOST_EMPTY = 100
@@ -185,7 +186,8 @@ class ReportPages:
                 status = getattr(error, "status_code", None)
                 if status in {401, 403}:
                     raise ReconciliationError(
-                        f"The provider refused to show {what} (HTTP {status}): its reports need an admin key. {error}"
+                        f"The provider refused to show {what} (HTTP {status}): its reports need an admin key"
+                        f"{_name_key(what)}, which an administrator of the organization makes. {error}"
                     ) from error
                 if status is not None and status in _REDIRECTS:
                     to = getattr(getattr(error, "response", None), "headers", {}).get("location")
@@ -193,14 +195,21 @@ class ReportPages:
                         f"The provider sends {what} on to {shown(to)} (HTTP {status}), which is not followed: the key "
                         "is for one address. If the reports are there now, give the client that base_url."
                     ) from error
-                if status not in _TRY_AGAIN or attempt == _ATTEMPTS - 1:
+                cut = isinstance(error, json.JSONDecodeError)  # an answer that broke off, or a proxy's page
+                if not (cut or status in _TRY_AGAIN) or attempt == _ATTEMPTS - 1:
                     ours = getattr(error, "request", None) is None and not isinstance(error, TimeoutError)
-                    if status is None and ours:  # nothing of the network's
+                    if status is None and ours and not cut:  # nothing of the network's
                         raise
-                    how = "cannot be reached" if status is None else f"did not show {what} (HTTP {status})"
+                    away = f"gave no JSON for {what}" if cut else "cannot be reached"
+                    how = away if status is None else f"did not show {what} (HTTP {status})"
                     raise ReconciliationError(f"The provider {how}; nothing was compared. {error}") from error
                 self._sleep(_wait(error, attempt))
         raise AssertionError("unreachable")
+
+
+def _name_key(what: str) -> str:
+    """How admin keys of the provider whose report it is begin."""
+    return next((f" ({begin}...)" for who, begin in _ADMIN_KEYS.items() if what.startswith(who)), "")
 
 
 def _page(what: str, text: str) -> dict[str, Any]:
@@ -340,4 +349,4 @@ def _as_json(page: Any) -> str:
             page.close()
         raise ConfigurationError("reconcile() reads with a sync client; give OpenAI(...) or Anthropic(...).")
     dump = getattr(page, "model_dump_json", None)
-    return str(dump()) if dump is not None else json.dumps(page, default=str)
+    return str(dump(warnings=False)) if dump is not None else json.dumps(page, default=str)

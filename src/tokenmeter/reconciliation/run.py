@@ -7,7 +7,7 @@ import json
 import os
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from functools import reduce
 from itertools import compress
 from pathlib import Path
@@ -315,7 +315,7 @@ def _statement(
         )
     try:
         return _fetched(keep_to_address(source), provider, period, by, reports=reports, rates=rates, pages=pages)
-    except (KeyError, TypeError, ValueError, AttributeError, InvalidOperation) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise ReconciliationError(
             f"The reports of {provider} are not in the shape they are documented in ({type(error).__name__}: {error}). "
             "Give the console's CSV export instead, or report this."
