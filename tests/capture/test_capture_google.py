@@ -1389,16 +1389,24 @@ def test_cancelling_an_interaction_is_no_bill_of_its_own(client, provider, books
     assert books.one().flags == ()
 
 
-def test_pictures_and_embeddings_are_read_from_the_objects_that_the_sdk_returns():
+def test_pictures_embeddings_and_batches_are_read_from_the_objects_that_the_sdk_returns():
     picture = types.GeneratedImage(image=types.Image(image_bytes=b"x"))
     held_back = types.GeneratedImage(rai_filtered_reason="unsafe")
     made = types.GenerateImagesResponse(generated_images=[picture, held_back, picture])
     embedding = types.ContentEmbedding(values=[0.1], statistics=types.ContentEmbeddingStatistics(token_count=7))
     embedded = types.EmbedContentResponse(embeddings=[embedding])
+    counts = types.GenerateContentResponseUsageMetadata(
+        prompt_token_count=100, candidates_token_count=20, total_token_count=120
+    )
+    answered = types.InlinedResponse(response=types.GenerateContentResponse(usage_metadata=counts))
+    kept = types.BatchJobDestination(inlined_responses=[answered])
+    job = types.BatchJob(name="batches/1", state="JOB_STATE_SUCCEEDED", model="models/gemini-2.5-flash", dest=kept)
     for model, endpoint, answer, cost in [
+        ("gemini-2.5-flash", "batches.get", job, "0.00004"),  # (100 x 0.30 + 20 x 2.50) / 2 per million
         ("imagen-4.0-generate-001", "models.generate_images", made, "0.08"),  # 2 x 0.04
         ("gemini-embedding-001", "models.embed_content", embedded, "0.00000105"),  # 7 x 0.15 per million
     ]:
-        for body in (answer, answer.model_dump(), answer.model_dump_json(exclude_none=True, by_alias=True)):
+        dumped = answer.model_dump(), answer.model_dump(exclude_none=True)
+        for body in (answer, *dumped, answer.model_dump_json(exclude_none=True, by_alias=True)):
             rating = tokenmeter.price(body, provider="google", endpoint=endpoint, model=model)
             assert (rating.list_cost, rating.cost_source) == (Decimal(cost), "computed")

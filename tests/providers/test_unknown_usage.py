@@ -551,3 +551,17 @@ def test_what_is_not_made_in_words_is_not_estimated_in_words(endpoint, body):
     request = RequestFacts(model="m", input_bytes=4000, pieces={"images": 2})
     seen = dialect("google").read(body, provider="google", endpoint=endpoint, request=request)
     assert (seen.flags, bool(seen.usage)) == ({"usage_unknown"}, False)
+
+
+@pytest.mark.parametrize(
+    ("provider", "endpoint", "body"),
+    [
+        ("anthropic", "messages.count_tokens", {"input_tokens": 2095}),
+        ("anthropic", "beta.messages.count_tokens", {"input_tokens": 2095}),
+        ("openai", "responses.input_tokens.count", {"object": "response.input_tokens", "input_tokens": 11}),
+        ("google", "models.count_tokens", {"totalTokens": 31}),
+    ],
+)
+def test_a_count_of_what_was_not_asked_is_free_by_hand_as_well(provider, endpoint, body):
+    rating = tokenmeter.price(body, provider=provider, endpoint=endpoint, model="gpt-5")
+    assert (rating.charges, rating.cost_source, rating.flags) == ((), "none", frozenset())

@@ -179,7 +179,7 @@ def _beside() -> tuple[tuple[str, tuple[str, ...]], ...]:
 
 
 #: HTTP verbs' method names: what is priced is the resource, whichever way its body was come by.
-_METHODS = (".create", ".retrieve", ".parse", ".stream", ".poll")
+_METHODS = (".count", ".create", ".parse", ".poll", ".retrieve", ".stream")
 
 
 def observe(
@@ -236,6 +236,8 @@ def observe(
         cost_unit=cost_unit or known.cost_unit,
         tool_models=known.tool_models or _tool_models(model, wire),
     )
+    if dialect_for(provider, name).named(name).operation == "count_tokens":
+        return Observation(billable=False)  # a count of what was not asked
     room = _dialect_of(wire) or dialect_for(provider, name)
     many = list(room.items(wire)) if room.named(endpoint).form == "items" else []
     if many:  # a batch that has its answers with it, a page

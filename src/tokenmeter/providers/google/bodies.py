@@ -83,6 +83,7 @@ _PYTHONS = frozenset(
     {
         *("base_model", "create_time", "model_version", "prompt_token_count", "response_id", "server_content"),
         *("generated_images", "generated_masks", "generated_videos", "rai_media_filtered_count"),
+        *("inlined_embed_content_responses", "inlined_responses"),
         *("total_token_count", "tuning_data_stats", "usage_metadata"),
     }
 )
@@ -96,8 +97,8 @@ def as_on_wire(body: Any) -> Any:
 
 
 def _names(body: JSON) -> set[str]:
-    """Keys of a body, and of the response in a line of a batch."""
-    return {*body, *section(body, "response")}
+    """Keys of a body, of the response in a line of a batch, and of where a batch has its answers."""
+    return {*body, *section(body, "response"), *section(body, "dest")}
 
 
 def _renamed(value: Any) -> Any:
@@ -158,6 +159,7 @@ def results_file(body: Any) -> str | None:
 
 def items(body: Any) -> list[JSON]:
     """The bills in a batch that was read: its answers, each by its place, once it has ended."""
+    body = as_on_wire(body)
     if not is_object(body):
         return []
     output = _output(body)
