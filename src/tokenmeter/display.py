@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from html import escape
 
-from tokenmeter.money import EXACT, quantize, round_to
+from tokenmeter.money import EXACT, ONE, quantize, round_to
 
 _CENTS, _FEW_PLACES, _MOST_PLACES = 2, 4, 6
 _THOUSANDS = 1000
@@ -114,13 +114,18 @@ def amount(value: Decimal, places: int) -> str:
     return f"-${shown.copy_negate():,f}" if shown < 0 else f"${shown:,f}"
 
 
-def unit_amount(value: Decimal, unit: str) -> str:
-    """An amount in a budget's unit, in full where rounding would leave nothing of it; an infinite one is no cap."""
+def unit_amount(value: Decimal, unit: str, *, mean: bool = False) -> str:
+    """An amount in a budget's unit, in full where rounding would leave nothing of it; an infinite one is no cap.
+
+    A `mean` is rounded even so: nobody spent it, and its digits do not end.
+    """
     if not value.is_finite():
         return "no cap"
     if unit == "usd":
         places = money_places([value])
-        return dollars(value) if value and not round_to(value, places) else amount(value, places)
+        return dollars(value) if value and not (mean or round_to(value, places)) else amount(value, places)
+    if mean and value > 0 and not round_to(value, 0):
+        return f"<1 {unit_word(ONE, unit)}"
     return f"{round_to(value, 0):,f} {unit_word(value, unit)}"
 
 

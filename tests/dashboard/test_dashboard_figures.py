@@ -381,6 +381,8 @@ def test_figures_are_written_for_people():
     assert (change(1, 1000), change(999, 1000), change(1001, 1000)) == (">99% less", "<1% less", "<1% more")
     assert (unit_amount(Decimal("0.004"), "usd"), unit_amount(Decimal(9000), "tokens")) == ("$0.004", "9,000 tokens")
     assert (unit_amount(ZERO, "usd"), unit_amount(Decimal("4E-8"), "usd")) == ("$0.00", "$0.00000004")
+    assert unit_amount(Decimal("1.00368E-7"), "usd", mean=True) == "<$0.000001"
+    assert unit_amount(Decimal("0.3"), "requests", mean=True) == "<1 request"
     assert (share(None), share(Decimal("0.004"))) == ("\u2013", "<1%")
     assert (name("a\u202eb"), name(None)) == ("a?b", "(not set)")
 
