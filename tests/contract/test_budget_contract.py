@@ -411,10 +411,11 @@ class TestHolds:
         assert (balance.spent, balance.reserved) == (10, 0)
         assert meter.sweep(utcnow() + timedelta(seconds=11)) == 0
 
-    def test_an_expired_hold_for_a_picture_counts_what_was_held(self, metered, store):
+    @pytest.mark.parametrize("endpoint", ["images.generate", "models.generate_images"])
+    def test_an_expired_hold_for_a_picture_counts_what_was_held(self, metered, store, endpoint):
         """Its prompt is no estimate of what it cost."""
         meter = metered(Budget(limit_usd=900, unbounded="expected"), hold_seconds=10)
-        drawn = meter.authorize(replace(a_call(size=40), endpoint="images.generate"))
+        drawn = meter.authorize(replace(a_call(size=40), endpoint=endpoint))
         (held,) = (claim.amount for claim in drawn.reservation.claims)
         assert meter.sweep(utcnow() + timedelta(seconds=11)) == 1
         entry = store.entry(drawn.reservation.reservation_id)
