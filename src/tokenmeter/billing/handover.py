@@ -19,6 +19,7 @@ from tokenmeter.arguments import tell_wrong_arguments
 from tokenmeter.billing.drafting import Billable
 from tokenmeter.billing.period import zone_of_books
 from tokenmeter.billing.rated import check_dimensions
+from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError, LedgerError, TokenmeterError
 from tokenmeter.ledger import utcnow
 from tokenmeter.money import EXACT, ZERO
@@ -131,7 +132,7 @@ class HandOver:
     idle: list[str] = field(default_factory=list[str])
 
     def __str__(self) -> str:
-        lines = [f"{len(self.sent):,} readings sent, {self.unchanged:,} sent before."]
+        lines = [f"{counted(len(self.sent), 'reading')} sent, {self.unchanged:,} sent before."]
         lines += [f"  {name}: refused: {why}" for name, why in self.refused.items()]
         lines += [
             f"  {one.identifier}: {one.value:,} of {one.account} {one.sku_meter} may be there or not; look "

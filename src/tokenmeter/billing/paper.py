@@ -21,6 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, overload
 
+from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.reports.fields import Field, Kind
 from tokenmeter.reports.workbook import make_workbook
@@ -289,7 +290,7 @@ def _data(sheet: PrintedSheet) -> dict[str, Any]:
     if len(sheet.rows) > _MOST_ROWS:
         more = len(sheet.rows) - _MOST_ROWS
         cells = tuple(
-            f"... and {more:,} more lines; all are in the CSV" if name == "Description" else ""
+            f"... and {counted(more, 'more line')}; all are in the CSV" if name == "Description" else ""
             for name in sheet.columns
         )
         data["rows"] = [asdict(row) for row in (*sheet.rows[:_MOST_ROWS], PrintedRow(cells))]

@@ -19,9 +19,9 @@ from tokenmeter.cli.frame import Exit, Frame, Group, command, emit, out, progres
 from tokenmeter.cli.frame import app as root
 from tokenmeter.cli.options import TzOption
 from tokenmeter.default import make_pricer
-from tokenmeter.display import visible
+from tokenmeter.display import counted, visible
 from tokenmeter.errors import ConfigurationError, reason_of
-from tokenmeter.estimating import Estimate
+from tokenmeter.estimating import ASSUMED_ANSWER, Estimate
 from tokenmeter.estimating import estimate as estimated
 from tokenmeter.ledger import utcnow
 from tokenmeter.money import ZERO, add, round_to
@@ -359,10 +359,8 @@ def _show_estimates(found: list[Estimate]) -> None:
     likely = _format_sum(totals["expected_cost"], totals["unpriced"])
     out.print(f"Likely {likely}, at most {_format_sum(totals['upper_bound'], totals['unbounded'])}.")
     if totals["answers_assumed"]:
-        out.print(
-            f"{totals['answers_assumed']:,} answers are taken to be 500 tokens long; --expected-output-tokens says "
-            "better."
-        )
+        assumed = counted(totals["answers_assumed"], "answer is", "answers are")
+        out.print(f"{assumed} taken to be {ASSUMED_ANSWER} tokens long; --expected-output-tokens says better.")
     for reason in sorted({f"{one.model}: {one.why_unbounded}" for one in found if one.why_unbounded}):
         out.print(f"No bound for {visible(reason)}.")
 

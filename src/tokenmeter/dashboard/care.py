@@ -262,10 +262,13 @@ def _checks(meter: ReadableMeter, facts: Mapping[str, object]) -> Iterator[Check
         yield Check("Writing", words, not failed)
     if "refused_records" in facts:
         refused = number("refused_records")
-        words = "could not be read and were kept aside; tokenmeter doctor says so, too."
-        yield Check("Records", f"{refused:,} {words}" if refused else "Every record was understood.", not refused)
+        words = f"{counted(refused, 'record was', 'records were')} kept aside, not understood; see tokenmeter doctor."
+        yield Check("Records", words if refused else "Every record was understood.", not refused)
     holds = number("pending_holds")
-    yield Check("Calls under way", f"{holds:,} hold a part of a budget." if holds else "None holds a part of a budget.")
+    yield Check(
+        "Calls under way",
+        f"{counted(holds, 'holds', 'hold')} a part of a budget." if holds else "None holds a part of a budget.",
+    )
     faults = meter.faults
     words = f"Something inside tokenmeter failed {counted(faults, 'time')} here; the log of this process says where."
     yield Check("This process", words if faults else "Nothing inside tokenmeter failed here.", not faults)
