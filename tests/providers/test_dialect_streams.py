@@ -478,3 +478,57 @@ def test_events_are_not_kept(endpoint, event):
     del watched
     gc.collect()
     assert gone() is None
+
+
+@pytest.mark.parametrize(
+    ("provider", "endpoint", "events"),
+    [
+        (
+            "anthropic",
+            "messages",
+            [
+                {"type": "message_start", "message": {"id": "m", "model": "c", "usage": {"input_tokens": 9}}},
+                {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": "Hi"}},
+                {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 4}},
+                {"type": "message_stop"},
+            ],
+        ),
+        (
+            "openai",
+            "responses",
+            [
+                {"type": "response.created", "response": {"id": "m", "status": "in_progress"}},
+                {
+                    "type": "response.completed",
+                    "response": {"id": "m", "model": "c", "usage": {"input_tokens": 9, "output_tokens": 4}},
+                },
+            ],
+        ),
+        (
+            "openai",
+            "chat.completions",
+            [
+                {"object": "chat.completion.chunk", "id": "m", "model": "c", "choices": [{"delta": {"content": "Hi"}}]},
+                {
+                    "object": "chat.completion.chunk",
+                    "id": "m",
+                    "model": "c",
+                    "choices": [],
+                    "usage": {"prompt_tokens": 9, "completion_tokens": 4, "total_tokens": 13},
+                },
+            ],
+        ),
+    ],
+)
+def test_all_events_of_a_stream_are_one_answer_by_hand(provider, endpoint, events):
+    """Each was a body of its own: one without usage was unknown, and a message's sides were two calls."""
+    seen = observe(events, provider=provider, endpoint=endpoint)
+    assert [dict(group.usage.quantities) for group in seen.consumptions] == [{"input": 9, "output": 4}]
+    assert (seen.response_id, seen.consumptions[0].model, "usage_unknown" in seen.flags) == ("m", "c", False)
+
+
+def test_a_batch_itself_is_no_bill_by_hand():
+    """Its results are; it was an unpriced call beside them."""
+    batch = {"type": "message_batch", "id": "b", "processing_status": "ended", "request_counts": {"succeeded": 2}}
+    seen = observe(batch, provider="anthropic", endpoint="messages.batches.retrieve")
+    assert (seen.billable, seen.flags) == (False, {"not_final"})

@@ -172,6 +172,7 @@ class Dialect(ABC):
         endpoints: Beginnings of the endpoints that only this format has, whoever serves it.
         bodies: What only its bodies call themselves (``type``, ``object``), whichever endpoint they came from.
         usages: Fields of a usage object that only it reads, whoever served the call.
+        beginnings: What the first event of a stream calls itself (``type``, ``object``), and no whole body.
         models: Beginnings of the names of its own provider's models.
         singular_fields: Fields of a request that change what its answer costs, or when: with one of them it is like no
             other call.
@@ -185,6 +186,7 @@ class Dialect(ABC):
     endpoints: tuple[str, ...] = ()
     bodies: frozenset[str] = frozenset()
     usages: frozenset[str] = frozenset()
+    beginnings: frozenset[str] = frozenset()
     models: tuple[str, ...] = ()
     singular_fields: frozenset[str] = frozenset()
     plain: Mapping[str, PlainReader] = MappingProxyType({})

@@ -13,7 +13,7 @@ from tokenmeter.call import RequestFacts
 from tokenmeter.errors import PricingError
 from tokenmeter.providers.context import Context
 from tokenmeter.providers.prompts import PromptRule
-from tokenmeter.providers.wire import JSON, is_object, members, section, text, to_wire
+from tokenmeter.providers.wire import JSON, is_array, is_object, members, section, text, to_wire
 from tokenmeter.usage import Observation
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ def observe(
 
     Args:
         body: An SDK object, decoded JSON or JSON text: a whole response, a bare usage object, a batch, a line of its
-            output, an event, an image, a transcription, a session.
+            output, an event, all events of a stream, an image, a transcription, a session.
         provider: Provider id.
         endpoint: SDK method path.
         model: Model the request or session named, for bodies that name none; for a response that used the image tool
@@ -239,6 +239,11 @@ def observe(
     if dialect_for(provider, name).named(name).operation == "count_tokens":
         return Observation(billable=False)  # a count of what was not asked
     room = _dialect_of(wire) or dialect_for(provider, name)
+    if is_array(wire) and is_object(wire[0]) and not room.beginnings.isdisjoint(_named(wire[0])):
+        reader = room.stream(provider=provider, endpoint=name, request=facts)
+        for event in filter(is_object, wire):
+            reader.feed(event)
+        return reader.observation()
     many = list(room.items(wire)) if room.named(endpoint).form == "items" else []
     if many:  # a batch that has its answers with it, a page
         return room.read_body(many, Context(provider, name, facts, final_only=final_only))
@@ -250,10 +255,15 @@ def _dialect_of(wire: Any) -> Dialect | None:
     """The wire format that a body names or its usage object shows, whichever door of its host it came through."""
     if not is_object(wire):
         return None
-    named, usage = {text(wire, "type"), text(wire, "object")}, usage_of(wire)
+    named, usage = _named(wire), usage_of(wire)
     rooms = [dialect(name) for name in FORMATS]
     found = next((room for room in rooms if not room.bodies.isdisjoint(named)), None)
     return found or next((room for room in rooms if not room.usages.isdisjoint(usage)), None)
+
+
+def _named(body: JSON) -> set[str | None]:
+    """What a body calls itself."""
+    return {text(body, "type"), text(body, "object")}
 
 
 def _tool_models(model: str | None, wire: Any) -> Mapping[str, str]:

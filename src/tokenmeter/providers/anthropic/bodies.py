@@ -393,6 +393,7 @@ BY_TYPE: dict[str, Callable[[JSON, Context], Observation]] = {
     "session_thread": session,
     "session.usage": session,
     "dream": dream,
+    "message_batch": lambda body, _: pending(body),  # its results are what is billed
     "span.model_request_end": span,
     "span.outcome_evaluation_end": span,
 }

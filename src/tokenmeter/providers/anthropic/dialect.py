@@ -22,6 +22,7 @@ class AnthropicDialect(Dialect):
 
     name = "anthropic"
     bodies = frozenset({"message"})
+    beginnings = frozenset({"message_start"})
     models = ("claude",)
     plain = PLAIN
     plain_requests = PLAIN_REQUESTS

@@ -26,6 +26,7 @@ class OpenAIDialect(Dialect):
 
     name = "openai"
     bodies = frozenset({"chat.completion", "chat.completion.chunk", "response", "text_completion"})
+    beginnings = frozenset({"chat.completion.chunk", "response.created"})
     plain = PLAIN
     plain_requests = PLAIN_REQUESTS
     #: ``api.anthropic.com`` serves some of them too.
