@@ -50,7 +50,9 @@ class Twins:
     def strangers(self, records: Sequence[Mapping[str, Any]]) -> set[str]:
         """Identities of those entries whose bill the target has by a record of its own, which now says as much."""
         self._look_for_answers(records)
-        keyed = [one for one in records if "dedup_key" in one]
+        names = {self._store.end().identity(one["id"]): one["id"] for one in records if "dedup_key" in one}
+        own = {names[name] for (name,) in self._look_up("entry_id", "entries", "entry_id", names)}
+        keyed = [one for one in records if "dedup_key" in one and one["id"] not in own]
         keys = {key for one in keyed for key in _related(one)}
         there = {key for (key,) in self._look_up("key", "dedup", "key", keys)}
         return {one["id"] for one in keyed if there.intersection(_related(one)) and self._is_told(one)}
@@ -196,7 +198,7 @@ class Twins:
     def _post(self, entries: Iterable[Entry]) -> None:
         self.made += sum(done.recorded for done in self._store.append([(one, ()) for one in entries]))
 
-    def _look_up(self, columns: str, table: str, name: str, values: Iterable[str]) -> list[Any]:
+    def _look_up(self, columns: str, table: str, name: str, values: Iterable[Any]) -> list[Any]:
         """Rows of the target that have one of these values there."""
         wanted, found = sorted(values), list[Any]()
         for at in range(0, len(wanted), _KEYS):
@@ -206,7 +208,7 @@ class Twins:
         return found
 
 
-def _fetch(rows: Any, *, statement: str, values: Sequence[str]) -> list[Any]:
+def _fetch(rows: Any, *, statement: str, values: Sequence[Any]) -> list[Any]:
     return list(rows.execute(statement, tuple(values)).fetchall())
 
 
