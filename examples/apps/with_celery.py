@@ -1,4 +1,8 @@
-"""Celery: a task runs on the account of whoever sent it. Start a worker with ``celery -A with_celery worker``."""
+"""Celery: a task runs on the account of whoever sent it.
+
+Start a worker with ``celery -A with_celery worker``, and both sides with the broker's address in CELERY_BROKER_URL: the
+default broker is in the memory of one process.
+"""
 
 from __future__ import annotations
 

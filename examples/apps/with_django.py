@@ -2,6 +2,7 @@
 
 Run it with ``gunicorn with_django:application`` or ``uvicorn with_django:asgi``; the clients find the provider through
 OPENAI_BASE_URL and OPENAI_API_KEY.
+Whoever asks says who they are: ``curl -H "x-user: ada" http://127.0.0.1:8000/plain``.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ def find_user(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[
     """Django's middleware: after the one for authentication it would say ``request.user.username``."""
 
     def middleware(request: HttpRequest) -> HttpResponse:
+        if "x-user" not in request.headers:
+            return HttpResponse(status=401)
         attribute_request(member=request.headers["x-user"])
         return get_response(request)
 

@@ -1,6 +1,7 @@
 """A FastAPI service: who pays is known from a header, a dependency or the endpoint; every way to answer is attributed.
 
 Run it with ``uvicorn with_fastapi:app``; the clients find the provider through OPENAI_BASE_URL and OPENAI_API_KEY.
+Whoever asks says who they are: ``curl -H "x-user: ada" http://127.0.0.1:8000/plain``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """A Flask service: the team comes from a header, the user from the session that a hook has looked up.
 
 Run it with ``gunicorn with_flask:app``; the client finds the provider through OPENAI_BASE_URL and OPENAI_API_KEY.
+Whoever asks says who they are: ``curl -H "x-user: ada" http://127.0.0.1:8000/plain``.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from flask import Flask, Response, request
+from flask import Flask, Response, abort, request
 
 from tokenmeter import CarryingExecutor
 from tokenmeter.openai import OpenAI
@@ -26,7 +27,7 @@ pool = CarryingExecutor(ThreadPoolExecutor(4))
 @app.before_request
 def find_user() -> None:
     """Once it is known who asks."""
-    attribute_request(member=request.headers["x-user"])
+    attribute_request(member=request.headers.get("x-user") or abort(401))
 
 
 def ask(text: str) -> str | None:

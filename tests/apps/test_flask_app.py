@@ -16,3 +16,8 @@ def test_flask(load, accounts, warnings, path, calls):
         assert answer.data
     assert accounts() == [("ada", "search", path)] * calls + [("grace", "search", path)] * calls
     assert warnings.messages == []
+
+
+def test_who_does_not_say_who_they_are_is_sent_away(load, accounts):
+    assert load("with_flask").app.test_client().get("/plain").status_code == 401
+    assert accounts() == []
