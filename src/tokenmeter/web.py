@@ -184,7 +184,9 @@ def attribute_request(
     if request is None:
         raise ConfigurationError(
             "attribute_request() was called outside of a request that AttributionMiddleware knows; add "
-            "tokenmeter.web.AttributionMiddleware to the application, or use `with tokenmeter.attribute(...)`."
+            "tokenmeter.web.AttributionMiddleware to the application, or use `with tokenmeter.attribute(...)`. "
+            "Django's test client goes past what is around the application; docs/how-to/test-your-app.md has one that "
+            "does not."
         )
     named = Attribution(tags=tags or {}, **who)
     request.refine(named if attribution is None else named.over(attribution))
