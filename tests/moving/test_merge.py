@@ -1,6 +1,7 @@
 """Ledgers of several hosts become one: every entry once, every bill once, nothing of either changed."""
 
 import json
+from datetime import UTC, datetime
 from decimal import Decimal
 
 import anthropic
@@ -291,6 +292,38 @@ def _answer(tokens=None):
 def test_a_whole_answer_on_one_host_stands_in_place_of_what_the_other_did_not_hear(merged):
     price = Decimal("0.00000225")
     assert merged(_recording(_answer()), _recording(_answer(1000))) == [(1, 1000, 1000, price * 1000, 0)] * 2
+
+
+def test_on_a_server_a_session_and_an_answer_of_two_hosts_are_counted_once_as_well(tmp_path, fresh_url, open_meter):
+    reading = {"provider": "anthropic", "endpoint": "beta.sessions.retrieve"}
+    server, folder = fresh_url("postgres"), f"sqlite:///{tmp_path}"
+    for url, totals, answer in ((server, (100, 150), _answer()), (f"{folder}/b.db", (120, 300), _answer(1000))):
+        _recording(*map(_session, totals), **reading)(open_meter(url))
+        _recording(answer)(open_meter(url))
+    copy_ledger(f"{folder}/b.db", f"{folder}/back.db")
+    for source, target in ((server, f"{folder}/back.db"), (f"{folder}/b.db", server)):
+        merge_ledger(source, target)
+        meter = open_meter(target)
+        found = meter.report().totals
+        assert (found.requests, found.input_tokens, found.output_tokens, found.unpriced) == (2, 1300, 1030, 0)
+        assert (merge_ledger(source, target).entries, meter.verify().ok) == (0, True)
+
+
+def test_what_a_target_has_in_files_is_known_better_all_the_same(tmp_path, open_meter):
+    pytest.importorskip("pyarrow")
+    when = datetime(2025, 1, 10, tzinfo=UTC)
+    for name, totals, answer in (("a", (100, 150), _answer()), ("b", (120, 300), _answer(1000))):
+        meter = open_meter(f"sqlite:///{tmp_path}/{name}.db")
+        for total in totals:
+            meter.record(_session(total), provider="anthropic", endpoint="beta.sessions.retrieve", at=when)
+        meter.record(answer, provider="openai", endpoint="responses.create", at=when)
+    meter = open_meter(f"sqlite:///{tmp_path}/a.db")
+    meter.store.archives.seal("2025-01", tmp_path / "files")
+    meter.store.archives.drop()
+    assert [merge_ledger(tmp_path / "b.db", tmp_path / "a.db").entries for _ in range(2)] == [3, 0]
+    found = meter.report().totals
+    assert (found.requests, found.input_tokens, found.output_tokens, found.unpriced) == (2, 1300, 1030, 0)
+    assert meter.verify(deep=True).ok
 
 
 def test_a_stream_that_broke_off_on_one_host_gives_way_to_its_answer_on_the_other(merged, fake_provider):
