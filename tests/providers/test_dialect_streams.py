@@ -527,6 +527,81 @@ def test_all_events_of_a_stream_are_one_answer_by_hand(provider, endpoint, event
     assert (seen.response_id, seen.consumptions[0].model, "usage_unknown" in seen.flags) == ("m", "c", False)
 
 
+def _told(name, used, kind="response.completed"):
+    return {"type": kind, "response": {"id": name, "model": "c", "usage": used}}
+
+
+_USED = {"input_tokens": 9, "output_tokens": 4}
+_SPOKEN = {"type": "tokens", **_USED, "input_token_details": {"text_tokens": 9, "audio_tokens": 0}}
+_CREATED = {"type": "response.created", "response": {"id": "m", "status": "in_progress"}}
+_STEP = {"event_type": "step.delta", "delta": {"type": "text", "text": "Hi"}}
+_INTERACTION = {
+    "id": "m",
+    "model": "c",
+    "status": "completed",
+    "usage": {"total_input_tokens": 9, "total_output_tokens": 4},
+}
+
+
+@pytest.mark.parametrize(
+    ("provider", "endpoint", "events", "answers"),
+    [
+        ("openai", "responses", [_CREATED, _told("m", _USED), _CREATED, _told("n", _USED)], 2),
+        ("openai", "responses", [{"type": "response.output_text.delta", "delta": "Hi"}, _told("m", _USED)], 1),
+        (
+            "openai",
+            "realtime.connect",
+            [
+                {"type": "session.created", "session": {"id": "s"}},
+                *(_CREATED, _told("m", _USED, "response.done"), _CREATED, _told("n", _USED, "response.done")),
+            ],
+            2,
+        ),
+        (
+            "openai",
+            "audio.transcriptions",
+            [
+                {"type": "transcript.text.delta", "delta": "Hi"},
+                {"type": "transcript.text.done", "usage": _SPOKEN},
+            ],
+            1,
+        ),
+        (
+            "openai",
+            "chat.completions",
+            [
+                {"object": "chat.completion.chunk", "id": name, "model": "c", **rest}
+                for name in "mn"
+                for rest in (
+                    {"choices": [{"index": 0, "delta": {"content": "Hi"}}]},
+                    {"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 4}},
+                )
+            ],
+            2,
+        ),
+        (
+            "google",
+            "interactions.create",
+            [
+                {"event_type": "interaction.created", "interaction": {"id": "m", "status": "in_progress"}},
+                *(_STEP, {"event_type": "interaction.completed", "interaction": _INTERACTION}),
+            ],
+            1,
+        ),
+        (
+            "google",
+            "interactions.get",
+            [_STEP, _STEP, {"event_type": "interaction.completed", "interaction": _INTERACTION}],
+            1,
+        ),
+    ],
+)
+def test_streams_in_one_list_are_an_answer_each_wherever_they_begin(provider, endpoint, events, answers):
+    seen = observe(events, provider=provider, endpoint=endpoint, model="c", final_only=True)
+    assert [dict(group.usage.quantities) for group in seen.consumptions] == [{"input": 9, "output": 4}] * answers
+    assert (seen.billable, seen.flags) == (True, frozenset())
+
+
 def test_a_batch_itself_is_no_bill_by_hand():
     """Its results are; it was an unpriced call beside them."""
     batch = {"type": "message_batch", "id": "b", "processing_status": "ended", "request_counts": {"succeeded": 2}}

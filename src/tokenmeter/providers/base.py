@@ -15,7 +15,7 @@ from urllib.parse import unquote
 
 from tokenmeter.call import PlainRequest, RequestFacts
 from tokenmeter.providers.context import Context, bounded
-from tokenmeter.providers.wire import JSON, LONGEST_NAME, is_object
+from tokenmeter.providers.wire import JSON, LONGEST_NAME, is_object, text
 from tokenmeter.usage import Observation
 from tokenmeter.values import dataclass
 
@@ -244,6 +244,25 @@ class Dialect(ABC):
     def read_bounded(self, body: Any, context: Context) -> Observation:
         """As `read_body`, in so few groups and such short names that a hostile host cannot flood the ledger."""
         return bounded(self.read_body(body, context))
+
+    def begins_stream(self, event: JSON) -> bool:
+        """Whether an event may be the first of its stream, and is no whole body."""
+        return not self.beginnings.isdisjoint({text(event, "type"), text(event, "object")})
+
+    def split_streams(self, events: Sequence[Any]) -> list[list[JSON]]:
+        """The events of each stream whose events are in a list one after the other; none where the list is no such."""
+        found: list[list[JSON]] = []
+        going, known = False, None
+        for event in filter(is_object, events):
+            begins, name = self.begins_stream(event), text(event, "id") or None
+            if begins and not (going and name in {None, known or name}):
+                found.append([])
+                known = None
+            elif not found:
+                return []
+            found[-1].append(event)
+            going, known = begins, name or known
+        return found
 
     def items(self, body: Any) -> Sequence[Any]:
         """The bills in a page (`Form` ``items``), each in a shape that `read_body` knows."""

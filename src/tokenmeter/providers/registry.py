@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from tokenmeter.call import RequestFacts
 from tokenmeter.errors import PricingError
-from tokenmeter.providers.context import Context
+from tokenmeter.providers.context import Context, joined
 from tokenmeter.providers.prompts import PromptRule
 from tokenmeter.providers.wire import JSON, is_array, is_object, members, section, text, to_wire
 from tokenmeter.usage import Observation
@@ -239,11 +239,12 @@ def observe(
     if dialect_for(provider, name).named(name).operation == "count_tokens":
         return Observation(billable=False)  # a count of what was not asked
     room = _dialect_of(wire) or dialect_for(provider, name)
-    if is_array(wire) and is_object(wire[0]) and not room.beginnings.isdisjoint(_named(wire[0])):
-        reader = room.stream(provider=provider, endpoint=name, request=facts)
-        for event in filter(is_object, wire):
-            reader.feed(event)
-        return reader.observation()
+    if is_array(wire) and (streams := room.split_streams(wire)):
+        readers = [room.stream(provider=provider, endpoint=name, request=facts) for _ in streams]
+        for reader, events in zip(readers, streams, strict=True):
+            for event in events:
+                reader.feed(event)
+        return joined(reader.observation() for reader in readers)
     many = list(room.items(wire)) if room.named(endpoint).form == "items" else []
     if many:  # a batch that has its answers with it, a page
         return room.read_body(many, Context(provider, name, facts, final_only=final_only))
@@ -255,15 +256,10 @@ def _dialect_of(wire: Any) -> Dialect | None:
     """The wire format that a body names or its usage object shows, whichever door of its host it came through."""
     if not is_object(wire):
         return None
-    named, usage = _named(wire), usage_of(wire)
+    named, usage = {text(wire, "type"), text(wire, "object")}, usage_of(wire)
     rooms = [dialect(name) for name in FORMATS]
     found = next((room for room in rooms if not room.bodies.isdisjoint(named)), None)
     return found or next((room for room in rooms if not room.usages.isdisjoint(usage)), None)
-
-
-def _named(body: JSON) -> set[str | None]:
-    """What a body calls itself."""
-    return {text(body, "type"), text(body, "object")}
 
 
 def _tool_models(model: str | None, wire: Any) -> Mapping[str, str]:

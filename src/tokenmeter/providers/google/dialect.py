@@ -10,7 +10,8 @@ from tokenmeter.providers.base import Dialect, Endpoint, StreamReader
 from tokenmeter.providers.context import Context
 from tokenmeter.providers.google import bodies, requests
 from tokenmeter.providers.google.plain import PLAIN
-from tokenmeter.providers.google.streams import AnswerStream, InteractionStream
+from tokenmeter.providers.google.streams import ENDS, AnswerStream, InteractionStream
+from tokenmeter.providers.wire import JSON, text
 from tokenmeter.usage import Observation
 
 
@@ -34,6 +35,11 @@ class GoogleDialect(Dialect):
         "tunings",
         "file_search_stores",
     )
+
+    def begins_stream(self, event: JSON) -> bool:
+        """As `Dialect.begins_stream`; one that is read on from where it broke off begins anywhere before its end."""
+        kind = text(event, "event_type")
+        return kind is not None and kind not in ENDS
 
     def endpoint(self, method: str, path: str) -> Endpoint:
         """The endpoint of an HTTP method and URL path."""

@@ -10,7 +10,7 @@ from tokenmeter.providers.base import Dialect, Endpoint, StreamReader
 from tokenmeter.providers.context import Context
 from tokenmeter.providers.openai import bodies, requests, streams
 from tokenmeter.providers.openai.plain import PLAIN, PLAIN_REQUESTS
-from tokenmeter.providers.wire import section
+from tokenmeter.providers.wire import JSON, section, text
 from tokenmeter.usage import Observation
 
 #: What stands in the name of a model that does not write -> what it is called for.
@@ -26,7 +26,10 @@ class OpenAIDialect(Dialect):
 
     name = "openai"
     bodies = frozenset({"chat.completion", "chat.completion.chunk", "response", "text_completion"})
-    beginnings = frozenset({"chat.completion.chunk", "response.created"})
+    beginnings = frozenset({
+        *("chat.completion.chunk", "image_edit.partial_image", "image_generation.partial_image", "session.created"),
+        *("speech.audio.delta", "transcript.text.delta", "transcript.text.segment"),
+    })  # fmt: skip
     plain = PLAIN
     plain_requests = PLAIN_REQUESTS
     #: ``api.anthropic.com`` serves some of them too.
@@ -52,6 +55,11 @@ class OpenAIDialect(Dialect):
     usages = frozenset({"input_token_details", "output_token_details"})  # its own, and LangChain's of any model
     singular_fields = frozenset({"background", "background_options", "prompt_cache_options", "web_search_options"})
     socket_events = streams.SOCKET_EVENTS
+
+    def begins_stream(self, event: JSON) -> bool:
+        """As `Dialect.begins_stream`; a response that is read on from where it broke off begins anywhere."""
+        kind = text(event, "type") or ""
+        return super().begins_stream(event) or (kind.startswith("response.") and kind not in streams.ANSWERS)
 
     def endpoint(self, method: str, path: str) -> Endpoint:
         """The endpoint of an HTTP method and URL path."""

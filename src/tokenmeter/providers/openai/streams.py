@@ -169,6 +169,8 @@ class ChatStream:
 
 
 _TERMINAL = frozenset({"response.completed", "response.incomplete", "response.failed", "response.cancelled"})
+#: Events that hold a response which has ended, over a stream or a socket.
+ANSWERS = _TERMINAL | {"response.done"}
 _OPENING = frozenset({"response.created", "response.queued", "response.in_progress"})
 #: Deltas that are not text: base64 audio.
 _BINARY = ("response.audio.delta", "response.output_audio.delta")
@@ -345,7 +347,7 @@ def _translated(session: JSON, size: int) -> JSON:
 #: Realtime, Live and Responses connections.
 SOCKET_EVENTS = SocketEvents(
     request="response.create",
-    answers=_TERMINAL | {"response.done"},
+    answers=ANSWERS,
     asides=frozenset({"conversation.item.input_audio_transcription.completed", "decision.event", "response.event"}),
     totals=_RUNNING,
     last_totals=frozenset({"session.closed"}),
