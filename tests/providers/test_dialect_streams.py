@@ -527,6 +527,13 @@ def test_all_events_of_a_stream_are_one_answer_by_hand(provider, endpoint, event
     assert (seen.response_id, seen.consumptions[0].model, "usage_unknown" in seen.flags) == ("m", "c", False)
 
 
+_SAID = {"prompt_tokens": 9, "completion_tokens": 4}
+
+
+def _chunk(kind="chat.completion.chunk", name="m", **rest):
+    return {"object": kind, "id": name, "model": "c", **rest}
+
+
 def _told(name, used, kind="response.completed"):
     return {"type": kind, "response": {"id": name, "model": "c", "usage": used}}
 
@@ -570,15 +577,36 @@ _INTERACTION = {
             "openai",
             "chat.completions",
             [
-                {"object": "chat.completion.chunk", "id": name, "model": "c", **rest}
+                _chunk(name=name, **rest)
                 for name in "mn"
                 for rest in (
                     {"choices": [{"index": 0, "delta": {"content": "Hi"}}]},
-                    {"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 4}},
+                    {"choices": [], "usage": _SAID},
                 )
             ],
             2,
         ),
+        (
+            "openai",
+            "chat.completions",
+            [
+                {"type": "chunk", "chunk": _chunk(choices=[{"index": 0, "delta": {"content": "Hi"}}])},
+                {"type": "content.delta", "delta": "Hi", "snapshot": "Hi"},
+                {"type": "chunk", "chunk": _chunk(choices=[], usage=_SAID)},
+            ],
+            1,
+        ),
+        (
+            "openai",
+            "completions",
+            [
+                _chunk("text_completion", name, choices=choices, usage=used)
+                for name in "mn"
+                for choices, used in (([{"text": "Hi"}], None), ([], _SAID))
+            ],
+            2,
+        ),
+        ("openai", "completions", [_chunk("text_completion", None, choices=[{"text": "Hi"}], usage=_SAID)] * 2, 2),
         (
             "google",
             "interactions.create",

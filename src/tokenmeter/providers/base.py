@@ -255,7 +255,8 @@ class Dialect(ABC):
         going, known = False, None
         for event in filter(is_object, events):
             begins, name = self.begins_stream(event), text(event, "id") or None
-            if begins and not (going and name in {None, known or name}):
+            same = name == known if name and known else going
+            if begins and not same:
                 found.append([])
                 known = None
             elif not found:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from tokenmeter.call import RequestFacts
@@ -10,7 +10,7 @@ from tokenmeter.providers.base import Dialect, Endpoint, StreamReader
 from tokenmeter.providers.context import Context
 from tokenmeter.providers.openai import bodies, requests, streams
 from tokenmeter.providers.openai.plain import PLAIN, PLAIN_REQUESTS
-from tokenmeter.providers.wire import JSON, section, text
+from tokenmeter.providers.wire import JSON, is_object, section, text
 from tokenmeter.usage import Observation
 
 #: What stands in the name of a model that does not write -> what it is called for.
@@ -59,7 +59,15 @@ class OpenAIDialect(Dialect):
     def begins_stream(self, event: JSON) -> bool:
         """As `Dialect.begins_stream`; a response that is read on from where it broke off begins anywhere."""
         kind = text(event, "type") or ""
-        return super().begins_stream(event) or (kind.startswith("response.") and kind not in streams.ANSWERS)
+        if kind.startswith("response."):
+            return kind not in streams.ANSWERS
+        # A part of a completion looks like a whole one: parts of one have its id.
+        completion = text(event, "object") == "text_completion" and bool(text(event, "id"))
+        return completion or super().begins_stream(event)
+
+    def split_streams(self, events: Sequence[Any]) -> list[list[JSON]]:
+        """As `Dialect.split_streams`; the SDK's helper for chats hands out chunks in events of its own."""
+        return super().split_streams([section(one, "chunk") or one for one in events if is_object(one)])
 
     def endpoint(self, method: str, path: str) -> Endpoint:
         """The endpoint of an HTTP method and URL path."""
