@@ -550,10 +550,16 @@ _INTERACTION = {
 }
 
 
+def _ended(name):
+    return {"event_type": "interaction.completed", "interaction": {**_INTERACTION, "id": name}}
+
+
 @pytest.mark.parametrize(
     ("provider", "endpoint", "events", "answers"),
     [
         ("openai", "responses", [_CREATED, _told("m", _USED), _CREATED, _told("n", _USED)], 2),
+        ("openai", "responses", [_CREATED, _told("m", _USED), _told("n", _USED)], 2),
+        ("google", "interactions.get", [_STEP, *map(_ended, "mn")], 2),
         ("openai", "responses", [{"type": "response.output_text.delta", "delta": "Hi"}, _told("m", _USED)], 1),
         (
             "openai",
@@ -628,6 +634,12 @@ def test_streams_in_one_list_are_an_answer_each_wherever_they_begin(provider, en
     seen = observe(events, provider=provider, endpoint=endpoint, model="c", final_only=True)
     assert [dict(group.usage.quantities) for group in seen.consumptions] == [{"input": 9, "output": 4}] * answers
     assert (seen.billable, seen.flags) == (True, frozenset())
+
+
+def test_a_whole_answer_behind_a_stream_in_one_list_is_not_lost():
+    events = [_CREATED, _told("m", _USED), {"object": "response", "id": "n", "model": "c", "usage": _USED}]
+    seen = observe(events, provider="openai", endpoint="responses")
+    assert [dict(one.usage.quantities) for one in seen.consumptions if one.usage] == [{"input": 9, "output": 4}] * 2
 
 
 def test_a_batch_itself_is_no_bill_by_hand():

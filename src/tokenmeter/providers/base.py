@@ -247,22 +247,27 @@ class Dialect(ABC):
 
     def begins_stream(self, event: JSON) -> bool:
         """Whether an event may be the first of its stream, and is no whole body."""
-        return not self.beginnings.isdisjoint({text(event, "type"), text(event, "object")})
+        return not self.beginnings.isdisjoint(_names(event))
+
+    def ends_stream(self, event: JSON) -> bool:
+        """Whether an event holds all that its stream says: there is one to a stream."""
+        del event
+        return False
 
     def split_streams(self, events: Sequence[Any]) -> list[list[JSON]]:
         """The events of each stream whose events are in a list one after the other; none where the list is no such."""
         found: list[list[JSON]] = []
-        going, known = False, None
+        going, over, known = False, False, None
         for event in filter(is_object, events):
-            begins, name = self.begins_stream(event), text(event, "id") or None
+            begins, ends, name = self.begins_stream(event), self.ends_stream(event), text(event, "id") or None
             same = name == known if name and known else going
-            if begins and not same:
+            if (begins and not same) or (ends and over):
                 found.append([])
-                known = None
-            elif not found:
-                return []
+                known, over = None, False
+            elif not found or not (begins or self.bodies.isdisjoint(_names(event))):
+                return []  # each is an answer by itself
             found[-1].append(event)
-            going, known = begins, name or known
+            going, over, known = begins, over or ends, name or known
         return found
 
     def items(self, body: Any) -> Sequence[Any]:
@@ -295,6 +300,11 @@ class Dialect(ABC):
         It takes off an event what is there only because usage was asked for, and says whether nothing else was in it.
         """
         return lambda _: False
+
+
+def _names(event: JSON) -> set[str | None]:
+    """What an event or a body calls itself."""
+    return {text(event, "type"), text(event, "object")}
 
 
 @dataclass(frozen=True, slots=True)

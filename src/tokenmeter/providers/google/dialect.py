@@ -41,6 +41,10 @@ class GoogleDialect(Dialect):
         kind = text(event, "event_type")
         return kind is not None and kind not in ENDS
 
+    def ends_stream(self, event: JSON) -> bool:
+        """As `Dialect.ends_stream`."""
+        return text(event, "event_type") in ENDS
+
     def endpoint(self, method: str, path: str) -> Endpoint:
         """The endpoint of an HTTP method and URL path."""
         return requests.endpoint(method, path)

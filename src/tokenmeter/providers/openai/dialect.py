@@ -65,6 +65,10 @@ class OpenAIDialect(Dialect):
         completion = text(event, "object") == "text_completion" and bool(text(event, "id"))
         return completion or super().begins_stream(event)
 
+    def ends_stream(self, event: JSON) -> bool:
+        """As `Dialect.ends_stream`."""
+        return text(event, "type") in streams.TERMINAL
+
     def split_streams(self, events: Sequence[Any]) -> list[list[JSON]]:
         """As `Dialect.split_streams`; the SDK's helper for chats hands out chunks in events of its own."""
         return super().split_streams([section(one, "chunk") or one for one in events if is_object(one)])

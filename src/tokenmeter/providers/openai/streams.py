@@ -168,9 +168,10 @@ class ChatStream:
         return usage
 
 
-_TERMINAL = frozenset({"response.completed", "response.incomplete", "response.failed", "response.cancelled"})
+#: Events that end the stream of a response, and hold all of it.
+TERMINAL = frozenset({"response.completed", "response.incomplete", "response.failed", "response.cancelled"})
 #: Events that hold a response which has ended, over a stream or a socket.
-ANSWERS = _TERMINAL | {"response.done"}
+ANSWERS = TERMINAL | {"response.done"}
 _OPENING = frozenset({"response.created", "response.queued", "response.in_progress"})
 #: Deltas that are not text: base64 audio.
 _BINARY = ("response.audio.delta", "response.output_audio.delta")
@@ -205,7 +206,7 @@ class ResponseStream:
 
     def _take(self, event: Mapping[str, Any]) -> None:
         kind = text(event, "type")
-        if kind in _TERMINAL:
+        if kind in TERMINAL:
             self._final = self._read(event, replace(self._context, received=self._bytes))
             self._whole = section(event, "response")
         elif kind in _OPENING:
