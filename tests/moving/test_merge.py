@@ -3,6 +3,7 @@
 import json
 from datetime import UTC, datetime
 from decimal import Decimal
+from math import prod
 
 import anthropic
 import openai
@@ -254,6 +255,20 @@ def test_a_session_that_two_hosts_read_counts_what_the_later_reading_says(merged
     hosts = [_recording(*map(_session, totals), **reading) for totals in (one, other)]
     cost = Decimal(most) * 3 / 10**6 + Decimal(most // 10) * 15 / 10**6
     assert merged(*hosts) == [(1, most, most // 10, cost, 0)] * 2
+
+
+def test_what_a_session_grew_by_under_other_factors_has_lines_that_read_as_they_cost(tmp_path, open_meter):
+    reading = {"provider": "anthropic", "endpoint": "beta.sessions.retrieve"}
+    for name, multiplier, total in (("a", "1.25", 100), ("b", "0.8", 300)):
+        _recording(_session(total), **reading)(open_meter(f"sqlite:///{tmp_path}/{name}.db", multiplier=multiplier))
+    merge_ledger(tmp_path / "b.db", tmp_path / "a.db")
+    first, more = open_meter(f"sqlite:///{tmp_path}/a.db").entries()
+    assert (more.kind, more.usage.input_tokens) == ("growth", 200)
+    lines = [(line.quantity, *line.multipliers.values()) for line in more.charges if line.sku_meter == "input"]
+    assert sorted(lines) == [(-100, Decimal("1.25")), (300, Decimal("0.8"))]
+    for line in (*first.charges, *more.charges):
+        assert line.billed_cost == line.quantity * prod(line.multipliers.values(), start=line.list_unit_price), line
+    assert first.billed_cost + more.billed_cost == Decimal("0.8") * (300 * 3 + 30 * 15) / 10**6
 
 
 def test_model_requests_of_a_session_that_each_host_heard_some_of_are_counted_once(merged, fake_provider):

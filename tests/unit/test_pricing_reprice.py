@@ -5,12 +5,14 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from decimal import Decimal
+from math import prod
 
 import pytest
 
 import tokenmeter
 from tokenmeter.ledger import Entry
 from tokenmeter.money import add, total
+from tokenmeter.pricing.corrections import reversal
 from tokenmeter.providers import observe
 
 AT = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -101,6 +103,23 @@ def test_a_price_that_changes_back_is_corrected_back(store):
     meter = tokenmeter.make_meter(store=store)
     assert billed(meter) == before
     meter.close()
+
+
+def test_what_is_taken_back_under_other_factors_reads_as_it_was_billed(store):
+    for multiplier in ("1", "1.25", "1.5"):
+        meter = tokenmeter.make_meter(store=store, multiplier=multiplier)
+        if multiplier == "1":
+            first = recorded(meter)
+        else:
+            assert len(meter.reprice(changed=True, post=True)) == 1
+        corrections = [one for one in meter.entries() if one.kind == "correction"]
+        meter.close()
+    taken = reversal(first, corrections)
+    assert {tuple(line.multipliers.items()) for line in taken.charges} == {(("platform", Decimal("1.5")),)}
+    for line in (line for one in (*corrections, taken) for line in one.charges):
+        factors = prod(line.multipliers.values(), start=line.list_unit_price)
+        assert line.billed_cost == line.quantity * factors, line
+    assert add(taken.billed_cost, total(one.billed_cost for one in (first, *corrections))) == 0
 
 
 def test_only_what_was_asked_for_is_rated_again(store):

@@ -247,11 +247,12 @@ def completion(parts: Sequence[Entry], corrections: Sequence[Entry], whole: Entr
 
 
 def _standing(entries: Iterable[Entry]) -> Iterator[Charge]:
-    """The lines that are left when what corrections took back is gone."""
-    lines: dict[tuple[str | None, str, str, str | None], Charge] = {}
+    """The lines that are left when what corrections took back is gone; of one price and the same factors, one."""
+    lines: dict[tuple[object, ...], Charge] = {}
     for entry in entries:
         for charge in entry.charges:
-            key = (charge.model, charge.sku_meter, charge.role, charge.price_id)
+            price = (charge.price_id, charge.list_unit_price, *charge.multipliers.items())
+            key = (charge.model, charge.sku_meter, charge.role, *price)
             known = lines.get(key)
             lines[key] = charge if known is None else _joined(known, charge)
     return (charge for charge in lines.values() if charge.quantity)
