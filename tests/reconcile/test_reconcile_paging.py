@@ -55,10 +55,13 @@ def test_a_date_to_retry_at_is_understood():
     assert waits == [0.0]
 
 
-@pytest.mark.parametrize(("what", "begin"), [("openai costs", "sk-admin-"), ("anthropic cost_report", "sk-ant-admin")])
-def test_a_refused_key_says_which_key_reports_need(what, begin):
+@pytest.mark.parametrize(("provider", "begin"), [("openai", "sk-admin-"), ("anthropic", "sk-ant-admin")])
+def test_a_refused_key_says_which_key_reports_need(meter, provider, begin):
+    def refuse(*_, **__):
+        raise HTTPError(403)
+
     with pytest.raises(ReconciliationError, match=rf"need an admin key \({begin}\.\.\.\), which an admin"):
-        ReportPages().get(what, {}, failing(HTTPError(403)))
+        reconcile(meter.store, provider=provider, period="2026-11", source=SimpleNamespace(get=refuse))
 
 
 def test_an_answer_that_breaks_off_is_asked_for_again_and_told_if_it_stays():

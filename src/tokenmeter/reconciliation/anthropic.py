@@ -10,9 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from itertools import chain
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlencode
 
+from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import utcnow
 from tokenmeter.money import EXACT
 from tokenmeter.periods import Period, floor
@@ -30,12 +31,13 @@ from tokenmeter.reconciliation.statement import (
 )
 from tokenmeter.values import dataclass
 
-Generation = Literal["analytics", "classic"]
-ANALYTICS_GRAIN = ("model", "api_key", "project", "service_tier")
+#: Generation -> what both of its reports can be split by. The older cost report knows no keys.
+_GRAINS = {
+    "analytics": ("model", "api_key", "project", "service_tier"),
+    "classic": ("model", "project", "service_tier"),
+}
+_KEY_BEGIN = "sk-ant-admin"
 _TRAFFIC = frozenset({"tokens", "web_search", "code_execution"})
-#: The older cost report knows no keys.
-CLASSIC_GRAIN = ("model", "project", "service_tier")
-
 _CENTS = Decimal(100)
 _GROUP_BY = {"model": "model", "api_key": "api_key_id", "project": "workspace_id", "service_tier": "service_tier"}
 _LONGEST = timedelta(days=31)
@@ -49,7 +51,7 @@ def fetch(
     *,
     by: Sequence[str],
     pages: ReportPages,
-    generation: Generation,
+    reports: str | None,
     rates: ExchangeRates,
 ) -> ProviderStatement:
     """Read the organization's usage and costs.
@@ -57,11 +59,19 @@ def fetch(
     Args:
         client: An ``anthropic.Anthropic`` with an admin key.
         period: In whole UTC days.
-        by: Names of the generation's grain to split by.
+        by: Names to split by; those outside of the generation's grain are left out.
         pages: Fetches.
-        generation: Which reports.
+        reports: ``"analytics"`` or ``"classic"``; None: analytics where the SDK has it.
         rates: What other currencies are converted by.
+
+    Raises:
+        ConfigurationError: there are no such `reports`.
     """
+    usual = "analytics" if hasattr(getattr(client, "beta", None), "organization") else "classic"
+    generation = reports or usual
+    if generation not in _GRAINS:
+        raise ConfigurationError(f"reports= is 'analytics' or 'classic', not {reports!r}.")
+    by = [name for name in by if name in _GRAINS[generation]]
     fields = [_GROUP_BY[name] for name in by]
     seen = _Seen(set())
     rows = ReportRows(period)
@@ -160,7 +170,7 @@ def _analytics(
         "limit": _ITEMS,
     }
     method = getattr(client.beta.organization.analytics, report).list
-    for page in pages.walk(f"anthropic analytics {report}", given, lambda asked: method(**asked)):
+    for page in pages.walk(f"anthropic analytics {report}", given, lambda asked: method(**asked), key_begin=_KEY_BEGIN):
         seen.begins |= _begins(page["data"])
         if (refreshed := page.get("data_refreshed_at")) is not None:
             seen.watermark = _instant(refreshed)
@@ -184,7 +194,7 @@ def _classic(
     def ask(asked: Mapping[str, Any]) -> Any:
         return client.get(f"{_PATH}/{path}?{urlencode(asked, doseq=True)}", cast_to=object)
 
-    for page in pages.walk(f"anthropic {path}", given, ask):
+    for page in pages.walk(f"anthropic {path}", given, ask, key_begin=_KEY_BEGIN):
         seen.begins |= _begins(page["data"])
         yield [(_instant(day["starting_at"]).date(), row) for day in page["data"] for row in day["results"] or ()]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
+from functools import partial
 from typing import Any
 from urllib.parse import urlencode
 
@@ -22,6 +23,7 @@ from tokenmeter.reconciliation.statement import (
 
 #: What costs and usage can both be split by. Costs know no service tier.
 GRAIN = ("model", "api_key", "project")
+_KEY_BEGIN = "sk-admin-"
 #: Reports that count tokens. The others count images, seconds or calls, which only money can be compared with.
 _COUNTED = ("completions", "embeddings", "moderations")
 _TOKENLESS = ("images.", "audio.", "videos", "fine_tuning", "decisions")
@@ -38,10 +40,11 @@ def fetch(
     Args:
         client: An ``openai.OpenAI`` with an admin key.
         period: In whole UTC days.
-        by: Names of `GRAIN` to split by.
+        by: Names to split by; those outside of `GRAIN` are left out.
         pages: Fetches.
         rates: What other currencies are converted by.
     """
+    by = [name for name in by if name in GRAIN]
     asked = {"start_time": int(period.start.timestamp()), "end_time": int(period.end.timestamp()), "bucket_width": "1d"}
     fields = [_GROUP_BY[name] for name in by]
     usage: list[UsageLine] = []
@@ -120,7 +123,8 @@ def _results(
     client: Any, report: str, parameters: Mapping[str, Any], pages: ReportPages, begins: set[time]
 ) -> Iterator[Iterator[tuple[date, dict[str, Any]]]]:
     """The rows of each page of a report with their day; when its days begin is added to `begins`."""
-    for page in pages.walk(f"openai {report}", parameters, lambda given: _ask(client, report, given)):
+    ask = partial(_ask, client, report)
+    for page in pages.walk(f"openai {report}", parameters, ask, key_begin=_KEY_BEGIN):
         yield _rows_of(page, begins)
 
 

@@ -33,7 +33,6 @@ _LONGEST_WAIT = 120.0
 _LONGEST_ANSWER = 300
 _TRY_AGAIN = frozenset({408, 409, 429, 500, 502, 503, 504, 529})
 _REDIRECTS = range(300, 400)
-_ADMIN_KEYS = {"openai": "sk-admin-", "anthropic": "sk-ant-admin"}
 _MOST_HOPS = 5
 #: Pages without anything that may follow each other; a month has 31 days.
 _MOST_EMPTY = 100
@@ -113,13 +112,16 @@ class ReportPages:
                 if isinstance(row, dict) and {"key", "page"} <= row.keys():
                     yield str(row["key"]), str(row["page"])  # pyright: ignore[reportUnknownArgumentType]
 
-    def get(self, what: str, parameters: Mapping[str, Any], fetch: Callable[[], Any]) -> dict[str, Any]:
+    def get(
+        self, what: str, parameters: Mapping[str, Any], fetch: Callable[[], Any], *, key_begin: str | None = None
+    ) -> dict[str, Any]:
         """One page as plain values; numbers with a point are `Decimal`. One that is not as it should be is not kept.
 
         Args:
             what: Which report.
             parameters: What is asked for, the page among it.
             fetch: Asks for it.
+            key_begin: How the provider's admin keys begin, for who gave another.
 
         Raises:
             ReconciliationError: the provider keeps refusing; its error is the cause.
@@ -128,7 +130,7 @@ class ReportPages:
         text = self._known.get(key)
         known = text is not None
         if text is None:
-            text = _as_json(self._patiently(what, fetch))
+            text = _as_json(self._patiently(what, fetch, key_begin))
         page = _page(what, text)
         if not known:
             self._remember(key, text)
@@ -138,7 +140,7 @@ class ReportPages:
         return page
 
     def walk(
-        self, what: str, parameters: Mapping[str, Any], ask: Callable[[Mapping[str, Any]], Any]
+        self, what: str, parameters: Mapping[str, Any], ask: Callable[[Mapping[str, Any]], Any], *, key_begin: str
     ) -> Iterator[dict[str, Any]]:
         """The pages of a report, to its end.
 
@@ -146,6 +148,7 @@ class ReportPages:
             what: Which report.
             parameters: What is asked for.
             ask: Asks for a page, by the parameters with the page's token among them.
+            key_begin: As for `get`.
 
         Raises:
             ReconciliationError: as `get`; or there is said to be more, but not where; or a page is given again, or the
@@ -154,7 +157,7 @@ class ReportPages:
         tokens, contents = set[str](), set[bytes]()
         given, empty, began = dict(parameters), 0, time.monotonic()
         for _ in range(_MOST_PAGES):
-            page = self.get(what, given, partial(ask, given))
+            page = self.get(what, given, partial(ask, given), key_begin=key_begin)
             content = sha256(json.dumps(page["data"], sort_keys=True, default=str).encode()).digest()
             empty = 0 if page["data"] else empty + 1
             if empty > _MOST_EMPTY or (page["data"] and content in contents):
@@ -178,16 +181,17 @@ class ReportPages:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"key": key, "page": text}) + "\n")
 
-    def _patiently(self, what: str, fetch: Callable[[], Any]) -> Any:
+    def _patiently(self, what: str, fetch: Callable[[], Any], key_begin: str | None) -> Any:
         for attempt in range(_ATTEMPTS):
             try:
                 return wait_for(lambda _: fetch(), _LONGEST_ANSWER)
             except Exception as error:
                 status = getattr(error, "status_code", None)
                 if status in {401, 403}:
+                    admin = "an admin key" if key_begin is None else f"an admin key ({key_begin}...)"
                     raise ReconciliationError(
-                        f"The provider refused to show {what} (HTTP {status}): its reports need an admin key"
-                        f"{_name_key(what)}, which an administrator of the organization makes. {error}"
+                        f"The provider refused to show {what} (HTTP {status}): its reports need {admin}, which an "
+                        f"administrator of the organization makes. {error}"
                     ) from error
                 if status is not None and status in _REDIRECTS:
                     to = getattr(getattr(error, "response", None), "headers", {}).get("location")
@@ -205,11 +209,6 @@ class ReportPages:
                     raise ReconciliationError(f"The provider {how}; nothing was compared. {error}") from error
                 self._sleep(_wait(error, attempt))
         raise AssertionError("unreachable")
-
-
-def _name_key(what: str) -> str:
-    """How admin keys of the provider whose report it is begin."""
-    return next((f" ({begin}...)" for who, begin in _ADMIN_KEYS.items() if what.startswith(who)), "")
 
 
 def _page(what: str, text: str) -> dict[str, Any]:

@@ -333,17 +333,9 @@ def _fetched(
     pages: ReportPages,
 ) -> ProviderStatement:
     if provider == "openai":
-        return openai.fetch(source, period, by=_known(by, openai.GRAIN), pages=pages, rates=rates)
+        return openai.fetch(source, period, by=by, pages=pages, rates=rates)
     if provider == "anthropic":
-        analytics = hasattr(getattr(source, "beta", None), "organization")
-        generation = reports or ("analytics" if analytics else "classic")
-        if generation == "analytics":
-            grain = _known(by, anthropic.ANALYTICS_GRAIN)
-            return anthropic.fetch(source, period, by=grain, pages=pages, generation="analytics", rates=rates)
-        if generation == "classic":
-            grain = _known(by, anthropic.CLASSIC_GRAIN)
-            return anthropic.fetch(source, period, by=grain, pages=pages, generation="classic", rates=rates)
-        raise ConfigurationError(f"reports= is 'analytics' or 'classic', not {reports!r}.")
+        return anthropic.fetch(source, period, by=by, pages=pages, reports=reports, rates=rates)
     raise ConfigurationError(
         f"Only openai and anthropic have reports that can be fetched; for {provider!r} give a CSV file as source=."
     )
@@ -363,10 +355,6 @@ def _paths(source: Any) -> list[Path]:
         raise ConfigurationError(
             f"source= is a client, or names CSV files, not {shown(cast('object', source))}."
         ) from None
-
-
-def _known(by: Sequence[str], grain: Iterable[str]) -> tuple[str, ...]:
-    return tuple(name for name in by if name in grain)
 
 
 def _totals(sides: Iterable[Side], statement: ProviderStatement) -> SideTotals:
