@@ -411,8 +411,8 @@ class TestHolds:
         assert (balance.spent, balance.reserved) == (10, 0)
         assert meter.sweep(utcnow() + timedelta(seconds=11)) == 0
 
-    @pytest.mark.parametrize("endpoint", ["images.generate", "models.generate_images"])
-    def test_an_expired_hold_for_a_picture_counts_what_was_held(self, metered, store, endpoint):
+    @pytest.mark.parametrize("endpoint", ["images.generate", "models.generate_images", "/v1/new/thing"])
+    def test_an_expired_hold_for_what_may_be_no_words_counts_what_was_held(self, metered, store, endpoint):
         """Its prompt is no estimate of what it cost."""
         meter = metered(Budget(limit_usd=900, unbounded="expected"), hold_seconds=10)
         drawn = meter.authorize(replace(a_call(size=40), endpoint=endpoint))

@@ -545,6 +545,14 @@ def test_a_body_that_says_nothing_is_no_free_answer_wherever_it_is_read(room):
             assert not seen.flags.isdisjoint({"usage_unknown", "not_final"}), (endpoint, body)
 
 
+@pytest.mark.parametrize("room", FORMATS)
+@pytest.mark.parametrize("body", [None, {}, {"id": "r", "model": "m", "data": "AAAA"}, "<html>"])
+def test_what_an_endpoint_was_given_that_nobody_described_is_no_prompt(room, body):
+    """One room estimated it from the length of the request, another said that nobody knows."""
+    seen = read("/v1/new/thing", body, provider=room)
+    assert ("usage_unknown" in seen.flags, bool(seen.usage), seen.billable) == (True, False, True)
+
+
 @pytest.mark.parametrize("body", ["", "<html>", None, []])
 @pytest.mark.parametrize("endpoint", ["models.edit_image", "models.generate_videos", "live.music", "caches.get"])
 def test_what_is_not_made_in_words_is_not_estimated_in_words(endpoint, body):

@@ -80,7 +80,8 @@ def unanswered(call: Call, at: datetime) -> Entry:
 def observation_of(entry: Entry) -> Observation:
     """What an `unanswered` entry says of its prompt, and of what came back, to be rated.
 
-    That is no estimate of the bill where the endpoint does not sell words: of a picture, or of a sound.
+    That is no estimate of the bill where the endpoint does not sell words, of a picture or of a sound, nor where nobody
+    knows what it sells, unless words of its answer came.
     """
     consumption = Consumption(
         model=entry.request_model,
@@ -89,7 +90,7 @@ def observation_of(entry: Entry) -> Observation:
         prompt_tokens=entry.usage.input_tokens,
     )
     flags, room = frozenset(entry.flags), dialect_for(entry.provider, entry.endpoint)
-    if room.named(entry.endpoint).kind == "billed":
+    if room.named(entry.endpoint).billed and not entry.usage.output_tokens:
         words = RequestFacts(model=entry.request_model, input_bytes=1)
         flags |= room.read(None, provider=entry.provider, endpoint=entry.endpoint, request=words).flags & _UNKNOWN
     return Observation(consumptions=(consumption,), flags=flags)

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tokenmeter.dimensions import TOKEN_METERS
+from tokenmeter.providers.anthropic.requests import ROUTES
 from tokenmeter.providers.anthropic.usage import exclusive
 from tokenmeter.providers.context import Context, billed_tier, joined, observation, pending, supplied_cost, unknown
 from tokenmeter.providers.readings import BOTH_SIDES, NO_FLAGS, Reading, worked
@@ -52,7 +53,12 @@ def _reader(body: JSON, context: Context) -> _Reader:
         return other_event if ".events" in context.endpoint else session
     if context.endpoint.startswith("beta.dreams"):
         return dream
-    return message
+    return message if body.get("content") or ROUTES.named(context.endpoint) else _any
+
+
+def _any(body: JSON, context: Context) -> Observation:
+    """A body of an endpoint nobody described: familiar usage in it counts, and what the call was given is no prompt."""
+    return message(body, replace(context, request=replace(context.request, input_bytes=0, image_count=0), received=0))
 
 
 def batch_line(body: JSON, context: Context) -> Observation:
