@@ -21,8 +21,7 @@ from tokenmeter.errors import ConfigurationError, shown
 from tokenmeter.money import ZERO, add, to_dollars, to_picodollars
 from tokenmeter.places import is_waited_for, place_in_code, say_place
 from tokenmeter.processes import is_on_event_loop, make_lock, run_alone
-from tokenmeter.running import SCOPES, decorate, runner_of
-from tokenmeter.strays import STRAYS, this_thread
+from tokenmeter.running import SCOPES, STRAYS, decorate, runner_of, this_thread
 from tokenmeter.texts import check_text
 from tokenmeter.values import dataclass
 

@@ -53,8 +53,8 @@ def load(configured, monkeypatch, request):
 @pytest.fixture
 def warnings(caplog, monkeypatch):
     """What tokenmeter had to say."""
-    monkeypatch.setattr("tokenmeter.strays.STRAYS.told", set())
-    monkeypatch.setattr("tokenmeter.strays.STRAYS.empty", None)
+    monkeypatch.setattr("tokenmeter.running.STRAYS.told", set())
+    monkeypatch.setattr("tokenmeter.running.STRAYS.empty", None)
     caplog.set_level(logging.WARNING, "tokenmeter")
     return caplog
 

@@ -11,7 +11,7 @@ import pytest
 
 from tokenmeter.call import RequestFacts
 from tokenmeter.providers import dialect_for
-from tokenmeter.providers.openai.plain import PLAIN
+from tokenmeter.providers.openai.dialect import PLAIN
 
 _CASES = tomllib.loads((Path(__file__).parent / "golden" / "reports.toml").read_text(encoding="utf-8"))["case"]
 COMPOUND = json.loads(next(case["body"] for case in _CASES if case["name"].startswith("groq: a compound")))

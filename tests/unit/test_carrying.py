@@ -219,8 +219,8 @@ class TestHeaders:
 class TestBlocksThatDidNotReach:
     @pytest.fixture(autouse=True)
     def heard(self, caplog, monkeypatch):
-        monkeypatch.setattr("tokenmeter.strays.STRAYS.told", set())
-        monkeypatch.setattr("tokenmeter.strays.STRAYS.empty", None)
+        monkeypatch.setattr("tokenmeter.running.STRAYS.told", set())
+        monkeypatch.setattr("tokenmeter.running.STRAYS.empty", None)
         caplog.set_level(logging.WARNING, "tokenmeter")
         return caplog
 

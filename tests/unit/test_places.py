@@ -23,7 +23,7 @@ BY_HAND = {"provider": "openai", "endpoint": "chat.completions"}
 @pytest.fixture(autouse=True)
 def _no_block_before(monkeypatch):
     """The last block of another test does not miss a call of this one."""
-    monkeypatch.setattr("tokenmeter.strays.STRAYS.empty", None)
+    monkeypatch.setattr("tokenmeter.running.STRAYS.empty", None)
 
 
 @pytest.fixture

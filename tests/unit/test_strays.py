@@ -11,7 +11,7 @@ import pytest
 
 import tokenmeter
 from tokenmeter import attribute, carry
-from tokenmeter.strays import Strays
+from tokenmeter.running import Strays
 
 QUESTION = {"model": "gpt-5-mini", "messages": [{"role": "user", "content": "Hi"}]}
 
@@ -20,7 +20,7 @@ QUESTION = {"model": "gpt-5-mini", "messages": [{"role": "user", "content": "Hi"
 def heard(caplog, monkeypatch):
     """What is said, by a process that has said nothing and whose threads have opened no block yet."""
     fresh = Strays()
-    for module in ("strays", "attribution"):
+    for module in ("running", "attribution"):
         monkeypatch.setattr(f"tokenmeter.{module}.STRAYS", fresh)
     caplog.set_level(logging.WARNING, "tokenmeter")
     return caplog
@@ -183,7 +183,7 @@ async def test_nothing_is_said_of_calls_that_nobody_in_a_block_waits_for(heard, 
 
 
 def test_the_search_ends_after_many_calls_that_nobody_waits_for(heard, call, pool, monkeypatch):
-    from tokenmeter.strays import STRAYS
+    from tokenmeter.running import STRAYS
 
     with attribute(member="ada"):
         pass

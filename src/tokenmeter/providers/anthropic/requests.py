@@ -9,7 +9,6 @@ from functools import lru_cache
 from typing import Any
 
 from tokenmeter.call import Picture, RequestFacts
-from tokenmeter.providers.anthropic.plain import BARE
 from tokenmeter.providers.base import Endpoint, Routes, bare_path
 from tokenmeter.providers.prompts import (
     NO_TOOLS,
@@ -30,6 +29,13 @@ _KNOBS = frozenset({
     *("metadata", "service_tier", "thinking", "tool_choice", "speed", "inference_geo", "cache_control", "container"),
     *("context_management", "mcp_servers", "fallbacks"),
 })  # fmt: skip
+#: Fields that say nothing of the prompt, or of how much may be answered, beyond what is read here.
+PLAIN_FIELDS = frozenset({
+    *("model", "messages", "system", "max_tokens", "temperature", "top_p", "top_k", "stream", "stop_sequences"),
+    *("metadata", "service_tier", "thinking", "tools", "tool_choice"),
+})  # fmt: skip
+#: A request of no others has nothing put before its prompt: it offers no tools, and asks for no form of the answer.
+BARE = PLAIN_FIELDS - {"tools", "tool_choice", "thinking"} | {"cache_control", "inference_geo", "speed"}
 #: Tools that the caller runs; any other, but for those without a type, is the provider's own.
 _CALLERS_TOOLS = ("custom", "computer_", "text_editor_", "bash_", "memory_", "browser_", "advisor_")
 _COMPACTION = "compact"
