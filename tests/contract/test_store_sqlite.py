@@ -721,6 +721,19 @@ class TestTail:
         assert len(segments(path)) == 1
         idle.close()
 
+    def test_counters_are_counted_again_beside_a_segment_that_stays(
+        self, store, path, make_entry, make_key, monkeypatch
+    ):
+        monkeypatch.setattr(writer, "SEGMENT_BYTES", 2048)
+        idle = SQLiteStore(path)
+        idle.settle(make_entry())
+        for _ in range(20):
+            store.settle(make_entry())
+        store.recount(lambda: {make_key(): (len(list(store.entries())), None)})
+        assert store.counters([make_key()])[make_key()] == Counter(21, 0)
+        assert len(segments(path)) == 2
+        idle.close()
+
     def test_a_record_that_no_fold_can_read_is_put_aside_and_told(self, store, path, make_entry):
         store.journal.append(b'{"format":1,"record":"entry","id":"x"}')
         entry = make_entry()

@@ -192,6 +192,8 @@ class Database:
 
         def work(deadline: float) -> bool:
             session = self._session(deadline)
+            if session.connection.in_transaction:  # further up in this thread, whose lock is not given back here
+                return False
             self._take_lock(deadline)
             try:
                 if session.moved():
