@@ -16,7 +16,8 @@ from tokenmeter.budgets import Balance, Budget, Change, Grant
 from tokenmeter.budgets.policy import Unit
 from tokenmeter.budgets.status import check_scope
 from tokenmeter.budgets.wording import in_words, list_differences
-from tokenmeter.cli.frame import HEADINGS, Exit, Frame, Group, app, command, emit, out, show_table
+from tokenmeter.cli.app import Exit, Group, app, out
+from tokenmeter.cli.frame import Frame, command, emit, show_table
 from tokenmeter.cli.options import TzOption
 from tokenmeter.config import load_settings
 from tokenmeter.display import share, unit_amount, visible
@@ -29,7 +30,7 @@ _NEARLY = Decimal("0.8")
 
 
 budgets_app = typer.Typer(cls=Group, help="Caps: where they stand, what they are, and who changed them.")
-app.add_typer(budgets_app, name="budgets", rich_help_panel=HEADINGS["accounts"])
+app.add_typer(budgets_app, name="budgets")
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The budget's name.", show_default=False)]
 ByOption = Annotated[

@@ -1,44 +1,146 @@
-"""The command line as a whole: every command, in the order in which ``tokenmeter --help`` lists them."""
+"""The command line as a whole: which commands there are, and how a command line begins and ends.
+
+A command's module is loaded when it is named, and all of them by who asks ``tokenmeter --help`` for the list.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from enum import IntEnum
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from typer.core import TyperCommand, TyperGroup
 
 import tokenmeter
-from tokenmeter.cli import (
-    accounts,
-    care,
-    configuration,
-    copies,
-    dashboard,
-    database,
-    finance,
-    importing,
-    invoicing,
-    prices,
-    reading,
-    reconciling,
-)
-from tokenmeter.cli.frame import HEADINGS, app, run
+from tokenmeter.dimensions import DIMENSIONS
+from tokenmeter.errors import BudgetExceededError, ConfigurationError, StoreError, TokenmeterError
 
-__all__ = ["COMMANDS", "app", "run"]
+#: Module -> the heading under which `tokenmeter --help` lists what it has, and the commands and groups of commands.
+COMMANDS = {
+    "reading": ("Read", ("report", "entries", "tail", "export")),
+    "importing": ("Read", ("import", "record")),
+    "dashboard": ("Read", ("dashboard", "mcp")),
+    "accounts": ("Budgets", ("budgets", "remaining", "raise")),
+    "prices": ("Prices", ("prices", "estimate")),
+    "configuration": ("Care", ("init", "config")),
+    "care": ("Care", ("doctor", "verify", "checkpoint", "audit", "reprice")),
+    "database": ("Care", ("sql", "erase")),
+    "copies": ("Care", ("db", "archive")),
+    "finance": ("Month end", ("period", "invoice", "statement", "journal", "handover")),
+    "reconciling": ("Month end", ("reconcile", "quotas")),
+}
 
-#: Every module of commands; importing one registers what it has with `tokenmeter.cli.frame.command`.
-COMMANDS = (
-    reading,
-    accounts,
-    prices,
-    care,
-    configuration,
-    importing,
-    database,
-    copies,
-    dashboard,
-    invoicing,
-    finance,
-    reconciling,
+
+class Exit(IntEnum):
+    """Exit codes, documented in docs/reference/cli.md."""
+
+    OK = 0
+    FOUND = 1  # the command did its work and found something wrong
+    USAGE = 2  # wrong arguments or settings
+    STORE = 3  # the ledger cannot be reached, read or written
+    LEDGER = 4  # its content, or a price, does not permit this
+    BUDGET = 5  # a budget is exhausted
+    UNKNOWN = 6  # whether one is cannot be said here
+
+
+if not os.environ.get("COLUMNS", "").strip("0"):  # a terminal that does not know its width: rich would print nothing
+    os.environ.pop("COLUMNS", None)
+#: Results go here. A name such as ``:key:`` is a name, not an emoji.
+out = Console(highlight=False, soft_wrap=True, emoji=False)
+#: Progress and errors go here, so that results can be piped.
+progress_out = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+
+#: An unknown option or command, a missing argument: click's class, which some releases of typer keep to themselves.
+_UsageError: Any = typer.BadParameter.__bases__[0]
+
+
+class Command(TyperCommand):
+    """A command that says how a dimension's value is written, to who took the dimension for an option."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As typer's."""
+        given = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except _UsageError as error:
+            option = getattr(error, "option_name", None)
+            if option is None and "unexpected extra argument" not in error.message:  # what it has was not given right
+                raise
+            pairs = [f"{option[2:].replace('-', '_')}=VALUE"] if option else [one for one in given if "=" in one]
+            pair = next((one for one in pairs if one.partition("=")[0] in DIMENSIONS), None)
+            if pair and (way := self._write_pair(pair)):
+                error.possibilities = None
+                error.message = f"{error.message.rstrip('.')}. Write {way}."
+            raise
+
+    def _write_pair(self, pair: str) -> str | None:
+        if any(one.name == "where" for one in self.params):
+            return f"--where {pair}"
+        takes = any(one.nargs == -1 and "FIELD=VALUE" in f"{one.metavar}{vars(one).get('help')}" for one in self.params)
+        return f"{pair} without dashes" if takes else None
+
+
+class Group(TyperGroup):
+    """Commands under one name; to who asks for another it says which there are."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """As typer's."""
+        try:
+            return super().resolve_command(ctx, args)
+        except _UsageError as error:
+            if ctx.parent is not None and "Did you mean" not in error.message:
+                alone = f"{ctx.command_path} alone, and " if self.invoke_without_command else ""
+                error.message = f"{error.message.rstrip('.')}. There are {alone}{', '.join(self.commands)}."
+            raise
+
+
+class LateCommands(Mapping[str, Any]):
+    """Every command by its name, made when it is asked for."""
+
+    def __init__(self) -> None:
+        self._places = {name: (module, heading) for module, (heading, has) in COMMANDS.items() for name in has}
+
+    def __getitem__(self, name: str) -> Any:
+        module, heading = self._places[name]
+        import_module(f"tokenmeter.cli.{module}")  # registers what it has
+        alone = typer.Typer()
+        alone.registered_commands = [one for one in app.registered_commands if one.name == name]
+        alone.registered_groups = [one for one in app.registered_groups if one.name == name]
+        made: Any = typer.main.get_group(alone).commands[name]
+        made.rich_help_panel = heading
+        return made
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+class Root(Group):
+    """What `tokenmeter` alone is."""
+
+    def __init__(self, **named: Any) -> None:
+        super().__init__(**named)
+        self.commands: Any = LateCommands()
+
+
+app = typer.Typer(
+    cls=Root,
+    name="tokenmeter",
+    help="Reads and looks after the ledger of your OpenAI, Anthropic and Gemini usage.",
+    epilog="Exit codes: 0 done, 1 found something wrong, 2 wrong arguments or settings, 3 ledger out of reach, "
+    "4 refused by the ledger or the price list, 5 budget exhausted.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
 )
 
 
@@ -57,10 +159,58 @@ def main(
     """Reads and looks after the ledger of your OpenAI, Anthropic and Gemini usage."""
 
 
-app.add_typer(prices.app, name="prices", rich_help_panel=HEADINGS["prices"])
-app.add_typer(configuration.config_app, name="config", rich_help_panel=HEADINGS["configuration"])
-app.add_typer(copies.archive_app, name="archive", rich_help_panel=HEADINGS["copies"])
-app.add_typer(database.app, name="db", rich_help_panel=HEADINGS["database"])
-app.add_typer(finance.period_app, name="period", rich_help_panel=HEADINGS["finance"])
-app.add_typer(invoicing.invoice_app, name="invoice", rich_help_panel=HEADINGS["invoicing"])
-app.registered_commands.sort(key=lambda one: list(dict.fromkeys(HEADINGS.values())).index(str(one.rich_help_panel)))
+def run(arguments: Sequence[str] | None = None) -> None:
+    """Run a command line and end the process; an error of tokenmeter's is said in words, without a traceback."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    for name in ("stdout", "stderr"):  # None where it was closed before the process began
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+    for stream in (sys.stdout, sys.stderr):  # what it cannot say is shown as ?, rather than ending the command
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    as_json = "--json" in given
+    try:
+        try:
+            # With --json typer's own errors come up to here as well, to be said as JSON.
+            sys.exit(app(given, prog_name="tokenmeter", standalone_mode=not as_json))
+        finally:
+            sys.stdout.flush()  # what cannot be written is told here, and not when the interpreter ends
+    except BrokenPipeError:  # whoever read has seen enough
+        _leave_output()
+        sys.exit(Exit.FOUND)
+    except TokenmeterError as error:
+        sys.exit(fail(error, as_json=as_json))
+    except _UsageError as error:  # without JSON typer shows it itself
+        sys.exit(fail(ConfigurationError(error.format_message()), as_json=as_json))
+    except OSError as error:  # a full disk behind standard output, a file that may not be read
+        reason = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
+        _leave_output()
+        sys.exit(fail(ConfigurationError(f"The system refuses: {reason}."), as_json=as_json))
+
+
+def _leave_output() -> None:
+    """Where standard output cannot be written, nobody tries again; else what it holds is written."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with suppress(OSError):  # no file of the system's
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def code_of(error: TokenmeterError) -> Exit:
+    """The exit code an error ends the process with."""
+    if isinstance(error, ConfigurationError):
+        return Exit.USAGE
+    if isinstance(error, StoreError):
+        return Exit.STORE
+    return Exit.BUDGET if isinstance(error, BudgetExceededError) else Exit.LEDGER
+
+
+def fail(error: TokenmeterError, *, as_json: bool) -> Exit:
+    """Say on standard error what went wrong."""
+    if as_json:
+        sys.stderr.write(json.dumps({"error": type(error).__name__, "message": str(error)}, ensure_ascii=False) + "\n")
+    else:
+        progress_out.print(f"[bold red]{type(error).__name__}[/]", end=": ")
+        progress_out.print(str(error), markup=False)
+    return code_of(error)

@@ -14,8 +14,9 @@ import typer
 from rich.markup import escape
 
 import tokenmeter
+from tokenmeter.cli.app import Exit, app, out
 from tokenmeter.cli.configuration import unknown_names, unset_keys
-from tokenmeter.cli.frame import Exit, Frame, app, command, emit, out, show_progress, show_table
+from tokenmeter.cli.frame import Frame, command, emit, show_progress, show_table
 from tokenmeter.cli.options import SelectionOptions
 from tokenmeter.display import counted, visible
 from tokenmeter.errors import ConfigurationError, StoreUnavailableError

@@ -7,10 +7,7 @@ import json
 import os
 import re
 import secrets
-import select
 import signal
-import sys
-import threading
 import tomllib
 import webbrowser
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -20,7 +17,8 @@ from typing import Annotated, Any, cast
 import typer
 
 import tokenmeter
-from tokenmeter.cli.frame import HEADINGS, Exit, Frame, Group, app, command, emit, out, show_table
+from tokenmeter.cli.app import Group, app, out
+from tokenmeter.cli.frame import Frame, command, emit, ended_by_hanging_up, show_table
 from tokenmeter.config import load_settings
 from tokenmeter.display import visible
 from tokenmeter.errors import ConfigurationError
@@ -34,7 +32,7 @@ _VARIABLE = "TOKENMETER_DASHBOARD_TOKEN"
 dashboard_app = typer.Typer(cls=Group, help="The ledger as web pages and as an API; who may see what of it.")
 token_app = typer.Typer(cls=Group, help="Who may see what.", no_args_is_help=True)
 dashboard_app.add_typer(token_app, name="token")
-app.add_typer(dashboard_app, name="dashboard", rich_help_panel=HEADINGS["dashboard"])
+app.add_typer(dashboard_app, name="dashboard")
 
 OnlyOption = Annotated[
     list[str] | None,
@@ -317,7 +315,7 @@ def mcp(frame: Frame, *, only: OnlyOption = None) -> None:
             raise
         raise ConfigurationError("This needs the extra 'mcp': pip install 'tokenmeter-sdk[mcp]'.") from error
     scope = _parse_scope(only or ())
-    with frame.meter() as meter, _ended_by_interrupt(), _ended_by_hanging_up():
+    with frame.meter() as meter, _ended_by_interrupt(), ended_by_hanging_up():
         try:
             make_server(look_through(meter, scope), version=tokenmeter.__version__).run("stdio")
         except Exception as failed:  # noqa: BLE001 - raised again
@@ -337,29 +335,6 @@ def _ended_by_interrupt() -> Generator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-@contextlib.contextmanager
-def _ended_by_hanging_up() -> Generator[None]:
-    """End the process once nobody can hear its answers: a question that still may come would be waited for."""
-    over = threading.Event()
-
-    def watch(output: int) -> None:
-        heard = select.poll()
-        heard.register(output, 0)  # hearing that the other end is closed needs no asking
-        while not over.is_set():
-            if heard.poll(1000):
-                os._exit(Exit.FOUND)
-        os.close(output)
-
-    if hasattr(select, "poll"):  # not on Windows
-        with contextlib.suppress(OSError):  # an output that is no file of the system's is nobody's to close
-            # The server puts its own file in the place of standard output while it runs.
-            threading.Thread(target=watch, args=(os.dup(sys.stdout.fileno()),), daemon=True).start()
-    try:
-        yield
-    finally:
-        over.set()
 
 
 def _parse_scope(only: Sequence[str]) -> AccessScope:

@@ -14,8 +14,9 @@ import typer
 from rich.markup import escape
 
 from tokenmeter import erasing
-from tokenmeter.cli.frame import Exit, Frame, Group, command, emit, out, progress_out, show_progress, show_table
-from tokenmeter.cli.frame import app as main
+from tokenmeter.cli.app import Exit, Group, out, progress_out
+from tokenmeter.cli.app import app as main
+from tokenmeter.cli.frame import Frame, command, emit, show_progress, show_table
 from tokenmeter.dimensions import WHO
 from tokenmeter.display import counted, number_text, visible
 from tokenmeter.errors import ConfigurationError
@@ -25,6 +26,7 @@ from tokenmeter.stores.base import Store, SumsDifference
 from tokenmeter.stores.sqlite.database import sqlite3
 
 app = typer.Typer(cls=Group, help="Set up, back up and move a ledger.", no_args_is_help=True)
+main.add_typer(app, name="db")
 
 UrlArgument = Annotated[
     str | None, typer.Argument(help="postgresql://...; default: the store of the settings.", show_default=False)

@@ -24,7 +24,8 @@ from tokenmeter.billing import (
 )
 from tokenmeter.billing.period import zone_of_books
 from tokenmeter.billing.rated import check_dimensions
-from tokenmeter.cli.frame import Exit, Frame, Group, app, command, emit, out, progress_out, show_table
+from tokenmeter.cli.app import Exit, Group, app, out, progress_out
+from tokenmeter.cli.frame import Frame, command, emit, show_table
 from tokenmeter.cli.invoicing import STDOUT, Actor, Day, books_zone, invoice_app, write_document, write_file
 from tokenmeter.cli.options import BillPeriod, BooksTzOption, parse_account, parse_pairs
 from tokenmeter.errors import ConfigurationError
@@ -211,6 +212,7 @@ def _make_target(name: str, event: str) -> StripeMeters | Lago | OpenMeter:
 
 
 period_app = typer.Typer(cls=Group, help="Close months, and see which are closed.", no_args_is_help=True)
+app.add_typer(period_app, name="period")
 
 Period = Annotated[str, typer.Argument(help="2026-11, 2026-Q4, last-month, ...")]
 

@@ -1,4 +1,4 @@
-"""What every command has in common: where the ledger and the settings are, JSON or words, and how errors end it.
+"""What every command has in common: where the ledger and the settings are, and JSON, words or tables.
 
 A command is a function that takes a `Frame` first and its own options after it. `command` registers it, and gives it
 ``--store``, ``--config`` and ``--json``. Options that several commands share are a dataclass, which stands for all of
@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import functools
 import inspect
-import io
 import json
 import os
+import select
 import sys
+import threading
 import time
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
-from enum import IntEnum
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Concatenate, ParamSpec, Protocol, get_type_hints
@@ -32,73 +32,19 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
-from typer.core import TyperCommand, TyperGroup
 
 from tokenmeter.api import Meter
+from tokenmeter.cli.app import Command, Exit, out, progress_out
 from tokenmeter.config import load_settings
 from tokenmeter.default import make_meter
-from tokenmeter.dimensions import DIMENSIONS, WHO
-from tokenmeter.errors import BudgetExceededError, ConfigurationError, StoreError, TokenmeterError
+from tokenmeter.dimensions import WHO
+from tokenmeter.errors import ConfigurationError
 from tokenmeter.settings import Settings
 from tokenmeter.stores import open_store, store_path
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.tail import segments
 
 P = ParamSpec("P")
-
-#: An unknown option or command, a missing argument: click's class, which some releases of typer keep to themselves.
-_UsageError: Any = typer.BadParameter.__bases__[0]
-
-
-class Command(TyperCommand):
-    """A command that says how a dimension's value is written, to who took the dimension for an option."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """As typer's."""
-        given = list(args)
-        try:
-            return super().parse_args(ctx, args)
-        except _UsageError as error:
-            option = getattr(error, "option_name", None)
-            if option is None and "unexpected extra argument" not in error.message:  # what it has was not given right
-                raise
-            pairs = [f"{option[2:].replace('-', '_')}=VALUE"] if option else [one for one in given if "=" in one]
-            pair = next((one for one in pairs if one.partition("=")[0] in DIMENSIONS), None)
-            if pair and (way := self._write_pair(pair)):
-                error.possibilities = None
-                error.message = f"{error.message.rstrip('.')}. Write {way}."
-            raise
-
-    def _write_pair(self, pair: str) -> str | None:
-        if any(one.name == "where" for one in self.params):
-            return f"--where {pair}"
-        takes = any(one.nargs == -1 and "FIELD=VALUE" in f"{one.metavar}{vars(one).get('help')}" for one in self.params)
-        return f"{pair} without dashes" if takes else None
-
-
-class Group(TyperGroup):
-    """Commands under one name; to who asks for another it says which there are."""
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """As typer's."""
-        try:
-            return super().resolve_command(ctx, args)
-        except _UsageError as error:
-            if ctx.parent is not None and "Did you mean" not in error.message:
-                alone = f"{ctx.command_path} alone, and " if self.invoke_without_command else ""
-                error.message = f"{error.message.rstrip('.')}. There are {alone}{', '.join(self.commands)}."
-            raise
-
-
-app = typer.Typer(
-    cls=Group,
-    name="tokenmeter",
-    help="Reads and looks after the ledger of your OpenAI, Anthropic and Gemini usage.",
-    epilog="Exit codes: 0 done, 1 found something wrong, 2 wrong arguments or settings, 3 ledger out of reach, "
-    "4 refused by the ledger or the price list, 5 budget exhausted.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
 
 StoreOption = Annotated[
     str | None,
@@ -110,21 +56,6 @@ ConfigOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON; errors too.")]
 
 _SHARED = {"store": (StoreOption, None), "config": (ConfigOption, None), "as_json": (JsonOption, False)}
-#: Module of commands -> the heading under which `tokenmeter --help` lists them.
-HEADINGS = {
-    "reading": "Read",
-    "accounts": "Budgets",
-    "prices": "Prices",
-    "care": "Care",
-    "configuration": "Care",
-    "database": "Care",
-    "copies": "Care",
-    "importing": "Read",
-    "dashboard": "Read",
-    "invoicing": "Month end",
-    "finance": "Month end",
-    "reconciling": "Month end",
-}
 
 
 class Tellable(Protocol):
@@ -247,13 +178,11 @@ def command(
     """
 
     def register(function: Callable[Concatenate[Frame, P], None]) -> Callable[Concatenate[Frame, P], None]:
-        framed, heading = _put_in_frame(function, options), function.__module__.rpartition(".")[2]
+        framed = _put_in_frame(function, options)
         if name is None:
             app.callback(invoke_without_command=True, epilog=_format_examples(examples))(framed)
         else:
-            app.command(name, cls=Command, epilog=_format_examples(examples), rich_help_panel=HEADINGS.get(heading))(
-                framed
-            )
+            app.command(name, cls=Command, epilog=_format_examples(examples))(framed)
         return function
 
     return register
@@ -301,69 +230,11 @@ def _make_parameter(name: str, annotation: Any, default: Any) -> inspect.Paramet
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def run(arguments: Sequence[str] | None = None) -> None:
-    """Run a command line and end the process; an error of tokenmeter's is said in words, without a traceback."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    for name in ("stdout", "stderr"):  # None where it was closed before the process began
-        if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
-    for stream in (sys.stdout, sys.stderr):  # what it cannot say is shown as ?, rather than ending the command
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-    as_json = "--json" in given
-    try:
-        try:
-            # With --json typer's own errors come up to here as well, to be said as JSON.
-            sys.exit(app(given, prog_name="tokenmeter", standalone_mode=not as_json))
-        finally:
-            sys.stdout.flush()  # what cannot be written is told here, and not when the interpreter ends
-    except BrokenPipeError:  # whoever read has seen enough
-        _leave_output()
-        sys.exit(Exit.FOUND)
-    except TokenmeterError as error:
-        sys.exit(fail(error, as_json=as_json))
-    except _UsageError as error:  # without JSON typer shows it itself
-        sys.exit(fail(ConfigurationError(error.format_message()), as_json=as_json))
-    except OSError as error:  # a full disk behind standard output, a file that may not be read
-        reason = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
-        _leave_output()
-        sys.exit(fail(ConfigurationError(f"The system refuses: {reason}."), as_json=as_json))
-
-
-def _leave_output() -> None:
-    """Where standard output cannot be written, nobody tries again; else what it holds is written."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        with suppress(OSError):  # no file of the system's
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 #: A rule under the headings, and nothing else.
 _RULE = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 _GAP = 2
 #: Cells that an identifying column keeps at least, any other text, and a bar.
 _READABLE, _FOLDED, _BAR = 24, 14, 12
-
-
-class Exit(IntEnum):
-    """Exit codes, documented in docs/reference/cli.md."""
-
-    OK = 0
-    FOUND = 1  # the command did its work and found something wrong
-    USAGE = 2  # wrong arguments or settings
-    STORE = 3  # the ledger cannot be reached, read or written
-    LEDGER = 4  # its content, or a price, does not permit this
-    BUDGET = 5  # a budget is exhausted
-    UNKNOWN = 6  # whether one is cannot be said here
-
-
-if not os.environ.get("COLUMNS", "").strip("0"):  # a terminal that does not know its width: rich would print nothing
-    os.environ.pop("COLUMNS", None)
-#: Results go here. A name such as ``:key:`` is a name, not an emoji.
-out = Console(highlight=False, soft_wrap=True, emoji=False)
-#: Progress and errors go here, so that results can be piped.
-progress_out = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
 #: Seconds between two lines about what takes long, where there is no terminal.
@@ -479,20 +350,24 @@ def table_width() -> int | None:
     return out.width if out.is_terminal else None
 
 
-def code_of(error: TokenmeterError) -> Exit:
-    """The exit code an error ends the process with."""
-    if isinstance(error, ConfigurationError):
-        return Exit.USAGE
-    if isinstance(error, StoreError):
-        return Exit.STORE
-    return Exit.BUDGET if isinstance(error, BudgetExceededError) else Exit.LEDGER
+@contextmanager
+def ended_by_hanging_up() -> Generator[None]:
+    """End the process once nobody can hear its answers: what still may come would be waited for."""
+    over = threading.Event()
 
+    def watch(output: int) -> None:
+        heard = select.poll()
+        heard.register(output, 0)  # hearing that the other end is closed needs no asking
+        while not over.is_set():
+            if heard.poll(1000):
+                os._exit(Exit.FOUND)
+        os.close(output)
 
-def fail(error: TokenmeterError, *, as_json: bool) -> Exit:
-    """Say on standard error what went wrong."""
-    if as_json:
-        sys.stderr.write(json.dumps({"error": type(error).__name__, "message": str(error)}, ensure_ascii=False) + "\n")
-    else:
-        progress_out.print(f"[bold red]{type(error).__name__}[/]", end=": ")
-        progress_out.print(str(error), markup=False)
-    return code_of(error)
+    if hasattr(select, "poll"):  # not on Windows
+        with suppress(OSError):  # an output that is no file of the system's is nobody's to close
+            # The server puts its own file in the place of standard output while it runs.
+            threading.Thread(target=watch, args=(os.dup(sys.stdout.fileno()),), daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()

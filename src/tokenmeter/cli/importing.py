@@ -12,7 +12,8 @@ from typing import Annotated, Any, Unpack
 import typer
 
 from tokenmeter.attribution import Attribution
-from tokenmeter.cli.frame import Exit, Frame, app, command, out, progress_out
+from tokenmeter.cli.app import Exit, app, out, progress_out
+from tokenmeter.cli.frame import Frame, command
 from tokenmeter.cli.options import parse_pairs
 from tokenmeter.dimensions import WhoArguments
 from tokenmeter.display import count, dollars, visible

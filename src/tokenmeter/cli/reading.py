@@ -16,7 +16,8 @@ from typing import Annotated
 
 import typer
 
-from tokenmeter.cli.frame import Frame, app, command, emit, out, show_progress, show_table, table_width
+from tokenmeter.cli.app import app, out
+from tokenmeter.cli.frame import Frame, command, emit, show_progress, show_table, table_width
 from tokenmeter.cli.options import OverwriteOption, SelectionOptions, SplitOptions, TzOption, Where
 from tokenmeter.display import amount, count, counted, visible
 from tokenmeter.errors import ConfigurationError

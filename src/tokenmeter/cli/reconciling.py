@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from tokenmeter.attribution import Attribution
-from tokenmeter.cli.frame import Exit, Frame, app, command, emit, out, progress_out
+from tokenmeter.cli.app import Exit, app, out, progress_out
+from tokenmeter.cli.frame import Frame, command, emit
 from tokenmeter.cli.invoicing import Actor
 from tokenmeter.cli.options import BillPeriod, parse_lists, parse_pairs
 from tokenmeter.dimensions import WHO

@@ -18,7 +18,7 @@ import pytest
 
 from tokenmeter.__main__ import main
 from tokenmeter.attribution import Attribution
-from tokenmeter.cli import frame
+from tokenmeter.cli.app import out
 from tokenmeter.default import make_meter
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Entry, new_id, utcnow
@@ -81,7 +81,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("TOKENMETER_STORE", "TOKENMETER_CONFIG", "TOKENMETER_TZ"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.setattr(frame.out, "_width", 120)  # a console reads COLUMNS once, when it is made
+    monkeypatch.setattr(out, "_width", 120)  # a console reads COLUMNS once, when it is made
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     (tmp_path / "tokenmeter.toml").write_text(
@@ -270,7 +270,7 @@ def test_a_statement_and_an_invoice_fit_a_narrow_terminal(
     run: Callable[..., Outcome], ledger: Path, monkeypatch: pytest.MonkeyPatch, columns: str
 ) -> None:
     monkeypatch.setenv("COLUMNS", columns)
-    monkeypatch.setattr(frame.out, "width", int(columns))
+    monkeypatch.setattr(out, "width", int(columns))
     told = run("statement", "member=bob", "--period", "2026-11").out.splitlines()
     title, *table, doubt = told
     assert ("member=bob" in title, "price" in doubt) == (True, True)
@@ -291,7 +291,7 @@ def test_a_narrow_terminal_folds_and_never_cuts(
     monkeypatch.delenv("COLUMNS", raising=False)
     assert name in run("entries").out  # into a pipe
     monkeypatch.setenv("COLUMNS", columns)
-    monkeypatch.setattr(frame.out, "width", int(columns))
+    monkeypatch.setattr(out, "width", int(columns))
     lines = run("entries").out.splitlines()
     assert max(map(len, lines)) <= int(columns)
     assert "…" not in "".join(lines)
@@ -756,6 +756,17 @@ def test_an_output_that_nobody_reads_ends_without_a_word(place: Path, arguments:
     line = f"({before} exec {command}) | true; echo ${{PIPESTATUS[0]}}"
     ended = subprocess.run(["bash", "-c", line], capture_output=True, cwd=place, check=False, text=True)
     assert (ended.stdout.strip() in {"0", "1"}, ended.stderr) == (True, "")
+
+
+def test_a_command_loads_what_it_uses(place: Path) -> None:
+    """Nobody who asks for a report waits for invoices, the dashboard and the rest to be read."""
+    code = (
+        "import sys; from tokenmeter.__main__ import main\n"
+        "try: main(['report'])\n"
+        "except SystemExit: print(*sorted(name for name in sys.modules if name.startswith('tokenmeter.cli.')))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=place, check=True, text=True)
+    assert ended.stdout.split() == [f"tokenmeter.cli.{name}" for name in ("app", "frame", "options", "reading")]
 
 
 @pytest.mark.usefixtures("ledger")
