@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from tokenmeter.cli.app import app, out
-from tokenmeter.cli.frame import Frame, command, emit, show_progress, show_table, table_width
+from tokenmeter.cli.frame import Frame, command, emit, ended_by_hanging_up, show_progress, show_table, table_width
 from tokenmeter.cli.options import OverwriteOption, SelectionOptions, SplitOptions, TzOption, Where
 from tokenmeter.display import amount, count, counted, visible
 from tokenmeter.errors import ConfigurationError
@@ -106,7 +106,7 @@ def tail(
     """Calls as they come in, until Ctrl+C; from every process that writes to this ledger."""
     query = SelectionOptions(where=where, tz=tz).query()
     seen: deque[str] = deque(maxlen=10_000)
-    with frame.ledger() as opened, suppress(KeyboardInterrupt):
+    with frame.ledger() as opened, suppress(KeyboardInterrupt), ended_by_hanging_up():
         found = list(islice(read_entries(opened, query, newest_first=True), limit))
         since = utcnow()
         while True:

@@ -758,6 +758,14 @@ def test_an_output_that_nobody_reads_ends_without_a_word(place: Path, arguments:
     assert (ended.stdout.strip() in {"0", "1"}, ended.stderr) == (True, "")
 
 
+@pytest.mark.usefixtures("ledger")
+def test_calls_that_nobody_follows_any_more_are_not_waited_for(place: Path) -> None:
+    command = shlex.join([sys.executable, "-m", "tokenmeter", "tail", "-n", "1"])
+    line = f"{command} | head -n 1; echo ${{PIPESTATUS[0]}}"
+    ended = subprocess.run(["bash", "-c", line], capture_output=True, cwd=place, check=False, text=True, timeout=60)
+    assert (ended.stdout.splitlines()[1:], ended.stderr) == (["1"], "")
+
+
 def test_a_command_loads_what_it_uses(place: Path) -> None:
     """Nobody who asks for a report waits for invoices, the dashboard and the rest to be read."""
     code = (
