@@ -7,6 +7,7 @@ An interaction is billed when it has ended, once, whoever else reads it. What fa
 from __future__ import annotations
 
 import functools
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, cast
 
 from tokenmeter.capture.genai_requests import open_request_async
@@ -70,25 +71,19 @@ def _watch_session(session: Any, interaction: _Interaction) -> None:
 
 @functools.cache
 def _metered_connection(kind: type[Any]) -> type[Any]:
-    async def cancel(self: Any) -> None:
-        try:
-            await kind.cancel(self)
-        finally:
+    def ending(plain: Callable[[Any], Awaitable[None]]) -> Callable[[Any], Awaitable[None]]:
+        async def end(self: Any) -> None:
             try:
-                await self.__dict__[BINDING].end()
-            except Exception as error:  # noqa: BLE001 - it has ended
-                await begin_again(error, self.__dict__[BINDING].end)
+                await plain(self)
+            finally:
+                try:
+                    await self.__dict__[BINDING].end()
+                except Exception as error:  # noqa: BLE001 - it has ended
+                    await begin_again(error, self.__dict__[BINDING].end)
 
-    async def detach(self: Any) -> None:
-        try:
-            await kind.detach(self)
-        finally:
-            try:
-                await self.__dict__[BINDING].end()
-            except Exception as error:  # noqa: BLE001 - it has ended
-                await begin_again(error, self.__dict__[BINDING].end)
+        return end
 
-    return _subclass(kind, cancel=cancel, detach=detach)
+    return _subclass(kind, cancel=ending(kind.cancel), detach=ending(kind.detach))
 
 
 def _subclass(kind: type[Any], **methods: Any) -> type[Any]:

@@ -120,9 +120,7 @@ class Price:
 
     def holds(self, at: datetime) -> bool:
         """Whether the row is effective at `at` (aware)."""
-        return (self.effective_from is None or self.effective_from <= at) and (
-            self.effective_to is None or at < self.effective_to
-        )
+        return _holds(self, at)
 
     def identity(self, price_list: str) -> str:
         """The row, its effective date and its price list in one line: what a charge keeps as ``price_id``."""
@@ -364,7 +362,7 @@ class Terms:
         return max(fitting)[-1] if fitting else ONE
 
 
-def _holds(rule: Multiplier | Discount | FreeQuota, at: datetime) -> bool:
+def _holds(rule: Price | Multiplier | Discount | FreeQuota, at: datetime) -> bool:
     return (rule.effective_from is None or rule.effective_from <= at) and (
         rule.effective_to is None or at < rule.effective_to
     )

@@ -267,7 +267,9 @@ def _require(right: Right) -> Any:
     return Depends(check)
 
 
-def _tell_result(deed: Deed, result: dict[str, Any]) -> Response:
+def _tell_result(deed: Deed, result: dict[str, Any] | None) -> Response:
+    if result is None:
+        raise HTTPException(404, "There is no such invoice in this ledger.")
     return JSONResponse({"done": not deed.dry_run, "result": result}, status_code=200 if deed.dry_run else 201)
 
 
@@ -318,15 +320,9 @@ def _add_bookkeeping(api: FastAPI, meter: Meter) -> None:
     @api.post("/v1/invoices/{number:path}/credit-notes", name="credit_invoice", **_TOLD)
     def post_credit_note(number: Word, deed: CreditInvoice, who: Annotated[Access, _require("invoices")]) -> Response:
         """Give back an amount of an invoice or of one of its lines, or all of it."""
-        result = credit_invoice(meter, number, deed, by=who.name)
-        if result is None:
-            raise HTTPException(404, "There is no such invoice in this ledger.")
-        return _tell_result(deed, result)
+        return _tell_result(deed, credit_invoice(meter, number, deed, by=who.name))
 
     @api.post("/v1/invoices/{number:path}/payments", name="record_payment", **_TOLD)
     def post_payment(number: Word, deed: RecordPayment, who: Annotated[Access, _require("invoices")]) -> Response:
         """Write down that money came for an invoice: in part, in full or too much; negative, that it was given back."""
-        result = record_payment(meter, number, deed, by=who.name)
-        if result is None:
-            raise HTTPException(404, "There is no such invoice in this ledger.")
-        return _tell_result(deed, result)
+        return _tell_result(deed, record_payment(meter, number, deed, by=who.name))

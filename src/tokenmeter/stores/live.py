@@ -23,23 +23,6 @@ from tokenmeter.processes import lock_file
 from tokenmeter.stores.encoding import compact_json
 from tokenmeter.values import dataclass
 
-__all__ = [
-    "AMOUNT",
-    "DIRTY",
-    "NEVER",
-    "QUIET",
-    "RESERVED",
-    "SETTLED",
-    "SITUATION",
-    "STATE",
-    "SWEPT",
-    "Live",
-    "LiveHeader",
-    "Slot",
-    "digest_of",
-    "pack",
-]
-
 #: Not for programs that are started; Windows has no such flag.
 _CLOEXEC = getattr(os, "O_CLOEXEC", 0)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -42,6 +42,11 @@ def tables_of(connection: Connection) -> dict[str, dict[str, str]]:
     }
 
 
+def _stream(connection: Connection, statement: str, values: Sequence[Any] = ()) -> Iterator[Any]:
+    for row in connection.execute(statement, values):  # noqa: UP028 - that would close the cursor, perhaps after the file
+        yield row
+
+
 class SQLiteEnd:
     """See `tokenmeter.stores.copying.End`.
 
@@ -74,14 +79,8 @@ class SQLiteEnd:
         """See `tokenmeter.stores.copying.End`."""
         return self._database.write(work)
 
-    def tables(self, connection: Connection) -> Mapping[str, Mapping[str, str]]:
-        """See `tokenmeter.stores.copying.End`."""
-        return tables_of(connection)
-
-    def stream(self, connection: Connection, statement: str, values: Sequence[Any] = ()) -> Iterator[Any]:
-        """See `tokenmeter.stores.copying.End`."""
-        for row in connection.execute(statement, values):  # noqa: UP028 - that would close the cursor, perhaps after the file
-            yield row
+    tables = staticmethod(tables_of)
+    stream = staticmethod(_stream)
 
     def put(self, connection: Connection, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """See `tokenmeter.stores.copying.End`."""
@@ -157,14 +156,8 @@ class LedgerFile:
         except sqlite3.Error as error:
             raise explained(self.path, error) from error
 
-    def tables(self, connection: Connection) -> Mapping[str, Mapping[str, str]]:
-        """See `tokenmeter.stores.copying.End`."""
-        return tables_of(connection)
-
-    def stream(self, connection: Connection, statement: str, values: Sequence[Any] = ()) -> Iterator[Any]:
-        """See `tokenmeter.stores.copying.End`."""
-        for row in connection.execute(statement, values):  # noqa: UP028 - that would close the cursor, perhaps after the file
-            yield row
+    tables = staticmethod(tables_of)
+    stream = staticmethod(_stream)
 
     @property
     def archives(self) -> ParquetArchives:
