@@ -17,7 +17,7 @@ from tokenmeter.attribution import Attribution, current_attribution, scopes_of_c
 from tokenmeter.call import Call, Outcome, RequestFacts
 from tokenmeter.capture.batches import record_batch, record_line
 from tokenmeter.capture.estimates import estimate_among, finish_replacement, recorded_for, replace_estimate, write_whole
-from tokenmeter.capture.readings import GrowingBill
+from tokenmeter.capture.readings import GrowingBill, taken_at
 from tokenmeter.dimensions import Status
 from tokenmeter.errors import ConfigurationError, shown
 from tokenmeter.interrupts import came_from_outside
@@ -396,7 +396,8 @@ def _settle(
     if identity is None:
         return write_whole(meter, authorization, outcome)
     if seen.reading in {"total", "step"}:
-        growing = GrowingBill(meter, authorization, outcome, identity)
+        when = authorization.started_at if dated else taken_at(seen, authorization.started_at)
+        growing = GrowingBill(meter, replace(authorization, started_at=when), outcome, identity)
         growing.record()
         return growing.entry
     call = authorization.call

@@ -173,6 +173,32 @@ async def test_model_requests_are_counted_until_a_total_includes_them(client, bo
     assert books.quantities() == {"input": 35, "output": 4, "runtime_seconds": Decimal("2.5")}
 
 
+@pytest.mark.needs("anthropic.resources.beta.sessions:Sessions")
+async def test_what_is_inside_a_total_goes_by_when_it_was_taken_and_not_by_when_it_was_read(
+    clients, provider, do, priced, tmp_path
+):
+    """One program reads the first page of a session's events, and another, which knows the ledger alone, the rest."""
+    usage = {"input_tokens": 10, "output_tokens": 1, "cache_read_input_tokens": 0, "cache_creation_input_tokens": 0}
+    step, total = ("span.model_request_end", "model_usage"), ("session.usage", "usage")
+    told = [
+        {
+            "id": f"sevt_{at}",
+            "type": kind,
+            "processed_at": f"2026-11-01T{at}:00Z",
+            "model_request_start_id": "s",
+            of: usage,
+        }
+        for at, (kind, of) in {"11:59": step, "12:00": total, "12:10": step}.items()
+    ]
+    for page in (told[1:2], told):
+        meter = Meter(store=open_store(f"sqlite:///{tmp_path}/shared.db"), pricer=priced.pricer)
+        provider.answer(events=page, billed=False)
+        await _by_streaming(tokenmeter.wrap(clients.make("Anthropic", metered=False), meter), "sesn_1", do)
+        entries = list(meter.store.entries())
+        meter.close()
+    assert [(f"{one.occurred_at:%H:%M}", one.usage["input"]) for one in entries] == [("12:00", 10), ("12:10", 10)]
+
+
 async def test_a_session_goes_on_the_account_of_who_began_it(client, books, do):
     with tokenmeter.attribute(member="ada"):
         session = await _begin(client, do)

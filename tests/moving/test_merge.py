@@ -271,10 +271,12 @@ def test_what_a_session_grew_by_under_other_factors_has_lines_that_read_as_they_
     assert first.billed_cost + more.billed_cost == Decimal("0.8") * (300 * 3 + 30 * 15) / 10**6
 
 
-def test_model_requests_of_a_session_that_each_host_heard_some_of_are_counted_once(merged, fake_provider):
+@pytest.fixture
+def hearing(fake_provider):
+    """A host that hears model requests of a session: their names and tokens."""
     client = anthropic.Anthropic(base_url=fake_provider.anthropic_url, api_key="sk-test-1")
 
-    def hearing(**requests):
+    def made(**requests):
         def fill(meter):
             fake_provider.answer(events=[_step(*one) for one in requests.items()], billed=False)
             with tokenmeter.wrap(client.copy(), meter=meter).beta.sessions.events.stream("sesn_1") as stream:
@@ -282,7 +284,16 @@ def test_model_requests_of_a_session_that_each_host_heard_some_of_are_counted_on
 
         return fill
 
+    return made
+
+
+def test_model_requests_of_a_session_that_each_host_heard_some_of_are_counted_once(merged, hearing):
     assert {found[:3] for found in merged(hearing(e1=100, e2=50), hearing(e2=50, e3=30))} == {(3, 180, 18)}
+
+
+def test_a_model_request_that_is_heard_after_a_total_with_it_is_counted_once(merged, hearing):
+    total = _recording(_session(130), provider="anthropic", endpoint="beta.sessions.retrieve")
+    assert {found[:3] for found in merged(total, hearing(e1=100))} == {(1, 130, 13)}
 
 
 def test_a_session_goes_on_where_a_merge_left_it(tmp_path, open_meter):

@@ -11,7 +11,7 @@ import itertools
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import field, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Generic, TypeVar
 from weakref import WeakKeyDictionary
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 #: What is remembered per meter at most; older work is recorded on the account of who reads it.
 LIMIT = 1_000
 _ZERO = Decimal(0)
+#: Before this there was no running total that a provider dates.
+_FIRST = datetime(2020, 1, 1, tzinfo=UTC)
 #: Readings by other processes that may come between, before a growth is left to the next reading.
 _TRIES = 4
 #: Numbers of a total's entries that are asked for at once.
@@ -189,6 +191,11 @@ def opened(meter: Meter, identity: str | None, model: str | None) -> None:
     """This process began the session: nothing of it is recorded yet, and nobody need look."""
     if identity is not None:
         _accounts.put(meter, identity, _Recorded(model=model))
+
+
+def taken_at(seen: Observation, now: datetime) -> datetime:
+    """When a total was taken, or a step done, as its provider says (which tells what is inside which); or `now`."""
+    return seen.at if seen.at is not None and _FIRST <= seen.at <= now else now
 
 
 class GrowingBill(Settling):
@@ -391,7 +398,7 @@ class Readings:
             call = on_account_of_starter(meter, identity, authorization.call)
             mine = authorization if call is authorization.call else replace(authorization, call=call)
         if seen.reading in {"total", "step"} and identity is not None:
-            return GrowingBill(meter, replace(mine, started_at=meter.store.now()), outcome, identity)
+            return GrowingBill(meter, replace(mine, started_at=taken_at(seen, meter.store.now())), outcome, identity)
         if seen.reading == "actual":
             return ActualBill(meter, mine, outcome)
         if seen.reading == "share" and subject is not None:
