@@ -35,8 +35,10 @@ def check_consistent(
     unique = tuple(dict.fromkeys(said))
     where = dict(zip(said, places, strict=False))
     names: dict[str, Budget] = {}
+    together = Together(keys=keys)
     for budget in unique:
-        refuse_twins(budget, names.values(), where, keys=keys)
+        together.refuse_twins(budget, where)
+        together.add(budget)
         if (twin := names.get(budget.name)) is not None:
             both = ", ".join(where[one] for one in (twin, budget) if one in where)
             both = f" ({both})" if both else ""
@@ -46,54 +48,57 @@ def check_consistent(
     return unique
 
 
-def refuse_twins(
-    budget: Budget,
-    others: Iterable[Budget],
-    where: Mapping[Budget, str] | None = None,
-    *,
-    keys: Mapping[str, str] = NO_KEYS,
-) -> None:
-    """Refuse a budget that limits the same calls over the same window as another one.
+class Together:
+    """Budgets that are in force together, kept by the calls that they limit: thousands are not compared each with each.
 
     Args:
-        budget: The one that is said.
-        others: Those that are in force beside it.
-        where: Where each is said, for the error's text.
-        keys: What names one API key alone -> its fingerprint.
-
-    Raises:
-        ConfigurationError: there is one.
-    """
-    for other, unit in find_twins(budget, others, keys):
-        one, two = (
-            f"{each.name!r} ({where[each]})" if where and each in where else f"{each.name!r}"
-            for each in (other, budget)
-        )
-        raise ConfigurationError(
-            f"Budgets {one} and {two} limit the same calls over the same window "
-            f"({describe_limit(other, unit)} and {describe_limit(budget, unit)} {unit}); keep one of them."
-        )
-
-
-def find_twins(
-    budget: Budget, others: Iterable[Budget], keys: Mapping[str, str] = NO_KEYS
-) -> Iterator[tuple[Budget, Unit]]:
-    """Whatever of `others` limits the same calls over the same window, both hard or both soft, and in which unit.
-
-    Args:
-        budget: One budget.
-        others: Those it is compared with.
+        budgets: What is in it from the start.
         keys: What names one API key alone -> its fingerprint: a key has several names.
     """
 
-    def counted(one: Budget) -> Mapping[str, str]:
-        return {name: keys.get(value, value) if name == "api_key" else value for name, value in one.scope.items()}
+    def __init__(self, budgets: Iterable[Budget] = (), *, keys: Mapping[str, str] = NO_KEYS) -> None:
+        self._keys = keys
+        self._by_calls: defaultdict[tuple[bool, frozenset[tuple[str, str]]], list[Budget]] = defaultdict(list)
+        for budget in budgets:
+            self.add(budget)
 
-    for other in others:
-        if other.hard == budget.hard and counted(other) == counted(budget) and _overlap(budget, other):
-            for unit in budget.units:
-                if unit in other.units and budget.window_of(unit) == other.window_of(unit):
-                    yield other, unit
+    def add(self, budget: Budget) -> None:
+        """Let a budget be in force beside the others."""
+        self._by_calls[self._calls_of(budget)].append(budget)
+
+    def find_twins(self, budget: Budget) -> Iterator[tuple[Budget, Unit]]:
+        """Whatever limits the same calls over the same window as it, both hard or both soft, and in which unit."""
+        for other in self._by_calls.get(self._calls_of(budget), ()):
+            if _overlap(budget, other):
+                for unit in budget.units:
+                    if unit in other.units and budget.window_of(unit) == other.window_of(unit):
+                        yield other, unit
+
+    def refuse_twins(self, budget: Budget, where: Mapping[Budget, str] | None = None) -> None:
+        """Refuse a budget that limits the same calls over the same window as one of these.
+
+        Args:
+            budget: The one that is said.
+            where: Where each is said, for the error's text.
+
+        Raises:
+            ConfigurationError: there is one.
+        """
+        for other, unit in self.find_twins(budget):
+            one, two = (
+                f"{each.name!r} ({where[each]})" if where and each in where else f"{each.name!r}"
+                for each in (other, budget)
+            )
+            raise ConfigurationError(
+                f"Budgets {one} and {two} limit the same calls over the same window "
+                f"({describe_limit(other, unit)} and {describe_limit(budget, unit)} {unit}); keep one of them."
+            )
+
+    def _calls_of(self, budget: Budget) -> tuple[bool, frozenset[tuple[str, str]]]:
+        scope = budget.scope
+        if "api_key" in scope:
+            scope["api_key"] = self._keys.get(scope["api_key"], scope["api_key"])
+        return budget.hard, frozenset(scope.items())
 
 
 def find_keys(labels: Mapping[str, str]) -> dict[str, str]:

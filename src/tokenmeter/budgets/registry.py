@@ -16,12 +16,11 @@ from tokenmeter.arguments import tell_wrong_arguments
 from tokenmeter.attribution import ApiKey
 from tokenmeter.budgets.agreement import (
     NO_KEYS,
+    Together,
     check_consistent,
     describe_limit,
     find_keys,
-    find_twins,
     refuse_shared_counters,
-    refuse_twins,
 )
 from tokenmeter.budgets.definitions import (
     Change,
@@ -314,13 +313,13 @@ class Registry:
 
     def _tell_twins(self, policy: Policy) -> None:
         """Say which budget of others limits what a declared one does. Both hold: no cap is lost by a second name."""
-        in_force, keys = policy.in_force(), self._keys(self.declared)
+        in_force = policy.in_force()
+        together = Together((cast("Budget", one.budget) for one in in_force.values()), keys=self._keys(self.declared))
         for mine in (in_force[budget.name] for budget in self.declared if budget.name in in_force):
             budget = cast("Budget", mine.budget)
-            others = [cast("Budget", one.budget) for name, one in in_force.items() if name != budget.name]
-            for twin, unit in find_twins(budget, others, keys):
+            for twin, unit in together.find_twins(budget):
                 pair = (" and ".join(sorted((budget.name, twin.name))), in_force[twin.name].version + mine.version)
-                if pair in self._told:
+                if twin.name == budget.name or pair in self._told:
                     continue
                 self._told.add(pair)
                 log.warning(
@@ -387,8 +386,8 @@ class Registry:
         self._refuse_slips([budget])
         policy = self._read_policy()
         refuse_shared_counters([budget], [*self.declared, *policy.ever()])
-        others = [one for one in self.in_force if one.name != budget.name]
-        refuse_twins(budget, others, keys=self._keys([budget]))
+        others = (one for one in self.in_force if one.name != budget.name)
+        Together(others, keys=self._keys([budget])).refuse_twins(budget)
         if dry_run:
             last = policy.changes[budget.name][-1] if budget.name in policy.changes else None
             if last is not None and is_same_or_gone(last.budget, budget):
@@ -464,9 +463,11 @@ class Registry:
         }
         due |= {name: None for name, change in in_force.items() if change.source == source and name not in wanted}
         refuse_shared_counters(wanted.values(), policy.ever())
-        staying = [one for name, change in in_force.items() if name not in wanted | due and (one := change.budget)]
+        going = {*wanted, *due}
+        stays = (one for name, change in in_force.items() if name not in going and (one := change.budget))
+        staying = Together(stays, keys=keys)
         for budget in wanted.values():
-            refuse_twins(budget, staying, keys=keys)
+            staying.refuse_twins(budget)
         who = acting(by)
         self._told.update((name, policy.changes[name][-1].version) for name in due if name in policy.changes)
         if dry_run:
