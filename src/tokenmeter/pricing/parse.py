@@ -317,8 +317,10 @@ class _PriceTable:
         """A mode's name; one that is a slip for a known one would be a price that no call gets."""
         value = canonical_condition(name, self._text(name))
         known = KNOWN_MODES.get(name, _PROCESSING)
-        near = next(iter(get_close_matches(value or "", known, n=1, cutoff=_ALIKE)), None)
-        if near is not None and value not in known and (known is _PROCESSING or near not in str(value)):
+        if value is None or value in known:
+            return value
+        near = next(iter(get_close_matches(value, known, n=1, cutoff=_ALIKE)), None)
+        if near is not None and (known is _PROCESSING or near not in value):
             raise self._wrong(name, f"{value!r} is no mode; did you mean {near!r}")
         return value
 

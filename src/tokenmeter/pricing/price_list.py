@@ -137,7 +137,7 @@ class PriceList:
         if self._catalog is not None:
             self._catalog.prepare()
 
-    @property
+    @cached_property
     def own_rows(self) -> tuple[Price, ...]:
         """The rows laid over the catalog: the user's, the project's and the shipped overrides."""
         return (*self._own_rows, *(self._overrides.prices if self._overrides else ()))
