@@ -30,6 +30,7 @@ from tokenmeter.processes import is_disabled
 from tokenmeter.providers import dialect_for, error_in, observe, to_wire
 from tokenmeter.providers.hosts import billing_name
 from tokenmeter.providers.registry import FORMATS, dialect
+from tokenmeter.providers.wire import is_array, is_object
 from tokenmeter.usage import Observation
 
 #: What a call that was on its way when it failed may have cost, nobody knows.
@@ -85,9 +86,9 @@ def record(
         attribution: On whose account, before the `attribute` blocks around.
 
     Returns:
-        The entry (of a body that holds many bills, such as a batch with its answers, the last of them: each is
-        recorded); None when it was recorded already, has nothing new, has not ended (a batch under way: record it when
-        it has), could not be written (logged), or tokenmeter is switched off.
+        The entry (of a body that holds many bills, such as a batch with its answers or a list of answers, the last of
+        them: each is recorded); None when it was recorded already, has nothing new, has not ended (a batch under way:
+        record it when it has), could not be written (logged), or tokenmeter is switched off.
 
     Raises:
         PricingError: neither a response nor a usage object.
@@ -111,7 +112,10 @@ def record(
     if started_at > now + _AHEAD:
         raise ConfigurationError(f"at={shown(at)} is still to come: a call is recorded when it was made.")
     entry = None
-    for one, outcome in [(one, _read(one, call, status, response_id)) for one in _bills(body, call)]:
+    bills = _bills(body, call)
+    if response_id is not None and isinstance(body, list):  # which the caller says is one
+        bills = (_as_one(bills, call),)
+    for one, outcome in [(one, _read(one, call, status, response_id)) for one in bills]:
         made = _settle(meter, Authorization(call, started_at, 0), outcome, _made_at(one), dated=at is not None)
         entry = made or entry
     if entry is not None:
@@ -251,6 +255,8 @@ class Hold:
         if self._authorization is None or self._authorization.settled:
             raise ConfigurationError("record() belongs inside the `with tokenmeter.hold(...)` block, once.")
         body = to_wire(response_or_usage)
+        if isinstance(body, list):
+            body = _as_one(_bills(body, self._call), self._call)
         outcome = _read(body, self._call, status, response_id, service_tier=service_tier)
         self.entry = _settle(self._meter, self._authorization, outcome, _made_at(body), dated=False)
         if not (self._authorization.settled or _is_under_way(outcome)):
@@ -322,25 +328,43 @@ def _refuse_slip(provider: str, prices: PriceList) -> None:
 
 
 def _bills(body: Any, call: Call) -> Sequence[Any]:
-    """The bills that a body holds: itself, or what stands in a page, or in a batch that has its answers with it."""
+    """The bills that a body holds: itself, or what a page, a list, or a batch that has its answers has in it.
+
+    The parts of a list are bills of their own if they are streams, or each of them has an id.
+    """
     room = dialect_for(call.provider, call.endpoint)
     many = room.items(body) if room.named(call.endpoint).form == "items" else ()
-    return many or (body,)
+    if many or not is_array(body):
+        return many or (body,)
+    if streams := room.split_streams(body):
+        return streams
+    return body if body and all(is_object(one) and _seen(one, call).response_id for one in body) else (body,)
 
 
-def _read(
-    body: Any, call: Call, status: Status, response_id: str | None, *, service_tier: str | None = None
-) -> Outcome:
-    """What the body says; it is billed once, whoever sees it again."""
-    seen = observe(
+def _as_one(bills: Sequence[Any], call: Call) -> Any:
+    """The answers of a list as the answer of one call, without what is still under way where another has ended."""
+    ended = [one for one in bills if "not_final" not in _seen(one, call).flags] or bills
+    parts = [part for one in ended for part in (one if is_array(one) else (one,))]
+    return parts[0] if len(parts) == 1 else parts
+
+
+def _seen(body: Any, call: Call, *, service_tier: str | None = None, final_only: bool = True) -> Observation:
+    return observe(
         body,
         provider=call.provider,
         endpoint=call.endpoint,
         model=call.facts.model,
         service_tier=service_tier,
         request=call.facts,
-        final_only=status == "ok",
+        final_only=final_only,
     )
+
+
+def _read(
+    body: Any, call: Call, status: Status, response_id: str | None, *, service_tier: str | None = None
+) -> Outcome:
+    """What the body says; it is billed once, whoever sees it again."""
+    seen = _seen(body, call, service_tier=service_tier, final_only=status == "ok")
     # A line of a batch is named within its file only, and nobody said which file that is: it goes by its answer's id.
     if isinstance(body, Mapping) and seen.bill_id in {body.get("custom_id"), body.get("key")}:  # pyright: ignore[reportUnknownMemberType]
         seen = replace(seen, bill_id=None)

@@ -124,6 +124,24 @@ class TestRecord:
         assert meter.record({**early, **late}, **here) is not None
         assert len(list(meter.entries())) == 1
 
+    def test_answers_in_a_list_are_recorded_each_and_once_also_beside_one_that_is_under_way(self, meter):
+        here = {"provider": "openai", "endpoint": "responses"}
+        queued = {"id": "resp_1", "object": "response", "status": "queued", "model": "gpt-5-mini"}
+        usage = {"input_tokens": 100, "output_tokens": 9, "total_tokens": 109}
+        one, two = ({**queued, "id": name, "status": "completed", "usage": usage} for name in ("resp_1", "resp_2"))
+        assert meter.record([two, queued], **here).response_id == "resp_2"
+        assert meter.record([queued, one, two], **here).response_id == "resp_1"
+        assert meter.record([two, one], **here) is None
+        streams = [
+            {"type": f"response.{end}", "response": {**one, "id": name}}
+            for name in "ab"
+            for end in ("created", "completed")
+        ]
+        assert meter.record(streams, **here).response_id == "b"
+        assert [entry.usage["input"] for entry in meter.entries()] == [100] * 4
+        with meter.hold(**here, request=BODY) as held:
+            assert held.record([queued, {**one, "id": "c"}, {**one, "id": "d"}]).usage["input"] == 200
+
     @with_budget(limit_requests=1)
     def test_what_is_under_way_stays_held(self, meter):
         queued = {"id": "resp_1", "object": "response", "status": "queued", "model": "gpt-5-mini"}
