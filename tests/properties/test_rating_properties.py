@@ -129,10 +129,13 @@ def test_whole_rates_come_to_the_cost_of_the_general_way(which, usage, context, 
     size = context.pop("prompt_tokens") or 0
     mode = Circumstances(endpoint="responses", **context)
     sheet = pricer.sheet(*which, mode=mode, at=at, prompt_tokens=size)
-    costs = sheet.costs(usage)
-    rating = rate(pricer, which, usage, at, **context, prompt_tokens=size)
-    if costs is None:
+    rates = {meter: sheet.rate(meter) for meter, quantity in usage.items() if quantity}
+    if sheet.per_request is not None or any(
+        isinstance(one, str) or not one.whole or one.flags for one in rates.values()
+    ):
         return
+    costs = tuple(sum(usage[meter] * one.whole[place] for meter, one in rates.items()) for place in range(3))
+    rating = rate(pricer, which, usage, at, **context, prompt_tokens=size)
     assert not rating.flags
     assert rating.cost_source == "computed"
     assert costs == tuple(map(to_picodollars, (rating.list_cost, rating.contracted_cost, rating.billed_cost)))

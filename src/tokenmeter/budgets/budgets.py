@@ -132,8 +132,8 @@ class Budgets(Registry):
         self._asked = AskedLimits()
         self._openings = Openings(store, pricer, fault)
         self.missed = MissedBudgets(store, pricer, fault, read=self._read, in_force=lambda: self._state)
-        #: Whether streams have holds without claims.
-        self.keeps_open_calls: bool = getattr(getattr(store, "journal", None), "keeps_open_calls", False)
+        #: Whether streams have holds without claims, for which a journal asks nobody.
+        self.keeps_open_calls = hasattr(store, "journal")
 
     # -- before the call
 

@@ -137,33 +137,6 @@ class RateSheet:
         rate = self.rate("requests")
         return None if isinstance(rate, str) else rate
 
-    def costs(self, quantities: Mapping[str, int]) -> tuple[int, int, int] | None:
-        """What a call that used `quantities` costs at list, contracted and billed terms, in whole picodollars.
-
-        None when that takes more than integers: a rate is finer than a picodollar, unknown, or worth a flag. Then
-        `Pricer.rate` says everything.
-        """
-        listed = contracted = billed = 0
-        used = False
-        for meter, quantity in quantities.items():
-            if not quantity:
-                continue
-            used = True
-            rate = self.rate(meter)
-            if isinstance(rate, str) or rate.whole is None or rate.flags:
-                return None
-            listed += quantity * rate.whole[0]
-            contracted += quantity * rate.whole[1]
-            billed += quantity * rate.whole[2]
-        request = self.per_request if used and "requests" not in quantities else None
-        if request is not None:
-            if request.whole is None:
-                return None
-            listed += request.whole[0]
-            contracted += request.whole[1]
-            billed += request.whole[2]
-        return listed, contracted, billed
-
     def _work_out(self, sku_meter: str) -> UnitRate | str:
         card, context, at = self._listed.card, self._context, self._at
         quote = card.quote(sku_meter, context, at, self._prompt_tokens)

@@ -73,8 +73,6 @@ class DirectJournal(Shared):
         book: The engine.
     """
 
-    keeps_open_calls = True
-
     def __init__(self, book: DirectBook) -> None:
         super().__init__(book.find_name, self._define)
         self._book = book
@@ -236,10 +234,6 @@ class DirectJournal(Shared):
 
     def disturb(self) -> None:
         """Nothing is derived from the book."""
-
-    def recorded(self, entry_id: str) -> bool:
-        """Whether an entry is written."""
-        return self._book.has_entry(entry_id, None)
 
     def knows_hold(self, hold_id: str) -> bool:
         """Whether there is such a hold."""

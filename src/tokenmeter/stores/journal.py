@@ -53,10 +53,7 @@ class Journal(Writer):
 
     Attributes:
         definitions: Digests of what records share.
-        keeps_open_calls: Whether a hold without claims asks nobody, so that any stream may have one.
     """
-
-    keeps_open_calls = True
 
     def __init__(self, ledger: Path, book: Book) -> None:
         super().__init__(ledger, book)
@@ -469,14 +466,6 @@ class Journal(Writer):
         if held is None or held.expires_at <= time.time_ns() // 1000:
             raise HoldGoneError(hold_id)
         return held
-
-    def recorded(self, entry_id: str) -> bool:
-        """Whether an entry's record is written: for a caller who was interrupted while it wrote it. Slow.
-
-        Raises:
-            StoreUnavailableError: the book cannot be asked.
-        """
-        return self._exclusively(lambda _: self._book.has_entry(entry_id, None))
 
     def knows_hold(self, hold_id: str) -> bool:
         """Whether this process holds it."""

@@ -51,12 +51,7 @@ class ServerJournal(LeasingWriter):
         book: The server's.
         send: Makes sure that the server can be used, and folds.
         most_bytes: How large the tail may grow while the server is away.
-
-    Attributes:
-        keeps_open_calls: See `tokenmeter.stores.journal.Journal`.
     """
-
-    keeps_open_calls = True
 
     def __init__(self, book: PostgresBook, send: Callable[[], object], *, most_bytes: int) -> None:
         self._fold, self._most = send, most_bytes
@@ -420,17 +415,6 @@ class ServerJournal(LeasingWriter):
             return False
         self.append(b"", effects)
         return True
-
-    # -- identities
-
-    def recorded(self, entry_id: str) -> bool:
-        """Whether an entry's record is written: for a caller who was interrupted while it wrote it. Slow.
-
-        Raises:
-            StoreUnavailableError: the server cannot be asked.
-        """
-        self.send()
-        return self._server.has_entry(entry_id, None)
 
 
 def _with_thresholds(effects: bytes, posts: Sequence[Post]) -> bytes:
