@@ -42,7 +42,6 @@ EXCEPTIONS = {
     "importing/gateways.py": "what gateways write down",
     "importing/rows.py": "bodies kept, told apart by their own words",
     "reconciliation/anthropic.py": "the provider's own books, a room in reconciliation",
-    "reconciliation/exports.py": "columns of the provider's own exports",
     "reconciliation/openai.py": "the provider's own books, a room in reconciliation",
 }
 #: Families of models. What a call takes beforehand is in the rooms: no part of its way knows a model by its name.

@@ -11,7 +11,7 @@ from tokenmeter.attribution import Attribution
 from tokenmeter.errors import ReconciliationError
 from tokenmeter.ledger import Charge, Entry
 from tokenmeter.reconciliation import reconcile
-from tokenmeter.reconciliation.exports import model_id
+from tokenmeter.reconciliation.anthropic import model_id
 from tokenmeter.reconciliation.names import family_of
 from tokenmeter.stores import open_store
 from tokenmeter.usage import Usage

@@ -6,6 +6,7 @@ watermark), and the older ``usage_report/messages`` and ``cost_report``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
@@ -43,6 +44,32 @@ _GROUP_BY = {"model": "model", "api_key": "api_key_id", "project": "workspace_id
 _LONGEST = timedelta(days=31)
 _ITEMS, _BUCKETS = 1000, 31
 _PATH = "/v1/organizations"
+#: Its console's exports, most telling first: what (`reconciliation.exports` says) -> its headings.
+EXPORTS: tuple[dict[str, str], ...] = (
+    {
+        "batch": "usage_type",
+        "day": "usage_date_utc",
+        "model": "model_version",
+        "api_key": "?api_key",
+        "project": "?workspace",
+        "service_tier": "?usage_type",
+        "input": "usage_input_tokens_no_cache|usage_input_tokens_uncached|uncached_input_tokens",
+        "cache_read": "?usage_input_tokens_cache_read|usage_input_tokens_cached|cache_read_input_tokens",
+        "cache_write": "?usage_input_tokens_cache_write ?usage_input_tokens_cache_write_5m "
+        "?usage_input_tokens_cache_write_1h",
+        "output": "usage_output_tokens|output_tokens",
+        "web_searches": "?web_search_count",
+    },
+    {
+        "quantum": "0.01",
+        "day": "usage_date_utc",
+        "model": "model",
+        "api_key": "?api_key",
+        "project": "?workspace",
+        "item": "?cost_type ?token_type",
+        "cost": "cost_usd|cost_in_usd|amount_usd",
+    },
+)
 
 
 def fetch(
@@ -104,6 +131,17 @@ def dollars(cents: object, where: str = "Anthropic's costs") -> Decimal:
 
 def _requests(row: Mapping[str, Any]) -> int | None:
     return None if row.get("requests") is None else count_in(row, "requests")
+
+
+def model_id(name: str) -> str:
+    """A model's id from the name that the console shows; a name that is an id already stays.
+
+    ``Claude 3.5 Sonnet 2024-10-22`` is ``claude-3-5-sonnet-20241022``, ``Claude Haiku 4.5`` ``claude-haiku-4-5``.
+    """
+    if " " not in name.strip():
+        return name.strip()
+    words = re.sub(r"(\d{4})-(\d{2})-(\d{2})", r"\1\2\3", name.strip().lower())
+    return re.sub(r"[\s.()]+", "-", words).strip("-")
 
 
 def token_counts(row: Mapping[str, Any]) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, date, datetime, time
@@ -15,7 +15,7 @@ from unicodedata import combining, normalize
 
 from tokenmeter.errors import ConfigurationError, ReconciliationError
 from tokenmeter.money import EXACT, ZERO
-from tokenmeter.reconciliation.openai import item_model
+from tokenmeter.reconciliation import anthropic, openai
 from tokenmeter.reconciliation.statement import GRAIN, Bucket, ExchangeRates, day_begins, tier_name
 from tokenmeter.tables import DecimalMark, Slashes, is_ambiguous, parse_moment, parse_number
 from tokenmeter.values import dataclass
@@ -24,11 +24,6 @@ CostUnit = Literal["usd", "cents"]
 COUNTS = ("input", "input_including_cache", "cache_read", "cache_write", "output", "web_searches")
 #: What a column map can name. A list of columns is summed.
 COLUMNS = ("day", *GRAIN, "requests", "item", "cost", "currency", *COUNTS)
-_CENT = Decimal("0.01")
-#: Beginnings of endpoints whose usage the exports do not count in tokens.
-TOKENLESS = ("images.", "audio.", "videos", "fine_tuning")
-#: An OpenAI month without use: its export has these columns only.
-EMPTY_MONTH = {"start_time", "end_time", "start_time_iso", "end_time_iso"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +37,7 @@ class Columns:
         provider: Whose export it is known to be; None for a map of the user's.
         batch: Heading that says whether it ran in a batch.
         quantum: To what its amounts are rounded, US dollars; None = as they are written.
+        name_model: A model's id from the name in the file.
     """
 
     names: Mapping[str, tuple[str, ...]]
@@ -49,6 +45,7 @@ class Columns:
     provider: str | None = None
     batch: str | None = None
     quantum: Decimal | None = None
+    name_model: Callable[[str], str] = str
 
     @classmethod
     def parse(cls, columns: Mapping[str, str | Sequence[str]], *, cost_unit: str) -> Columns:
@@ -82,68 +79,24 @@ class Columns:
         return any(name in self.names for name in COUNTS)
 
 
-def _known(provider: str, *, batch: str | None = None, quantum: Decimal | None = None, **names: str) -> Columns:
+def _known(provider: str, *, batch: str | None = None, quantum: str | None = None, **names: str) -> Columns:
     split = {name: tuple(headings.split()) for name, headings in names.items()}
-    return Columns(split, "usd", provider, batch, quantum)
+    return Columns(split, "usd", provider, batch, None if quantum is None else Decimal(quantum))
 
 
 #: The consoles' exports, most telling first. A heading after ``?`` may be missing: consoles add columns over the years,
 #: and rename them: ``|`` stands between the names of one. Case, blanks and marks in a heading do not matter.
 _EXPORTS: tuple[Columns, ...] = (
-    _known(
-        "openai",
-        batch="batch",
-        day="start_time|start_time_iso",
-        until="?end_time|end_time_iso",
-        model="model",
-        api_key="?api_key_id",
-        project="?project_id|project_name",
-        project_name="?project_name",
-        service_tier="?service_tier",
-        requests="num_model_requests",
-        input_including_cache="input_tokens|prompt_tokens",
-        cache_read="?input_cached_tokens|cached_input_tokens|cached_tokens|input_tokens_cached|cache_read_input_tokens"
-        "|input_cache_read_tokens",
-        cache_write="?input_cache_write_tokens|cache_write_input_tokens|cache_creation_input_tokens",
-        output="output_tokens|completion_tokens",
-    ),
-    _known(
-        "openai",
-        day="start_time|start_time_iso",
-        until="?end_time|end_time_iso",
-        cost="amount_value|cost_usd|amount_usd",
-        currency="?amount_currency",
-        item="?line_item",
-        api_key="?api_key_id",
-        project="?project_id|project_name",
-        project_name="?project_name",
-    ),
-    _known(
-        "anthropic",
-        batch="usage_type",
-        day="usage_date_utc",
-        model="model_version",
-        api_key="?api_key",
-        project="?workspace",
-        service_tier="?usage_type",
-        input="usage_input_tokens_no_cache|usage_input_tokens_uncached|uncached_input_tokens",
-        cache_read="?usage_input_tokens_cache_read|usage_input_tokens_cached|cache_read_input_tokens",
-        cache_write="?usage_input_tokens_cache_write ?usage_input_tokens_cache_write_5m "
-        "?usage_input_tokens_cache_write_1h",
-        output="usage_output_tokens|output_tokens",
-        web_searches="?web_search_count",
-    ),
-    _known(
-        "anthropic",
-        quantum=_CENT,
-        day="usage_date_utc",
-        model="model",
-        api_key="?api_key",
-        project="?workspace",
-        item="?cost_type ?token_type",
-        cost="cost_usd|cost_in_usd|amount_usd",
-    ),
+    *(_known("openai", **export) for export in openai.EXPORTS),
+    *(replace(_known("anthropic", **export), name_model=anthropic.model_id) for export in anthropic.EXPORTS),
 )
+#: Provider -> the headings of its export of a month without use, where it has no others then.
+_EMPTY_MONTHS = {"openai": openai.EMPTY_MONTH}
+
+
+def is_empty_month(headings: Sequence[str], provider: str) -> bool:
+    """Whether it is an export of `provider` of a month without use, by its headings."""
+    return frozenset(map(heading_key, headings)) == _EMPTY_MONTHS.get(provider)
 
 
 def recognised_export(headings: Sequence[str], path: Path, provider: str) -> Columns:
@@ -197,7 +150,8 @@ def _map_to_give(headings: Sequence[str], provider: str) -> str:
             found[about] = [*_listed(found[about]), heading]
         elif about is not None:
             found.setdefault(about, heading)
-    if provider == "openai" and "input" in found:  # its counts of input include what was cached
+    includes_cache = any("input_including_cache" in one.names for one in _EXPORTS if one.provider == provider)
+    if includes_cache and "input" in found:
         found["input_including_cache"] = found.pop("input")
     told = f"Its headings: {', '.join(headings) or 'none'}; names to map them to: {', '.join(COLUMNS)}."
     if "day" not in found or not {"cost", "output"} & set(found):
@@ -244,17 +198,6 @@ _CURRENCY = re.compile(
 _SUMS = re.compile(
     r"((grand|sub)[ -]?)?totals?|sum|(gesamt)?summe|gesamt|totale?|totaal|suma|[合总總][计計]", re.IGNORECASE
 )
-
-
-def model_id(name: str) -> str:
-    """A model's id from the name that Anthropic's console shows; a name that is an id already stays.
-
-    ``Claude 3.5 Sonnet 2024-10-22`` is ``claude-3-5-sonnet-20241022``, ``Claude Haiku 4.5`` ``claude-haiku-4-5``.
-    """
-    if " " not in name.strip():
-        return name.strip()
-    words = re.sub(r"(\d{4})-(\d{2})-(\d{2})", r"\1\2\3", name.strip().lower())
-    return re.sub(r"[\s.()]+", "-", words).strip("-")
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,11 +256,11 @@ class FileRow:
     @property
     def bucket(self) -> Bucket:
         """Where its amounts are compared."""
-        model = self.text("model") or (item_model(self.text("item")) if "model" not in self.how.names else None)
+        model = self.text("model") or (openai.item_model(self.text("item")) if "model" not in self.how.names else None)
         batch = self.row.get(self.how.batch or "", "").strip().lower() in {"true", "batch", "1"}
         return Bucket(
             self.day,
-            model_id(model) if model is not None and self.how.provider == "anthropic" else model,
+            model and self.how.name_model(model),
             self.text("api_key"),
             self.text("project"),
             tier_name(self.text("service_tier"), batch=batch),

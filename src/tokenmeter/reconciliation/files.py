@@ -18,14 +18,13 @@ from tokenmeter.money import ZERO
 from tokenmeter.periods import Period
 from tokenmeter.reconciliation.exports import (
     COUNTS,
-    EMPTY_MONTH,
-    TOKENLESS,
     Columns,
     FileRow,
     fitting_map,
-    heading_key,
+    is_empty_month,
     recognised_export,
 )
+from tokenmeter.reconciliation.openai import TOKENLESS
 from tokenmeter.reconciliation.statement import (
     GRAIN,
     TOKEN_CLASSES,
@@ -114,7 +113,7 @@ def read_files(
             continue
         digests[digest] = path
         headings, rows, mark = _table(path, content)
-        if given is None and provider == "openai" and set(map(heading_key, headings)) == EMPTY_MONTH:
+        if given is None and is_empty_month(headings, provider):
             _note_empty(path, found)
             continue
         how = fitting_map(given, headings, path) if given else recognised_export(headings, path, provider)

@@ -26,10 +26,42 @@ GRAIN = ("model", "api_key", "project")
 _KEY_BEGIN = "sk-admin-"
 #: Reports that count tokens. The others count images, seconds or calls, which only money can be compared with.
 _COUNTED = ("completions", "embeddings", "moderations")
-_TOKENLESS = ("images.", "audio.", "videos", "fine_tuning", "decisions")
+#: Beginnings of endpoints whose usage the console's exports do not count in tokens.
+TOKENLESS = ("images.", "audio.", "videos", "fine_tuning")
 _USAGE_BUCKETS, _COST_BUCKETS = 31, 180
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _GROUP_BY = {"model": "model", "api_key": "api_key_id", "project": "project_id"}
+#: Its console's exports, most telling first: what (`reconciliation.exports` says) -> its headings.
+EXPORTS: tuple[dict[str, str], ...] = (
+    {
+        "batch": "batch",
+        "day": "start_time|start_time_iso",
+        "until": "?end_time|end_time_iso",
+        "model": "model",
+        "api_key": "?api_key_id",
+        "project": "?project_id|project_name",
+        "project_name": "?project_name",
+        "service_tier": "?service_tier",
+        "requests": "num_model_requests",
+        "input_including_cache": "input_tokens|prompt_tokens",
+        "cache_read": "?input_cached_tokens|cached_input_tokens|cached_tokens|input_tokens_cached"
+        "|cache_read_input_tokens|input_cache_read_tokens",
+        "cache_write": "?input_cache_write_tokens|cache_write_input_tokens|cache_creation_input_tokens",
+        "output": "output_tokens|completion_tokens",
+    },
+    {
+        "day": "start_time|start_time_iso",
+        "until": "?end_time|end_time_iso",
+        "cost": "amount_value|cost_usd|amount_usd",
+        "currency": "?amount_currency",
+        "item": "?line_item",
+        "api_key": "?api_key_id",
+        "project": "?project_id|project_name",
+        "project_name": "?project_name",
+    },
+)
+#: A month without use: its export has these columns only.
+EMPTY_MONTH = frozenset({"start_time", "end_time", "start_time_iso", "end_time_iso"})
 
 
 def fetch(
@@ -68,7 +100,7 @@ def fetch(
         grain=tuple(by),
         usage=tuple(usage),
         costs=tuple(costs),
-        tokenless=_TOKENLESS,
+        tokenless=(*TOKENLESS, "decisions"),
         begins=frozenset(begins),
         shown={
             row["project_id"]: row["project_name"]
