@@ -598,6 +598,30 @@ def test_what_acts_fits_and_has_no_barriers(filed, serve, browse, width, scheme)
         assert [(one["id"], [node["html"][:90] for node in one["nodes"]]) for one in found] == [], path
 
 
+#: What has more in it than it shows: on paper nobody can scroll. Words for screen readers and the axis are no text.
+_CUT = """[...document.querySelectorAll('main :not(.hidden, .chart *)')]
+  .filter(one => getComputedStyle(one).overflowX != 'visible' && one.scrollWidth > one.clientWidth + 1)
+  .map(one => one.outerHTML.slice(0, 80))"""
+
+
+def test_on_paper_every_column_is_there_in_ink_with_what_it_is_filtered_by(filed, serve, browse):
+    server = serve(filed)
+    page = browse(f"{server.url}/", width=700, scheme="dark")  # as wide as a sheet
+    page.emulate_media(media="print", color_scheme="dark")
+    for path in (
+        "/entries?period=all",
+        "/invoices/INV-00001",
+        "/prices?model=gpt-5",
+        "/explore?period=all&team=search",
+    ):
+        page.goto(f"{server.url}{path}")
+        assert page.evaluate(_CUT) == [], path
+        assert page.evaluate("getComputedStyle(document.querySelector('h1')).color") == "rgb(23, 28, 38)"
+        assert [one for one in page.get_by_role("button").all() if one.is_visible()] == []
+    assert page.get_by_label("Filters in force").inner_text() == "team: search"
+    assert page.get_by_role("link", name="CSV").count() == 0
+
+
 def test_it_can_be_used_by_keyboard_and_screen_reader(served, browse):
     page = browse(f"{served.url}/")
     page.keyboard.press("Tab")
