@@ -38,7 +38,6 @@ EXCEPTIONS = {
     "cli/prices.py": "the endpoint of requests that say none",
     "cli/importing.py": "an example in a help text",
     "importing/agents.py": "what coding agents write down",
-    "importing/call.py": "the method of a call whose log does not say it",
     "importing/gateways.py": "what gateways write down",
     "importing/rows.py": "bodies kept, told apart by their own words",
     "reconciliation/anthropic.py": "the provider's own books, a room in reconciliation",

@@ -15,6 +15,7 @@ from tokenmeter.attribution import NOBODY, Attribution
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import EXACT
 from tokenmeter.periods import zone
+from tokenmeter.providers.registry import FORMATS, dialect
 from tokenmeter.tables import DecimalMark, parse_moment, parse_number
 from tokenmeter.usage import Observation
 from tokenmeter.values import dataclass
@@ -29,7 +30,6 @@ _MAKERS = (
     ("deepseek", "deepseek"),
     ("kimi", "moonshotai"),
 )
-_ENDPOINTS = {"anthropic": "messages", "google": "models.generate_content"}
 _MAKER_OF = tuple((re.compile(beginning), provider) for beginning, provider in _MAKERS)
 #: Counts beyond it are no counts; a ledger's sums hold any number of such.
 _MOST = 10**15
@@ -215,9 +215,10 @@ def provider_of(model: str | None) -> str | None:
     return next((provider for pattern, provider in _MAKER_OF if pattern.match(name)), None)
 
 
+@lru_cache(maxsize=64)
 def endpoint_of(provider: str) -> str:
     """The method a call is recorded under whose log does not say it."""
-    return _ENDPOINTS.get(provider, "chat.completions")
+    return dialect(provider if provider in FORMATS else FORMATS[0]).usual_endpoint({})
 
 
 def mapping_of(value: object) -> Mapping[str, Any]:
