@@ -75,7 +75,7 @@ def record(
         provider: Who bills it: ``openai``, ``anthropic``, ``openrouter``, ``google``, ...
         endpoint: SDK method path whose format it has: ``chat.completions``, ``responses``, ``messages``, ...
         model: Model asked for.
-        response_id: The answer's id, where the body has none.
+        response_id: The answer's id, where the body has none; of an event, that of its session.
         at: When the call was made (an instant, a date or ISO text); default: now. Prices and budgets go by it.
         status: How it ended: ``ok``, ``error``, ``aborted`` or ``timeout``. An error body says so itself.
         streamed: Whether it was streamed.
@@ -333,12 +333,18 @@ def _bills(body: Any, call: Call) -> Sequence[Any]:
     The parts of a list are bills of their own if they are streams, or each of them has an id.
     """
     room = dialect_for(call.provider, call.endpoint)
-    many = room.items(body) if room.named(call.endpoint).form == "items" else ()
-    if many or not is_array(body):
-        return many or (body,)
+    if _holds_many(call):
+        return [bill for one in body for bill in _bills(one, call)] if is_array(body) else room.items(body) or (body,)
+    if not is_array(body):
+        return (body,)
     if streams := room.split_streams(body):
         return streams
     return body if body and all(is_object(one) and _seen(one, call).response_id for one in body) else (body,)
+
+
+def _holds_many(call: Call) -> bool:
+    """Whether answers of an endpoint are pages, of which not every item is a bill."""
+    return dialect_for(call.provider, call.endpoint).named(call.endpoint).form == "items"
 
 
 def _as_one(bills: Sequence[Any], call: Call) -> Any:
@@ -389,6 +395,11 @@ def _is_under_way(outcome: Outcome) -> bool:
     return outcome.status == "ok" and seen is not None and "not_final" in seen.flags
 
 
+def _is_no_bill(seen: Observation, status: Status, call: Call) -> bool:
+    """Whether it is of a page and bills nothing, as most events of a session."""
+    return not seen.billable and status == "ok" and _holds_many(call)
+
+
 def _made_at(body: Any) -> datetime | None:
     """When the answer says that it was made; None where it does not."""
     if not isinstance(body, Mapping):
@@ -414,9 +425,13 @@ def _settle(
         dated: See there.
     """
     seen = outcome.observation
-    if seen is None or _is_under_way(outcome):
+    if seen is None or _is_under_way(outcome) or _is_no_bill(seen, outcome.status, authorization.call):
         return None
-    identity = seen.response_id or outcome.response_id
+    if seen.is_event and outcome.response_id is None:
+        raise ConfigurationError(
+            "An event of a session does not say which session: give response_id=, the session's id."
+        )
+    identity = outcome.response_id if seen.is_event else seen.response_id or outcome.response_id
     if identity is None:
         return write_whole(meter, authorization, outcome)
     if seen.reading in {"total", "step"}:

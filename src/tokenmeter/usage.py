@@ -186,6 +186,11 @@ class Observation:
     error_type: str | None = None
     size: str | None = None
 
+    @property
+    def is_event(self) -> bool:
+        """Whether it is of an event of a running total, which does not say whose total that is."""
+        return self.reading == "step" or (self.reading == "total" and self.at is not None)
+
     def with_shared(self) -> Observation:
         """The whole at once: the shared bills as groups of this one, each once."""
         if not self.shared:

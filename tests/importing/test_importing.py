@@ -471,6 +471,27 @@ def test_what_a_metered_client_recorded_is_left_as_it_is(write):
     meter.close()
 
 
+def test_a_session_is_counted_once_by_who_imports_it_and_who_reads_it(meter, write):
+    def session(tokens):
+        usage = {"input_tokens": tokens, "output_tokens": 0}
+        agent = {"model": {"id": "claude-sonnet-5"}}
+        return {"id": "sesn_1", "type": "session", "created_at": "2026-11-01T10:00:00Z", "agent": agent, "usage": usage}
+
+    given = {"provider": "anthropic", "endpoint": "beta.sessions"}
+    import_usage(meter, write("a.jsonl", [session(300)]), **given)
+    assert meter.record(session(300), **given) is None
+    assert meter.record(session(400), **given).usage["input"] == 100
+    event = {
+        "id": "sevt_1",
+        "type": "session.usage",
+        "processed_at": "2026-11-01T12:00:00Z",
+        "usage": {"input_tokens": 9},
+    }
+    outcome = import_usage(meter, write("b.jsonl", [event]), **given)
+    assert (outcome.recorded, "response_id=, the session's id" in str(outcome)) == (0, True)
+    assert tokens(meter) == {"claude-sonnet-5": {"calls": 2, "input": 400}}
+
+
 def test_a_response_a_level_down_is_found(meter, write):
     body = {
         "id": "chatcmpl-n",

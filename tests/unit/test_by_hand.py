@@ -755,6 +755,25 @@ class TestRunningTotals:
         assert meter.reprice(changed=True) == []
         assert meter.verify().ok
 
+    def test_events_count_as_a_client_that_reads_them_counts(self, meter):
+        """Each was a session of its own, and a list of them the sum of all: 480 tokens of 200."""
+        usage = [{"input_tokens": n, "output_tokens": 0} for n in (100, 130, 50, 200)]
+        counts = {"cache_read_input_tokens": 0, "cache_creation_input_tokens": 0}
+        step, total = {"type": "span.model_request_end"}, {"type": "session.usage"}
+        said = [
+            {**total, "usage": one} if n % 2 else {**step, "model_usage": one | counts} for n, one in enumerate(usage)
+        ]
+        events = [{**one, "id": f"sevt_{n}", "processed_at": f"2026-11-01T12:0{n}:00Z"} for n, one in enumerate(said)]
+        here = {"provider": "anthropic", "endpoint": "beta.sessions.events.list", "model": "claude-sonnet-5"}
+        page = [{"id": "sevt_9", "type": "user.message", "content": []}, *events]
+        with pytest.raises(ConfigurationError, match="response_id=, the session's id"):
+            meter.record(events, **here)
+        for body in (page, {"data": page, "next_page": None}, *events):
+            meter.record(body, **here, response_id="sesn_1")
+        assert meter.record(page, **{**here, "endpoint": "beta.sessions.events"}, response_id="sesn_1") is None
+        assert [one.usage["input"] for one in meter.entries()] == [100, 30, 50, 20]
+        assert meter.record(self.session(250), **self.HERE).usage["input"] == 50
+
     @with_budget(limit_usd=5, unbounded="expected")
     def test_free_what_was_held_where_nothing_is_new(self, meter):
         meter.record(self.session(1000), **self.HERE)

@@ -179,7 +179,8 @@ class EntryMaker:
             flags=_flags(seen.flags if seen else _NO_FLAGS, rating.flags, call.flags),
             price_list_hash=pricer.price_list_hash,
             raw_usage=to_json(raw, fallback=str).decode() if raw else None,
-            dedup_key=f"{call.provider}:{call.id}",
+            # A running total is the first of its entries: who reads it again adds what it has grown by.
+            dedup_key=f"{call.provider}:{call.id}{'#1' if seen is not None and seen.reading == 'total' else ''}",
         )
 
     def _attribution(self, call: ImportedCall) -> Attribution:

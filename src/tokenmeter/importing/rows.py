@@ -73,6 +73,10 @@ def response(row: Row, where: str, given: Given) -> ImportedCall | None:
         if _says_usage(body):
             raise ConfigurationError("its usage cannot be read, so that it would be missing")
         return None
+    if seen.is_event:
+        raise ConfigurationError(
+            "an event does not say of which session it is: tokenmeter.record() it with response_id=, the session's id"
+        )
     moment = _moment(body) or _moment(row) or given.at
     if moment is None:
         raise ConfigurationError("the response does not say when it was made: give --at")

@@ -166,7 +166,7 @@ _FREE = """
 POST /messages/count_tokens                              messages.count_tokens         count_tokens
 GET  /messages/batches/*                                 messages.batches.retrieve     batch
 POST /messages/batches/*/cancel                          messages.batches.cancel       batch
-POST /sessions/*/events                                  beta.sessions.events          invoke_agent
+POST /sessions/*/events                                  beta.sessions.events          invoke_agent items
 """
 _ROOTS = frozenset(
     {
