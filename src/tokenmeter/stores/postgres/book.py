@@ -23,8 +23,9 @@ from tokenmeter.stores.documents import told_of_move
 from tokenmeter.stores.effects import Standing
 from tokenmeter.stores.encoding import digest_of, note_usage
 from tokenmeter.stores.fold import Batch, sum_rows
+from tokenmeter.stores.postgres.engine import ENGINE
 from tokenmeter.stores.postgres.pool import Pool
-from tokenmeter.stores.postgres.sessions import ENGINE, ServerRows, explain, is_refusal, reason_of
+from tokenmeter.stores.postgres.sessions import ServerRows, explain, is_refusal, reason_of
 from tokenmeter.stores.tail import segment_path, segments
 from tokenmeter.stores.trouble import Trouble
 

@@ -10,7 +10,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import field
 from functools import lru_cache
@@ -26,8 +26,6 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo, timeout_from_conni
 
 from tokenmeter.errors import ConfigurationError, StoreUnavailableError
 from tokenmeter.paths import expand, user_folder
-from tokenmeter.stores.engine import Engine
-from tokenmeter.stores.postgres.declared import declared, made
 from tokenmeter.stores.urls import redacted
 from tokenmeter.values import dataclass
 
@@ -275,39 +273,6 @@ class _WholeNumber(Loader):
 def read_whole_numbers(connection: psycopg.Connection[Any]) -> None:
     """Have sums and counters come as integers of any size."""
     connection.adapters.register_loader("numeric", _WholeNumber)
-
-
-def _cells(_: ServerRows, numbers: Mapping[int, int]) -> str:
-    """An array that the account's row points into; it has a number for every row, so that it is looked up at once."""
-    most = max(numbers, default=0)
-    listed = ",".join(str(numbers.get(account, -1)) for account in range(1, most + 1))
-    return f"nullif(('{{{listed}}}'::integer[])[account], -1)"
-
-
-def _keeps_secret(rows: ServerRows) -> bool:
-    return bool(rows.execute("SELECT keeps_secret()").fetchall()[0][0])
-
-
-ENGINE = Engine(
-    slots=(
-        "SELECT (value->>0)::integer, (value->>1)::integer, (value->>2)::bigint "
-        "FROM json_array_elements(CAST(? AS json)) AS j (value)"
-    ),
-    join="JOIN",
-    identity=str,
-    cells=_cells,
-    largest="{0} DESC",
-    member="(body::json->>'{}')::bigint",
-    room="tokenmeter.stores.postgres",
-    columns=(
-        "SELECT relname::text, attname::text FROM pg_class AS c JOIN pg_attribute ON attrelid = c.oid "
-        "WHERE relnamespace = current_schema()::regnamespace AND relkind IN ('r', 'p', 'v') AND attnum > 0 "
-        "AND NOT attisdropped"
-    ),
-    declared=declared,
-    made=made,
-    keeps_secret=_keeps_secret,
-)
 
 
 _SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,62}")

@@ -1,4 +1,6 @@
-"""What the ledger's SQL on the server should be, by the numbered files, and what it is: functions, triggers, the view.
+"""PostgreSQL's SQL: where it differs from other engines', and what the ledger's own should be, and is, on the server.
+
+Its functions, triggers and the view should be as the numbered files have them.
 
 The server keeps a function's body as it was written, so that is compared letter by letter. It tells a trigger or a view
 in words of its own, which differ between versions in what says nothing: brackets, casts, spaces.
@@ -7,12 +9,13 @@ in words of its own, which differ between versions in what says nothing: bracket
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import resources
 from typing import Any
 
-from tokenmeter.stores.engine import Definition
+from tokenmeter.stores.engine import Definition, Engine
+from tokenmeter.stores.postgres.sessions import ServerRows
 
 _STATEMENT = re.compile(
     r"^CREATE (?:OR REPLACE )?(?:"
@@ -88,3 +91,36 @@ def _normal(text: str) -> str:
 def _apart(compared: re.Match[str]) -> str:
     pairs = zip(compared[1].split(","), compared[2].split(","), strict=True)
     return " OR ".join(f"{one} IS DISTINCT FROM {other}" for one, other in pairs)
+
+
+def _cells(_: ServerRows, numbers: Mapping[int, int]) -> str:
+    """An array that the account's row points into; it has a number for every row, so that it is looked up at once."""
+    most = max(numbers, default=0)
+    listed = ",".join(str(numbers.get(account, -1)) for account in range(1, most + 1))
+    return f"nullif(('{{{listed}}}'::integer[])[account], -1)"
+
+
+def _keeps_secret(rows: ServerRows) -> bool:
+    return bool(rows.execute("SELECT keeps_secret()").fetchall()[0][0])
+
+
+ENGINE = Engine(
+    slots=(
+        "SELECT (value->>0)::integer, (value->>1)::integer, (value->>2)::bigint "
+        "FROM json_array_elements(CAST(? AS json)) AS j (value)"
+    ),
+    join="JOIN",
+    identity=str,
+    cells=_cells,
+    largest="{0} DESC",
+    member="(body::json->>'{}')::bigint",
+    room="tokenmeter.stores.postgres",
+    columns=(
+        "SELECT relname::text, attname::text FROM pg_class AS c JOIN pg_attribute ON attrelid = c.oid "
+        "WHERE relnamespace = current_schema()::regnamespace AND relkind IN ('r', 'p', 'v') AND attnum > 0 "
+        "AND NOT attisdropped"
+    ),
+    declared=declared,
+    made=made,
+    keeps_secret=_keeps_secret,
+)
