@@ -334,7 +334,7 @@ def bucket(monkeypatch, tmp_path):
     client = boto3.client("s3")
     client.create_bucket(Bucket="books", CreateBucketConfiguration={"LocationConstraint": "eu-central-1"})
     fsspec.get_filesystem_class("s3").clear_instance_cache()
-    places.forget_silence()
+    places._silent.clear()
     yield client
     fsspec.get_filesystem_class("s3").clear_instance_cache()
     running.stop()

@@ -464,7 +464,7 @@ def test_a_bucket_that_never_has_done_is_given_up(ledger, bucket, monkeypatch, t
             s3fs.S3FileSystem.clear_instance_cache()
             with pytest.raises(StoreUnavailableError, match=r"written: nothing came of it for 1 seconds\. Nothing was"):
                 store.archives.seal("2026-02", "s3://books/usage")
-            places.forget_silence()
+            places._silent.clear()
             shutil.rmtree(tmp_path / "cache")
             with pytest.raises(StoreUnavailableError, match="cannot be read: nothing came of it"):
                 list(store.entries())
@@ -477,7 +477,7 @@ def test_a_bucket_that_never_has_done_is_given_up(ledger, bucket, monkeypatch, t
             server.shutdown()
             serving.join()
     assert store.archives.listed() == before
-    places.forget_silence()
+    places._silent.clear()
     assert [one.dropped for one in store.archives.restore()] == [False]
     assert store.verify(deep=True).faults == ()
     store.close()

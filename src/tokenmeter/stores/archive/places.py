@@ -151,11 +151,6 @@ def _bucket(url: str) -> str:
     return f"{scheme}://{rest.partition('/')[0]}"
 
 
-def forget_silence() -> None:
-    """Have every bucket asked again at once."""
-    _silent.clear()
-
-
 def _check_silence(url: str) -> None:
     """Refuse to wait for a bucket that said nothing just now.
 
