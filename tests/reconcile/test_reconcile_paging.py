@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import threading
 from decimal import Decimal
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import SimpleNamespace
 
 import pytest
@@ -72,6 +74,45 @@ def test_an_answer_that_breaks_off_is_asked_for_again_and_told_if_it_stays():
     assert waits == [1.0, 2.0]
     with pytest.raises(ReconciliationError, match="gave no JSON for x; nothing was compared"):
         ReportPages(sleep=waits.append).get("x", {}, failing(*[cut] * 20))
+
+
+@pytest.mark.parametrize(("sdk", "key", "more"), [
+    ("openai", "admin_api_key", {}), ("anthropic", "api_key", {}), ("anthropic", "api_key", {"reports": "classic"}),
+])  # fmt: skip
+def test_a_proxys_page_in_place_of_a_report_is_asked_for_again(meter, monkeypatch, sdk, key, more):
+    """With HTTP 200 and its own type an SDK hands it out as text, or fails on it as on no page of rows."""
+    module = pytest.importorskip(sdk)
+    asked = []
+
+    class Proxy(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            first = len(asked) == 1
+            body = b"<html>Back soon</html>" if first else b'{"data": [], "has_more": false, "next_page": null}'
+            self.send_response(200)
+            self.send_header("content-type", "text/html" if first else "application/json")
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    monkeypatch.setattr(paging, "_wait", lambda *_: 0)
+    with HTTPServer(("127.0.0.1", 0), Proxy) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        make = module.OpenAI if sdk == "openai" else module.Anthropic
+        try:
+            outcome = reconcile(
+                meter.store, provider=sdk, period="2026-11", source=make(base_url=url, **{key: "sk-admin-1"}), **more
+            )
+        finally:
+            server.shutdown()
+            thread.join()
+    assert outcome.theirs.cost == 0
+    assert asked[0] == asked[1]
 
 
 @pytest.mark.parametrize(

@@ -184,7 +184,7 @@ class ReportPages:
     def _patiently(self, what: str, fetch: Callable[[], Any], key_begin: str | None) -> Any:
         for attempt in range(_ATTEMPTS):
             try:
-                return wait_for(lambda _: fetch(), _LONGEST_ANSWER)
+                return wait_for(lambda _: _ask(fetch), _LONGEST_ANSWER)
             except Exception as error:
                 status = getattr(error, "status_code", None)
                 if status in {401, 403}:
@@ -209,6 +209,23 @@ class ReportPages:
                     raise ReconciliationError(f"The provider {how}; nothing was compared. {error}") from error
                 self._sleep(_wait(error, attempt))
         raise AssertionError("unreachable")
+
+
+def _ask(fetch: Callable[[], Any]) -> Any:
+    """What `fetch` answers.
+
+    Raises:
+        json.JSONDecodeError: text, such as a proxy's page, which an SDK hands out as it is or takes for a page of rows.
+    """
+    try:
+        answer = fetch()
+    except AttributeError as error:
+        answer = error.obj
+        if not isinstance(answer, str):
+            raise
+    if isinstance(answer, str):
+        raise json.JSONDecodeError(f"The answer is {shown(answer)}", answer, 0)
+    return answer
 
 
 def _page(what: str, text: str) -> dict[str, Any]:
