@@ -5,7 +5,10 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+
+import tokenmeter
 
 ROOT = Path(__file__).parent.parent / "src"
 #: Modules with imports of our own inside functions -> why.
@@ -40,9 +43,19 @@ def name_of(path: Path) -> str:
 MODULES = {name_of(path): path for path in sorted((ROOT / "tokenmeter").rglob("*.py")) if name_of(path) != "tokenmeter"}
 
 
-def imports(name: str) -> Iterator[tuple[str, bool]]:
+@cache
+def tree_of(name: str) -> ast.Module:
+    return ast.parse(MODULES[name].read_text(encoding="utf-8"))
+
+
+@cache
+def imports(name: str) -> tuple[tuple[str, bool], ...]:
     """What a module imports of the package, for type checkers too, and whether inside a function."""
-    tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
+    return tuple(find_imports(name))
+
+
+def find_imports(name: str) -> Iterator[tuple[str, bool]]:
+    tree = tree_of(name)
     late = {
         id(inner)
         for node in ast.walk(tree)
@@ -107,9 +120,9 @@ SHARED_NAMES = {
 def test_a_class_has_a_name_of_its_own():
     """A word means one thing in the whole package; the fake provider is a product of its own."""
     places: dict[str, list[str]] = {}
-    for name, path in MODULES.items():
+    for name in MODULES:
         if not name.startswith("tokenmeter.testing"):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for node in ast.walk(tree_of(name)):
                 if isinstance(node, ast.ClassDef):
                     places.setdefault(node.name.lstrip("_"), []).append(name)
     assert {name: where for name, where in places.items() if len(where) > 1}.keys() == SHARED_NAMES.keys()
@@ -118,8 +131,8 @@ def test_a_class_has_a_name_of_its_own():
 def test_what_is_loaded_at_the_top_is_not_imported_again_inside():
     """It looks as if something were put off that is not."""
     again: dict[str, set[str]] = {}
-    for name, path in MODULES.items():
-        top = ast.parse(path.read_text(encoding="utf-8")).body
+    for name in MODULES:
+        top = tree_of(name).body
         loaded = {
             f"{node.module}.{alias.name}" for node in top if isinstance(node, ast.ImportFrom) for alias in node.names
         }
@@ -133,6 +146,62 @@ def test_imports_inside_functions_are_where_a_reason_is_named():
     late = {name for name in MODULES if any(inside for _, inside in imports(name))}
     assert late == LATE.keys() & late, "import at the top, or name the reason in LATE"
     assert LATE.keys() & MODULES.keys() == late, "an entry of LATE has no late import any more"
+
+
+#: Names at the top of modules that no code of the package says -> who asks for them.
+ASKED_FOR = {
+    **dict.fromkeys(("DIALECT", "PROMPT_RULES", "SHAPES"), "`providers.registry`, of each room"),
+    **dict.fromkeys(("bind_client", "migrate", "grant", "status"), "who imports the module by its name"),
+    **dict.fromkeys(("number", "change", "price_words", "wire_instant"), "pages of the dashboard"),
+    **dict.fromkeys(("carry_attribution", "AttributionMiddleware", "AttributedJob"), "users of a queue"),
+    **dict.fromkeys(("attribute_request", "verify_signature"), "users"),
+}
+
+
+def test_nothing_at_the_top_of_a_module_is_left_over():
+    """What only its tests call is no code that anybody needs. What a decorator takes is the decorator's."""
+    said = {(home, public) for public, home in tokenmeter._HOME.items()}
+    for name in MODULES:
+        modules: dict[str, str] = {}
+        for node in ast.walk(tree_of(name)):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                for alias in node.names:
+                    said.add((node.module, alias.name))
+                    modules[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+            elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and node.value.args:
+                of = node.value.args[0]  # LateModule("tokenmeter.billing")
+                if isinstance(of, ast.Constant) and isinstance(node.targets[0], ast.Name):
+                    modules[node.targets[0].id] = str(of.value)
+        for node in ast.walk(tree_of(name)):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                said.add((modules.get(node.value.id, ""), node.attr))
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+                said.add((name, node.id))
+    found = {
+        defined
+        for name in MODULES
+        if not name.startswith("tokenmeter.testing")
+        for node in tree_of(name).body
+        for defined in defined_by(node)
+        if not defined.startswith("__") and (name, defined) not in said
+    }
+    assert found == ASKED_FOR.keys()
+
+
+def defined_by(node: ast.stmt) -> list[str]:
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+        return (
+            [] if any(isinstance(one, ast.Call) or is_registering(one) for one in node.decorator_list) else [node.name]
+        )
+    if isinstance(node, ast.ClassDef):
+        return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
+def is_registering(decorator: ast.expr) -> bool:
+    plain = {"cache", "contextmanager", "tell_wrong_arguments"}
+    return not (isinstance(decorator, ast.Name) and decorator.id in plain)
 
 
 def test_dataclasses_are_made_by_one_decorator():

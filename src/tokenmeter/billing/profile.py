@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import field, fields
 from decimal import Decimal
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from tokenmeter.dimensions import ACCOUNTS
 from tokenmeter.errors import ConfigurationError, shown
@@ -14,7 +14,6 @@ from tokenmeter.money import EXACT, USD, check_currency, parse_decimal
 from tokenmeter.periods import zone
 from tokenmeter.values import dataclass
 
-T = TypeVar("T")
 _PERCENT = Decimal(100)
 #: Tax categories of EN 16931 that an invoice of services can have.
 TAX_CATEGORIES = ("S", "Z", "E", "AE", "K", "G", "O")

@@ -211,11 +211,6 @@ def minus(now: Mapping[RateKey, Rated], before: Mapping[RateKey, Rated]) -> list
     return [row for row in found if any(row[1:])]
 
 
-def within(rows: Iterable[Rated], scope: Mapping[str, str]) -> list[Rated]:
-    """The rows on the account of `scope`."""
-    return [row for row in rows if all(row.rate.about(name) == value for name, value in scope.items())]
-
-
 def encode(rows: Iterable[Rated]) -> list[list[Any]]:
     """Rows as JSON-ready values, in a stable order; decimals are text."""
     encoded = [

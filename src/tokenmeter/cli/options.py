@@ -90,7 +90,6 @@ def _find_values(given: dict[str, Any], name: str) -> Iterator[str]:
 BillPeriod = Annotated[
     str, typer.Option("--period", "-p", help="2026-11, last-month, ...", autocompletion=complete_period)
 ]
-Break = Annotated[str, typer.Option("--by", "-b", help="Break lines down by these, such as member.")]
 PeriodOption = Annotated[
     str | None,
     typer.Option(

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from itertools import dropwhile, islice
-from typing import TypeVar
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
@@ -34,8 +33,6 @@ from tokenmeter.reports.report import read_report
 from tokenmeter.serving.lens import ReadableMeter, pulse_of
 from tokenmeter.serving.probes import entries_of
 from tokenmeter.serving.problems import tell_error
-
-T = TypeVar("T")
 
 _PAGE = 50
 _LAST = 10

@@ -36,7 +36,6 @@ log = logging.getLogger("tokenmeter")
 
 _PREFIX = "tokenmeter_"
 _MADE_LETTERS = 43  # 32 bytes in base64
-_TAG = "tag:"
 
 
 @dataclass(frozen=True, slots=True)
