@@ -22,7 +22,7 @@ STEPS = (
     ),
     ("wire", "HTTP request and response, by the SDK", "openai, anthropic"),
     ("back", "Whole body, or events as they are read", "capture/responses.py, capture/readings.py"),
-    ("back", "What was used: disjoint token classes; unknown is unknown", "providers/<room>/plain.py or usage.py"),
+    ("back", "What was used: disjoint token classes; unknown is unknown", "providers/<room>/dialect.py or usage.py"),
     ("back", "What it costs: list, contracted, billed; exact", "pricing/sheet.py"),
     (
         "back",
