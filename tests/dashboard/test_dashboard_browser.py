@@ -192,6 +192,23 @@ def test_a_question_is_asked_without_leaving_the_page(served, browse, width, sch
     assert page.evaluate("document.body.dataset.mark") == "same page"
 
 
+_LINKS = "[...document.querySelectorAll('a[href]')].map(one => one.getAttribute('href'))"
+
+
+def test_after_a_question_every_link_goes_where_it_would_on_the_page_opened_anew(served, browse):
+    page = browse(f"{served.url}/?tz=UTC")
+    for path in ("/", "/explore", "/doubts", "/account?member=ada"):
+        page.goto(f"{served.url}{path}{'&' if '?' in path else '?'}tz=UTC")
+        page.locator("select[name=period]").select_option("this-month")
+        page.wait_for_url("**period=this-month**")
+        expect(page.get_by_role("link", name="Entries", exact=True).first).to_have_attribute(
+            "href", re.compile("this-mo")
+        )
+        asked = page.evaluate(_LINKS)
+        page.reload()
+        assert asked == page.evaluate(_LINKS), path
+
+
 @pytest.mark.parametrize(("width", "scheme"), SIGHTS)
 def test_dates_are_picked_and_taken_back(served, browse, width, scheme):
     page = browse(f"{served.url}/explore?tz=UTC", width=width, scheme=scheme)
