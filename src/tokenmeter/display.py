@@ -40,6 +40,17 @@ def unit_word(amount: Decimal, unit: str) -> str:
     return (unit.removesuffix("s") if amount in {1, -1} else unit).replace("_", " ")
 
 
+def some_of(names: Sequence[str], glue: str = ", ", *, most: int = 10) -> str:
+    """Names, of many the first ones and how many more there are: ``a, b, c and 1,990 more``.
+
+    Args:
+        names: All of them.
+        glue: What stands between two.
+        most: Names that are said.
+    """
+    return glue.join(names[:most]) + (f" and {len(names) - most:,} more" if names[most:] else "")
+
+
 def counted(number: int, one: str, many: str | None = None) -> str:
     """How many of what, in words that agree with the number: ``1 call``, ``2,048 calls``, ``1 row is gone``.
 

@@ -20,7 +20,7 @@ from tokenmeter.billing.filed import INVOICE, read_filed
 from tokenmeter.billing.invoice import Invoice
 from tokenmeter.billing.period import zone_of_books
 from tokenmeter.billing.profile import BillingProfile
-from tokenmeter.display import counted
+from tokenmeter.display import counted, some_of
 from tokenmeter.errors import ConfigurationError, LedgerError, TokenmeterError
 from tokenmeter.ledger import utcnow
 from tokenmeter.money import money_text, total
@@ -171,20 +171,25 @@ def check_invoice(store: Store, draft: Invoice, *, on: date | str | None, force:
     return issuing.standing_of(draft) or draft
 
 
+def list_refusals(refused: Iterable[tuple[str, str]]) -> list[str]:
+    """Whose invoices are refused (account and why, for each), a line for each reason."""
+    accounts: dict[str, list[str]] = defaultdict(list)
+    for account, why in refused:
+        accounts[why].append(account)
+    return [f"{some_of(names, '; ')}: {why}" for why, names in accounts.items()]
+
+
 def _none_issued(drafts: Sequence[Invoice], refused: Mapping[int, TokenmeterError]) -> TokenmeterError:
     """The one error of a run: why nothing of it was issued."""
     if len(drafts) == 1:
         return refused[0]
-    accounts: dict[str, list[str]] = defaultdict(list)
-    for at, error in refused.items():
-        accounts[str(error)].append(drafts[at].account)
-    told = [f"{'; '.join(names)}: {reason}" for reason, names in accounts.items()]
-    left = f"\n- and {len(told) - _MOST_TOLD} more" if told[_MOST_TOLD:] else ""
+    told = list_refusals((drafts[at].account, str(error)) for at, error in refused.items())
+    left = f"\n- and {len(told) - _MOST_TOLD:,} more" if told[_MOST_TOLD:] else ""
     listed = "".join(f"\n- {one}" for one in told[:_MOST_TOLD])
     only_settings = all(isinstance(error, ConfigurationError) for error in refused.values())
     rest = " preview_invoices() tells which can be issued without them (--skip-refused)."
     return (ConfigurationError if only_settings else LedgerError)(
-        f"Nothing was issued: of {len(drafts)}, {counted(len(refused), 'invoice is', 'invoices are')} refused."
+        f"Nothing was issued: of {len(drafts):,}, {counted(len(refused), 'invoice is', 'invoices are')} refused."
         f"{rest if len(refused) < len(drafts) else ''}{listed}{left}"
     )
 

@@ -29,6 +29,7 @@ from tokenmeter.billing import (
     void_invoice,
     write_off_invoice,
 )
+from tokenmeter.billing.issuing import list_refusals
 from tokenmeter.billing.profile import EINVOICE_PDFS
 from tokenmeter.billing.rated import check_dimensions
 from tokenmeter.billing.receivables import ask_credit
@@ -345,12 +346,12 @@ def _list_previews(frame: Frame, previews: list[InvoicePreview], *, done: bool) 
         out.print("No account of that kind has usage in the period: nothing to issue.")
         return
     _show_invoices([(one.invoice, one.refused is not None) for one in previews])
-    for one in refused:
-        out.print(f"Refused: {one.invoice.account}: {one.refused}", markup=False)
+    for line in list_refusals((one.invoice.account, one.refused) for one in previews if one.refused is not None):
+        out.print(f"Refused: {line}", markup=False)
     if done:
         return
     if ready:
-        which = f"--yes --skip-refused issues the other {ready}" if refused else "--yes issues these"
+        which = f"--yes --skip-refused issues the other {ready:,}" if refused else "--yes issues these"
         out.print(f"Nothing was issued yet; {which}.")
     else:
         out.print("Nothing can be issued as it is." if refused else "All of these are issued already.")

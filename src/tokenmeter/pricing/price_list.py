@@ -191,9 +191,9 @@ class PriceList:
 
     def nearest_provider(self, name: str) -> str | None:
         """The provider that an unknown name is a slip for; a known one with something before or after it is none."""
-        name = name.strip().lower()
-        near = next(iter(difflib.get_close_matches(name, names(), n=1, cutoff=_ALIKE)), None)
-        return None if near is None or near in name or name in names() or self.sells(name) else near
+        name, known = name.strip().lower(), names()
+        near = None if name in known else next(iter(difflib.get_close_matches(name, known, n=1, cutoff=_ALIKE)), None)
+        return None if near is None or near in name or self.sells(name) else near
 
     def refuse_slip(self, provider: str, where: str = "") -> None:
         """Refuse the name of a provider that is a slip for another's.

@@ -7,6 +7,7 @@ import json
 from dataclasses import field, replace
 from datetime import date, datetime
 from decimal import Decimal
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokenmeter.attribution import Attribution
@@ -20,7 +21,7 @@ from tokenmeter.stores.documents import DocumentQuery
 from tokenmeter.values import dataclass
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping
 
     from tokenmeter.dimensions import EntryKind
     from tokenmeter.stores.base import Store
@@ -245,16 +246,30 @@ class Issued:
     payment_terms: str | None
     filed_at: datetime
 
-    def bills(self, row: CostRow) -> bool:
-        """Whether a row is on it; what came after a closing is billed with the month it came in."""
+
+class IssuedByAccount:
+    """Invoices, the first of several before the others, kept by the account whose usage they bill."""
+
+    def __init__(self, issued: Iterable[Issued]) -> None:
+        self._of: dict[tuple[str, ...], dict[tuple[str | None, ...], list[tuple[int, Issued]]]] = {}
+        for place, one in enumerate(issued):
+            of_names = self._of.setdefault(tuple(one.scope), {})
+            of_names.setdefault(tuple(one.scope.values()), []).append((place, one))
+
+    def find(self, row: CostRow) -> Issued | None:
+        """The first invoice that a row is on; what came after a closing is billed with the month it came in."""
         key = row.key
         moment = key.billing_start if key.late else key.hour_start
-        return self.start <= moment < self.end and all(
-            key.owner.about(name) == value for name, value in self.scope.items()
+        on = (
+            (place, one)
+            for names, by_account in self._of.items()
+            for place, one in by_account.get(tuple(map(key.owner.about, names)), ())
+            if one.start <= moment < one.end
         )
+        return min(on, default=(0, None), key=itemgetter(0))[1]
 
 
-def read_issued(store: Store) -> list[Issued]:
+def read_issued(store: Store) -> IssuedByAccount:
     """The invoices that are not void, in the order of their filing."""
     void: set[str] = set()
     for document in store.documents(DocumentQuery("invoice_event")):
@@ -280,7 +295,7 @@ def read_issued(store: Store) -> list[Issued]:
                     document.recorded_at,
                 )
             )
-    return found
+    return IssuedByAccount(found)
 
 
 def service_of(provider: str) -> tuple[str, str]:
@@ -332,7 +347,7 @@ class FocusSums:
     """What Cost and Usage adds up to while its rows pass: invoice lines and billing periods."""
 
     terms: FocusTerms
-    issued: Sequence[Issued] = ()
+    issued: IssuedByAccount
     lines: dict[str, InvoiceLine] = field(default_factory=dict[str, InvoiceLine])
     periods: dict[BillingMonth, None] = field(default_factory=dict[BillingMonth, None])
     unpriced: int = 0
@@ -364,7 +379,7 @@ class FocusSums:
         """The invoice the row is on; the first of several."""
         # Asked for by several columns of one row after the other.
         if self._looked is None or self._looked[0] is not row:
-            self._looked = row, next((one for one in self.issued if one.bills(row)), None)
+            self._looked = row, self.issued.find(row)
         return self._looked[1]
 
     def invoice_id(self, row: CostRow) -> str:

@@ -163,8 +163,13 @@ class Shelf:
                 if not some:
                     continue
                 source, values = self._source(opened, some, span, archived_to, wanted, months=months, totals=given)
-                rows = opened.cursor.execute(f"SELECT {groups}, {added} FROM ({source}) GROUP BY 1, 2, 3, 4", values)  # noqa: S608 - names of our own
-                found += rows.fetchall()
+                rows = opened.cursor.execute(
+                    f"SELECT {groups}, {added}, count(more) FROM ({source}) GROUP BY 1, 2, 3, 4",  # noqa: S608 - names of our own
+                    values,
+                ).fetchall()
+                found += [row[:-1] for row in rows]
+                if not any(row[-1] for row in rows):
+                    continue
                 rows = opened.cursor.execute(
                     f"SELECT {groups}, more, sum(n) FROM ({source}) WHERE more IS NOT NULL GROUP BY 1, 2, 3, 4, 5",  # noqa: S608 - as above
                     values,
