@@ -55,22 +55,19 @@ def imports(name: str) -> tuple[tuple[str, bool], ...]:
 
 
 def find_imports(name: str) -> Iterator[tuple[str, bool]]:
-    tree = tree_of(name)
-    late = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
-        for inner in ast.walk(node)
-    }
-    for node in ast.walk(tree):
+    left: list[tuple[ast.AST, bool]] = [(tree_of(name), False)]
+    while left:
+        node, inside = left.pop()
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("tokenmeter"):
             for alias in node.names:
                 full = f"{node.module}.{alias.name}"
-                yield full if full in MODULES else node.module, id(node) in late
+                yield full if full in MODULES else node.module, inside
         elif isinstance(node, ast.Import):
             for alias in node.names:
                 if alias.name in MODULES:
-                    yield alias.name, id(node) in late
+                    yield alias.name, inside
+        inside = inside or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        left.extend((child, inside) for child in ast.iter_child_nodes(node))
 
 
 def circles() -> list[set[str]]:
