@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Header, Request
+from fastapi import Depends, FastAPI, Header, HTTPException, Request
 from fastapi.responses import JSONResponse
 
 import tokenmeter
@@ -105,6 +105,8 @@ async def account(name: Annotated[str, Depends(customer)]) -> list[dict[str, Any
 @app.put("/plan/{plan}")
 async def change_plan(name: Annotated[str, Depends(customer)], plan: str) -> dict[str, str]:
     """The customer bought another plan: it holds with this worker's next call, in others within `refresh` seconds."""
+    if not await app.state.database.query("SELECT 1 FROM plans WHERE name = ?", plan):
+        raise HTTPException(404, "There is no such plan.")
     await app.state.database.query(
         "INSERT INTO customers VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET plan = excluded.plan", name, plan
     )

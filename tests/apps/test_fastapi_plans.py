@@ -25,6 +25,7 @@ def test_a_plan_limits_its_customers_and_another_one_holds_with_the_next_call(cl
     assert [ask(client, ADA).status_code for _ in range(4)] == [200, 200, 200, 429]
     client.put("/plan/pro", headers=ADA)
     assert [ask(client, ADA).status_code for _ in range(2)] == [200, 200]
+    assert client.put("/plan/mistyped", headers=ADA).status_code == 404
     client.put("/plan/closed", headers=ADA)
     assert ask(client, ADA).status_code == 429
     assert len(fake_provider.requests) == 5  # what was stopped was never sent
