@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import anthropic
@@ -359,3 +359,42 @@ async def test_a_call_that_is_over_waits_for_no_garbage_collector(stream, name, 
         pytest.skip("this SDK leaves a stream's answer to the collector itself")
     # One may still be on its way out of the event loop.
     assert await left(clients.make(name), lambda one: type(one) in {Exchange, InFlight}) < 10
+
+
+@pytest.mark.needs("openai.resources.responses:Responses.cancel")
+@pytest.mark.parametrize("swept_first", [False, True], ids=["read, then swept", "swept, then read"])
+@pytest.mark.parametrize("store_url", ["sqlite", "postgres"], indirect=True)
+def test_a_background_answer_that_another_process_reads_is_the_call_that_was_held_for(
+    provider, priced, store_url, swept_first
+):
+    budgets = [tokenmeter.Budget(limit_usd=100, unbounded="expected"), tokenmeter.Budget(limit_requests=9)]
+    meters = [Meter(store=open_store(store_url), pricer=priced.pricer, budgets=budgets) for _ in range(2)]
+    beginner, reader = (
+        tokenmeter.wrap(openai.OpenAI(base_url=provider.openai_url, api_key="sk-test"), meter) for meter in meters
+    )
+    with tokenmeter.attribute(member="ada"):
+        begun = beginner.responses.create(model="gpt-5-mini", input="Hello", background=True)
+
+    def sweep():
+        assert meters[0].sweep(datetime.now(UTC) + timedelta(hours=1)) == 1
+
+    def read():
+        while reader.responses.retrieve(begun.id).status != "completed":
+            pass
+
+    for act in [sweep, read, read] if swept_first else [read, read, sweep]:
+        act()
+        for meter in meters:
+            meter.flush()
+    (billed,) = provider.billed
+    used = {"input": billed.usage["input_tokens"], "output": billed.usage["output_tokens"]}
+    (total,) = meters[1].store.aggregate([datetime(2020, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)], [])
+    assert (total.requests, total.estimated, total.quantities) == (1, 0, used)
+    spent = {one.unit: (one.spent, one.reserved) for one in meters[1].remaining()}
+    assert spent == {"usd": (total.billed_cost, 0), "requests": (1, 0)}
+    if swept_first:
+        assert {entry.attribution.member for entry in meters[1].store.entries()} == {"ada"}
+    assert meters[0].audit_budgets() == ()
+    assert meters[0].store.verify().ok
+    for meter in meters:
+        meter.close()

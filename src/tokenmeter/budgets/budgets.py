@@ -382,6 +382,10 @@ class Budgets(Registry):
         """Have a hold say what its call has used so far: see `tokenmeter.stores.base.Store.note`. As `extend`."""
         self._holds.note(reservation_id, usage)
 
+    def name_answer(self, reservation_id: str, response_id: str) -> None:
+        """Have a hold say by which id the answer of its call is to be read: see `note`."""
+        self._holds.name_answer(reservation_id, response_id)
+
     def sweep(self, now: datetime) -> int:
         """Turn holds that expired before `now` into estimated entries; how many.
 

@@ -173,6 +173,10 @@ class Holds:
         """Have a hold say what its call has used so far. Never waits, never raises, as `extend`."""
         self._change("note", self._store.note, reservation_id, usage)
 
+    def name_answer(self, reservation_id: str, response_id: str) -> None:
+        """Have a hold say by which id the answer of its call is to be read. Never waits, never raises, as `extend`."""
+        self._change("name", self._store.name_answer, reservation_id, response_id)
+
     def _change(self, verb: str, change: Callable[[str, T], bool], reservation_id: str, value: T) -> None:
         try:
             run_at_once(change, reservation_id, value)
@@ -218,6 +222,8 @@ class Holds:
 
     def _sweep_one(self, reservation: Reservation) -> bool:
         call = reservation.call
+        if call.response_id is not None and self._store.recorded_under([f"{call.provider}:{call.response_id}"]):
+            return self._store.release(reservation.reservation_id)  # another process has read its answer
         seen = observation_of(call)
         rating = self._rate(seen, call, call.occurred_at)
         entry = estimated_entry(reservation, rating, self._pricer.price_list_hash, seen.flags)

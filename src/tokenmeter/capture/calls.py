@@ -298,13 +298,15 @@ class InFlight:
         """Have the ledger know what a stream has said so far, should this process not live to say more."""
         if self._is_left_out(seen):
             return
-        hold_id = None
-        if self.hold is not None:
-            hold_id = self.hold.hold_id
-        elif self._authorization is not None and self._authorization.reservation is not None:
-            hold_id = self._authorization.reservation.reservation_id
-        if hold_id is not None:
+        if (hold_id := self._held_as()) is not None:
             self.meter.budgets.note(hold_id, seen.usage)
+
+    def _held_as(self) -> str | None:
+        """The identity of what is held for it in the ledger, if anything is."""
+        if self.hold is not None:
+            return self.hold.hold_id
+        held = None if self._authorization is None else self._authorization.reservation
+        return None if held is None else held.reservation_id
 
     # -- responses
 
@@ -367,9 +369,7 @@ class InFlight:
     @property
     def _holds(self) -> bool:
         """Whether anything is held for it in the ledger."""
-        if self.hold is not None:
-            return self.hold.hold_id is not None
-        return self._authorization is not None and self._authorization.reservation is not None
+        return self._held_as() is not None
 
     def line(self, seen: Observation, request_id: str | None) -> Settling | None:
         """One of many bills in an answer; None when it is not billed."""
@@ -412,6 +412,8 @@ class InFlight:
         if self._is_left_out(seen):
             if not polled:
                 self._read_elsewhere().begun(self.authorization, seen)
+                if seen.response_id is not None and (hold_id := self._held_as()) is not None:
+                    self.meter.budgets.name_answer(hold_id, seen.response_id)  # whoever reads it, it is this call's
             return
         if seen.deduplicate and not (polled or self.endpoint.kept or self.call.facts.background):
             seen = replace(seen, deduplicate=False)  # every call is a bill of its own, whatever id it came with

@@ -97,7 +97,7 @@ def write_whole(
 
 
 class ActualBill(Settling):
-    """What is read of something whose bill an answer before could only assume: the life of a container."""
+    """What is read of something whose bill could only be assumed before: a container's life, what another began."""
 
     __slots__ = ()
 

@@ -394,6 +394,7 @@ class Readings:
         meter, seen, subject = self._meter, outcome.observation or Observation(), self._endpoint.subject
         identity = subject or seen.response_id
         mine = recall(meter, seen.response_id)
+        begun_here = mine is not None
         if mine is None:
             call = on_account_of_starter(meter, identity, authorization.call)
             mine = authorization if call is authorization.call else replace(authorization, call=call)
@@ -406,7 +407,8 @@ class Readings:
         if seen.bill_id is not None:
             also_known_as(meter, seen.response_id, seen.bill_id)
             return FileTotal(meter, mine, outcome)
-        return Settling(meter, mine, outcome)
+        # Of what another process began an estimate may stand in the ledger, if nobody read it in time.
+        return Settling(meter, mine, outcome) if begun_here else ActualBill(meter, mine, outcome)
 
     def _file_line(self, mine: Authorization, outcome: Outcome, seen: Observation, file: str) -> Settling:
         if self._first_line is not None:

@@ -6,7 +6,7 @@ import base64
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal, InvalidOperation
 from enum import Enum
 from typing import Any, NamedTuple, TypeGuard, cast
@@ -82,6 +82,19 @@ def is_object(value: Any) -> TypeGuard[JSON]:
 def is_array(value: Any) -> TypeGuard[list[Any]]:
     """Whether `value` is a decoded JSON array."""
     return isinstance(value, list)
+
+
+def instant(body: JSON, name: str) -> datetime | None:
+    """When something was, said in ISO text with a zone or in seconds since the epoch; None where it is not said."""
+    value = body.get(name)
+    try:
+        if isinstance(value, str):
+            found = datetime.fromisoformat(value)
+        else:
+            found = datetime.fromtimestamp(cast("int", value), UTC)
+    except (OSError, OverflowError, TypeError, ValueError):
+        return None
+    return None if found.tzinfo is None else found.astimezone(UTC)
 
 
 def section(body: JSON, *names: str) -> JSON:

@@ -396,7 +396,7 @@ class Lens:
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
         raise LedgerError("Here only a part of the ledger can be seen, and nothing of it can be changed.")
 
-    settle = append = reserve = release = extend = note = file = recount = open_counters = _refuse
+    settle = append = reserve = release = extend = note = name_answer = file = recount = open_counters = _refuse
     expired = counters = verify = rebuild = secret = call_keys = key_names = key_labels = _refuse
 
 

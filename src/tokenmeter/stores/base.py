@@ -384,6 +384,10 @@ class Store(Protocol):
         """
         ...
 
+    def name_answer(self, reservation_id: str, response_id: str) -> bool:
+        """Have a hold say by which id the answer of its call is to be read, perhaps by others; as `note`."""
+        ...
+
     def expired(self, now: datetime, *, limit: int = 100) -> Sequence[Reservation]:
         """Holds whose expiry has passed; the sweeper settles each by its reservation_id."""
         ...

@@ -174,7 +174,7 @@ class Shared(ABC):
 
     @abstractmethod
     def note(self, hold_id: str, effects: bytes) -> bool:
-        """Write what a hold's call has used so far, as `note_effects` says it; False when this process has none."""
+        """Write what a hold says of its call (`note_effects`, `name_effects`); False when this process has none."""
 
     # -- what all have
 
@@ -222,6 +222,11 @@ def note_effects(hold_id: str, usage: Usage) -> bytes:
     return encode_json(
         {"note": hold_id, "quantities": dict(usage.quantities), "reasoning": usage.reasoning_output_tokens}
     )
+
+
+def name_effects(hold_id: str, response_id: str) -> bytes:
+    """By which id the answer of a hold's call is to be read."""
+    return encode_json({"name": hold_id, "response_id": response_id})
 
 
 def settle_effects(hold_id: str | None, posts: Sequence[Post]) -> bytes:

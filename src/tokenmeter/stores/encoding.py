@@ -195,8 +195,6 @@ def hold_record(hold_id: str, created_at: int, expires_at: int, owner: bytes, ca
 def note_usage(record: bytes, effects: Mapping[str, Any]) -> bytes:
     """The record of a hold that says of its call what `effects` do (`tokenmeter.stores.effects.note_effects`)."""
     values: dict[str, Any] = from_json(record)
-    call = {name: value for name, value in values["call"].items() if name not in {"quantities", "reasoning"}}
-    for name in ("quantities", "reasoning"):
-        if effects[name]:
-            call[name] = effects[name]
+    told = {name: effects[name] for name in ("quantities", "reasoning", "response_id") if name in effects}
+    call = {name: value for name, value in {**values["call"], **told}.items() if value or name not in told}
     return encode_json({**values, "call": call})

@@ -261,7 +261,7 @@ class Batch:
         holds: Identity -> expiry, claims and record, of holds that are open at the end.
         freed: Holds that are not.
         extended: Identity -> new expiry.
-        noted: Identity -> effects that say what its call has used so far: see `note_usage`.
+        noted: Identity -> effects that say what its call has used so far, or who answers it: see `note_usage`.
     """
 
     sums: dict[tuple[int, int], Sequence[int]] = field(default_factory=dict[tuple[int, int], Sequence[int]])
@@ -311,10 +311,10 @@ class Batch:
                 self.extended[extended] = effects["until"]
             else:
                 known[0] = effects["until"]
-        if (of_hold := effects.get("note")) is not None:
+        if (of_hold := effects.get("note") or effects.get("name")) is not None:
             known = self.holds.get(of_hold)
             if known is None:
-                self.noted[of_hold] = effects
+                self.noted[of_hold] = {**self.noted.get(of_hold, {}), **effects}
             else:
                 known[2] = note_usage(known[2], effects)
         if counted:

@@ -21,7 +21,7 @@ from tokenmeter.processes import has_ended
 from tokenmeter.stores.base import Aggregate, Crossing, EntryFilter, Latencies, SumsDifference, Verification
 from tokenmeter.stores.book import FoldingBook
 from tokenmeter.stores.documents import Document, DocumentQuery
-from tokenmeter.stores.effects import NewHold, Shared, note_effects
+from tokenmeter.stores.effects import NewHold, Shared, name_effects, note_effects
 from tokenmeter.stores.encoding import hold_record, quoted
 from tokenmeter.stores.engine import asked, check_boundaries, read_head
 from tokenmeter.stores.naming import NO_NAMES, KeyNames
@@ -141,6 +141,10 @@ class BookStore(ABC, Generic[B, J]):
     def note(self, reservation_id: str, usage: Usage) -> bool:
         """Have a hold say what its call has used so far."""
         return self.journal.note(reservation_id, note_effects(reservation_id, usage))
+
+    def name_answer(self, reservation_id: str, response_id: str) -> bool:
+        """Have a hold say by which id the answer of its call is to be read."""
+        return self.journal.note(reservation_id, name_effects(reservation_id, response_id))
 
     # -- reading
 

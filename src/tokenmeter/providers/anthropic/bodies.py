@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
 from tokenmeter.dimensions import TOKEN_METERS
@@ -20,7 +19,18 @@ from tokenmeter.providers.anthropic.usage import exclusive
 from tokenmeter.providers.context import Context, billed_tier, joined, observation, pending, supplied_cost, unknown
 from tokenmeter.providers.readings import BOTH_SIDES, NO_FLAGS, Reading, worked
 from tokenmeter.providers.registry import read_usage, usage_of
-from tokenmeter.providers.wire import JSON, amount, entries, is_array, is_object, members, section, text, utf8_length
+from tokenmeter.providers.wire import (
+    JSON,
+    amount,
+    entries,
+    instant,
+    is_array,
+    is_object,
+    members,
+    section,
+    text,
+    utf8_length,
+)
 from tokenmeter.usage import Consumption, Observation, Usage
 from tokenmeter.values import dataclass
 
@@ -321,7 +331,7 @@ def session(body: JSON, context: Context) -> Observation:
     if section(wire, "list_cost") and group.supplied_cost is None:
         reading = replace(reading, flags=reading.flags | {"foreign_currency"})
     seen = observation(reading, group, body, wire, deduplicate=True)
-    return replace(seen, response_model=model, reading="total", at=_instant(body))
+    return replace(seen, response_model=model, reading="total", at=instant(body, "processed_at"))
 
 
 def _only_unknown(said: Reading, wire: JSON) -> bool:
@@ -334,16 +344,6 @@ def _used(body: JSON, wire: JSON) -> bool:
     if wire:
         return any(value is not None for value in wire.values())
     return text(body, "status") == "terminated" and bool(section(body, "stats").get("active_seconds"))
-
-
-def _instant(body: JSON) -> datetime | None:
-    """When an event was processed, aware UTC; None for what is no event."""
-    written = text(body, "processed_at")
-    try:
-        found = None if written is None else datetime.fromisoformat(written)
-    except ValueError:
-        return None
-    return None if found is None or found.tzinfo is None else found.astimezone(UTC)
 
 
 def other_event(body: JSON, _context: Context) -> Observation:
@@ -378,13 +378,15 @@ def span(body: JSON, context: Context) -> Observation:
     reading = worked(_unsplit(exclusive(wire), wire), answered=False)
     if reading.unsaid:
         seen = unknown(body, wire or None, model=context.request.model, flags=reading.flags, deduplicate=True)
-        return replace(seen, reading="step", at=_instant(body))
+        return replace(seen, reading="step", at=instant(body, "processed_at"))
     if body.get("type") == "span.outcome_evaluation_end":
         reading = replace(reading, prompt_tokens=None)
     group = context.consumption(reading, model=None)
     speed = text(wire, "speed")
     group = replace(group, speed=speed if speed != "standard" else None)
-    return replace(observation(reading, group, body, wire, deduplicate=True), reading="step", at=_instant(body))
+    return replace(
+        observation(reading, group, body, wire, deduplicate=True), reading="step", at=instant(body, "processed_at")
+    )
 
 
 def _unsplit(reading: Reading, wire: JSON) -> Reading:

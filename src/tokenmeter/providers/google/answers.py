@@ -23,6 +23,7 @@ from tokenmeter.providers.wire import (
     JSON,
     count,
     entries,
+    instant,
     is_array,
     is_object,
     latest,
@@ -251,6 +252,7 @@ def interaction(body: JSON, context: Context) -> Observation:
         flags=frozenset(flags),
         raw_usage=dict(wire) or None,
         deduplicate=repeats,
+        at=instant(inner, "created") if context.endpoint == "interactions.get" else None,
     )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
@@ -27,7 +26,7 @@ from tokenmeter.providers.google.answers import (
 )
 from tokenmeter.providers.google.requests import OPERATION, endpoint_named, model_name
 from tokenmeter.providers.readings import Reading
-from tokenmeter.providers.wire import JSON, count, is_array, is_object, members, section, text, utf8_length
+from tokenmeter.providers.wire import JSON, count, instant, is_array, is_object, members, section, text, utf8_length
 from tokenmeter.usage import Observation, Usage
 
 _Reader = Callable[[JSON, Context], Observation]
@@ -199,12 +198,12 @@ def cache(body: JSON, context: Context) -> Observation:
     flags: set[str] = set()
     name = text(body, "name")
     tokens = count(section(body, "usageMetadata"), "totalTokenCount", flags=flags)
-    made, ends = _moment(body.get("createTime")), _moment(body.get("expireTime"))
+    made, ends = instant(body, "createTime"), instant(body, "expireTime")
     model = model_name(body.get("model"))
     # A cache of no tokens is one that nobody counted: there is a least size.
     if not tokens or made is None or ends is None or ends < made or name is None:
         return replace(unknown({}, None, model=model, flags=frozenset(flags), deduplicate=True), response_id=name)
-    seconds = Decimal((ends - made).days * 86_400 + (ends - made).seconds)
+    seconds = Decimal(int(ends.timestamp()) - int(made.timestamp()))
     hours = quantize(EXACT.divide(EXACT.multiply(seconds, tokens), _HOUR))
     group = context.consumption(Reading(Usage({"cache_storage": hours})), model=model, role="cache")
     return Observation(
@@ -219,17 +218,6 @@ def cache(body: JSON, context: Context) -> Observation:
 
 
 _HOUR = Decimal(3_600)
-
-
-def _moment(value: Any) -> datetime | None:
-    if not isinstance(value, str):
-        return None
-    whole = re.sub(r"\.\d+", "", value).replace("Z", "+00:00")
-    try:
-        found = datetime.fromisoformat(whole)
-    except ValueError:
-        return None
-    return found if found.tzinfo is not None else None
 
 
 def tuning(body: JSON, context: Context) -> Observation:

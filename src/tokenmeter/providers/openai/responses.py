@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from datetime import UTC, datetime
 
 from tokenmeter.dimensions import TOOL_OPERATION
 from tokenmeter.providers.context import Context, observation, pending, unknown
@@ -20,7 +19,7 @@ from tokenmeter.providers.openai.media import not_words, svg
 from tokenmeter.providers.openai.usage import inclusive
 from tokenmeter.providers.readings import NO_FLAGS, Reading, worked
 from tokenmeter.providers.registry import usage_of
-from tokenmeter.providers.wire import JSON, count, error_in, members, section, text, written_bytes
+from tokenmeter.providers.wire import JSON, count, error_in, instant, members, section, text, written_bytes
 from tokenmeter.usage import Consumption, Observation, Quantity, Usage
 
 #: Items that send the model round once more inside one response: its input is then a sum over several prompts.
@@ -97,6 +96,7 @@ def _billed(body: JSON, context: Context) -> Observation:
         flags=reading.flags | flags,
         raw_usage=raw,
         deduplicate=True,
+        at=instant(body, "created_at") if retrieved else None,
         shared=containers,
     )
 
@@ -258,14 +258,7 @@ def container(body: JSON, context: Context) -> Observation:
     group = context.consumption(Reading(usage), model=None, role="container")
     raw = {key: body[key] for key in ("created_at", "last_active_at", "memory_limit") if key in body}
     seen = observation(Reading(usage, flags=frozenset(flags)), group, body, raw, deduplicate=True)
-    return replace(seen, bill_id=bill, reading="actual", at=_instant(born), size=memory)
-
-
-def _instant(seconds: int) -> datetime | None:
-    try:
-        return datetime.fromtimestamp(seconds, UTC)
-    except (OverflowError, OSError, ValueError):
-        return None
+    return replace(seen, bill_id=bill, reading="actual", at=instant(body, "created_at"), size=memory)
 
 
 def _image_tool(body: JSON, items: list[JSON], context: Context, flags: set[str]) -> list[Consumption]:
