@@ -5,13 +5,13 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from decimal import Decimal
-from math import prod
+from functools import reduce
 
 import pytest
 
 import tokenmeter
 from tokenmeter.ledger import Entry
-from tokenmeter.money import add, total
+from tokenmeter.money import EXACT, add, total
 from tokenmeter.pricing.corrections import reversal
 from tokenmeter.providers import observe
 
@@ -117,8 +117,8 @@ def test_what_is_taken_back_under_other_factors_reads_as_it_was_billed(store):
     taken = reversal(first, corrections)
     assert {tuple(line.multipliers.items()) for line in taken.charges} == {(("platform", Decimal("1.5")),)}
     for line in (line for one in (*corrections, taken) for line in one.charges):
-        factors = prod(line.multipliers.values(), start=line.list_unit_price)
-        assert line.billed_cost == line.quantity * factors, line
+        price = reduce(EXACT.multiply, line.multipliers.values(), line.list_unit_price)
+        assert line.billed_cost == EXACT.multiply(line.quantity, price), line
     assert add(taken.billed_cost, total(one.billed_cost for one in (first, *corrections))) == 0
 
 
