@@ -113,7 +113,7 @@ def record(
         raise ConfigurationError(f"at={shown(at)} is still to come: a call is recorded when it was made.")
     entry = None
     bills = _bills(body, call)
-    if response_id is not None and isinstance(body, list):  # which the caller says is one
+    if response_id is not None and isinstance(body, list) and not _holds_many(call):  # which the caller says is one
         bills = (_as_one(bills, call),)
     for one, outcome in [(one, _read(one, call, status, response_id)) for one in bills]:
         made = _settle(meter, Authorization(call, started_at, 0), outcome, _made_at(one), dated=at is not None)
