@@ -438,3 +438,17 @@ def default_recorder() -> Meter | None:
             if _unopened is None:
                 raise
     return _unopened[1]
+
+
+def default_keeper() -> Meter:
+    """The default meter; where its ledger cannot be opened, what keeps the calls that were made meanwhile.
+
+    Raises:
+        ConfigurationError: the settings are wrong.
+    """
+    try:
+        return default_meter()
+    except StoreError:
+        if _unopened is None:
+            raise
+        return _unopened[1]

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, cast, overload
 
 from tokenmeter.api import Meter, drop_first
-from tokenmeter.default import default_meter, default_prices, default_recorder
+from tokenmeter.default import default_keeper, default_meter, default_prices, default_recorder
 from tokenmeter.errors import ConfigurationError, shown
 from tokenmeter.meter import Meter as CallMeter
 
@@ -101,6 +101,7 @@ _METER_OF: dict[str, Callable[[], Any]] = {
     "price": default_prices,
     "estimate": default_prices,
     "record": default_recorder,
+    "flush": default_keeper,
     "hold": default_recorder,
 }
 

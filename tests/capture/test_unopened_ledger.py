@@ -141,6 +141,16 @@ async def test_what_is_kept_when_the_meter_is_reset_goes_to_no_later_ledger(clie
     waiting.kept.clear()  # else they are told when this process ends
 
 
+async def test_a_flush_says_how_many_calls_wait_for_a_ledger(clients, do, settings):
+    path, kept = settings("")
+    assert tokenmeter.flush() == 0
+    await call(clients, do, "OpenAI")
+    assert (tokenmeter.flush(), await tokenmeter.aflush()) == (1, 1)
+    path.write_bytes(kept)
+    assert tokenmeter.flush() == 0
+    assert len(list(tokenmeter.entries())) == 1
+
+
 async def test_what_makes_no_bill_goes_on_under_a_cap(clients, do, settings):
     settings(SETTINGS["a hard cap"])
     for name in ("OpenAI", "AsyncOpenAI"):
