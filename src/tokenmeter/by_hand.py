@@ -334,7 +334,8 @@ def _bills(body: Any, call: Call) -> Sequence[Any]:
     """
     room = dialect_for(call.provider, call.endpoint)
     if _holds_many(call):
-        return [bill for one in body for bill in _bills(one, call)] if is_array(body) else room.items(body) or (body,)
+        many = [bill for one in body for bill in _bills(one, call)] if is_array(body) else room.items(body)
+        return many or (body,)
     if not is_array(body):
         return (body,)
     if streams := room.split_streams(body):

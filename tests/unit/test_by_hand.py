@@ -768,6 +768,8 @@ class TestRunningTotals:
         page = [{"id": "sevt_9", "type": "user.message", "content": []}, *events]
         with pytest.raises(ConfigurationError, match="response_id=, the session's id"):
             meter.record(events, **here)
+        with pytest.raises(PricingError, match="pass what the SDK returned"):
+            meter.record([], **here)
         for body in (page, {"data": page, "next_page": None}, *events):
             meter.record(body, **here, response_id="sesn_1")
         assert meter.record(page, **{**here, "endpoint": "beta.sessions.events"}, response_id="sesn_1") is None
