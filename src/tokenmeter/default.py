@@ -431,13 +431,7 @@ def default_recorder() -> Meter | None:
     """The default meter, or what stands in for it; none while tokenmeter is switched off: no ledger is opened then."""
     if is_disabled():
         return None
-    if _unopened is None:
-        try:
-            return default_meter()
-        except StoreError:
-            if _unopened is None:
-                raise
-    return _unopened[1]
+    return default_keeper() if _unopened is None else _unopened[1]
 
 
 def default_keeper() -> Meter:

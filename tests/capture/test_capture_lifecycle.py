@@ -378,11 +378,14 @@ def test_a_background_answer_that_another_process_reads_is_the_call_that_was_hel
     def sweep():
         assert meters[0].sweep(datetime.now(UTC) + timedelta(hours=1)) == 1
 
-    def read():
-        while reader.responses.retrieve(begun.id).status != "completed":
+    def read(client=reader):
+        while client.responses.retrieve(begun.id).status != "completed":
             pass
 
-    for act in [sweep, read, read] if swept_first else [read, read, sweep]:
+    def read_where_it_was_begun():
+        read(beginner)
+
+    for act in (*([sweep, read, read] if swept_first else [read, read, sweep]), read_where_it_was_begun):
         act()
         for meter in meters:
             meter.flush()
