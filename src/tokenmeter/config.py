@@ -94,7 +94,7 @@ def load_settings(**given: Unpack[SettingsArguments]) -> Settings:
     content, source = _read_content(arguments.pop("config", None))
     values: dict[str, Any] = {**content, "source": source}
     if "source" in content:
-        raise ConfigurationError(f"{source or 'config'}: 'source' is no setting; {_suggest('source', Settings)}")
+        raise ConfigurationError(f"{source or 'configuration'}: 'source' is no setting; {_suggest('source', Settings)}")
     # Before anything else is looked at: errors quote what they refuse.
     _check_no_secrets(values.get("api_keys"), source)
     if (store := os.environ.get("TOKENMETER_STORE")) and "store" not in arguments:
@@ -156,7 +156,7 @@ def _check_rows(name: str, rows: object) -> list[Any]:
 def _check_file_rows(values: Mapping[str, Any], key: str, source: str | None) -> list[Any]:
     rows = values.get(key, [])
     if not isinstance(rows, (list, tuple)):
-        raise ConfigurationError(f"{source or 'config'}: {key} must be a list of tables, written [[{key}]].")
+        raise ConfigurationError(f"{source or 'configuration'}: {key} must be a list of tables, written [[{key}]].")
     return list(rows)  # pyright: ignore[reportUnknownArgumentType,reportUnknownVariableType]
 
 
@@ -179,7 +179,7 @@ def _check_no_secrets(api_keys: object, source: str | None) -> None:
     for alias, reference in api_keys.items():  # pyright: ignore[reportUnknownVariableType]
         if not isinstance(reference, str) or not (ENV.match(reference) or SHA256.match(reference)):
             raise ConfigurationError(
-                f"{source or 'config'}: api_keys.{alias} must be 'env:NAME' (a variable that holds the key) or "
+                f"{source or 'configuration'}: api_keys.{alias} must be 'env:NAME' (a variable that holds the key) or "
                 "'sha256:HEX' (its SHA-256); a key itself does not belong into a configuration file."
             )
 

@@ -192,15 +192,15 @@ def _refuse_slips(settings: Settings, pricer: Pricer, budgets: Iterable[Budget])
         ),
     ]
     for where, provider in named:
-        pricer.price_list.refuse_slip(provider, f"{settings.source or 'configuration'}: {where}: ")
+        pricer.price_list.refuse_slip(provider, f"{settings.place}: {where}: ")
 
 
 def _parse_prices(settings: Settings) -> tuple[Price, ...]:
-    return parse_prices(settings.prices, file=settings.source or "configuration", lines=settings.lines("prices"))
+    return parse_prices(settings.prices, file=settings.place, lines=settings.lines("prices"))
 
 
 def _make_terms(settings: Settings) -> Terms:
-    file = settings.source or "configuration"
+    file = settings.place
     everyone = () if settings.multiplier == ONE else (Multiplier(factor=settings.multiplier),)
     return Terms(
         multipliers=(
@@ -243,7 +243,7 @@ def _choose_base(chosen: str | None) -> dict[str, Any]:
 
 def _make_budgets(settings: Settings) -> tuple[tuple[Budget, ...], set[str]]:
     """The budgets, and the names of those that stand in the file; code may give others."""
-    file = settings.source or "configuration"
+    file = settings.place
     budgets = [
         row if isinstance(row, Budget) else Budget.parse(row, file=file, number=number)
         for number, row in enumerate(settings.budgets)
@@ -271,7 +271,7 @@ def _make_metrics(settings: Settings) -> Metrics | None:
 def _make_profile(settings: Settings) -> billing.BillingProfile | None:
     if not settings.billing:
         return None
-    return billing.BillingProfile.parse(settings.billing, file=settings.source or "configuration")
+    return billing.BillingProfile.parse(settings.billing, file=settings.place)
 
 
 # -- the default meter

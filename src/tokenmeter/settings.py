@@ -393,6 +393,11 @@ class Settings(BaseModel):
     _keys: KeysAtHand = PrivateAttr(default_factory=KeysAtHand)
 
     @property
+    def place(self) -> str:
+        """Where they stand, as messages begin: the file's path, or ``configuration`` without one."""
+        return self.source or "configuration"
+
+    @property
     def tokens_of_file(self) -> bool:
         """Whether `dashboard` is what the file says, and code says nothing of it."""
         return self._tokens_of_file

@@ -29,6 +29,13 @@ def run(tmp_path, monkeypatch, run_command, make_call):
     return run
 
 
+def test_a_slip_in_the_settings_is_told_with_its_file(run, tmp_path):
+    (tmp_path / "tokenmeter.toml").write_text('store = "sqlite:///usage.db"\n[billing]\ncurency = "EUR"\n')
+    for command in (("invoice", "draft", "team=search"), ("statement", "team=search")):
+        code, told = run(*command)
+        assert (code, "tokenmeter.toml: billing: unknown key 'curency'" in told) == (2, True)
+
+
 def test_from_the_closing_to_the_credit_note(run, tmp_path):
     assert "No period is closed" in run("period", "status")[1]
     assert "billed $12.345600000000" in run("period", "close", "2026-10", "--by", "kim")[1]

@@ -214,7 +214,7 @@ def test_a_wrong_value_is_named_once_by_its_place(given, said):
 
 @pytest.mark.parametrize("name", ["budgets", "prices", "discounts", "multipliers", "free_quotas", "alerts"])
 def test_a_table_where_rows_belong_is_told_how_rows_are_written(name):
-    said = rf"config: {name} must be a list of tables, written \[\[{name}\]\]\."
+    said = rf"configuration: {name} must be a list of tables, written \[\[{name}\]\]\."
     for table in ({"x": {"limit_usd": 5}}, {"limit_usd": 5}):
         with pytest.raises(ConfigurationError, match=said):
             make_meter(config={name: table}, store="memory:")

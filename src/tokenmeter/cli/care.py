@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,11 +17,11 @@ from tokenmeter.cli.app import Exit, app, out
 from tokenmeter.cli.configuration import unknown_names, unset_keys
 from tokenmeter.cli.frame import Frame, command, emit, show_progress, show_table
 from tokenmeter.cli.options import SelectionOptions
-from tokenmeter.display import counted, visible
+from tokenmeter.display import amount, counted, money_places, unit_amount, visible
 from tokenmeter.errors import ConfigurationError, StoreUnavailableError
 from tokenmeter.ledger import Entry, utcnow
 from tokenmeter.meter import Meter
-from tokenmeter.money import ZERO, add, magnitude, round_to, total
+from tokenmeter.money import ZERO, add, total
 from tokenmeter.paths import expand
 from tokenmeter.pricing import updating
 from tokenmeter.pricing.edition import installed_digest
@@ -214,10 +213,10 @@ def _tell_corrections(found: Sequence[Entry], *, changed: bool, recorded: bool) 
             if recorded
             else f"{counted(len(found), 'entry', 'entries')} would differ; --post appends corrections"
         )
-        out.print(f"{told}, over {_format_difference(billed)} billed in all.")
+        out.print(f"{told}, over {'+' * (billed > 0)}{unit_amount(billed, 'usd')} billed in all.")
     else:
         told = counted(len(found), "entry has a price now; a correction", "entries have a price now; corrections")
-        out.print(f"{told} over ${round_to(billed, 6):,f} {'was' if len(found) == 1 else 'were'} appended.")
+        out.print(f"{told} over {unit_amount(billed, 'usd')} {'was' if len(found) == 1 else 'were'} appended.")
 
 
 def _show_differences(found: Sequence[Entry]) -> None:
@@ -228,17 +227,18 @@ def _show_differences(found: Sequence[Entry]) -> None:
         one[0] += 1
         one[1] = add(one[1], entry.list_cost or ZERO)
         one[2] = add(one[2], entry.billed_cost or ZERO)
+    places = money_places(cost for _, *costs in sums.values() for cost in costs)
     rows = [
-        [visible(provider), visible(model), f"{count:,}", _format_difference(listed), _format_difference(billed)]
-        for (provider, model), (count, listed, billed) in sorted(sums.items())
+        [
+            visible(provider),
+            visible(model),
+            f"{count:,}",
+            *(f"{'+' * (cost > 0)}{amount(cost, places)}" for cost in costs),
+        ]
+        for (provider, model), (count, *costs) in sorted(sums.items())
     ]
     heads = ["provider", "model", "entries", "list cost", "billed cost"]
     show_table(heads, rows, figures=("entries", "list cost", "billed cost"))
-
-
-def _format_difference(amount: Decimal) -> str:
-    shown = round_to(amount, 6)
-    return f"{'-' if shown < 0 else '+'}${magnitude(shown):,f}"
 
 
 @command(app, "doctor", examples=["tokenmeter doctor", "tokenmeter doctor --strict"])

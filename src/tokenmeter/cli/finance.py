@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from tokenmeter.billing import (
-    BillingProfile,
     HandOverError,
     Lago,
     OpenMeter,
@@ -26,7 +25,16 @@ from tokenmeter.billing.period import zone_of_books
 from tokenmeter.billing.rated import check_dimensions
 from tokenmeter.cli.app import Exit, Group, app, out, progress_out
 from tokenmeter.cli.frame import Frame, command, emit, show_table
-from tokenmeter.cli.invoicing import STDOUT, Actor, Day, books_zone, invoice_app, write_document, write_file
+from tokenmeter.cli.invoicing import (
+    STDOUT,
+    Actor,
+    Day,
+    books_zone,
+    invoice_app,
+    read_profile,
+    write_document,
+    write_file,
+)
 from tokenmeter.cli.options import BillPeriod, BooksTzOption, parse_account, parse_pairs
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.periods import parse_day, parse_period
@@ -75,7 +83,7 @@ def statement(
 ) -> None:
     """The running balance of an account: opening + charges + credits = closing."""
     scope = parse_account(account)
-    profile = BillingProfile.parse(frame.settings.billing)
+    profile = read_profile(frame)
     with frame.ledger() as opened:
         drawn = draw_statement(
             opened,

@@ -352,7 +352,13 @@ def table_width() -> int | None:
 
 @contextmanager
 def ended_by_hanging_up() -> Generator[None]:
-    """End the process once nobody can hear its answers: what still may come would be waited for."""
+    """End the process once nobody can hear its answers: what still may come would be waited for.
+
+    Raises:
+        BrokenPipeError: standard output was closed before the process began.
+    """
+    if sys.__stdout__ is None:
+        raise BrokenPipeError
     over = threading.Event()
 
     def watch(output: int) -> None:

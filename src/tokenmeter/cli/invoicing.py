@@ -73,10 +73,14 @@ Day = Annotated[
 ]
 
 
+def read_profile(frame: Frame) -> BillingProfile:
+    """What ``[billing]`` says of invoices and statements; defaults where it says nothing."""
+    return BillingProfile.parse(frame.settings.billing, file=frame.settings.place)
+
+
 def books_zone(frame: Frame, tz: str | None) -> str | None:
     """The zone in which months are cut: what is asked for, else what ``[billing]`` says; None = as last closed."""
-    told = frame.settings.billing
-    return tz or (BillingProfile.parse(told).tz if "tz" in told else None)
+    return tz or (read_profile(frame).tz if "tz" in frame.settings.billing else None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +108,7 @@ class DraftOptions:
         terms: dict[str, Any] = {
             "period": self.period,
             "lines_by": self.lines_by,
-            "profile": BillingProfile.parse(frame.settings.billing),
+            "profile": read_profile(frame),
             "currency": self.currency,
             "exchange_rate": None if self.rate is None else {"rate": self.rate, "source": self.rate_source},
             **scope,
@@ -180,7 +184,7 @@ def issue(
             previews = [one if one.refused else InvoicePreview(next(filed)) for one in previews]
         _list_previews(frame, previews, done=yes)
         if yes and not frame.as_json:
-            tz = BillingProfile.parse(frame.settings.billing).tz
+            tz = read_profile(frame).tz
             out.print(str(invoice_coverage(opened, period=asked.period, tz=tz)), markup=False)
     if any(one.refused for one in previews):
         raise typer.Exit(Exit.FOUND)
@@ -243,7 +247,7 @@ def einvoice(
     form: Annotated[str | None, typer.Option("--form", help="factur-x (zugferd), cii, ubl or xrechnung.")] = None,
 ) -> None:
     """Write an invoice or a credit note as an electronic one (EN 16931)."""
-    chosen = form or BillingProfile.parse(frame.settings.billing).einvoice or "factur-x"
+    chosen = form or read_profile(frame).einvoice or "factur-x"
     with frame.ledger() as opened:
         document = _find_document(opened, number)
     content = make_einvoice(document, chosen)  # type: ignore[arg-type]  # checked there

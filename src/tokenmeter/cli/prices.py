@@ -20,12 +20,12 @@ from tokenmeter.cli.app import app as root
 from tokenmeter.cli.frame import Frame, command, emit, show_table
 from tokenmeter.cli.options import TzOption
 from tokenmeter.default import make_pricer
-from tokenmeter.display import counted, visible
+from tokenmeter.display import amount, counted, money_places, visible
 from tokenmeter.errors import ConfigurationError, reason_of
 from tokenmeter.estimating import ASSUMED_ANSWER, Estimate
 from tokenmeter.estimating import estimate as estimated
 from tokenmeter.ledger import utcnow
-from tokenmeter.money import ZERO, add, round_to
+from tokenmeter.money import ZERO, add
 from tokenmeter.paths import expand
 from tokenmeter.periods import parse_instant
 from tokenmeter.pricing import Price, PriceList, Pricer, updating
@@ -344,22 +344,28 @@ def _show_estimates(found: list[Estimate]) -> None:
         return
     sums: dict[str, list[Any]] = {}
     for one in found:
-        row = sums.setdefault(one.model or "-", [0, 0, 0, ZERO, ZERO, 0])
+        row = sums.setdefault(one.model or "-", [0, 0, 0, ZERO, ZERO])
         quantities = {line.sku_meter: line.quantity for line in one.lines}
         row[0] += 1
         row[1] += int(quantities.get("input", 0))
         row[2] += int(quantities.get("output", 0))
         row[3] = None if row[3] is None or one.expected_cost is None else add(row[3], one.expected_cost)
         row[4] = None if row[4] is None or one.upper_bound is None else add(row[4], one.upper_bound)
+    places = money_places(cost for row in sums.values() for cost in row[3:] if cost is not None)
     rows = [
-        [visible(model), f"{count:,}", f"{prompt:,}", f"{answer:,}", _format_money(likely), _format_money(most)]
-        for model, (count, prompt, answer, likely, most, _) in sorted(sums.items())
+        [
+            visible(model),
+            *(f"{number:,}" for number in numbers),
+            _format_cost(likely, places),
+            _format_cost(most, places),
+        ]
+        for model, (*numbers, likely, most) in sorted(sums.items())
     ]
     totals = _sum_up(found)
     heads = ["model", "requests", "input", "output", "likely cost", "at most"]
     show_table(heads, rows, figures=("requests", "input", "output", "likely cost", "at most"))
-    likely = _format_sum(totals["expected_cost"], totals["unpriced"])
-    out.print(f"Likely {likely}, at most {_format_sum(totals['upper_bound'], totals['unbounded'])}.")
+    likely = _format_sum(totals["expected_cost"], totals["unpriced"], places)
+    out.print(f"Likely {likely}, at most {_format_sum(totals['upper_bound'], totals['unbounded'], places)}.")
     if totals["answers_assumed"]:
         assumed = counted(totals["answers_assumed"], "answer is", "answers are")
         out.print(f"{assumed} taken to be {ASSUMED_ANSWER} tokens long; --expected-output-tokens says better.")
@@ -367,11 +373,11 @@ def _show_estimates(found: list[Estimate]) -> None:
         out.print(f"No bound for {visible(reason)}.")
 
 
-def _format_sum(amount: str | None, unknown: int) -> str:
+def _format_sum(cost: str | None, unknown: int, places: int) -> str:
     """A sum, and of how many requests it is not."""
-    known = _format_money(None if amount is None else Decimal(amount))
-    return f"{known} without {unknown:,} of unknown cost" if amount is not None and unknown else known
+    known = _format_cost(None if cost is None else Decimal(cost), places)
+    return f"{known} without {unknown:,} of unknown cost" if cost is not None and unknown else known
 
 
-def _format_money(amount: Decimal | None) -> str:
-    return "unknown" if amount is None else f"${round_to(amount, 4):,f}"
+def _format_cost(cost: Decimal | None, places: int) -> str:
+    return "unknown" if cost is None else amount(cost, places)
