@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ast
 import re
+import textwrap
 import tomllib
 from pathlib import Path
 
 import pytest
+
+from tokenmeter.config import load_settings
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "tokenmeter"
@@ -134,3 +137,15 @@ def test_a_page_names_the_extras_without_which_its_code_does_not_run(page):
     needs = set().union(*(find_needs(code) for skipped, code in _PYTHON.findall(text) if not skipped))
     optional = extras.keys() | set().union(*extras.values())
     assert needs & optional - brought == set()
+
+
+_TOML = re.compile(r"^ *```toml\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
+
+
+def test_the_settings_of_each_page_are_taken_as_they_stand(tmp_path):
+    """Whoever copies a block of a page into a file has settings that are right."""
+    for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
+        for block in _TOML.findall(page.read_text("utf-8")):
+            file = tmp_path / f"{page.stem}.toml"
+            file.write_text(textwrap.dedent(block), "utf-8")
+            load_settings(config=file)
