@@ -135,9 +135,10 @@ def unit_amount(value: Decimal, unit: str, *, mean: bool = False) -> str:
     if unit == "usd":
         places = money_places([value])
         return dollars(value) if value and not (mean or round_to(value, places)) else amount(value, places)
-    if mean and value > 0 and not round_to(value, 0):
+    whole = round_to(value, 0)
+    if mean and value > 0 and not whole:
         return f"<1 {unit_word(ONE, unit)}"
-    return f"{round_to(value, 0):,f} {unit_word(value, unit)}"
+    return f"{whole:,f} {unit_word(whole, unit)}"
 
 
 def visible(text: str) -> str:

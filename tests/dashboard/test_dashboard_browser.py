@@ -486,6 +486,8 @@ def test_who_may_caps_a_member_from_their_page_after_seeing_what_it_does(busy, s
     page.goto(page.url + "account?member=bob")
     form = page.get_by_role("form", name="Set a limit")
     form.locator("[name=limit]").fill("0.01")
+    page.locator("select[name=period]").select_option("this-month")
+    expect(form.locator("[name=back]")).to_have_value("/account?period=this-month&member=bob")
     form.get_by_label("Why").fill("spends too much")
     form.get_by_role("button", name="Show what will happen").click()
     page.get_by_role("heading", level=1, name="Set budget member-bob").wait_for()

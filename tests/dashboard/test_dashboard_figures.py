@@ -361,7 +361,8 @@ def test_the_form_becomes_a_short_url():
         ("add", "member"),
         ("is", " ada "),
     ]
-    assert canonical([*sent, ("apply", "1")]) == "period=last-7d&tz=UTC&member=ada"
+    assert canonical([*sent, ("apply", "1")]) == "period=last-7d&member=ada"
+    assert canonical([*sent, ("apply", "1")], tz="Asia/Tokyo") == "period=last-7d&tz=UTC&member=ada"
     assert canonical([("add", "team"), ("is", ""), ("period", "today")]) == "period=today&team="
     assert canonical([("period", "last-7d"), ("since", "2026-11-01"), ("apply", "1")]) == "since=2026-11-01"
     assert canonical([("period", "today")]) is None
@@ -383,6 +384,7 @@ def test_figures_are_written_for_people():
     assert (unit_amount(ZERO, "usd"), unit_amount(Decimal("4E-8"), "usd")) == ("$0.00", "$0.00000004")
     assert unit_amount(Decimal("1.00368E-7"), "usd", mean=True) == "<$0.000001"
     assert unit_amount(Decimal("0.3"), "requests", mean=True) == "<1 request"
+    assert unit_amount(Decimal("0.93"), "requests", mean=True) == "1 request"
     assert (share(None), share(Decimal("0.004"))) == ("\u2013", "<1%")
     assert (name("a\u202eb"), name(None)) == ("a?b", "(not set)")
 

@@ -28,7 +28,7 @@ from tokenmeter.stores.base import Crossing
 from tokenmeter.stores.slots import from_microseconds, to_microseconds
 from tokenmeter.values import dataclass
 
-_MOST_BUDGETS = 200
+_MOST_BUDGETS = 60
 _MOST_ALERTS = 50
 _MOST_WINDOWS = 100
 _DAY = timedelta(days=1)

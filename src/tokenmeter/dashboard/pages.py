@@ -300,7 +300,7 @@ class Pages:
 
     def _canonical(self, request: Request) -> Response | None:
         """What the filter form sends, as the URL that says the same; None when it is that URL."""
-        query = canonical(request.query_params.multi_items())
+        query = canonical(request.query_params.multi_items(), tz=zone_of(request, self._tz))
         return (
             None
             if query is None

@@ -251,8 +251,12 @@ class View:
         return [name for name in names if name not in held]
 
 
-def canonical(items: Sequence[tuple[str, str]]) -> str | None:
+def canonical(items: Sequence[tuple[str, str]], *, tz: str = "UTC") -> str | None:
     """The URL query that says what the filter form sent; None when `items` did not come from the form.
+
+    Args:
+        items: Parameters of the address.
+        tz: Zone of a page that names none; as in the page's own links it is not said.
 
     Raises:
         ConfigurationError: a filter on an unknown dimension.
@@ -261,6 +265,7 @@ def canonical(items: Sequence[tuple[str, str]]) -> str | None:
     if not given.keys() & _FORM:
         return None
     kept = [(name, value) for name, value in items if name not in _FORM and (value or name not in _OPTIONAL)]
+    kept = [pair for pair in kept if pair != ("tz", tz)]
     if any(name in {"since", "until"} for name, _ in kept):
         kept = [pair for pair in kept if pair[0] != "period"]
     if given.get("leave"):
