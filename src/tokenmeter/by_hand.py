@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
@@ -17,7 +18,7 @@ from tokenmeter.attribution import Attribution, current_attribution, scopes_of_c
 from tokenmeter.call import Call, Outcome, RequestFacts
 from tokenmeter.capture.batches import record_batch, record_line
 from tokenmeter.capture.estimates import estimate_among, finish_replacement, recorded_for, replace_estimate, write_whole
-from tokenmeter.capture.readings import GrowingBill, taken_at
+from tokenmeter.capture.readings import GrowingBill, Recent, taken_at
 from tokenmeter.dimensions import Status
 from tokenmeter.errors import ConfigurationError, shown
 from tokenmeter.interrupts import came_from_outside
@@ -33,10 +34,19 @@ from tokenmeter.providers.registry import FORMATS, dialect
 from tokenmeter.providers.wire import is_array, is_object
 from tokenmeter.usage import Observation
 
+log = logging.getLogger("tokenmeter")
+
+#: What was told of by its id.
+_told: Recent[bool] = Recent()
+#: What one bill of a body says, and when it says that it was made.
+_Read = tuple[Outcome, datetime | None]
 #: What a call that was on its way when it failed may have cost, nobody knows.
 _LOST = Observation(flags=frozenset({"billing_unknown"}))
 #: Seconds since the epoch that can be when an answer was made: 2020 to 2100.
 _FIRST, _LAST = 1_577_836_800, 4_102_444_800
+
+#: What a page says beside its `data`.
+_OF_PAGES = frozenset({"first_id", "has_more", "last_id", "next_page"})
 
 #: How far the clock of who tells when a call was made may be ahead of the ledger's.
 _AHEAD = timedelta(days=1)
@@ -87,13 +97,14 @@ def record(
 
     Returns:
         The entry (of a body that holds many bills, such as a batch with its answers or a list of answers, the last of
-        them: each is recorded); None when it was recorded already, has nothing new, has not ended (a batch under way:
-        record it when it has), could not be written (logged), or tokenmeter is switched off.
+        them: each is recorded); None when it was recorded already, has nothing new, has not ended (a batch under way;
+        logged: record it when it has), could not be written (logged), or tokenmeter is switched off.
 
     Raises:
         PricingError: neither a response nor a usage object.
         ConfigurationError: `provider` or `endpoint` is empty, or almost one that is known; `at` is no instant, or one
-            that is still to come.
+            that is still to come; an event does not say of which session; another usage includes this one (a thread's
+            is in its session's).
 
     Examples:
         >>> answer = requests.post(url, json=body).json()  # doctest: +SKIP
@@ -111,13 +122,8 @@ def record(
     started_at = now if at is None else parse_instant(at)
     if started_at > now + _AHEAD:
         raise ConfigurationError(f"at={shown(at)} is still to come: a call is recorded when it was made.")
-    entry = None
-    bills = _bills(body, call)
-    if response_id is not None and isinstance(body, list) and not _holds_many(call):  # which the caller says is one
-        bills = (_as_one(bills, call),)
-    for one, outcome in [(one, _read(one, call, status, response_id)) for one in bills]:
-        made = _settle(meter, Authorization(call, started_at, 0), outcome, _made_at(one), dated=at is not None)
-        entry = made or entry
+    outcomes = _read_all(body, call, status, response_id)
+    entry = _settle_all(meter, Authorization(call, started_at, 0), outcomes, dated=at is not None)
     if entry is not None:
         meter.required.look_at_made(call)
         meter.budgets.look_at_made(call)
@@ -248,18 +254,18 @@ class Hold:
 
         Raises:
             PricingError: neither a response nor a usage object; the hold stays until the block ends.
-            ConfigurationError: outside of the ``with`` block, or recorded already.
+            ConfigurationError: outside of the ``with`` block, or recorded already; or as for `tokenmeter.record`.
         """
         if self._call is None:  # switched off
             return None
         if self._authorization is None or self._authorization.settled:
             raise ConfigurationError("record() belongs inside the `with tokenmeter.hold(...)` block, once.")
-        body = to_wire(response_or_usage)
-        if isinstance(body, list):
-            body = _as_one(_bills(body, self._call), self._call)
-        outcome = _read(body, self._call, status, response_id, service_tier=service_tier)
-        self.entry = _settle(self._meter, self._authorization, outcome, _made_at(body), dated=False)
-        if not (self._authorization.settled or _is_under_way(outcome)):
+        call = self._call
+        if service_tier is not None:
+            call = replace(call, facts=replace(call.facts, service_tier=service_tier))
+        outcomes = _read_all(to_wire(response_or_usage), call, status, response_id)
+        self.entry = _settle_all(self._meter, self._authorization, outcomes, dated=False)
+        if not (self._authorization.settled or any(_is_under_way(outcome) for outcome, _ in outcomes)):
             self._meter.release(self._authorization)
         return self.entry
 
@@ -330,17 +336,18 @@ def _refuse_slip(provider: str, prices: PriceList) -> None:
 def _bills(body: Any, call: Call) -> Sequence[Any]:
     """The bills that a body holds: itself, or what a page, a list, or a batch that has its answers has in it.
 
-    The parts of a list are bills of their own if they are streams, or each of them has an id.
+    The parts of a list or a page are bills of their own if they are streams, or each of them has an id.
     """
     room = dialect_for(call.provider, call.endpoint)
     if _holds_many(call):
         many = [bill for one in body for bill in _bills(one, call)] if is_array(body) else room.items(body)
         return many or (body,)
-    if not is_array(body):
+    parts = body.get("data") if is_object(body) and not _OF_PAGES.isdisjoint(body) else body
+    if not is_array(parts):
         return (body,)
-    if streams := room.split_streams(body):
+    if streams := room.split_streams(parts):
         return streams
-    return body if body and all(is_object(one) and _seen(one, call).response_id for one in body) else (body,)
+    return parts if parts and all(is_object(one) and _seen(one, call).response_id for one in parts) else (body,)
 
 
 def _holds_many(call: Call) -> bool:
@@ -355,23 +362,30 @@ def _as_one(bills: Sequence[Any], call: Call) -> Any:
     return parts[0] if len(parts) == 1 else parts
 
 
-def _seen(body: Any, call: Call, *, service_tier: str | None = None, final_only: bool = True) -> Observation:
+def _seen(body: Any, call: Call, *, final_only: bool = True) -> Observation:
     return observe(
         body,
         provider=call.provider,
         endpoint=call.endpoint,
         model=call.facts.model,
-        service_tier=service_tier,
         request=call.facts,
         final_only=final_only,
     )
 
 
-def _read(
-    body: Any, call: Call, status: Status, response_id: str | None, *, service_tier: str | None = None
-) -> Outcome:
+def _read_all(body: Any, call: Call, status: Status, response_id: str | None) -> list[_Read]:
+    """What each bill in a body says, and when it says that it was made."""
+    bills = _bills(body, call)
+    found = [(_read(one, call, status, response_id), _made_at(one)) for one in bills]
+    if response_id is None or not is_array(body) or _holds_many(call) or any(_is_event(one) for one, _ in found):
+        return found
+    whole = _as_one(bills, call)  # the caller says that it is one
+    return [(_read(whole, call, status, response_id), _made_at(whole))]
+
+
+def _read(body: Any, call: Call, status: Status, response_id: str | None) -> Outcome:
     """What the body says; it is billed once, whoever sees it again."""
-    seen = _seen(body, call, service_tier=service_tier, final_only=status == "ok")
+    seen = _seen(body, call, final_only=status == "ok")
     # A line of a batch is named within its file only, and nobody said which file that is: it goes by its answer's id.
     if isinstance(body, Mapping) and seen.bill_id in {body.get("custom_id"), body.get("key")}:  # pyright: ignore[reportUnknownMemberType]
         seen = replace(seen, bill_id=None)
@@ -396,9 +410,26 @@ def _is_under_way(outcome: Outcome) -> bool:
     return outcome.status == "ok" and seen is not None and "not_final" in seen.flags
 
 
-def _is_no_bill(seen: Observation, status: Status, call: Call) -> bool:
-    """Whether it is of a page and bills nothing, as most events of a session."""
-    return not seen.billable and status == "ok" and _holds_many(call)
+def _tell_of_waiting(meter: Meter, name: str | None) -> None:
+    """Say once of what was handed over that it is no bill."""
+    if _told.get(meter, name or "") is None:
+        _told.put(meter, name or "", True)  # noqa: FBT003 - a mark
+        log.warning(
+            "tokenmeter: %s is not recorded, since it has not ended or does not say what it used: record it when it "
+            "does (of a batch of messages, its results).",
+            shown(name) if name else "an answer without an id",
+        )
+
+
+def _is_event(outcome: Outcome) -> bool:
+    return outcome.observation is not None and outcome.observation.is_event
+
+
+def _is_no_bill(outcome: Outcome, call: Call) -> bool:
+    """Whether it bills nothing and is of a page, or an event of a session, as most are."""
+    seen = outcome.observation
+    free = outcome.status == "ok" and seen is not None and not seen.billable
+    return free and (_is_event(outcome) or _holds_many(call))
 
 
 def _made_at(body: Any) -> datetime | None:
@@ -413,21 +444,41 @@ def _made_at(body: Any) -> datetime | None:
     return _made_at(values.get("response")) or _made_at(values.get("body"))  # within a line of a batch, an event
 
 
-def _settle(
-    meter: Meter, authorization: Authorization, outcome: Outcome, made_at: datetime | None, *, dated: bool
-) -> Entry | None:
-    """Write down what is not written down yet.
+def _settle_all(meter: Meter, authorization: Authorization, outcomes: Sequence[_Read], *, dated: bool) -> Entry | None:
+    """Write down of each bill what is not written down yet; what is held ends with the last one.
 
     Args:
         meter: Where.
         authorization: Leave for the call; its start is `dated` if the caller said it.
-        outcome: What the answer says.
-        made_at: When the answer was made, as far as it says so.
+        outcomes: What the bills say.
         dated: See there.
+
+    Returns:
+        The last entry that was made.
     """
-    seen = outcome.observation
-    if seen is None or _is_under_way(outcome) or _is_no_bill(seen, outcome.status, authorization.call):
-        return None
+    entry, call = None, authorization.call
+    bills: list[_Read] = []
+    for outcome, made_at in outcomes:
+        seen = outcome.observation or _LOST
+        if seen.instead is not None:
+            raise ConfigurationError(
+                f"What it used is also in the usage of {seen.instead}: record {seen.instead} in its place."
+            )
+        if _is_under_way(outcome):
+            _tell_of_waiting(meter, seen.response_id or outcome.response_id)
+        elif not _is_no_bill(outcome, call):
+            bills.append((outcome, made_at))
+    for outcome, made_at in bills:
+        mine = authorization if outcome is bills[-1][0] else Authorization(call, authorization.started_at, 0)
+        entry = _settle(meter, mine, outcome, made_at, dated=dated) or entry
+    return entry
+
+
+def _settle(
+    meter: Meter, authorization: Authorization, outcome: Outcome, made_at: datetime | None, *, dated: bool
+) -> Entry | None:
+    """Write down what is not written down yet, of one bill; see `_settle_all`."""
+    seen = outcome.observation or _LOST
     if seen.is_event and outcome.response_id is None:
         raise ConfigurationError(
             "An event of a session does not say which session: give response_id=, the session's id."

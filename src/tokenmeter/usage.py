@@ -162,6 +162,7 @@ class Observation:
             is new is recorded; ``growth``, what of one is new since an earlier one was recorded; ``step``, a part of a
             running total that may be read as well; ``share``, a part of a bill that may be read as a whole as well;
             ``actual``, the bill of what an answer before could only assume.
+        instead: What is recorded in its place, since it states the same usage: ``its session`` of a thread's.
         at: When a step was done, a total taken, or what lived for a while begun, as the provider says; aware UTC.
         shared: Bills of what outlives the response and may be named by others (a container): each is recorded once, by
             its own `bill_id`, over all responses and processes.
@@ -180,6 +181,7 @@ class Observation:
     deduplicate: bool = False
     bill_id: str | None = None
     reading: Literal["whole", "total", "growth", "step", "share", "actual"] = "whole"
+    instead: str | None = None
     at: datetime | None = None
     shared: tuple[Observation, ...] = ()
     operation: str | None = None

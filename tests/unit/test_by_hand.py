@@ -139,8 +139,60 @@ class TestRecord:
         ]
         assert meter.record(streams, **here).response_id == "b"
         assert [entry.usage["input"] for entry in meter.entries()] == [100] * 4
-        with meter.hold(**here, request=BODY) as held:
-            assert held.record([queued, {**one, "id": "c"}, {**one, "id": "d"}]).usage["input"] == 200
+
+    def test_what_has_not_ended_says_so_once(self, meter, caplog):
+        here = {"provider": "openai", "endpoint": "beta.threads.runs"}
+        run = {"id": "run_1", "object": "thread.run", "status": "in_progress", "model": "gpt-4o", "usage": None}
+        page = {"data": [run, {**run, "id": "run_2"}], "has_more": False}
+        assert [meter.record(body, **here) for body in (run, page, {"event": "thread.run.queued", "data": run})] == [
+            None
+        ] * 3
+        assert [row.getMessage().split(",")[0] for row in caplog.records] == [
+            f"tokenmeter: 'run_{number}' is not recorded" for number in (1, 2)
+        ]
+        assert meter.record({**run, "status": "completed"}, **here).flags == ("usage_unknown",)
+        usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
+        done = {"event": "thread.run.completed", "data": {**run, "status": "completed", "usage": usage}}
+        assert meter.record([{"event": "thread.run.created", "data": run}, done], **here).usage["input"] == 100
+        assert (meter.report().totals.requests, meter.report().totals.usage.input_tokens) == (1, 100)
+
+    @pytest.mark.parametrize(
+        ("endpoint", "part", "whole"),
+        [
+            (
+                "beta.sessions",
+                {"type": "session_thread", "usage": {"input_tokens": 9, "output_tokens": 1}},
+                "its session",
+            ),
+            ("beta.threads.runs", {"object": "thread.run.step", "usage": {"prompt_tokens": 9}}, "its run"),
+            ("evals.runs", {"object": "eval.run.output_item", "sample": {"usage": CHAT["usage"]}}, "its run"),
+            ("beta.agents.sessions", {"object": "agent.session", "usage": {"input_tokens": 9}}, "its turns"),
+        ],
+    )
+    def test_what_is_in_another_usage_is_refused(self, meter, tmp_path, endpoint, part, whole):
+        here = {"provider": "anthropic" if "type" in part else "openai", "endpoint": endpoint}
+        with pytest.raises(ConfigurationError, match=f"record {whole} in its place"):
+            meter.record({"data": [{"id": "part_1", **part}], "has_more": False}, **here)
+        (tmp_path / "log.jsonl").write_text(json.dumps({"id": "part_1", **part, "created_at": 1790000000}))
+        (left_out,) = import_usage(meter, tmp_path / "log.jsonl", **here).left_out
+        assert f"import {whole} in its place" in str(left_out)
+        assert not list(meter.entries())
+
+    @with_budget(limit_usd=1)
+    @pytest.mark.parametrize("as_page", [False, True])
+    def test_each_answer_in_a_list_is_recorded_in_a_hold_which_ends_with_the_last(self, meter, as_page):
+        queued = {"id": "resp_1", "object": "response", "status": "queued", "model": "gpt-5-mini"}
+        usage = {"input_tokens": 100, "output_tokens": 9, "total_tokens": 109}
+        answers = [{**queued, "id": name, "status": "completed", "usage": usage} for name in "ab"]
+        body = {"data": [*answers, queued], "has_more": False} if as_page else [*answers, queued]
+        with meter.hold(provider="openai", endpoint="responses", request=BODY) as held:
+            assert held.record(body).response_id == held.entry.response_id == "b"
+            assert meter.remaining()[0].reserved == 0
+        with meter.hold(provider="openai", endpoint="responses", request=BODY) as held:
+            assert held.record(answers) is None
+            assert meter.remaining()[0].reserved == 0
+        assert [(entry.response_id, entry.usage["input"]) for entry in meter.entries()] == [("a", 100), ("b", 100)]
+        assert meter.audit_budgets() == ()
 
     @with_budget(limit_requests=1)
     def test_what_is_under_way_stays_held(self, meter):
@@ -775,6 +827,24 @@ class TestRunningTotals:
         assert meter.record(page, **{**here, "endpoint": "beta.sessions.events"}, response_id="sesn_1") is None
         assert [one.usage["input"] for one in meter.entries()] == [100, 30, 50, 20]
         assert meter.record(self.session(250), **self.HERE).usage["input"] == 50
+
+    @with_budget(limit_usd=1, unbounded="expected")
+    @pytest.mark.parametrize("endpoint", ["beta.sessions", "beta.sessions.events.list"])
+    def test_events_in_a_hold_count_as_they_count_outside(self, meter, endpoint):
+        """The list was the sum of all, 480 tokens of 200, and the page nothing."""
+        events = [
+            {"id": f"sevt_{n}", "type": "session.usage", "processed_at": f"2026-11-01T12:0{n}:00Z"}
+            | {"usage": {"input_tokens": tokens, "output_tokens": 0}}
+            for n, tokens in enumerate((100, 180, 200))
+        ]
+        page = {"data": [{"id": "sevt_9", "type": "user.message", "content": []}, *events], "next_page": None}
+        for body in (events[:2], page, page["data"]):
+            here = {"provider": "anthropic", "endpoint": endpoint, "model": "claude-sonnet-5"}
+            with meter.hold(**here, input_tokens=1000, max_output_tokens=10) as held:
+                held.record(body, response_id="sesn_1")
+                assert meter.remaining()[0].reserved == 0
+        assert [one.usage["input"] for one in meter.entries()] == [100, 80, 20]
+        assert meter.audit_budgets() == ()
 
     @with_budget(limit_usd=5, unbounded="expected")
     def test_free_what_was_held_where_nothing_is_new(self, meter):

@@ -77,6 +77,8 @@ def response(row: Row, where: str, given: Given) -> ImportedCall | None:
         raise ConfigurationError(
             "an event does not say of which session it is: tokenmeter.record() it with response_id=, the session's id"
         )
+    if seen.instead is not None:
+        raise ConfigurationError(f"its usage is also in that of {seen.instead}: import {seen.instead} in its place")
     moment = _moment(body) or _moment(row) or given.at
     if moment is None:
         raise ConfigurationError("the response does not say when it was made: give --at")

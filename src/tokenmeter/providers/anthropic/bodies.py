@@ -60,7 +60,7 @@ def _reader(body: JSON, context: Context) -> _Reader:
     if isinstance(kind, str) and kind in BY_TYPE:
         return BY_TYPE[kind]
     if context.endpoint.startswith("beta.sessions"):
-        return other_event if ".events" in context.endpoint else session
+        return other_event if ".events" in context.endpoint or "." in str(kind) else session
     if context.endpoint.startswith("beta.dreams"):
         return dream
     return message if body.get("content") or ROUTES.named(context.endpoint) else _any
@@ -303,7 +303,7 @@ _SESSION_COUNTS = frozenset(
 
 
 def session(body: JSON, context: Context) -> Observation:
-    """A session, a thread of one, its usage event, or the usage object itself: a running total.
+    """A session, its usage event, or the usage object itself: a running total.
 
     Tokens over many prompts, running time and searches; ``list_cost``, where it is tracked, is the bill.
     """
@@ -334,6 +334,11 @@ def session(body: JSON, context: Context) -> Observation:
     return replace(seen, response_model=model, reading="total", at=instant(body, "processed_at"))
 
 
+def thread(body: JSON, context: Context) -> Observation:
+    """A thread of a session."""
+    return replace(session(body, context), instead="its session")
+
+
 def _only_unknown(said: Reading, wire: JSON) -> bool:
     """Whether something is stated, and nothing of it under a name that is known."""
     return not said.usage and not _SESSION_COUNTS.intersection(wire)
@@ -348,7 +353,7 @@ def _used(body: JSON, wire: JSON) -> bool:
 
 def other_event(body: JSON, _context: Context) -> Observation:
     """An event of a session that says nothing of its usage."""
-    return Observation(response_id=text(body, "id"), billable=False)
+    return Observation(response_id=text(body, "id"), billable=False, reading="step")
 
 
 def dream(body: JSON, context: Context) -> Observation:
@@ -398,7 +403,7 @@ def _unsplit(reading: Reading, wire: JSON) -> Reading:
 
 BY_TYPE: dict[str, Callable[[JSON, Context], Observation]] = {
     "session": session,
-    "session_thread": session,
+    "session_thread": thread,
     "session.usage": session,
     "dream": dream,
     "message_batch": lambda body, _: pending(body),  # its results are what is billed

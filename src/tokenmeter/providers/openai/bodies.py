@@ -185,7 +185,8 @@ def _turn_event(body: JSON, context: Context) -> Observation:
 
 
 def _eval_sample(body: JSON, context: Context) -> Observation:
-    return completion(section(body, "sample"), context)
+    seen = completion(section(body, "sample"), context)
+    return replace(seen, response_id=text(body, "id"), instead="its run")
 
 
 def _wrapped_response(body: JSON, context: Context) -> Observation:
@@ -235,8 +236,8 @@ _BY_OBJECT: dict[str, _Reader] = {
     "batch": jobs.batch,
     "fine_tuning.job": jobs.fine_tuning,
     "thread.run": jobs.run,
-    "thread.run.step": jobs.run,
-    "agent.session": jobs.agent,
+    "thread.run.step": jobs.run_step,
+    "agent.session": jobs.agent_session,
     "agent.session.turn": jobs.agent,
     "eval.run": jobs.eval_run,
     "eval.run.output_item": _eval_sample,

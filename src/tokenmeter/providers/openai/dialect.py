@@ -230,8 +230,10 @@ class OpenAIDialect(Dialect):
     socket_events = streams.SOCKET_EVENTS
 
     def begins_stream(self, event: JSON) -> bool:
-        """As `Dialect.begins_stream`; a response that is read on from where it broke off begins anywhere."""
-        kind = text(event, "type") or ""
+        """As `Dialect.begins_stream`; a response that is read on from where it broke off begins anywhere, as a run."""
+        kind, of_run = text(event, "type") or "", text(event, "event") or ""
+        if of_run.startswith("thread."):
+            return of_run not in streams.RUN_ENDINGS
         if kind.startswith("response."):
             return kind not in streams.ANSWERS
         # A part of a completion looks like a whole one: parts of one have its id.
@@ -240,7 +242,7 @@ class OpenAIDialect(Dialect):
 
     def ends_stream(self, event: JSON) -> bool:
         """As `Dialect.ends_stream`."""
-        return text(event, "type") in streams.TERMINAL
+        return text(event, "type") in streams.TERMINAL or text(event, "event") in streams.RUN_ENDINGS
 
     def split_streams(self, events: Sequence[Any]) -> list[list[JSON]]:
         """As `Dialect.split_streams`; the SDK's helper for chats hands out chunks in events of its own."""

@@ -33,6 +33,9 @@ _UNDER_WAY = frozenset(
 )
 #: Of the statuses a run ends with, those after which a model has answered: zeros beside them are not said.
 _ANSWERED = frozenset({"completed", "incomplete"})
+#: Of the statuses of an agent's turn, those after which nothing more is used.
+_ENDED = frozenset({"completed", "failed", "cancelled"})
+_RUNS = frozenset({"thread.run", "thread.run.step"})
 _HTTP_ERROR = 400
 
 
@@ -116,9 +119,10 @@ def fine_tuning(body: JSON, context: Context) -> Observation:
 
 
 def run(body: JSON, context: Context) -> Observation:
-    """An assistant's run or run step: the sum over its prompts, stated when it has ended."""
-    wire = usage_of(body)
-    if context.final_only and (_status(body) in _UNDER_WAY or not wire):
+    """An assistant's run or a step of it, or an event that holds one: the sum over its prompts, stated at its end."""
+    body = section(body, "data") if "event" in body else body
+    wire, ended = usage_of(body), text(body, "object") in _RUNS and _status(body) not in {"", *_UNDER_WAY}
+    if context.final_only and not (ended or (wire and _status(body) not in _UNDER_WAY)):
         return pending(body)
     reading = _sum_of(wire, answered=_status(body) in _ANSWERED)
     if reading.unsaid:
@@ -128,12 +132,22 @@ def run(body: JSON, context: Context) -> Observation:
     )
 
 
+def run_step(body: JSON, context: Context) -> Observation:
+    """A step of an assistant's run."""
+    return replace(run(body, context), instead="its run")
+
+
+def agent_session(body: JSON, context: Context) -> Observation:
+    """An agent's session: the sum of its turns so far."""
+    return replace(agent(body, context), instead="its turns")
+
+
 def agent(body: JSON, context: Context) -> Observation:
     """An agent's session or turn: cumulative, best effort by the provider's own words."""
-    wire = usage_of(body)
-    if not wire or (context.final_only and _status(body) in _UNDER_WAY):
+    wire, status = usage_of(body), _status(body)
+    if (context.final_only and status in _UNDER_WAY) or not (wire or status in _ENDED):
         return pending(body)
-    reading = _sum_of(wire, answered=_status(body) in _ANSWERED)
+    reading = _sum_of(wire, answered=status in _ANSWERED)
     config = section(body, "agent")
     model = text(config, "model") or text(section(config, "model"), "id")
     if reading.unsaid:

@@ -170,6 +170,10 @@ class ChatStream:
 
 #: Events that end the stream of a response, and hold all of it.
 TERMINAL = frozenset({"response.completed", "response.incomplete", "response.failed", "response.cancelled"})
+#: Events that hold an assistant's run which has ended.
+RUN_ENDINGS = frozenset(
+    f"thread.run.{status}" for status in ("completed", "incomplete", "failed", "cancelled", "expired")
+)
 #: Events that hold a response which has ended, over a stream or a socket.
 ANSWERS = TERMINAL | {"response.done"}
 _OPENING = frozenset({"response.created", "response.queued", "response.in_progress"})
@@ -248,11 +252,7 @@ _ENDINGS = frozenset(
         "conversation.item.input_audio_transcription.completed",
         "decision.event",
         "conversation.response.done",
-        "thread.run.completed",
-        "thread.run.incomplete",
-        "thread.run.failed",
-        "thread.run.cancelled",
-        "thread.run.expired",
+        *RUN_ENDINGS,
         "agent.session.turn.completed",
         "agent.session.turn.failed",
         "agent.session.turn.cancelled",
