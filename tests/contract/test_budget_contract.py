@@ -437,12 +437,14 @@ class TestHolds:
         assert [entry.kind for entry in store.entries()].count("reversal") == 1
 
     @pytest.mark.parametrize("limits", [(), ("usd", "requests")], ids=["free", "capped"])
-    def test_an_answer_replaces_the_estimate_of_a_sweep_that_came_too_early(self, metered, store, limits):
+    @pytest.mark.parametrize("host", ["spool", "other"])
+    def test_an_answer_replaces_the_estimate_of_a_sweep_that_came_too_early(self, metered, store, limits, host):
         budgets = [Budget(**{f"limit_{unit}": 900}) for unit in limits]
         meter = metered(*budgets)
         call = a_call()
         late = meter.authorize(replace(call, facts=replace(call.facts, streamed=True)))
-        elsewhere = store if store.url.startswith("memory") else open_store(store.url)  # whose clock is days ahead
+        url = store.url.replace("/spool", f"/{host}")
+        elsewhere = store if url.startswith("memory") else open_store(url)  # whose clock is days ahead
         assert metered(*budgets, store=elsewhere).sweep(utcnow() + timedelta(days=2)) == 1
         meter.settle(late, answered(30, 7))
         (totals,) = store.aggregate([datetime(2020, 1, 1, tzinfo=UTC), utcnow() + timedelta(days=1)], [])
@@ -450,6 +452,19 @@ class TestHolds:
         assert {one.unit: (one.spent, one.reserved) for one in meter.remaining()} == {
             unit: ({"usd": 37, "requests": 1}[unit], 0) for unit in limits
         }
+        assert meter.audit_budgets() == ()
+
+    @pytest.mark.parametrize("host", ["spool", "other"])
+    def test_a_call_that_costs_nothing_leaves_no_estimate_of_a_sweep_that_came_too_early(self, metered, store, host):
+        meter = metered(Budget(limit_usd=900), Budget(limit_requests=9))
+        late = meter.authorize(a_call())
+        url = store.url.replace("/spool", f"/{host}")
+        elsewhere = store if url.startswith("memory") else open_store(url)
+        assert metered(store=elsewhere).sweep(utcnow() + timedelta(days=2)) == 1
+        meter.release(late)
+        (totals,) = store.aggregate([datetime(2020, 1, 1, tzinfo=UTC), utcnow() + timedelta(days=1)], [])
+        assert (totals.requests, totals.billed_cost) == (0, 0)
+        assert {(one.spent, one.reserved) for one in meter.remaining()} == {(0, 0)}
         assert meter.audit_budgets() == ()
 
     @pytest.mark.parametrize("unit", ["usd", "tokens"])

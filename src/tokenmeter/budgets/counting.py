@@ -115,7 +115,7 @@ def count(
 def tally(
     cap: Cap, scope: Mapping[str, str], start_us: int, end_us: int | None, *, store: Store, pricer: Pricer | None
 ) -> dict[str, int]:
-    """What the counters of `cap` should hold for ``[start, end)``: scope text -> amount.
+    """What the counters of `cap` should hold for ``[start, end)``: scope text -> amount, also where all was taken back.
 
     Args:
         cap: The budget's limit.
@@ -135,7 +135,7 @@ def tally(
     sums: defaultdict[str, int] = defaultdict(int)
     for text, amount in _counted(cap, scope, since, until, store=store, pricer=pricer):
         sums[text] += amount
-    return {text: amount for text, amount in sums.items() if amount and named.items() <= parse_scope(text).items()}
+    return {text: amount for text, amount in sums.items() if named.items() <= parse_scope(text).items()}
 
 
 def _is_name(cap: Cap, name: str, value: str) -> bool:
@@ -307,10 +307,9 @@ class Openings:
     def _fill(self, cap: Cap, scope: Mapping[str, str], start: int, end: int | None) -> None:
         """Give the counters of one window what the ledger holds, each if it never moved."""
         sums = tally(cap, scope, start, end, store=self._store, pricer=self._pricer)
-        if sums:
-            self._store.open_counters(
-                {CounterKey(cap.counter_name, text, start): (amount, end) for text, amount in sums.items()}
-            )
+        spent = {CounterKey(cap.counter_name, text, start): (amount, end) for text, amount in sums.items() if amount}
+        if spent:
+            self._store.open_counters(spent)
 
 
 def _mark(key: CounterKey) -> CounterKey:
@@ -373,7 +372,7 @@ def _missing(caps: Mapping[str, Cap], store: Store, pricer: Pricer, now_us: int)
                 sums = tally(cap, cap.budget.scope, start, end, store=store, pricer=pricer)
                 due |= {CounterKey(cap.counter_name, text, start): amount for text, amount in sums.items()}
     there = {key for key, _ in store.all_counters()} if due else set[CounterKey]()
-    return {key: amount for key, amount in due.items() if key not in there}
+    return {key: amount for key, amount in due.items() if amount and key not in there}
 
 
 def _settled(caps: Mapping[str, Cap], store: Store) -> dict[CounterKey, int]:

@@ -25,10 +25,10 @@ from tokenmeter.call import ActiveSpan, Call, PlainRequest, RequestFacts
 from tokenmeter.errors import StoreBusyError
 from tokenmeter.ledger import Claim, CounterKey, Entry, Posting, Reservation, ThresholdCrossing, utcnow
 from tokenmeter.pricing import Pricer, Rating
-from tokenmeter.pricing.corrections import reversal, with_assumed
+from tokenmeter.pricing.corrections import with_assumed
 from tokenmeter.processes import has_ended, process_name, run_at_once
 from tokenmeter.providers import dialect_for
-from tokenmeter.stores.base import EntryFilter, Store
+from tokenmeter.stores.base import Store, take_back
 from tokenmeter.stores.live import NEVER, Slot
 from tokenmeter.stores.slots import from_microseconds
 from tokenmeter.usage import Consumption, Observation, Usage
@@ -114,17 +114,6 @@ def estimated_entry(
         price_list_hash=price_list_hash,
         reservation_id=reservation.reservation_id,
     )
-
-
-def take_back(store: Store, estimate: Entry) -> Entry:
-    """The entry that takes an estimate back, and what has corrected it since; it is not recorded yet."""
-    near = EntryFilter(
-        since=estimate.occurred_at,
-        until=estimate.occurred_at + timedelta(microseconds=1),
-        where={"kind": frozenset({"correction"})},
-    )
-    corrections = [one for one in store.entries(near) if one.corrects == estimate.entry_id]
-    return reversal(estimate, corrections)
 
 
 class Holds:
@@ -215,7 +204,7 @@ class Holds:
         try:
             estimate = self._store.entry(reservation.reservation_id)
             if estimate is not None:
-                back = take_back(self._store, estimate)
+                back = take_back(self._store.entries, estimate)
                 self._store.settle(back, self._postings(back))
         except Exception as error:  # noqa: BLE001 - the call's own result goes through
             self._fault("take back an expired hold's estimate", error)

@@ -7,13 +7,12 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from tokenmeter.budgets.holds import take_back
 from tokenmeter.call import Call, Outcome
 from tokenmeter.capture.settlement import Settling
 from tokenmeter.errors import StoreError
 from tokenmeter.ledger import Entry
 from tokenmeter.pricing.corrections import DOUBTS, WHOLE, stands_for
-from tokenmeter.stores.base import EntryFilter
+from tokenmeter.stores.base import EntryFilter, take_back
 from tokenmeter.usage import Observation
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ def finish_replacement(meter: Meter, recorded: Sequence[Entry]) -> None:
         later = [one for one in wholes if one.recorded_at >= estimate.recorded_at]
         if DOUBTS.intersection(estimate.flags) and any(stands_for(whole, estimate) for whole in later):
             try:
-                meter.post(take_back(meter.store, estimate))
+                meter.post(take_back(meter.store.entries, estimate))
             except StoreError as error:
                 meter.fault("take back an estimate", error)
 

@@ -16,7 +16,7 @@ from tokenmeter.attribution import ApiKey, Attribution
 from tokenmeter.budgets import AlertTarget, Balance, Budget, Budgets, Grant
 from tokenmeter.budgets.counting import passes_bound, with_held
 from tokenmeter.budgets.delivery import EXIT_SECONDS
-from tokenmeter.budgets.holds import PlannedHold, take_back
+from tokenmeter.budgets.holds import PlannedHold
 from tokenmeter.budgets.limits import LimitUnknownError
 from tokenmeter.budgets.matching import Required
 from tokenmeter.budgets.rules import Rule
@@ -41,7 +41,7 @@ from tokenmeter.pricing import Pricer, Rating
 from tokenmeter.pricing.corrections import with_assumed
 from tokenmeter.processes import make_lock, may_wait, run_alone, run_patiently
 from tokenmeter.providers.hosts import canonical_provider
-from tokenmeter.stores.base import Fault, Settlement, Spooling, Store
+from tokenmeter.stores.base import Fault, Settlement, Spooling, Store, take_back
 from tokenmeter.stores.slots import from_microseconds
 from tokenmeter.usage import Observation
 
@@ -420,9 +420,12 @@ class Meter:
         if authorization.reservation is None:
             return
         try:
-            self.store.release(authorization.reservation.reservation_id)
+            held = self.store.release(authorization.reservation.reservation_id)
         except Exception as error:  # noqa: BLE001 - the call's own result goes through; the hold expires
             self.fault("release a hold", error)
+        else:
+            if not held:
+                run_patiently(self.budgets.take_back_estimate, authorization.reservation)
 
     def free(self, hold_id: str) -> bool:
         """Free a hold of which an interrupt left unknown whether it was made: whether it was. Never raises."""
@@ -440,7 +443,7 @@ class Meter:
             call: The call that has the answer: the blocks and runs around it count the difference.
         """
         try:
-            back = take_back(self.store, estimate)
+            back = take_back(self.store.entries, estimate)
             if self.post(back):
                 self.budgets.settle_runs(call, back, None)
                 _count_in_blocks(call, back)

@@ -6,15 +6,16 @@ Stores know entries, holds and counters; what a budget means is not their busine
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import field, fields
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from tokenmeter.dimensions import DIMENSIONS
 from tokenmeter.display import counted, facts_html
 from tokenmeter.ledger import Claim, CounterKey, Entry, Posting, Reservation, ThresholdCrossing
+from tokenmeter.pricing.corrections import reversal
 from tokenmeter.stores.documents import Document, DocumentQuery, Filing, NewDocument
 from tokenmeter.stores.sketch import Latencies
 from tokenmeter.usage import Quantity, Usage
@@ -42,6 +43,7 @@ __all__ = [
     "Store",
     "SumsDifference",
     "Verification",
+    "take_back",
 ]
 
 
@@ -115,6 +117,21 @@ class EntryFilter:
     since: datetime | None = None
     until: datetime | None = None
     where: Mapping[str, frozenset[str | None]] = field(default_factory=dict[str, frozenset[str | None]])
+
+
+def take_back(find: Callable[[EntryFilter], Iterable[Entry]], estimate: Entry) -> Entry:
+    """The entry that takes an estimate back, and what has corrected it since; it is not recorded yet.
+
+    Args:
+        find: Finds entries, as `Store.entries` does.
+        estimate: What was recorded of a call before its answer was known.
+    """
+    near = EntryFilter(
+        since=estimate.occurred_at,
+        until=estimate.occurred_at + timedelta(microseconds=1),
+        where={"kind": frozenset({"correction"})},
+    )
+    return reversal(estimate, [one for one in find(near) if one.corrects == estimate.entry_id])
 
 
 @dataclass(slots=True)

@@ -67,6 +67,7 @@ class PostgresBook(FoldingBook):
         told: Thresholds that were crossed, as far as this process knows.
         late: Crossings that are to be reported; whoever takes one off tells it.
         policy: By what programs count; see `Store.policy`.
+        reversals: Records that take back the estimates of holds, and what they name; it is asked within a fold.
     """
 
     engine = ENGINE
@@ -80,6 +81,7 @@ class PostgresBook(FoldingBook):
         self.told: set[tuple[CounterKey, int]] = set()
         self.late: deque[ThresholdCrossing] = deque()
         self.policy: PolicyReader | None = None
+        self.reversals: Callable[[Sequence[str]], Sequence[bytes]] = lambda _: ()
         self._waited = 0
         self.after_fork_in_child()
 
@@ -424,6 +426,8 @@ class _FoldToServer(Folding):
         self._leased: dict[tuple[str, str, int, int | None, str], int] = {}
         self._closed: list[tuple[str, str, int, int | None, int]] = []
         self._opened: dict[str, Sequence[Sequence[Any]]] = {}
+        self._made: set[str] = set()
+        self._ended: list[str] = []
         self.reached: dict[CounterKey, int] = {}
         self.seen: list[ThresholdCrossing] = []
         self.crossed: list[ThresholdCrossing] = []
@@ -477,6 +481,10 @@ class _FoldToServer(Folding):
     def affect(self, effects: Mapping[str, Any], record: bytes, values: Mapping[str, Any], *, counted: bool) -> None:
         """See `Folding`."""
         super().affect(effects, record, values, counted=counted)
+        if "hold" in effects:
+            self._made.add(effects["hold"])
+        if "free" in effects and "needed" not in effects and effects["free"] not in self._made:
+            self._ended.append(effects["free"])
         if "lease" in effects:
             self._opened[effects["hold"]] = effects["claims"]
             for budget, scope, start, end, amount, _ in effects["claims"]:
@@ -513,10 +521,22 @@ class _FoldToServer(Folding):
                 key = (budget, scope, start, end, "")
                 self._leased[key] = self._leased.get(key, 0) + amount
 
+    def _take_back_estimates(self, connection: ServerRows) -> None:
+        """Take back what another host estimated of calls whose end only comes now, their holds having expired there."""
+        if not self._ended:
+            return
+        statement = "SELECT hold_id FROM holds WHERE hold_id = ANY(?)"
+        held = {hold for (hold,) in connection.execute(statement, (self._ended,)).fetchall()}
+        swept = [hold for hold in self._ended if hold not in held]
+        if swept:
+            for record in self._server.within(connection, partial(self._server.reversals, swept)):
+                self.take(connection, record, b"")
+
     def end(self, connection: ServerRows, known: Mapping[int, int]) -> None:
         """See `Folding`."""
         batch: Batch = self._batch
         self._note(connection)
+        self._take_back_estimates(connection)
         told: dict[str, Any] = {
             "host": self.book.identity.hex(),
             "seq": self._seq - len(self._rows),

@@ -26,7 +26,9 @@ from tokenmeter.stores.base import (
     Settlement,
     SumsDifference,
     Verification,
+    take_back,
 )
+from tokenmeter.stores.definitions import Definitions
 from tokenmeter.stores.documents import Document, DocumentQuery, Filing, NewDocument, told_of_move
 from tokenmeter.stores.live import NEVER, Slot
 from tokenmeter.stores.postgres.admin import describe
@@ -36,7 +38,8 @@ from tokenmeter.stores.postgres.pool import Pool
 from tokenmeter.stores.postgres.schema import PostgresEnd, apply, check, state
 from tokenmeter.stores.postgres.sessions import Address, ServerRows, explain
 from tokenmeter.stores.postgres.spool import Spool
-from tokenmeter.stores.reading import document_of, document_record
+from tokenmeter.stores.reading import UNREADABLE, document_of, document_record
+from tokenmeter.stores.record import encode_entry
 from tokenmeter.stores.slots import to_microseconds
 from tokenmeter.stores.store import BookStore, Record
 from tokenmeter.stores.tail import frames, segment_path, segments
@@ -74,6 +77,7 @@ class PostgresStore(BookStore[PostgresBook, ServerJournal]):
         super().__init__(PostgresBook(self._pool, self._spool.path, self._spool.host))
         self.journal = ServerJournal(self._book, self._send, most_bytes=self.address.spool_bytes)
         self._budgets: int | None = None
+        self._book.reversals = self._reversals
         _STORES.add(self)
         if self._may_write and self._book.waiting() and segments(self._spool.path):
             self.journal.wake()
@@ -155,6 +159,18 @@ class PostgresStore(BookStore[PostgresBook, ServerJournal]):
     def _look(self) -> None:
         self._fold()
         self._ready()
+
+    def _reversals(self, hold_ids: Sequence[str]) -> Sequence[bytes]:
+        """See `PostgresBook.reversals`. What cannot be read stays as it is."""
+        records: list[bytes] = []
+        shared = Definitions(self._book.find_name, records.extend)
+        find = partial(self._reader.entries, newest_first=False)
+        for hold_id in hold_ids:
+            with contextlib.suppress(*UNREADABLE):
+                estimate = self._reader.entry(hold_id)
+                if estimate is not None:
+                    records.append(encode_entry(take_back(find, estimate), shared))
+        return records
 
     # -- writing
 
