@@ -114,6 +114,16 @@ class TestEntries:
         entry = meter.settle(meter.authorize(a_call()), Outcome(status=status, error_type="Oops"))
         assert (entry.flags, entry.cost_source, entry.billed_cost, entry.error_type) == (flags, "none", None, "Oops")
 
+    @pytest.mark.parametrize(("beside", "told"), [({}, 1), ({"limit_requests": 9}, 0), ({"hard": False}, 0)])
+    def test_that_its_cap_does_not_see_a_call_without_an_answer_is_told_once(self, make_meter, caplog, beside, told):
+        meter = make_meter(Budget(limit_usd=1, name="mine", **beside))
+        for _ in range(2):
+            meter.settle(meter.authorize(a_call()), Outcome(status="timeout", error_type="APITimeoutError"))
+        assert caplog.text.count("Budget 'mine' gave back what it held for a call to chat.completions") == told
+        assert [balance.spent for balance in meter.budgets.remaining({}, meter.store.now())] == [0, 2][
+            : 1 + ("limit_requests" in beside)
+        ]
+
     def test_scopes_see_their_calls(self, make_meter):
         meter = make_meter()
         with attribute(member="ada") as outer, attribute(route="/r") as inner:

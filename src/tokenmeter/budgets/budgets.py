@@ -12,7 +12,7 @@ from operator import attrgetter
 from tokenmeter.arguments import tell_wrong_arguments
 from tokenmeter.budgets.alerts import AlertTarget, Notice
 from tokenmeter.budgets.bounds import Ceilings, Expectations, Sizes, longest_prompt
-from tokenmeter.budgets.counting import Openings, audit, count, spent_by, with_held
+from tokenmeter.budgets.counting import BILLING_UNKNOWN, Openings, audit, count, spent_by, with_held
 from tokenmeter.budgets.definitions import InForce
 from tokenmeter.budgets.grants import add_grants
 from tokenmeter.budgets.holds import Amounts, Fault, Holds, Rate, Sent, unanswered
@@ -30,7 +30,7 @@ from tokenmeter.budgets.registry import Registry
 from tokenmeter.budgets.rules import Rule
 from tokenmeter.budgets.runs import Run, RunClaims, runs_of
 from tokenmeter.budgets.status import Balance, balances
-from tokenmeter.budgets.telling import Telling, tell_who_passes
+from tokenmeter.budgets.telling import Telling, tell_of_unanswered, tell_who_passes
 from tokenmeter.budgets.tokens import TokenCounter
 from tokenmeter.call import Call, PlainRequest, RequestFacts
 from tokenmeter.errors import StoreBusyError, StoreError
@@ -431,7 +431,10 @@ class Budgets(Registry):
         now = to_microseconds(entry.occurred_at)
         spent: dict[Unit, int] = {}
         postings: list[Posting] = []
-        for cap, scope in state.counting.find(Subject.of_entry(entry), entry.occurred_at):
+        found = state.counting.find(Subject.of_entry(entry), entry.occurred_at)
+        if BILLING_UNKNOWN in entry.flags:
+            tell_of_unanswered(entry, [cap for cap, _ in found], self._told)
+        for cap, scope in found:
             unit = cap.unit
             if unit not in spent:
                 spent[unit] = spent_by(entry, unit, self._pricer)

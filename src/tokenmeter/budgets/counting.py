@@ -39,6 +39,8 @@ _DIMENSIONS = {"model": ("request_model", "model"), "api_key": ("api_key_fingerp
 _TOKENS = frozenset((*INPUT_METERS, *OUTPUT_METERS))
 #: The flag of an answer whose usage nobody knows, and what begins the flags that say what was held for it.
 UNKNOWN_USAGE = "usage_unknown"
+#: Flag of a call that nobody answered.
+BILLING_UNKNOWN = "billing_unknown"
 _HELD = "held_"
 #: From before any entry until after all of them.
 BEGINNING, END = datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)

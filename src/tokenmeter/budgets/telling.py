@@ -21,7 +21,7 @@ from tokenmeter.budgets.rules import Rule, Sight, check
 from tokenmeter.budgets.status import Balance
 from tokenmeter.call import Call
 from tokenmeter.errors import StoreError
-from tokenmeter.ledger import CounterKey, ThresholdCrossing
+from tokenmeter.ledger import CounterKey, Entry, ThresholdCrossing
 from tokenmeter.places import say_place
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.slots import from_microseconds
@@ -32,6 +32,8 @@ _HOST = socket.gethostname()
 #: Seconds between two looks, and from the start to the first of the rules.
 _LOOK_EVERY = 300
 _FIRST_LOOK = 60
+#: Beside a budget's name: that it was told of a call which nobody answered.
+_UNANSWERED = -1
 
 
 class Telling:
@@ -178,4 +180,18 @@ def tell_who_passes(state: InForce, call: Call, told: set[tuple[str, int]]) -> N
                 "Budget %r caps each %s by itself: the call to %s %s has no %s and is not caught by it, nor are "
                 'others like it. Require it with require=["%s"], or add a budget without that scope.',
                 name, field, call.endpoint, say_place(), field, field,
+            )  # fmt: skip
+
+
+def tell_of_unanswered(entry: Entry, caps: Sequence[Cap], told: set[tuple[str, int]]) -> None:
+    """Say once per budget that what a call which nobody answered may have cost is in no cap of dollars or tokens."""
+    if entry.kind != "usage" or any(cap.unit == "requests" for cap in caps):
+        return
+    for name in sorted({cap.budget.name for cap in caps if cap.budget.hard and cap.unit in {"usd", "tokens"}}):
+        if (name, _UNANSWERED) not in told:
+            told.add((name, _UNANSWERED))
+            log.warning(
+                "Budget %r gave back what it held for a call to %s that nobody answered (%s): whether it was billed "
+                "nobody can tell. Where this is frequent, set limit_requests beside it, which counts such calls.",
+                name, entry.endpoint, entry.error_type or entry.status,
             )  # fmt: skip
