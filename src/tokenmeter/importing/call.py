@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any, cast
@@ -36,6 +36,9 @@ _MOST = 10**15
 _THOUSANDS_OR_ONE = re.compile(r"[1-9]\d{0,2}(\.000)+")
 #: A number as programs print it, which is most of them and needs no more thought.
 _AS_PRINTED = re.compile(r"-?[0-9]+(\.[0-9]+)?(e-?[0-9]{1,3})?")
+#: Digits of nanoseconds since 1970 until far beyond the year 2200.
+_DIGITS = 19
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LATEST = 253_402_300_800  # the year 10000
 _MILLISECONDS = 100_000_000_000
 
@@ -129,8 +132,9 @@ def count_of(values: Mapping[str, Any], name: str) -> int:
         ConfigurationError: negative, no whole number, or more than a ledger can count.
     """
     value = values.get(name)
-    if type(value) is int and 0 <= value < _MOST:
-        return value
+    whole = _whole(value)
+    if whole is not None and 0 <= whole < _MOST:
+        return whole
     if value is None or value == "":
         return 0
     if isinstance(value, str) and _THOUSANDS_OR_ONE.fullmatch(value.strip()):
@@ -139,6 +143,14 @@ def count_of(values: Mapping[str, Any], name: str) -> int:
     if not 0 <= number < _MOST or number != int(number):
         raise ConfigurationError(f"{name} is {value!r}, not a count")
     return int(number)
+
+
+def _whole(value: object) -> int | None:
+    """An integer as JSON has it or a table writes it, read in a tenth of the time that a `Decimal` takes; else None."""
+    if type(value) is int:
+        return value
+    plain = isinstance(value, str) and len(value) <= _DIGITS and value.isascii() and value.isdigit()
+    return int(cast("str", value)) if plain else None
 
 
 def decimal_of(value: object, name: str) -> Decimal:
@@ -178,6 +190,15 @@ def instant_of(value: object, *, tz: str | None) -> datetime:
                 raise ConfigurationError(f"{value!r} has no time zone: give --zone")
             moment = moment.replace(tzinfo=zone(tz))
         return moment.astimezone(UTC)
+    return _since_1970(value)
+
+
+def _since_1970(value: object) -> datetime:
+    ticks, scale = _whole(value), 1
+    if ticks is not None and 0 <= ticks < _MILLISECONDS * 10**9:
+        while ticks >= _MILLISECONDS * scale:
+            scale *= 1000
+        return _EPOCH + timedelta(microseconds=ticks * 10**6 // scale)
     seconds = decimal_of(value, "the time")
     for _ in ("milliseconds", "microseconds", "nanoseconds"):
         if seconds.copy_abs() >= _MILLISECONDS:
