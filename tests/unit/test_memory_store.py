@@ -73,7 +73,7 @@ def test_a_forked_child_leaves_it_to_its_parent():
 
 
 def test_a_mark_that_is_somebody_elses_link_is_left_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr("tokenmeter.stores.sqlite.memory._place", lambda: tmp_path)
+    monkeypatch.setattr("tokenmeter.stores.sqlite._place", lambda: tmp_path)
     kept = tmp_path / "mine"
     kept.write_text("kept")
     (tmp_path / "tokenmeter-x.alive").symlink_to(kept)

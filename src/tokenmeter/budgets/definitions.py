@@ -13,11 +13,11 @@ from dataclasses import field
 from datetime import datetime
 from typing import Any, Literal
 
+from tokenmeter.budgets.agreement import in_words
 from tokenmeter.budgets.grants import Grant, grant_of
 from tokenmeter.budgets.matching import NEVER, Cap, CapIndex, is_alias, scope_text
 from tokenmeter.budgets.policy import Budget, Unit
 from tokenmeter.budgets.windows import Window
-from tokenmeter.budgets.wording import in_words
 from tokenmeter.errors import ConfigurationError, LedgerError
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.documents import Document, DocumentQuery, NewDocument

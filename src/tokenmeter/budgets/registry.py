@@ -20,6 +20,7 @@ from tokenmeter.budgets.agreement import (
     check_consistent,
     describe_limit,
     find_keys,
+    in_words,
     refuse_shared_counters,
 )
 from tokenmeter.budgets.definitions import (
@@ -42,7 +43,6 @@ from tokenmeter.budgets.holds import Fault
 from tokenmeter.budgets.matching import Cap
 from tokenmeter.budgets.policy import Budget, Unit, parse_limit
 from tokenmeter.budgets.status import by_fingerprint
-from tokenmeter.budgets.wording import in_words
 from tokenmeter.errors import ConfigurationError, StoreBusyError, shown
 from tokenmeter.interrupts import let_interrupt_through
 from tokenmeter.ledger import new_id
@@ -395,9 +395,9 @@ class Registry:
             return _would_be(policy, budget.name, budget, by=acting(by), reason=reason, source=source)
         # What is declared and now changed is in the history; what is declared and now set is set by whoever sets it.
         if not any(is_same(budget, one) for one in self.declared):
-            self._read_applied()
+            self._current()
         change = self._change(budget.name, budget, by=by, reason=reason, source=source)
-        self._read_applied()
+        self._current()
         return change
 
     @tell_wrong_arguments
@@ -408,9 +408,9 @@ class Registry:
             ConfigurationError: no budget of this name is in force.
             StoreUnavailableError: it could not be recorded.
         """
-        self._named(self._read_applied(), name)
+        self._named(self._current(), name)
         change = self._change(name, None, by=by, reason=reason, source=source)
-        self._read_applied()
+        self._current()
         return change
 
     def _change(self, name: str, budget: Budget | None, *, by: str | None, reason: str, source: str) -> Change:
@@ -476,7 +476,7 @@ class Registry:
             ]
         # Before the declared ones are filed: these may be the same, and who applies them and why is in the history.
         changes = [self._change(name, budget, by=who, reason=reason, source=source) for name, budget in due.items()]
-        self._read_applied()
+        self._current()
         return changes
 
     @tell_wrong_arguments
@@ -517,7 +517,7 @@ class Registry:
             ConfigurationError: no such budget or counter, a wrong amount or expiry, or what should be a text is none.
             StoreUnavailableError: it could not be recorded.
         """
-        state = self._read_applied()
+        state = self._current()
         budget = self._named(state, name)
         cap = _cap_of(state, budget, unit)
         full = full_scope(budget, by_fingerprint(self._store, scope or {}))
@@ -561,9 +561,6 @@ class Registry:
         if found is None:
             raise ConfigurationError(f"key {key!r} names another document of this ledger; give the grant another key.")
         return found
-
-    def _read_applied(self) -> InForce:
-        return self._current()
 
     @staticmethod
     def _named(state: InForce, name: str) -> Budget:

@@ -13,9 +13,9 @@ import typer
 from rich.progress_bar import ProgressBar
 
 from tokenmeter.budgets import Balance, Budget, Change, Grant
+from tokenmeter.budgets.agreement import in_words, list_differences
 from tokenmeter.budgets.policy import Unit
 from tokenmeter.budgets.status import check_scope
-from tokenmeter.budgets.wording import in_words, list_differences
 from tokenmeter.cli.app import Exit, Group, app, out
 from tokenmeter.cli.frame import Frame, command, emit, show_table
 from tokenmeter.cli.options import TzOption

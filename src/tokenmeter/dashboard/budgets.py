@@ -13,11 +13,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tokenmeter.budgets import Balance, Budget
+from tokenmeter.budgets.agreement import describe_field, list_differences
 from tokenmeter.budgets.definitions import Change
 from tokenmeter.budgets.matching import Cap, parse_scope
 from tokenmeter.budgets.policy import IN_FLIGHT, Unit, amount_of, limit_table, threshold_amounts
 from tokenmeter.budgets.rules import BurnRate
-from tokenmeter.budgets.wording import describe_field, list_differences
 from tokenmeter.dashboard.figures import unit_amount
 from tokenmeter.dashboard.rendering import missing, page, zone_of
 from tokenmeter.dashboard.view import View, label_of

@@ -11,8 +11,8 @@ from typing import Any, cast
 from urllib.parse import quote
 
 from tokenmeter.api import Meter
+from tokenmeter.budgets.agreement import describe_field
 from tokenmeter.budgets.policy import Unit
-from tokenmeter.budgets.wording import describe_field
 from tokenmeter.dashboard.figures import count, dollars, instant, money, money_text, name, scope_name, unit_amount
 from tokenmeter.dashboard.view import label_of
 from tokenmeter.errors import ConfigurationError, LedgerError
