@@ -187,7 +187,7 @@ class TestLater:
         other.budgets.alerts.catch_up()
         assert other.budgets.alerts.flush(60)
         call_once(bare)
-        (found,) = bare.budgets.check_rules()
+        (found,) = bare.budgets.telling.check_rules()
         now = bare.store.now()
         monkeypatch.setattr(bare.store, "now", lambda: now + timedelta(minutes=2))
         other.budgets.alerts.catch_up()

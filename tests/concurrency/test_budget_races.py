@@ -180,7 +180,7 @@ def test_a_stream_whose_process_died_is_found_by_one_that_only_makes_plain_calls
             call()
         died = subprocess.run([sys.executable, __file__, "dies", url], check=False)
         assert died.returncode == -signal.SIGKILL
-        meter.budgets._holds.sweep_due = 0  # a minute has passed
+        meter.budgets.holds.sweep_due = 0  # a minute has passed
         call()
     until = time.monotonic() + 60
     while not (found := [entry for entry in meter.entries() if entry.status == "aborted"]) and time.monotonic() < until:

@@ -60,9 +60,9 @@ class TestBurnRate:
         seen = []
         meter = meter_with(BurnRate(), budgets=[Budget(member="*", limit_usd=30, name="members")], alerts=[seen.append])
         meter.post(a_cost(12))
-        (notice,) = meter.budgets.check_rules()
+        (notice,) = meter.budgets.telling.check_rules()
         assert "'members' (member=ada) is full on 2026-11-24 18:00 UTC" in str(notice)
-        assert meter.budgets.check_rules() == []
+        assert meter.budgets.telling.check_rules() == []
         meter.budgets.alerts.flush(5)
         assert seen == [notice]
 
@@ -70,13 +70,13 @@ class TestBurnRate:
     def test_what_lasts_is_spent_or_has_not_begun_is_not_told(self, meter_with, spent):
         meter = meter_with(BurnRate(), budgets=[Budget(limit_usd=30)])
         meter.post(a_cost(spent))
-        assert meter.budgets.check_rules() == []
+        assert meter.budgets.telling.check_rules() == []
 
     def test_too_early_for_a_projection(self, meter_with, monkeypatch):
         meter = meter_with(BurnRate(), budgets=[Budget(limit_usd=30)])
         monkeypatch.setattr(meter.store, "now", lambda: datetime(2026, 11, 2, tzinfo=UTC))
         meter.post(a_cost(20, at=datetime(2026, 11, 1, 5, tzinfo=UTC)))
-        assert meter.budgets.check_rules() == []
+        assert meter.budgets.telling.check_rules() == []
 
 
 class TestSpike:
@@ -85,50 +85,50 @@ class TestSpike:
         for hours in range(2, 100):
             meter.post(a_cost(1, at=NOON - timedelta(hours=hours)))
         meter.post(a_cost(40))
-        (notice,) = meter.budgets.check_rules()
+        (notice,) = meter.budgets.telling.check_rules()
         assert "cost $40" in str(notice)
-        assert meter.budgets.check_rules() == []
+        assert meter.budgets.telling.check_rules() == []
 
     def test_an_hour_is_told_while_it_is_under_way_and_once(self, meter_with, monkeypatch):
         meter = meter_with(Spike(factor=3, least_usd="0.05"))
         for hours in range(1, 100):
             meter.post(a_cost("0.01", at=NOON - timedelta(hours=hours)))
         meter.post(a_cost("0.06", at=NOON))
-        (notice,) = meter.budgets.check_rules()
+        (notice,) = meter.budgets.telling.check_rules()
         assert "The hour from 2026-11-10 12:00 UTC has cost $0.06 by now, more than 3 times" in str(notice)
         monkeypatch.setattr(meter.store, "now", lambda: NOON + timedelta(hours=1))
         meter.post(a_cost("0.60", at=NOON + timedelta(minutes=10)))
-        assert meter.budgets.check_rules() == []
+        assert meter.budgets.telling.check_rules() == []
 
     def test_cheap_hours_are_not_told(self, meter_with):
         meter = meter_with(Spike())
         meter.post(a_cost("0.01", at=NOON - timedelta(hours=5)))
         meter.post(a_cost("0.99", at=NOON))
-        assert meter.budgets.check_rules() == []
+        assert meter.budgets.telling.check_rules() == []
 
     def test_an_ordinary_hour_and_a_first_hour_are_not(self, meter_with):
         meter = meter_with(Spike(factor=5))
         meter.post(a_cost(40))
-        assert meter.budgets.check_rules() == []
+        assert meter.budgets.telling.check_rules() == []
 
 
 def test_calls_without_a_price_are_told_per_model(meter_with):
     meter = meter_with(Unpriced())
     for model in ("gpt-9", "gpt-9", "gpt-10"):
         meter.post(a_cost(None, request_model=model, cost_source="unpriced"))
-    told = sorted(str(notice) for notice in meter.budgets.check_rules())
+    told = sorted(str(notice) for notice in meter.budgets.telling.check_rules())
     assert len(told) == 2
     assert told[1].startswith("2 calls of 'gpt-9' at openai have no known price")
-    assert meter.budgets.check_rules() == []
+    assert meter.budgets.telling.check_rules() == []
 
 
 def test_faults_are_told_with_the_process(meter_with):
     meter = meter_with(Faults())
-    assert meter.budgets.check_rules(faults=0) == []
-    (notice,) = meter.budgets.check_rules(faults=3)
+    assert meter.budgets.telling.check_rules(faults=0) == []
+    (notice,) = meter.budgets.telling.check_rules(faults=3)
     assert notice.severity == "critical"
     assert "failed 3 times" in str(notice)
-    assert meter.budgets.check_rules(faults=4) == []  # in this hour
+    assert meter.budgets.telling.check_rules(faults=4) == []  # in this hour
 
 
 def test_rules_stand_in_the_settings_by_name():

@@ -228,7 +228,7 @@ class TestSweeping:
     def test_expired_holds_are_swept_now_and_then_off_the_calls_path(self, make_meter):
         meter = make_meter(Budget(limit_requests=100), hold_seconds=0)
         lost = meter.authorize(a_call())
-        meter.budgets._holds.sweep_due = 0
+        meter.budgets.holds.sweep_due = 0
         meter.authorize(a_call())
         until = time.monotonic() + 60
         while meter.store.entry(lost.reservation.reservation_id) is None and time.monotonic() < until:
@@ -236,4 +236,4 @@ class TestSweeping:
         entry = meter.store.entry(lost.reservation.reservation_id)
         assert entry.billed_cost == Decimal("0.0000105")  # ten tokens at $1 a million, times 1.05
         assert entry.status == "aborted"
-        assert meter.budgets._holds.sweep_due > time.monotonic() + 50
+        assert meter.budgets.holds.sweep_due > time.monotonic() + 50

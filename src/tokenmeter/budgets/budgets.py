@@ -10,7 +10,7 @@ from functools import partial
 from operator import attrgetter
 
 from tokenmeter.arguments import tell_wrong_arguments
-from tokenmeter.budgets.alerts import AlertTarget, Notice
+from tokenmeter.budgets.alerts import AlertTarget
 from tokenmeter.budgets.bounds import Ceilings, Expectations, Sizes, longest_prompt
 from tokenmeter.budgets.counting import BILLING_UNKNOWN, Openings, audit, count, spent_by, with_held
 from tokenmeter.budgets.definitions import InForce
@@ -40,7 +40,6 @@ from tokenmeter.processes import may_wait, process_name
 from tokenmeter.stores.base import CapReachedError, Store
 from tokenmeter.stores.base import Fault as CounterFault
 from tokenmeter.stores.slots import from_microseconds, to_microseconds
-from tokenmeter.usage import Usage
 from tokenmeter.values import dataclass
 
 #: How often a plan is made anew when its counters moved before it was held.
@@ -79,8 +78,8 @@ class Budgets(Registry):
 
     Attributes:
         missed: Budgets of which this process did not know while it recorded calls.
-        hold_us: Microseconds that a call may be in flight before its hold expires.
-        sweep_sometimes: Does `sweep` in a thread, once a minute. Never waits, never raises.
+        holds: What becomes of holds after they were made.
+        telling: What is told of budgets, and to whom.
 
     Raises:
         ConfigurationError: declared budgets contradict each other.
@@ -114,7 +113,7 @@ class Budgets(Registry):
             fault=fault,
         )
         self.alerts = self.telling.queue
-        self._holds = Holds(
+        self.holds = Holds(
             store,
             pricer,
             hold_time=hold_time,
@@ -124,8 +123,6 @@ class Budgets(Registry):
             with_held=lambda entry, reservation: with_held(entry, reservation, self._state.caps),
             announce=self.telling.announce,
         )
-        self.hold_us = self._holds.hold_us
-        self.sweep_sometimes = self._holds.sweep_sometimes
         self._learned = Expectations()
         self._tokens = TokenCounter()
         self._ceilings = Ceilings()
@@ -152,7 +149,7 @@ class Budgets(Registry):
         """
         state, runs = self._in_force_for(call), runs_of(call.scopes)
         self.telling.catch_up_sometimes()
-        self._holds.sweep_sometimes()  # also where no cap is: streams of others may be under way
+        self.holds.sweep_sometimes()  # also where no cap is: streams of others may be under way
         if not (state.hard or runs):
             return self._open_call(Demand(call, at), hold_id)
         tell_who_passes(state, call, self._told)
@@ -166,7 +163,7 @@ class Budgets(Registry):
             except CapReachedError as stop:
                 if stop.reserved and not swept:
                     swept = True
-                    if self._holds.make_room():
+                    if self.holds.make_room():
                         continue
                 if not plan.injectable or attempt == _ATTEMPTS:
                     raise explain(stop, plan, store=self._store, wait=self._learned.wait(plan.call)) from None
@@ -284,8 +281,8 @@ class Budgets(Registry):
             cost: Picodollars.
             latency_us: Microseconds that it took.
         """
-        if time.monotonic() >= self._holds.sweep_due:  # no cap need be about this call: others' streams have holds, too
-            self.sweep_sometimes()
+        if time.monotonic() >= self.holds.sweep_due:  # no cap need be about this call: others' streams have holds, too
+            self.holds.sweep_sometimes()
         if self._state.any_hard:
             route, model = call.attribution.route, call.request_model
             self._learned.learn_amounts(route, model, output=output, cost=cost, latency_us=latency_us)
@@ -364,7 +361,7 @@ class Budgets(Registry):
             reservation_id=hold_id,
             claims=claims,
             created_at=plan.at,
-            expires_at=plan.at + self._holds.hold_time,
+            expires_at=plan.at + self.holds.hold_time,
             owner=process_name(),
             call=unanswered(plan.call, plan.at),
         )
@@ -373,26 +370,6 @@ class Budgets(Registry):
         """Whether `call` must not leave while the store fails."""
         found = self._state.hard.find(Subject.of_call(call), at)
         return any(cap.budget.store_failure == "closed" for cap, _ in found)
-
-    def extend(self, reservation_id: str) -> None:
-        """Give a hold its full time again. Never waits, never raises."""
-        self._holds.extend(reservation_id)
-
-    def note(self, reservation_id: str, usage: Usage) -> None:
-        """Have a hold say what its call has used so far: see `tokenmeter.stores.base.Store.note`. As `extend`."""
-        self._holds.note(reservation_id, usage)
-
-    def name_answer(self, reservation_id: str, response_id: str) -> None:
-        """Have a hold say by which id the answer of its call is to be read: see `note`."""
-        self._holds.name_answer(reservation_id, response_id)
-
-    def sweep(self, now: datetime) -> int:
-        """Turn holds that expired before `now` into estimated entries; how many.
-
-        Raises:
-            StoreUnavailableError: the store fails.
-        """
-        return self._holds.sweep(now)
 
     # -- after the call
 
@@ -484,21 +461,6 @@ class Budgets(Registry):
         if self._state.hard:
             self._learned.learn(entry)
             self._ceilings.learn(entry, asked)
-
-    def take_back_estimate(self, reservation: Reservation) -> None:
-        """After a settlement that found no hold: if it was swept, its estimate now stands beside the true entry."""
-        self._holds.take_back_estimate(reservation)
-
-    def check_rules(self, *, faults: int = 0) -> list[Notice]:
-        """Look at the ledger with every rule, and tell what nobody has told yet.
-
-        Args:
-            faults: How often something inside tokenmeter failed in this process.
-
-        Raises:
-            StoreUnavailableError: the ledger cannot be read or written.
-        """
-        return self.telling.check_rules(faults=faults)
 
     # -- reading
 

@@ -1,6 +1,6 @@
 """What is worth telling although no threshold was crossed: money that runs out too fast, spikes, calls without a price.
 
-Rules look every few minutes, in a thread, while calls are made; `Budgets.check_rules` looks once. What one finds is
+Rules look every few minutes, in a thread, while calls are made; `Telling.check_rules` looks once. What one finds is
 filed as a document of the ledger, so that it is told once.
 """
 

@@ -299,7 +299,7 @@ class InFlight:
         if self._is_left_out(seen):
             return
         if (hold_id := self._held_as()) is not None:
-            self.meter.budgets.note(hold_id, seen.usage)
+            self.meter.budgets.holds.note(hold_id, seen.usage)
 
     def _held_as(self) -> str | None:
         """The identity of what is held for it in the ledger, if anything is."""
@@ -413,7 +413,8 @@ class InFlight:
             if not polled:
                 self._read_elsewhere().begun(self.authorization, seen)
                 if seen.response_id is not None and (hold_id := self._held_as()) is not None:
-                    self.meter.budgets.name_answer(hold_id, seen.response_id)  # whoever reads it, it is this call's
+                    # whoever reads it, it is this call's
+                    self.meter.budgets.holds.name_answer(hold_id, seen.response_id)
             return
         if seen.deduplicate and not (polled or self.endpoint.kept or self.call.facts.background):
             seen = replace(seen, deduplicate=False)  # every call is a bill of its own, whatever id it came with

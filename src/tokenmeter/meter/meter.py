@@ -276,7 +276,7 @@ class Meter:
         if authorization.reservation is None or time.perf_counter_ns() < authorization.extend_due_ns:
             return
         authorization.extend_due_ns = time.perf_counter_ns() + self.extend_every_ns
-        self.budgets.extend(authorization.reservation.reservation_id)
+        self.budgets.holds.extend(authorization.reservation.reservation_id)
 
     # -- after the call
 
@@ -379,7 +379,7 @@ class Meter:
         authorization = late.authorization
         self._count_in_process(late, recorded=settlement.recorded)
         if late.outcome.last and authorization.reservation is not None and not settlement.hold_found:
-            run_patiently(self.budgets.take_back_estimate, authorization.reservation)
+            run_patiently(self.budgets.holds.take_back_estimate, authorization.reservation)
         if settlement.recorded:
             if authorization.replaces is not None:
                 # Told before the answer: a counter, which only rises, then rises by the difference.
@@ -589,7 +589,7 @@ class Meter:
         Returns:
             How many holds were swept.
         """
-        return self.budgets.sweep(now or self.store.now())
+        return self.budgets.holds.sweep(now or self.store.now())
 
     # -- entries
 

@@ -18,7 +18,7 @@ from tokenmeter.attribution import Attribution, Scope
 from tokenmeter.budgets.bounds import Sizes
 from tokenmeter.budgets.holds import Demands, PlannedHold, unanswered
 from tokenmeter.budgets.holds import Sent as Leaving
-from tokenmeter.call import ActiveSpan, Call, PlainRequest, RequestFacts
+from tokenmeter.call import Call, PlainRequest, RequestFacts
 from tokenmeter.dimensions import INPUT_METERS, OUTPUT_METERS, kept_who
 from tokenmeter.errors import StoreError
 from tokenmeter.ledger import Charge, Entry, ThresholdCrossing
@@ -153,7 +153,7 @@ class _LinesOf:
 _Cost = tuple[str, str, int, int, int, int, int]
 
 
-class SentRequest(Protocol):
+class SentRequest(Leaving, Protocol):
     """A call that left."""
 
     @property
@@ -162,18 +162,8 @@ class SentRequest(Protocol):
         ...
 
     @property
-    def attribution(self) -> Attribution:
-        """On whose account."""
-        ...
-
-    @property
     def scopes(self) -> Sequence[Scope]:
         """Open `attribute` blocks to count into."""
-        ...
-
-    @property
-    def span(self) -> ActiveSpan | None:
-        """The span it was made in, where spans are told."""
         ...
 
     @property
@@ -339,10 +329,10 @@ class Plans:
             amounts = budgets.amounts(sent, facts, at_us, plan.sizes) if demands.sized else _ONE_CALL
             if amounts is None:
                 return None
-            expires_us = at_us + budgets.hold_us
+            expires_us = at_us + budgets.holds.hold_us
             if not demands.claims and not (facts.streamed and budgets.keeps_open_calls):
                 return PlannedHold(None, demands, amounts, at_us, expires_us)
-            budgets.sweep_sometimes()
+            budgets.holds.sweep_sometimes()
             begun = plan.begun.record(self._unanswered(sent, facts, at_us, hold_id))
             if begun is None or journal is None:
                 return None
