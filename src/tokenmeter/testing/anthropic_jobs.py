@@ -117,11 +117,6 @@ def _cumulative(context: Context, session: JSON, usage: Usage) -> JSON:
     return wire
 
 
-def retrieve(context: Context) -> Served:
-    """``GET /v1/sessions/{id}``."""
-    return Served(reply=json_reply(context.state.get("sessions", context.params[0])))
-
-
 def list_sessions(context: Context) -> Served:
     """``GET /v1/sessions``."""
     return Served(reply=json_reply({"data": context.state.all("sessions"), "next_page": None}))
@@ -242,11 +237,6 @@ def _counts(kinds: list[str]) -> JSON:
 
 def _stamp(at: datetime) -> str:
     return at.isoformat().replace("+00:00", "Z")
-
-
-def retrieve_batch(context: Context) -> Served:
-    """``GET /v1/messages/batches/{id}``."""
-    return Served(reply=json_reply(context.state.get("message_batches", context.params[0])))
 
 
 def batch_results(context: Context) -> Served:

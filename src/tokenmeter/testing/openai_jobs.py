@@ -97,11 +97,6 @@ def _batch_usage(usage: Usage) -> JSON:
     return wire
 
 
-def retrieve_batch(context: Context) -> Served:
-    """``GET /batches/{id}``."""
-    return Served(reply=json_reply(context.state.get("batches", context.params[0])))
-
-
 def list_batches(context: Context) -> Served:
     """``GET /batches``: all of them, or those behind the one called ``after``. Old SDKs ask until there are none."""
     batches = context.state.all("batches")
@@ -161,11 +156,6 @@ def create_tuning(context: Context) -> Served:
     return Served(reply=json_reply(job), bill=Bill(model=model, response_id=job["id"], consumptions=(charged,)))
 
 
-def retrieve_tuning(context: Context) -> Served:
-    """``GET /fine_tuning/jobs/{id}``."""
-    return Served(reply=json_reply(context.state.get("tunings", context.params[0])))
-
-
 # -- videos
 
 
@@ -188,11 +178,6 @@ def create_video(context: Context) -> Served:
     context.state.put("videos", video["id"], finished)
     charged = Consumption(model=model, usage=Usage(dict(context.answer.meters or {"seconds_video": int(seconds)})))
     return Served(reply=json_reply(video), bill=Bill(model=model, response_id=video["id"], consumptions=(charged,)))
-
-
-def retrieve_video(context: Context) -> Served:
-    """``GET /videos/{id}``."""
-    return Served(reply=json_reply(context.state.get("videos", context.params[0])))
 
 
 def video_content(context: Context) -> Served:
@@ -228,11 +213,6 @@ def store_file(state: State, data: bytes, filename: str, purpose: str, created_a
     state.put("files", file["id"], file)
     state.put("contents", file["id"], data)
     return file
-
-
-def retrieve_file(context: Context) -> Served:
-    """``GET /files/{id}``."""
-    return Served(reply=json_reply(context.state.get("files", context.params[0])))
 
 
 def content(context: Context) -> Served:

@@ -15,9 +15,9 @@ from tokenmeter.testing import (
     openai_responses,
 )
 from tokenmeter.testing.anthropic_messages import cloud_endpoint
-from tokenmeter.testing.context import Route
+from tokenmeter.testing.context import Route, Served
 from tokenmeter.testing.google import google_endpoint
-from tokenmeter.testing.wire import JSON, Request
+from tokenmeter.testing.wire import JSON, Request, json_reply
 from tokenmeter.values import dataclass
 
 if TYPE_CHECKING:
@@ -70,6 +70,11 @@ class _Table:
         return None
 
 
+def _kept(store: str) -> Endpoint:
+    """What answers with the object of a store that the path names."""
+    return lambda context: Served(reply=json_reply(context.state.get(store, context.params[0])))
+
+
 OPENAI: Sequence[Route] = (
     Route("POST", "/chat/completions", "chat.completions", openai_chat.chat_completions),
     Route("POST", "/completions", "completions", openai_chat.completions),
@@ -89,21 +94,21 @@ OPENAI: Sequence[Route] = (
     Route("POST", "/audio/transcriptions", "audio.transcriptions", openai_jobs.transcribe),
     Route("POST", "/audio/translations", "audio.translations", openai_jobs.translate),
     Route("POST", "/videos", "videos", openai_jobs.create_video),
-    Route("GET", "/videos/{}", "videos.retrieve", openai_jobs.retrieve_video),
+    Route("GET", "/videos/{}", "videos.retrieve", _kept("videos")),
     Route("GET", "/videos/{}/content", "videos.content", openai_jobs.video_content),
     Route("GET", "/models", "models", openai_jobs.list_models),
     Route("GET", "/models/{}", "models.retrieve", openai_jobs.model),
     Route("POST", "/files", "files", openai_jobs.upload),
     Route("GET", "/files", "files.list", openai_jobs.list_files),
-    Route("GET", "/files/{}", "files.retrieve", openai_jobs.retrieve_file),
+    Route("GET", "/files/{}", "files.retrieve", _kept("files")),
     Route("DELETE", "/files/{}", "files.delete", openai_jobs.delete_file),
     Route("GET", "/files/{}/content", "files.content", openai_jobs.content),
     Route("POST", "/batches", "batches", openai_jobs.create_batch),
     Route("GET", "/batches", "batches.list", openai_jobs.list_batches),
-    Route("GET", "/batches/{}", "batches.retrieve", openai_jobs.retrieve_batch),
+    Route("GET", "/batches/{}", "batches.retrieve", _kept("batches")),
     Route("POST", "/batches/{}/cancel", "batches.cancel", openai_jobs.cancel_batch),
     Route("POST", "/fine_tuning/jobs", "fine_tuning.jobs", openai_jobs.create_tuning),
-    Route("GET", "/fine_tuning/jobs/{}", "fine_tuning.jobs.retrieve", openai_jobs.retrieve_tuning),
+    Route("GET", "/fine_tuning/jobs/{}", "fine_tuning.jobs.retrieve", _kept("tunings")),
     Route("GET", "/organization/usage/{}", "admin.organization.usage", admin.openai_usage),
     Route("GET", "/organization/costs", "admin.organization.costs", admin.openai_costs),
 )
@@ -112,7 +117,7 @@ ANTHROPIC: Sequence[Route] = (
     Route("POST", "/messages/count_tokens", "messages.count_tokens", anthropic_messages.count_tokens),
     Route("POST", "/messages/batches", "messages.batches", anthropic_jobs.create_batch),
     Route("GET", "/messages/batches", "messages.batches.list", anthropic_jobs.list_batches),
-    Route("GET", "/messages/batches/{}", "messages.batches.retrieve", anthropic_jobs.retrieve_batch),
+    Route("GET", "/messages/batches/{}", "messages.batches.retrieve", _kept("message_batches")),
     Route("DELETE", "/messages/batches/{}", "messages.batches.delete", anthropic_jobs.delete_batch),
     Route("GET", "/messages/batches/{}/results", "messages.batches.results", anthropic_jobs.batch_results),
     Route("POST", "/messages/batches/{}/cancel", "messages.batches.cancel", anthropic_jobs.cancel_batch),
@@ -120,7 +125,7 @@ ANTHROPIC: Sequence[Route] = (
     Route("GET", "/models/{}", "models.retrieve", anthropic_jobs.model),
     Route("POST", "/sessions", "beta.sessions", anthropic_jobs.create),
     Route("GET", "/sessions", "beta.sessions.list", anthropic_jobs.list_sessions),
-    Route("GET", "/sessions/{}", "beta.sessions.retrieve", anthropic_jobs.retrieve),
+    Route("GET", "/sessions/{}", "beta.sessions.retrieve", _kept("sessions")),
     Route("POST", "/sessions/{}", "beta.sessions.update", anthropic_jobs.update),
     Route("POST", "/sessions/{}/archive", "beta.sessions.archive", anthropic_jobs.archive),
     Route("POST", "/sessions/{}/events", "beta.sessions.events", anthropic_jobs.send_events),
