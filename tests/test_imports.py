@@ -17,7 +17,6 @@ LATE = {
     "tokenmeter.anthropic": "only where the SDK has cloud clients",
     "tokenmeter.attribution": "a client may be made and never used",
     "tokenmeter.capture.genai": "a client may be made and never used",
-    "tokenmeter.capture.genai_interactions": "as above",
     "tokenmeter.capture.genai_requests": "as above",
     "tokenmeter.capture.genai_sockets": "as above",
     "tokenmeter.capture.sdk": "a client may be made and never used",

@@ -17,8 +17,10 @@ from google import genai
 
 import tokenmeter
 from interrupting import ROOT, entries_in, interrupted_at
+from tokenmeter import openai as metered_openai
 from tokenmeter.capture.calls import InFlight
 from tokenmeter.capture.responses import Exchange
+from tokenmeter.capture.sdk import BINDING
 from tokenmeter.meter import Meter
 from tokenmeter.stores import open_store
 from tokenmeter.testing import FakeProvider
@@ -182,7 +184,7 @@ def test_a_session_is_billed_once_and_holds_nothing_whichever_line_of_its_own_fa
         contextvars.copy_context().run(call)
         ended = True
 
-    ended, number, total, reached, files = False, 1, 0, [], ("genai_sockets.py", "genai_interactions.py")
+    ended, number, total, reached, files = False, 1, 0, [], ("genai_sockets.py", "genai.py")
     whole()
     expected = entries_in(meter.store)
     assert expected == 1
@@ -242,6 +244,29 @@ def test_the_caller_gets_his_answer_and_its_bill_is_recorded_once(way, step, cap
     assert total > 20
     assert reached < total / 3, "too many faults of ours reach the caller"
     assert meter.store.verify().ok
+    meter.close()
+
+
+@pytest.mark.parametrize("kind", [openai.OpenAI, metered_openai.OpenAI], ids=["in place", "of our class"])
+@pytest.mark.parametrize("what", ["with_options", "realtime"])
+def test_what_a_client_gives_is_given_and_metered_whichever_line_of_its_metering_fails(what, kind, provider):
+    meter = tokenmeter.make_meter(store="memory:")
+    client = tokenmeter.wrap(kind(api_key="sk-test-0123456789abcdef", base_url=provider.openai_url), meter)
+    if not hasattr(client, what):
+        pytest.skip("this SDK version has no such connection")
+
+    def take():
+        nonlocal given
+        client.__dict__.pop("realtime", None)
+        given = client.with_options(timeout=5) if what == "with_options" else client.realtime
+
+    number, given = 1, None
+    outermost = frozenset({"copy", "__init__", "watch_resource", "twice"})
+    while interrupted_at(number, take, MemoryError, without=outermost):
+        assert given is not None, f"the caller gets none, at line {number}"
+        assert {BINDING, "connect"} & given.__dict__.keys(), f"it is not metered, at line {number}"
+        number, given = number + 1, None
+    assert number > 8
     meter.close()
 
 

@@ -300,7 +300,11 @@ def watch_resources(client: Any) -> None:
 
 
 def watch_resource(resource: Any) -> None:
-    """Have the connections that `resource` opens observed, if it opens any and its client is metered."""
+    """Have the connections that `resource` opens observed, if it opens any and its client is metered. Never raises."""
+    twice(None, functools.partial(_have_watched, resource), "see a call")
+
+
+def _have_watched(resource: Any) -> None:
     kind: Any = resource.__class__
     if hasattr(kind, "connect") and bound_to(resource._client) is not None:  # noqa: SLF001 - an SDK's own
         resource.connect = MethodType(_connecting(kind), resource)

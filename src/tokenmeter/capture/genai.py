@@ -7,19 +7,30 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, cast
 
-from tokenmeter.capture.genai_interactions import MeteredConnections
 from tokenmeter.capture.genai_requests import (
     Requests,
+    carry_out,
+    carry_out_async,
     open_request,
+    open_request_async,
     put_before,
     put_together,
     with_cap,
 )
-from tokenmeter.capture.genai_sockets import MeteredLive, MeteredMusic
-from tokenmeter.capture.sdk import BINDING, Binding, Sdk, binding_of
+from tokenmeter.capture.genai_sockets import (
+    MeteredLive,
+    MeteredMusic,
+    ask,
+    authorize,
+    begin_again,
+    decoded,
+    listen,
+    try_twice,
+)
+from tokenmeter.capture.sdk import BINDING, Binding, Sdk, complain, twice
 from tokenmeter.interrupts import let_interrupt_through
 
 if TYPE_CHECKING:
@@ -50,8 +61,11 @@ if TYPE_CHECKING:
     class _AsyncResource:
         async def do_request_async(self, hook_ctx: Any, request: Any, *args: Any, **kwargs: Any) -> Any: ...
 
+    class _ConnectingResource:
+        def connect(self, *args: Any, **kwargs: Any) -> Any: ...
+
 else:
-    _Resource = _AsyncResource = object
+    _Resource = _AsyncResource = _ConnectingResource = object
 
 
 class _Interactions(_Resource):
@@ -59,20 +73,14 @@ class _Interactions(_Resource):
 
     def do_request(self, hook_ctx: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
         call = _open_raw(self, request)
+        send = super().do_request
         if call is None:
-            return super().do_request(hook_ctx, request, *args, **kwargs)
-        try:
-            call.authorize()
-            call.attempts = 1
-            response = super().do_request(hook_ctx, _capped_raw(call, request), *args, **kwargs)
-            exchange = _responded(call, response)
-            if exchange is not None and exchange.ended:
-                exchange.finish()
-            call.returned()
-        except BaseException as error:
-            call.raised(error)
-            raise
-        return response
+            return send(hook_ctx, request, *args, **kwargs)
+        return carry_out(
+            call,
+            lambda: send(hook_ctx, _capped_raw(call, request), *args, **kwargs),
+            functools.partial(_responded, call),
+        )
 
 
 class _AsyncInteractions(_AsyncResource):
@@ -80,20 +88,14 @@ class _AsyncInteractions(_AsyncResource):
 
     async def do_request_async(self, hook_ctx: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
         call = await _open_raw_async(self, request)
+        send = super().do_request_async
         if call is None:
-            return await super().do_request_async(hook_ctx, request, *args, **kwargs)
-        try:
-            await call.authorize_async()
-            call.attempts = 1
-            response = await super().do_request_async(hook_ctx, _capped_raw(call, request), *args, **kwargs)
-            exchange = _responded(call, response)
-            if exchange is not None and exchange.ended:
-                await exchange.finish_async()
-            await call.returned_async()
-        except BaseException as error:
-            await call.raised_async(error)
-            raise
-        return response
+            return await send(hook_ctx, request, *args, **kwargs)
+        return await carry_out_async(
+            call,
+            lambda: send(hook_ctx, _capped_raw(call, request), *args, **kwargs),
+            functools.partial(_responded, call),
+        )
 
 
 def watch_resources(*owners: type[Any], generated: Sdk | None = None) -> None:
@@ -125,29 +127,31 @@ def _watch(owner: type[Any], name: str, meter: Callable[[Any, Any], None]) -> No
     def resource(self: Any) -> Any:
         found = getter(self)
         if BINDING in self._api_client.__dict__:
-            meter(self._api_client, found)
+            twice(None, functools.partial(meter, self._api_client, found), "see a call")
         return found
 
     setattr(owner, name, property(resource, doc=plain.__doc__))
 
 
 def _meter_resource(api: Any, resource: Any) -> None:
+    """May be begun anew."""
     if BINDING in resource.__dict__:
         return
-    resource.__dict__[BINDING] = api
     kind: type[Any] = resource.__class__
     if hasattr(kind, "do_request_async"):
         put_before(resource, _AsyncInteractions)
         if hasattr(kind, "connect"):
-            put_before(resource, MeteredConnections)
+            put_before(resource, _Connections)
     elif hasattr(kind, "do_request"):
         put_before(resource, _Interactions)
+    resource.__dict__[BINDING] = api  # last: it says that all is done
 
 
 def _meter_generated(sdk: Sdk, api: Any, client: Any) -> None:
     """Meter a client that Stainless generated, as OpenAI's and Anthropic's are.
 
-    By its class, since the SDK closes its connections when nobody holds them: no method of ours may hold it.
+    By its class, since the SDK closes its connections when nobody holds them: no method of ours may hold it. May be
+    begun anew.
     """
     from tokenmeter.capture.stainless import metered_class  # noqa: PLC0415 - only those who use interactions
 
@@ -162,19 +166,31 @@ def _meter_generated(sdk: Sdk, api: Any, client: Any) -> None:
 
 
 def _open_raw(resource: Any, request: Any) -> InFlight | None:
-    api = resource.__dict__[BINDING]
-    body = _raw_body(request)
-    streamed = bool(body and body.get("stream"))
-    return open_request(
-        api, request.method, request.url.path, body, {"headers": dict(request.headers)}, streamed=streamed
-    )
+    asked = _read_raw(resource, request)
+    return None if asked is None else open_request(**asked)
 
 
 async def _open_raw_async(resource: Any, request: Any) -> InFlight | None:
-    binding = binding_of(resource.__dict__[BINDING])
-    if binding is not None and not binding.met:
-        await binding.meet()
-    return _open_raw(resource, request)
+    asked = _read_raw(resource, request)
+    return None if asked is None else await open_request_async(**asked)
+
+
+def _read_raw(resource: Any, request: Any) -> dict[str, Any] | None:
+    """A request as `open_request` takes it; None for one at which something of ours failed twice."""
+    for _ in range(2):  # what fails once may pass, as want of memory does
+        try:
+            body = _raw_body(request)
+            return {
+                "api": resource.__dict__[BINDING],
+                "method": request.method,
+                "path": request.url.path,
+                "body": body,
+                "http_options": {"headers": dict(request.headers)},
+                "streamed": bool(body and body.get("stream")),
+            }
+        except Exception as error:  # noqa: BLE001 - the call itself goes on
+            complain("see a call", error)
+    return None
 
 
 def _raw_body(request: Any) -> dict[str, Any] | None:
@@ -217,3 +233,149 @@ def _watched(call: InFlight, response: Any) -> Exchange | None:
         exchange.read_bytes_aside(response.headers)
         watch_body(response, exchange)
     return exchange
+
+
+# -- interactions over a socket: one is billed when it has ended, once, whoever else reads it. What fails of ours once
+# is begun once more.
+
+
+class _Connections(_ConnectingResource):
+    """Before the class of the resource that connects to interactions, where the SDK has it."""
+
+    def connect(self, *args: Any, **kwargs: Any) -> Any:
+        context = super().connect(*args, **kwargs)
+        try_twice(None, functools.partial(self._watch, context, *args, **kwargs))
+        return context
+
+    def _watch(self, context: Any, id: str, **_rest: Any) -> None:  # noqa: A002 - the SDK's name for it
+        """Have what is connected to metered. May be begun anew."""
+        if BINDING not in context.__dict__:
+            kind = _metered_context(context.__class__)
+            context.__dict__[BINDING], context.__class__ = _Interaction(self.__dict__[BINDING], id), kind
+
+
+@functools.cache
+def _metered_context(kind: type[Any]) -> type[Any]:
+    """What opens a connection, with `async with` or `await`: a subclass, as classes of generics take no hooks."""
+
+    async def open_(self: Any) -> Any:
+        interaction = self.__dict__[BINDING]
+        try:
+            await ask(interaction.ask)
+            session = await kind._open(self)  # noqa: SLF001 - an SDK's own
+            try_twice(None, functools.partial(_watch_session, session, interaction))
+            return session  # noqa: TRY300 - here, so that what fails at this very line holds nothing
+        except BaseException:
+            try:
+                await interaction.end()
+            except Exception as error:  # noqa: BLE001 - the caller gets the SDK's error
+                await begin_again(error, interaction.end)
+            raise
+
+    return _subclass(kind, _open=open_)
+
+
+def _watch_session(session: Any, interaction: _Interaction) -> None:
+    """Have `interaction` told of what comes over a connection, which may be opened twice. May be begun anew."""
+    if BINDING not in session.__dict__:
+        kind = _metered_connection(session.__class__)
+        listen(session._websocket, interaction.heard)  # noqa: SLF001 - an SDK's own
+        session.__dict__[BINDING], session.__class__ = interaction, kind
+
+
+@functools.cache
+def _metered_connection(kind: type[Any]) -> type[Any]:
+    def ending(plain: Callable[[Any], Awaitable[None]]) -> Callable[[Any], Awaitable[None]]:
+        async def end(self: Any) -> None:
+            try:
+                await plain(self)
+            finally:
+                try:
+                    await self.__dict__[BINDING].end()
+                except Exception as error:  # noqa: BLE001 - it has ended
+                    await begin_again(error, self.__dict__[BINDING].end)
+
+        return end
+
+    return _subclass(kind, cancel=ending(kind.cancel), detach=ending(kind.detach))
+
+
+def _subclass(kind: type[Any], **methods: Any) -> type[Any]:
+    """A subclass under the same name, its methods documented as those they stand for."""
+    named = {name: functools.wraps(getattr(kind, name))(method) for name, method in methods.items()}
+    told = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
+    return type(kind.__name__, (kind,), {**told, **named})
+
+
+class _Interaction:
+    """One interaction, heard over a socket. It tells its usage when it has ended: until then there is no bill.
+
+    Args:
+        api: The client's API client.
+        name: The interaction's id.
+    """
+
+    def __init__(self, api: Any, name: str) -> None:
+        self._api = api
+        self._name = name
+        self._leave: InFlight | None = None
+        self._reading: InFlight | None = None
+        self._exchange: Exchange | None = None
+
+    async def ask(self) -> None:
+        """The connection is about to be made: what is sent over it needs leave, unless this process began it with one.
+
+        Raises:
+            BudgetExceededError: a hard cap does not allow it.
+        """
+        if self._reading is not None:
+            return
+        from tokenmeter.capture.readings import waiting  # noqa: PLC0415 - a client may be made and never used
+
+        path = f"interactions/{self._name}"
+        reading = await open_request_async(self._api, "GET", path, None, None, streamed=True)
+        if self._leave is None and reading is not None and waiting(reading.meter, self._name) is None:
+            body = {"previous_interaction_id": self._name}
+            leave = await open_request_async(self._api, "POST", f"{path}:connect", body, None, streamed=True)
+            if leave is not None:
+                try:
+                    self._leave = leave
+                    await authorize(leave)
+                except BaseException:
+                    self._leave = None
+                    raise
+        self._reading = reading
+
+    async def heard(self, message: Any) -> None:
+        """A message was received, with one event in it or several. May be begun anew with it."""
+        body = decoded(message)
+        events = cast("list[Any] | None", body.get("events"))
+        for event in events if isinstance(events, list) else [body]:
+            reading = self._reading
+            if reading is None:
+                return
+            try_twice(reading, functools.partial(self._take, reading, event))
+            if self._exchange is not None and self._exchange.ended:
+                await self.end()
+
+    def _take(self, reading: InFlight, event: Any) -> None:
+        """What an event says; may be begun anew."""
+        from tokenmeter.providers.google.streams import ENDS  # noqa: PLC0415 - as above
+
+        if self._exchange is None:
+            exchange = reading.answers[0] if reading.answers else reading.respond({}, streamed=True)
+            exchange.saw_event({"interaction": {"id": self._name}})
+            self._exchange = exchange
+        self._exchange.saw_event(event)
+        if isinstance(event, dict) and cast("dict[str, Any]", event).get("event_type") in ENDS:
+            self._exchange.ended = True
+
+    async def end(self) -> None:
+        """Nothing more is heard: what has ended is written down, and what was held is free. May be begun anew."""
+        exchange, reading, leave = self._exchange, self._reading, self._leave
+        if exchange is not None and reading is not None:
+            await exchange.finish_async()
+            await reading.returned_async()
+        if leave is not None:
+            await leave.returned_async()
+        self._exchange = self._reading = self._leave = None

@@ -14,7 +14,7 @@ import contextlib
 import functools
 import json
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from copy import deepcopy
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, cast
@@ -118,39 +118,25 @@ class Requests(_ApiClient):
 
     def request(self, http_method: str, path: str, request_dict: Any, http_options: Any = None) -> Any:
         call = open_request(self, http_method, path, request_dict, http_options)
+        send = super().request
         if call is None:
-            return super().request(http_method, path, request_dict, http_options)
-        try:
-            call.authorize()
-            call.attempts = 1
-            answer = super().request(http_method, path, *_capped_request(call, self, request_dict, http_options))
-            exchange = _answered(call, answer)
-            if exchange is not None:
-                exchange.finish()
-            call.returned()
-        except BaseException as error:
-            call.raised(error)
-            raise
-        return answer
+            return send(http_method, path, request_dict, http_options)
+        return carry_out(
+            call,
+            lambda: send(http_method, path, *_capped_request(call, self, request_dict, http_options)),
+            functools.partial(_answered, call),
+        )
 
     async def async_request(self, http_method: str, path: str, request_dict: Any, http_options: Any = None) -> Any:
         call = await open_request_async(self, http_method, path, request_dict, http_options)
+        send = super().async_request
         if call is None:
-            return await super().async_request(http_method, path, request_dict, http_options)
-        try:
-            await call.authorize_async()
-            call.attempts = 1
-            answer = await super().async_request(
-                http_method, path, *_capped_request(call, self, request_dict, http_options)
-            )
-            exchange = _answered(call, answer)
-            if exchange is not None:
-                await exchange.finish_async()
-            await call.returned_async()
-        except BaseException as error:
-            await call.raised_async(error)
-            raise
-        return answer
+            return await send(http_method, path, request_dict, http_options)
+        return await carry_out_async(
+            call,
+            lambda: send(http_method, path, *_capped_request(call, self, request_dict, http_options)),
+            functools.partial(_answered, call),
+        )
 
     def request_streamed(
         self, http_method: str, path: str, request_dict: Any, http_options: Any = None
@@ -210,37 +196,53 @@ class Requests(_ApiClient):
 
     def download_file(self, path: str, **options: Any) -> Any:
         call = open_request(self, "GET", path, None, options.get("http_options"))
+        send = functools.partial(super().download_file, path, **options)
         if call is None:
-            return super().download_file(path, **options)
+            return send()
         place = _Place(options.get("destination"))
-        try:
-            call.attempts = 1
-            content = super().download_file(path, **options)
-            exchange = _results(call, content if isinstance(content, bytes) else place.content())
-            if exchange is not None:
-                exchange.finish()
-            call.returned()
-        except BaseException as error:
-            call.raised(error)
-            raise
-        return content
+        return carry_out(call, send, functools.partial(_results, call, place))
 
     async def async_download_file(self, path: str, **options: Any) -> Any:
         call = await open_request_async(self, "GET", path, None, options.get("http_options"))
+        send = functools.partial(super().async_download_file, path, **options)
         if call is None:
-            return await super().async_download_file(path, **options)
+            return await send()
         place = _Place(options.get("destination"))
-        try:
-            call.attempts = 1
-            content = await super().async_download_file(path, **options)
-            exchange = _results(call, content if isinstance(content, bytes) else place.content())
-            if exchange is not None:
-                await exchange.finish_async()
-            await call.returned_async()
-        except BaseException as error:
-            await call.raised_async(error)
-            raise
-        return content
+        return await carry_out_async(call, send, functools.partial(_results, call, place))
+
+
+def carry_out(call: InFlight, send: Callable[[], Any], read: Callable[[Any], Exchange | None]) -> Any:
+    """What `send` gives: leave is asked for before, and what it used is written down after, as `read` has it."""
+    try:
+        call.authorize()
+        call.attempts = 1
+        answer = send()
+        exchange = read(answer)
+        if exchange is not None and exchange.ended:
+            exchange.finish()
+        call.returned()
+    except BaseException as error:
+        call.raised(error)
+        raise
+    return answer
+
+
+async def carry_out_async(
+    call: InFlight, send: Callable[[], Awaitable[Any]], read: Callable[[Any], Exchange | None]
+) -> Any:
+    """As `carry_out`, without making the event loop wait."""
+    try:
+        await call.authorize_async()
+        call.attempts = 1
+        answer = await send()
+        exchange = read(answer)
+        if exchange is not None and exchange.ended:
+            await exchange.finish_async()
+        await call.returned_async()
+    except BaseException as error:
+        await call.raised_async(error)
+        raise
+    return answer
 
 
 class _WrittenAtLast:
@@ -547,13 +549,14 @@ class _Place:
         return found if isinstance(found, bytes) else None
 
 
-def _results(call: InFlight, content: bytes | None) -> Exchange | None:
+def _results(call: InFlight, place: _Place, given: Any) -> Exchange | None:
     """The exchange of a downloaded file, each line of a batch's results a bill; any other file has none."""
     try:
+        content = given if isinstance(given, bytes) else place.content()
         exchange = call.respond({}, streamed=False)
         exchange.ended = True
-        for place, line in _lines_of(content or b""):
-            exchange.saw_line({**line, "key": str(place)})
+        for number, line in _lines_of(content or b""):
+            exchange.saw_line({**line, "key": str(number)})
     except Exception as error:  # noqa: BLE001 - the caller gets his file
         call.meter.fault("read a response", error)
         return None

@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any, cast
 
 from tokenmeter.capture.genai_requests import open_request_async, put_before
-from tokenmeter.capture.sdk import BINDING, complain
+from tokenmeter.capture.sdk import BINDING, complain, twice
 from tokenmeter.errors import TokenmeterError
 
 if TYPE_CHECKING:
@@ -263,6 +263,8 @@ def decoded(message: Any) -> dict[str, Any]:
     return cast("dict[str, Any]", body) if isinstance(body, dict) else {}
 
 
+#: What fails, in words.
+_WHAT = "read a socket"
 #: Stands for a message that there is not; one may be None.
 _NONE_YET = object()
 
@@ -301,14 +303,8 @@ def _read(call: InFlight, body: dict[str, Any]) -> Exchange:
 
 
 def try_twice(call: InFlight | None, act: Callable[[], object]) -> None:
-    """Run `act`, and once more when something of ours fails amid it: that may pass. Never raises."""
-    for _ in range(2):
-        try:
-            act()
-        except Exception as error:  # noqa: BLE001 - the caller gets his message
-            note(call, error)
-        else:
-            return
+    """See `twice`. Never raises."""
+    twice(None if call is None else call.meter, act, _WHAT)
 
 
 async def begin_again(error: Exception, act: Callable[..., Awaitable[None]], *given: Any) -> None:
@@ -332,10 +328,7 @@ async def _end(heard: _Turns | _Music | None) -> None:
 
 def note(call: InFlight | None, error: Exception) -> None:
     """Count a fault of ours, and log the first of its kind."""
-    if call is None:
-        complain("read a socket", error)
-    else:
-        call.meter.fault("read a socket", error)
+    (complain if call is None else call.meter.fault)(_WHAT, error)
 
 
 # -- music: what is played in one session is a call

@@ -213,16 +213,21 @@ def bound_to(client: Any) -> Binding | None:
     return found
 
 
-def twice(meter: Meter, act: Callable[[], object]) -> None:
+def twice(meter: Meter | None, act: Callable[[], object], what: str = "record a call") -> None:
     """Run `act`, and once more when something of ours fails amid it: that may pass, as want of memory does.
 
     Never raises. For what can be begun anew, however far it got.
+
+    Args:
+        meter: Is told of faults; None where it is not known, and they are only logged.
+        act: What is done.
+        what: The same in words.
     """
     for _ in range(2):
         try:
             act()
         except Exception as error:  # noqa: BLE001 - the caller gets his answer
-            meter.fault("record a call", error)
+            (complain if meter is None else meter.fault)(what, error)
         else:
             return
 

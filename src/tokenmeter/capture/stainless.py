@@ -19,7 +19,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tokenmeter.capture.options import capped, effective_body, key_in, prepared, refuses_usage
-from tokenmeter.capture.sdk import BINDING, TEMPLATE, Binding, Sdk, binding_of, bound_to, complain
+from tokenmeter.capture.sdk import BINDING, TEMPLATE, Binding, Sdk, binding_of, bound_to, complain, twice
 from tokenmeter.capture.streams import PLAIN, answered, responded
 from tokenmeter.errors import TokenmeterError
 from tokenmeter.interrupts import came_from_outside
@@ -86,16 +86,17 @@ def metered_classes(
 
 
 def bind(client: Any, binding: Binding) -> None:
-    """Meter `client` from now on, in place. Its type stays; resources it made before are metered too."""
+    """Meter `client` from now on, in place. Its type stays; resources it made before are metered too.
+
+    May be begun anew.
+    """
     kind: type[Any] = client.__class__
-    metered = BINDING in client.__dict__ or hasattr(kind, TEMPLATE)
-    client.__dict__[BINDING] = binding
-    if metered:
-        return
-    setattr(client, _HOOKED, kind)
-    for name, hook in _hooks_of(kind).items():
-        setattr(client, name, types.MethodType(hook, client))
-    copyreg.pickle(kind, _reduced)
+    if BINDING not in client.__dict__ and not hasattr(kind, TEMPLATE):
+        setattr(client, _HOOKED, kind)
+        for name, hook in _hooks_of(kind).items():
+            setattr(client, name, types.MethodType(hook, client))
+        copyreg.pickle(kind, _reduced)
+    client.__dict__[BINDING] = binding  # last: it says that all is done
 
 
 def _reduced(client: Any) -> tuple[Any, ...]:
@@ -140,12 +141,16 @@ def _copying(kind: type[Any]) -> Callable[..., Any]:
     @functools.wraps(kind.copy)
     def copy(self: Any, *args: Any, **kwargs: Any) -> Any:
         copied = kind.copy(self, *args, **kwargs)
-        binding = bound_to(self)
-        if binding is not None:
-            bind(copied, binding.copy())
+        twice(None, functools.partial(_bind_copy, self, copied), "see a call")
         return copied
 
     return copy
+
+
+def _bind_copy(client: Any, copied: Any) -> None:
+    binding = bound_to(client)
+    if binding is not None:
+        bind(copied, binding.copy())
 
 
 # -- the hooks. Where an SDK's method calls its base's by `super`, and that is one of ours, the hook of the client's own
