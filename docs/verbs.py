@@ -14,7 +14,7 @@ import griffe
 #: Where such names are, and what their assignments begin with.
 _MADE = (
     ("verbs", "_on_default("),
-    ("asynchronous", "_in_"),
+    ("verbs", "_in_"),
     ("api.Meter", "_of_"),
     ("api.Meter", "late_method("),
 )

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from tokenmeter.adopt import wrap
     from tokenmeter.anthropic import Anthropic, AsyncAnthropic
     from tokenmeter.api import Meter
-    from tokenmeter.asynchronous import aentries, aflush, arecord, aremaining, areport, averify
     from tokenmeter.attribution import ApiKey, Attribution, Scope, attribute
     from tokenmeter.budgets import Budget
     from tokenmeter.budgets.runs import budget
@@ -47,9 +46,15 @@ if TYPE_CHECKING:
     from tokenmeter.reports import Report
     from tokenmeter.usage import Usage
     from tokenmeter.verbs import (
+        aentries,
+        aflush,
         age_balances,
         archive,
         archives,
+        arecord,
+        aremaining,
+        areport,
+        averify,
         backup,
         checkpoint,
         close_period,
@@ -197,7 +202,6 @@ _HOMES = {
     "tokenmeter.adopt": ("wrap",),
     "tokenmeter.anthropic": ("Anthropic", "AsyncAnthropic"),
     "tokenmeter.api": ("Meter",),
-    "tokenmeter.asynchronous": ("aentries", "aflush", "arecord", "aremaining", "areport", "averify"),
     "tokenmeter.attribution": ("ApiKey", "Attribution", "Scope", "attribute"),
     "tokenmeter.budgets": ("Budget",),
     "tokenmeter.budgets.runs": ("budget",),

@@ -1,19 +1,30 @@
-"""The verbs of `tokenmeter.Meter` as functions, on the default meter or on ``meter=``, each made at its first use."""
+"""The verbs of `tokenmeter.Meter` as functions, on the default meter or on ``meter=``, each made at its first use.
+
+Those that read or write a ledger are there for event loops, too: each waits in a thread, so that the loop goes on.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, cast, overload
 
 from tokenmeter.api import Meter, drop_first
 from tokenmeter.default import default_keeper, default_meter, default_prices, default_recorder
 from tokenmeter.errors import ConfigurationError, shown
 from tokenmeter.meter import Meter as CallMeter
+from tokenmeter.places import hand_place
 
 P = ParamSpec("P")
+R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
+
+#: Entries that are read from the ledger at a time.
+_PAGE = 500
 
 
 class _Verb(Protocol[P, R_co]):
@@ -47,6 +58,44 @@ def _on_default(
     function.__doc__ = f"{told}\n\nOn the default meter, or on `meter`."
     function.__module__ = "tokenmeter"
     return cast("_Verb[P, R_co]", function)
+
+
+def _in_thread(verb: Callable[P, R]) -> Callable[P, Coroutine[Any, Any, R]]:
+    async def function(*args: P.args, **kwargs: P.kwargs) -> R:
+        # What writes must end, though nobody waits for it any more.
+        return await asyncio.shield(asyncio.to_thread(hand_place(verb), *args, **kwargs))
+
+    _name_after(verb, function, "in a thread")
+    return function
+
+
+def _in_pages(verb: Callable[P, Iterator[R]]) -> Callable[P, AsyncIterator[R]]:
+    async def function(*args: P.args, **kwargs: P.kwargs) -> AsyncIterator[R]:
+        # One thread from the beginning to the end: the reading belongs to the thread that began it.
+        with ThreadPoolExecutor(1, thread_name_prefix=f"tokenmeter-{verb.__name__}") as reader:
+            loop = asyncio.get_running_loop()
+            found = await loop.run_in_executor(reader, functools.partial(verb, *args, **kwargs))
+            try:
+                while page := await loop.run_in_executor(reader, lambda: list(islice(found, _PAGE))):
+                    for one in page:
+                        yield one
+            finally:
+                close = getattr(found, "close", None)
+                if close is not None:
+                    reader.submit(close)
+
+    _name_after(verb, function, "read in a thread a page at a time")
+    signature = inspect.signature(verb)
+    shown = signature.replace(return_annotation=f"Async{signature.return_annotation}")
+    function.__signature__ = shown  # type: ignore[attr-defined]
+    return function
+
+
+def _name_after(verb: Callable[..., Any], function: Any, how: str) -> None:
+    name = f"a{verb.__name__}"
+    told = f"As `tokenmeter.{verb.__name__}`, {how}, so that the event loop goes on."
+    functools.update_wrapper(function, verb, assigned=("__annotations__",))
+    function.__name__, function.__qualname__, function.__module__, function.__doc__ = name, name, "tokenmeter", told
 
 
 if TYPE_CHECKING:
@@ -95,6 +144,13 @@ if TYPE_CHECKING:
     void_invoice = _on_default(Meter.void_invoice)
     write_off_invoice = _on_default(Meter.write_off_invoice)
 
+    aentries = _in_pages(entries)
+    aflush = _in_thread(flush)
+    arecord = _in_thread(record)
+    aremaining = _in_thread(remaining)
+    areport = _in_thread(report)
+    averify = _in_thread(verify)
+
 
 #: Verb -> whose it is where no meter is named; of every other one, the default meter's.
 _METER_OF: dict[str, Callable[[], Any]] = {
@@ -104,11 +160,20 @@ _METER_OF: dict[str, Callable[[], Any]] = {
     "flush": default_keeper,
     "hold": default_recorder,
 }
+#: Verb for event loops -> what makes it of the other one.
+_FOR_LOOPS: dict[str, Callable[[Any], Any]] = {
+    "aentries": _in_pages,
+    **dict.fromkeys(("aflush", "arecord", "aremaining", "areport", "averify"), _in_thread),
+}
 
 
 if not TYPE_CHECKING:  # as in `tokenmeter` itself
 
     def __getattr__(name: str) -> Any:
+        if name in _FOR_LOOPS:
+            plain = globals().get(name[1:]) or __getattr__(name[1:])
+            globals()[name] = _FOR_LOOPS[name](plain)
+            return globals()[name]
         if name.startswith("_") or not callable(method := getattr(Meter, name, None)):
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         verb: Any = _on_default(method, _METER_OF.get(name, default_meter))
