@@ -425,7 +425,7 @@ class Meter:
             self.fault("release a hold", error)
         else:
             if not held:
-                run_patiently(self.budgets.take_back_estimate, authorization.reservation)
+                run_patiently(self.budgets.holds.take_back_estimate, authorization.reservation)
 
     def free(self, hold_id: str) -> bool:
         """Free a hold of which an interrupt left unknown whether it was made: whether it was. Never raises."""
