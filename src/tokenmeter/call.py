@@ -105,6 +105,12 @@ class RequestFacts:
     cost_unit: str | None = None
     sizes: Mapping[str, str] = field(default_factory=lambda: _NO_TOOLS, repr=False, compare=False)
 
+    @property
+    def billed_region(self) -> str | None:
+        """Where the work is billed: Bedrock's global profile is named with the model, which its answers leave out."""
+        profile = (self.model or "").rsplit("/", 1)[-1]
+        return "global" if profile.startswith("global.") else self.region
+
 
 class PlainRequest(NamedTuple):
     """What accounting asks of a request of plain texts before it leaves: `RequestFacts`, as far as it has any.

@@ -79,8 +79,9 @@ def _bedrock_openai(url):
 
 
 PLATFORMS = [
-    Platform("AnthropicBedrock", _bedrock, f"us.{BEDROCK}", "aws", "1.1"),
-    Platform("AnthropicBedrock", _bedrock, f"global.{BEDROCK}", "aws"),
+    # Bedrock's answers leave out the profile that decides their price.
+    Platform("AnthropicBedrock", _bedrock, f"us.{BEDROCK}", "aws", "1.1", served="claude-sonnet-4-5-20250929"),
+    Platform("AnthropicBedrock", _bedrock, f"global.{BEDROCK}", "aws", served="claude-sonnet-4-5-20250929"),
     Platform("AnthropicBedrock", _bedrock, "anthropic.claude-sonnet-77-v1:0", "aws", None),
     Platform("AnthropicBedrockMantle", _bedrock, BEDROCK, "aws", "1.1"),
     Platform("AnthropicVertex", _vertex("global"), VERTEX, "google"),

@@ -124,7 +124,7 @@ class Context:
             service_tier=billed_tier(tier or request.service_tier),
             processing=request.processing,
             speed=request.speed,
-            region=request.region,
+            region=request.billed_region,
             role=role,
             prompt_tokens=reading.prompt_tokens,
             supplied_cost=supplied_cost(self.provider, wire, request.cost_unit, doubts) if wire else None,

@@ -489,6 +489,6 @@ def estimate(request: RequestFacts, *, model: str | None, received: int, prompt:
         service_tier=request.service_tier,
         processing=request.processing,
         speed=request.speed,
-        region=request.region,
+        region=request.billed_region,
         prompt_tokens=size,
     )

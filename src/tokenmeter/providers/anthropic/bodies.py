@@ -232,7 +232,7 @@ def _base(wire: JSON, top: Reading, model: str | None, context: Context, flags: 
         processing="batch" if batch else request.processing,
         speed=None if speed == "standard" else speed,
         geo=None if geo in _PLAIN_GEOGRAPHIES else geo,
-        region=request.region,
+        region=request.billed_region,
         prompt_tokens=top.prompt_tokens,
         supplied_cost=supplied_cost(context.provider, wire, request.cost_unit, flags),
     )
