@@ -24,6 +24,7 @@ from tokenmeter.billing import (
     invoices,
     issue_invoice,
     journal_entries,
+    journal_forms,
     record_payment,
     void_invoice,
     write_off_invoice,
@@ -249,6 +250,24 @@ def test_a_file_that_does_not_say_its_currency_has_one(two_currencies):
     for currency, amount in (("EUR", "46.00"), ("USD", "100.00")):
         content = export_journal(two_currencies, period="2026-11", form="quickbooks", options={"currency": currency})
         assert [row["*Item Amount"] for row in csv.DictReader(io.StringIO(content.decode()))] == [amount]
+
+
+@pytest.mark.parametrize(("form", "program", "number"), [("xero", "Xero", 10), ("quickbooks", "QuickBooks", 0)])
+def test_what_is_more_than_a_program_takes_at_once_is_several_files(booked, monkeypatch, form, program, number):
+    """A platform of 300 members has more invoices on the first of a month than any import takes."""
+    whole = export_journal(booked, period="2026-11", form=form).decode().splitlines()[1:]
+    monkeypatch.setitem(journal_forms._MOST, program, (1, len(whole)))
+    with pytest.raises(ConfigurationError, match=r"this period makes 2 files. Say which: .* --option part=1"):
+        export_journal(booked, period="2026-11", form=form)
+    parts = [
+        export_journal(booked, period="2026-11", form=form, options={"part": part}).decode().splitlines()[1:]
+        for part in (1, "2")
+    ]
+    assert [*parts[0], *parts[1]] == whole
+    assert [{row[number] for row in csv.reader(part)} for part in parts] == [{"INV-00001"}, {"CN-00001"}]
+    monkeypatch.setitem(journal_forms._MOST, program, (1, 1))
+    with pytest.raises(ConfigurationError, match="INV-00001 alone has"):
+        export_journal(booked, period="2026-11", form=form, options={"part": 1})
 
 
 def test_datev_has_a_file_for_each_currency_and_replaces_letters_when_asked(two_currencies):

@@ -33,6 +33,7 @@ from tokenmeter.billing.journal import (
 )
 from tokenmeter.billing.paper import plain_text
 from tokenmeter.billing.period import days_of, zone_of_books
+from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import EXACT, negate
 from tokenmeter.periods import Period, parse_period
@@ -63,7 +64,8 @@ def export_journal(
             ``receivable``, ``income`` (an account that carries its tax rate), ``rounding``, ``bank`` and ``bad_debts``.
         tz: Zone in which the period is cut; default: that of the last closing, else UTC.
         options: ``xero``: ``tax_type`` (default: the tax's label), ``dates``; ``quickbooks``: ``item``, ``tax_code``,
-            ``currency``, ``dates`` (``uk``: day, month, year; ``us``: month, day, year; ``iso``);
+            ``currency``, ``dates`` (``uk``: day, month, year; ``us``: month, day, year; ``iso``); both: ``part``, which
+            file of a period that has more than their programs take in one;
             ``datev``: ``consultant``, ``client``, ``year_start`` (a date, default January 1),
             ``account_digits`` (4), ``currency`` (``EUR``), ``name``, ``replace`` (what stands for letters that
             Windows-1252 lacks). One that names a currency gets the documents in that one. ``beancount``: ``open``
@@ -196,7 +198,9 @@ _QUICKBOOKS = (
     "*Invoice number", "*Customer", "*Invoice date", "*Due date", "Terms", "Service Date", "Item(Product/Service)",
     "Item Description", "Item Quantity", "Item Rate", "*Item Amount", "Item tax code", "Memo",
 )  # fmt: skip
-_QUICKBOOKS_NUMBER, _QUICKBOOKS_ROWS, _XERO_INVOICES = 21, 1000, 500
+_QUICKBOOKS_NUMBER = 21
+#: Program -> how many documents, and rows, it takes in one file.
+_MOST = {"Xero": (500, None), "QuickBooks": (100, 1000)}
 
 
 def _amounts(document: Invoice | CreditNote) -> Iterator[tuple[str, Decimal, str, Mapping[str, str]]]:
@@ -217,8 +221,7 @@ def _amounts(document: Invoice | CreditNote) -> Iterator[tuple[str, Decimal, str
 
 
 def _xero(documents: Sequence[Invoice | CreditNote], chart: AccountChart, options: dict[str, Any]) -> str:
-    if len(documents) > _XERO_INVOICES:
-        raise ConfigurationError(f"Xero takes {_XERO_INVOICES} invoices a file; this period has {len(documents)}.")
+    documents = _choose_part(documents, "Xero", options.pop("part", None))
     tax_type, dates = options.pop("tax_type", None), _parse_dates(options.pop("dates", "uk"))
 
     def rows() -> Iterator[dict[str, str]]:
@@ -258,7 +261,8 @@ def _quickbooks(documents: Sequence[Invoice | CreditNote], chart: AccountChart, 
     item, tax_code = str(options.pop("item", "AI usage")), str(options.pop("tax_code", ""))
     dates = _parse_dates(options.pop("dates", "uk"))
     rows: list[dict[str, str]] = []
-    for document in _in_one_currency(documents, options.pop("currency", None)):
+    documents = _in_one_currency(documents, options.pop("currency", None))
+    for document in _choose_part(documents, "QuickBooks", options.pop("part", None)):
         if len(str(document.number)) > _QUICKBOOKS_NUMBER:
             raise ConfigurationError(
                 f"QuickBooks takes numbers of {_QUICKBOOKS_NUMBER} letters, not {document.number}."
@@ -283,9 +287,42 @@ def _quickbooks(documents: Sequence[Invoice | CreditNote], chart: AccountChart, 
             }
             for text, amount, *_ in _amounts(document)
         ]
-    if len(rows) > _QUICKBOOKS_ROWS:
-        raise ConfigurationError(f"QuickBooks takes {_QUICKBOOKS_ROWS} rows a file; this period has {len(rows)}.")
     return _table(_QUICKBOOKS, rows)
+
+
+def _choose_part(
+    documents: Sequence[Invoice | CreditNote], program: str, asked: object
+) -> Sequence[Invoice | CreditNote]:
+    """The documents of one file, none cut in two; of several files those of the one that is asked for.
+
+    Raises:
+        ConfigurationError: nobody said which of several files, there is no such one, or a document is too long for any.
+    """
+    most, most_rows = _MOST[program]
+    most_rows, told = (10**9, "") if most_rows is None else (most_rows, f" and {most_rows:,} rows")
+    parts: list[list[Invoice | CreditNote]] = [[]]
+    rows = 0
+    for document in documents:
+        size = sum(1 for _ in _amounts(document))
+        if size > most_rows:
+            raise ConfigurationError(
+                f"{program} takes {most_rows:,} rows a file, and {document.number} alone has {size:,}: bill it with "
+                "fewer lines (lines_by=, --lines-by)."
+            )
+        if len(parts[-1]) == most or rows + size > most_rows:
+            parts.append([])
+            rows = 0
+        parts[-1].append(document)
+        rows += size
+    named = {str(at): part for at, part in enumerate(parts, 1)}
+    if asked is None and len(parts) == 1:
+        return parts[0]
+    if str(asked) not in named:
+        raise ConfigurationError(
+            f"{program} takes {most:,} documents{told} a file; this period "
+            f"makes {counted(len(parts), 'file')}. Say which: options={{'part': 1}}, --option part=1."
+        )
+    return named[str(asked)]
 
 
 def _in_one_currency(documents: Sequence[Invoice | CreditNote], asked: object) -> list[Invoice | CreditNote]:
