@@ -21,7 +21,7 @@ from tokenmeter.attribution import Attribution
 from tokenmeter.billing import close_period
 from tokenmeter.budgets import Budget
 from tokenmeter.cli.app import COMMANDS as MODULES
-from tokenmeter.cli.app import LateCommands, app
+from tokenmeter.cli.app import LateCommands, app, commands
 
 NOW = "2026-12-05T12:00Z"
 #: What a terminal shows in one line, beside the space that `--help` leaves at both sides.
@@ -73,7 +73,7 @@ def test_every_command_has_an_example():
 
 
 def test_every_command_is_listed_and_found_in_its_module():
-    registered = {one.name for one in app.registered_commands} | {one.name for one in app.registered_groups}
+    registered = {one.name for one in commands.registered_commands} | {one.name for one in commands.registered_groups}
     assert registered == set(LateCommands())
     places = {name: f"tokenmeter.cli.{module}" for module, (_, names) in MODULES.items() for name in names}
     alone = {name: one.callback.__module__ for name, one in COMMANDS.items() if name in places and one.callback}

@@ -16,7 +16,7 @@ from tokenmeter.budgets import Balance, Budget, Change, Grant
 from tokenmeter.budgets.agreement import in_words, list_differences
 from tokenmeter.budgets.policy import Unit
 from tokenmeter.budgets.status import check_scope
-from tokenmeter.cli.app import Exit, Group, app, out
+from tokenmeter.cli.app import Exit, Group, commands, out
 from tokenmeter.cli.frame import Frame, command, emit, show_table
 from tokenmeter.cli.options import TzOption
 from tokenmeter.config import load_settings
@@ -30,7 +30,7 @@ _NEARLY = Decimal("0.8")
 
 
 budgets_app = typer.Typer(cls=Group, help="Caps: where they stand, what they are, and who changed them.")
-app.add_typer(budgets_app, name="budgets")
+commands.add_typer(budgets_app, name="budgets")
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The budget's name.", show_default=False)]
 ByOption = Annotated[
@@ -162,7 +162,7 @@ def history(
     show_table(["when", "budget", "what", "by", "from", "why"], cells, figures=(), whole=("when", "budget", "what"))
 
 
-@command(app, "raise", examples=["tokenmeter raise members 20 member=ada --reason 'release week'"])
+@command(commands, "raise", examples=["tokenmeter raise members 20 member=ada --reason 'release week'"])
 @command(
     budgets_app,
     "grant",
@@ -257,7 +257,7 @@ def _describe_grant(grant: Grant) -> str:
     return f"{sign}{magnitude(grant.amount):f} {grant.unit} for {whose}{until}"
 
 
-@command(app, "remaining", examples=["tokenmeter remaining member=ada"])
+@command(commands, "remaining", examples=["tokenmeter remaining member=ada"])
 def remaining(
     frame: Frame,
     *,

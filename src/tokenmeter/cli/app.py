@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from enum import IntEnum
 from importlib import import_module
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import typer
 from rich.console import Console
@@ -102,20 +102,28 @@ class Group(TyperGroup):
             raise
 
 
+#: What the modules have, by their names; the command line is `app`.
+commands = typer.Typer()
+
+
 class LateCommands(Mapping[str, Any]):
-    """Every command by its name, made when it is asked for."""
+    """Every command by its name, made when it is asked for, once in a process."""
+
+    _made: ClassVar[dict[str, Any]] = {}
 
     def __init__(self) -> None:
         self._places = {name: (module, heading) for module, (heading, has) in COMMANDS.items() for name in has}
 
     def __getitem__(self, name: str) -> Any:
         module, heading = self._places[name]
-        import_module(f"tokenmeter.cli.{module}")  # registers what it has
-        alone = typer.Typer()
-        alone.registered_commands = [one for one in app.registered_commands if one.name == name]
-        alone.registered_groups = [one for one in app.registered_groups if one.name == name]
-        made: Any = typer.main.get_group(alone).commands[name]
-        made.rich_help_panel = heading
+        made: Any = self._made.get(name)
+        if made is None:
+            import_module(f"tokenmeter.cli.{module}")  # registers what it has
+            alone = typer.Typer()
+            alone.registered_commands = [one for one in commands.registered_commands if one.name == name]
+            alone.registered_groups = [one for one in commands.registered_groups if one.name == name]
+            made = self._made[name] = typer.main.get_group(alone).commands[name]
+            made.rich_help_panel = heading
         return made
 
     def __iter__(self) -> Iterator[str]:

@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 
 import tokenmeter
-from tokenmeter.cli.app import Exit, app, out
+from tokenmeter.cli.app import Exit, commands, out
 from tokenmeter.cli.configuration import unknown_names, unset_keys
 from tokenmeter.cli.frame import Frame, command, emit, show_progress, show_table
 from tokenmeter.cli.options import SelectionOptions
@@ -58,7 +58,7 @@ KeyOption = Annotated[
 ]
 
 
-@command(app, "verify", examples=["tokenmeter verify", "tokenmeter verify --checkpoint kept.json"])
+@command(commands, "verify", examples=["tokenmeter verify", "tokenmeter verify --checkpoint kept.json"])
 def verify(
     frame: Frame,
     *,
@@ -112,7 +112,9 @@ def _tell_outcome(outcome: Verification) -> None:
 
 
 @command(
-    app, "checkpoint", examples=["tokenmeter checkpoint >> checkpoints.jsonl", "tokenmeter checkpoint --key audit.key"]
+    commands,
+    "checkpoint",
+    examples=["tokenmeter checkpoint >> checkpoints.jsonl", "tokenmeter checkpoint --key audit.key"],
 )
 def checkpoint(frame: Frame, *, key: KeyOption = None) -> None:
     """The ledger's present state, signed, as a line of JSON: kept elsewhere, it shows that nothing was changed."""
@@ -127,7 +129,7 @@ def _read_file(path: Path) -> bytes:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}.") from error
 
 
-@command(app, "audit", examples=["tokenmeter audit", "tokenmeter audit --repair"])
+@command(commands, "audit", examples=["tokenmeter audit", "tokenmeter audit --repair"])
 def audit(
     frame: Frame,
     *,
@@ -158,7 +160,9 @@ def _list_faults(faults: Sequence[Fault]) -> None:
 
 
 @command(
-    app, "reprice", examples=["tokenmeter reprice", "tokenmeter reprice --changed --period last-month -w model=gpt-5"]
+    commands,
+    "reprice",
+    examples=["tokenmeter reprice", "tokenmeter reprice --changed --period last-month -w model=gpt-5"],
 )
 def reprice(
     frame: Frame,
@@ -241,7 +245,7 @@ def _show_differences(found: Sequence[Entry]) -> None:
     show_table(heads, rows, figures=("entries", "list cost", "billed cost"))
 
 
-@command(app, "doctor", examples=["tokenmeter doctor", "tokenmeter doctor --strict"])
+@command(commands, "doctor", examples=["tokenmeter doctor", "tokenmeter doctor --strict"])
 def doctor(
     frame: Frame,
     *,

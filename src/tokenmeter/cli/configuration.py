@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from tokenmeter.api import Meter
 from tokenmeter.budgets.matching import value_fits
-from tokenmeter.cli.app import Group, app, out
+from tokenmeter.cli.app import Group, commands, out
 from tokenmeter.cli.frame import Frame, command, emit
 from tokenmeter.config import FILE_NAME, find_file
 from tokenmeter.default import make_meter
@@ -23,7 +23,7 @@ from tokenmeter.settings import HostSettings, Settings
 from tokenmeter.stores.urls import redacted
 
 config_app = typer.Typer(cls=Group, help="The settings.", no_args_is_help=True)
-app.add_typer(config_app, name="config")
+commands.add_typer(config_app, name="config")
 
 #: What ``init`` writes. A line that begins with ``#`` and a letter or bracket is a setting that is switched off.
 TEMPLATE = """\
@@ -127,7 +127,7 @@ TEMPLATE = """\
 """
 
 
-@command(app, "init", examples=["tokenmeter init", "tokenmeter init --user"], options=("as_json",))
+@command(commands, "init", examples=["tokenmeter init", "tokenmeter init --user"], options=("as_json",))
 def init(
     frame: Frame,
     *,

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from tokenmeter.api import Meter
-from tokenmeter.cli.app import Exit, Group, app, out, progress_out
+from tokenmeter.cli.app import Exit, Group, commands, out, progress_out
 from tokenmeter.cli.database import app as db
 from tokenmeter.cli.frame import Frame, command, emit, show_progress, show_table
 from tokenmeter.cli.options import OverwriteOption
@@ -29,7 +29,7 @@ archive_app = typer.Typer(
     help="Put closed months into files, and read them as if they were still there.",
     no_args_is_help=True,
 )
-app.add_typer(archive_app, name="archive")
+commands.add_typer(archive_app, name="archive")
 _DAY = timedelta(days=1)
 QuickOption = Annotated[bool, typer.Option("--quick", help="Do not walk the chain and the sums of what was written.")]
 

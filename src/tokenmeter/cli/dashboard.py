@@ -17,7 +17,7 @@ from typing import Annotated, Any, cast
 import typer
 
 import tokenmeter
-from tokenmeter.cli.app import Group, app, out
+from tokenmeter.cli.app import Group, commands, out
 from tokenmeter.cli.frame import Frame, command, emit, ended_by_hanging_up, show_table
 from tokenmeter.config import load_settings
 from tokenmeter.display import visible
@@ -32,7 +32,7 @@ _VARIABLE = "TOKENMETER_DASHBOARD_TOKEN"
 dashboard_app = typer.Typer(cls=Group, help="The ledger as web pages and as an API; who may see what of it.")
 token_app = typer.Typer(cls=Group, help="Who may see what.", no_args_is_help=True)
 dashboard_app.add_typer(token_app, name="token")
-app.add_typer(dashboard_app, name="dashboard")
+commands.add_typer(dashboard_app, name="dashboard")
 
 OnlyOption = Annotated[
     list[str] | None,
@@ -301,7 +301,7 @@ def _parse_heading(line: str) -> list[str]:
 # -- assistants
 
 
-@command(app, "mcp", examples=["tokenmeter mcp", "tokenmeter mcp --only team=search"], options=("store", "config"))
+@command(commands, "mcp", examples=["tokenmeter mcp", "tokenmeter mcp --only team=search"], options=("store", "config"))
 def mcp(frame: Frame, *, only: OnlyOption = None) -> None:
     """Answer an assistant's questions (MCP over standard input and output): spend, budgets, entries, prices, estimates.
 

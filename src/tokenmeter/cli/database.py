@@ -14,8 +14,7 @@ import typer
 from rich.markup import escape
 
 from tokenmeter import erasing
-from tokenmeter.cli.app import Exit, Group, out, progress_out
-from tokenmeter.cli.app import app as main
+from tokenmeter.cli.app import Exit, Group, commands, out, progress_out
 from tokenmeter.cli.frame import Frame, command, emit, show_progress, show_table
 from tokenmeter.dimensions import WHO
 from tokenmeter.display import counted, number_text, visible
@@ -26,7 +25,7 @@ from tokenmeter.stores.base import Store, SumsDifference
 from tokenmeter.stores.sqlite.database import sqlite3
 
 app = typer.Typer(cls=Group, help="Set up, back up and move a ledger.", no_args_is_help=True)
-main.add_typer(app, name="db")
+commands.add_typer(app, name="db")
 
 UrlArgument = Annotated[
     str | None, typer.Argument(help="postgresql://...; default: the store of the settings.", show_default=False)
@@ -191,7 +190,7 @@ def _format_figure(name: str, value: int) -> str:
 
 
 @command(
-    main,
+    commands,
     "erase",
     examples=[
         "tokenmeter erase member ada@example.com --reason 'request 17' --by kim",
@@ -263,7 +262,7 @@ def _tell_erasure(done: erasing.Erasure) -> None:
 
 
 @command(
-    main,
+    commands,
     "sql",
     examples=[
         'tokenmeter sql "SELECT model, sum(requests) FROM entries GROUP BY model"',

@@ -23,7 +23,7 @@ from tokenmeter.billing import (
 )
 from tokenmeter.billing.period import zone_of_books
 from tokenmeter.billing.rated import check_dimensions
-from tokenmeter.cli.app import Exit, Group, app, out, progress_out
+from tokenmeter.cli.app import Exit, Group, commands, out, progress_out
 from tokenmeter.cli.frame import Frame, command, emit, show_table
 from tokenmeter.cli.invoicing import (
     STDOUT,
@@ -61,7 +61,7 @@ def aging(frame: Frame, *, on: Day = None) -> None:
 
 
 @command(
-    app,
+    commands,
     "statement",
     examples=[
         "tokenmeter statement team=search --period last-month",
@@ -113,7 +113,7 @@ def statement(
 
 
 @command(
-    app,
+    commands,
     "journal",
     examples=[
         "tokenmeter journal beancount --period last-month --to 2026-11.beancount",
@@ -149,7 +149,7 @@ def journal(
 
 
 @command(
-    app,
+    commands,
     "handover",
     examples=["tokenmeter handover stripe --customer ada=cus_A --customer bob=cus_B"],
 )
@@ -220,7 +220,7 @@ def _make_target(name: str, event: str) -> StripeMeters | Lago | OpenMeter:
 
 
 period_app = typer.Typer(cls=Group, help="Close months, and see which are closed.", no_args_is_help=True)
-app.add_typer(period_app, name="period")
+commands.add_typer(period_app, name="period")
 
 Period = Annotated[str, typer.Argument(help="2026-11, 2026-Q4, last-month, ...")]
 

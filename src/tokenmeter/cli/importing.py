@@ -12,7 +12,7 @@ from typing import Annotated, Any, Unpack
 import typer
 
 from tokenmeter.attribution import Attribution
-from tokenmeter.cli.app import Exit, app, out, progress_out
+from tokenmeter.cli.app import Exit, commands, out, progress_out
 from tokenmeter.cli.frame import Frame, command
 from tokenmeter.cli.options import parse_pairs
 from tokenmeter.dimensions import WhoArguments
@@ -47,7 +47,7 @@ _EXAMPLES = [
 ]
 
 
-@command(app, "import", examples=_EXAMPLES)
+@command(commands, "import", examples=_EXAMPLES)
 def import_(
     frame: Frame,
     what: Annotated[
@@ -105,7 +105,7 @@ def import_(
 
 
 @command(
-    app,
+    commands,
     "record",
     examples=[
         "tokenmeter record answer.json --provider openai --endpoint chat.completions",

@@ -33,7 +33,7 @@ from tokenmeter.billing.issuing import list_refusals
 from tokenmeter.billing.profile import EINVOICE_PDFS
 from tokenmeter.billing.rated import check_dimensions
 from tokenmeter.billing.receivables import ask_credit
-from tokenmeter.cli.app import Exit, Group, app, out
+from tokenmeter.cli.app import Exit, Group, commands, out
 from tokenmeter.cli.frame import Frame, command, emit, show_table
 from tokenmeter.cli.options import BillPeriod, BooksTzOption, complete_account, parse_pairs
 from tokenmeter.dimensions import ACCOUNTS
@@ -46,7 +46,7 @@ from tokenmeter.values import dataclass
 invoice_app = typer.Typer(
     cls=Group, help="Draft, issue, list, print, credit and settle invoices.", no_args_is_help=True
 )
-app.add_typer(invoice_app, name="invoice")
+commands.add_typer(invoice_app, name="invoice")
 
 STDOUT = Path("-")
 #: What a line with a description and an amount takes at least.

@@ -15,8 +15,7 @@ import typer
 from rich.markup import escape
 
 from tokenmeter import prices
-from tokenmeter.cli.app import Exit, Group, out, progress_out
-from tokenmeter.cli.app import app as root
+from tokenmeter.cli.app import Exit, Group, commands, out, progress_out
 from tokenmeter.cli.frame import Frame, command, emit, show_table
 from tokenmeter.cli.options import TzOption
 from tokenmeter.default import make_pricer
@@ -31,7 +30,7 @@ from tokenmeter.periods import parse_instant
 from tokenmeter.pricing import Price, PriceList, Pricer, updating
 
 app = typer.Typer(cls=Group, help="The price list in force: your own rows over the shipped ones.", no_args_is_help=True)
-root.add_typer(app, name="prices")
+commands.add_typer(app, name="prices")
 
 ProviderOption = Annotated[str | None, typer.Option("--provider", help="Only this provider.")]
 ModelArgument = Annotated[str | None, typer.Argument(help="Only this model.", show_default=False)]
@@ -229,7 +228,7 @@ class _NewestPrices(NamedTuple):
 
 
 @command(
-    root,
+    commands,
     "estimate",
     options=("config", "as_json"),
     examples=["tokenmeter estimate requests.jsonl", "tokenmeter estimate batch.jsonl --expected-output-tokens 300"],

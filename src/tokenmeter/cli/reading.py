@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from tokenmeter.cli.app import app, out
+from tokenmeter.cli.app import commands, out
 from tokenmeter.cli.frame import Frame, command, emit, ended_by_hanging_up, show_progress, show_table, table_width
 from tokenmeter.cli.options import OverwriteOption, SelectionOptions, SplitOptions, TzOption, Where
 from tokenmeter.display import amount, count, counted, visible
@@ -40,7 +40,7 @@ _ENTRY_HEADS = ("time", "model", "member", "route", "status", "input", "output",
 
 
 @command(
-    app,
+    commands,
     "report",
     examples=[
         "tokenmeter report --by member,model --period this-month --tz Europe/Berlin",
@@ -68,7 +68,7 @@ def report(
         out.print(result.to_text(width=table_width() or _WHOLE, max_rows=rows or None), markup=False)
 
 
-@command(app, "entries", examples=["tokenmeter entries --where status=error -n 50"])
+@command(commands, "entries", examples=["tokenmeter entries --where status=error -n 50"])
 def entries(
     frame: Frame,
     *,
@@ -91,7 +91,7 @@ def entries(
         out.print("No entries match.")
 
 
-@command(app, "tail", examples=["tokenmeter tail --where member=ada", "tokenmeter tail --json | jq .billed_cost"])
+@command(commands, "tail", examples=["tokenmeter tail --where member=ada", "tokenmeter tail --json | jq .billed_cost"])
 def tail(
     frame: Frame,
     *,
@@ -155,7 +155,7 @@ class Dataset(StrEnum):
 
 
 @command(
-    app,
+    commands,
     "export",
     examples=[
         "tokenmeter export focus ./november --period 2026-11",

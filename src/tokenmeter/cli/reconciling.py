@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from tokenmeter.attribution import Attribution
-from tokenmeter.cli.app import Exit, app, out, progress_out
+from tokenmeter.cli.app import Exit, commands, out, progress_out
 from tokenmeter.cli.frame import Frame, command, emit
 from tokenmeter.cli.invoicing import Actor
 from tokenmeter.cli.options import BillPeriod, parse_lists, parse_pairs
@@ -91,7 +91,7 @@ class BooksOptions:
 
 
 @command(
-    app,
+    commands,
     "reconcile",
     examples=[
         "tokenmeter reconcile openai --period last-month",
@@ -156,7 +156,7 @@ def _tell_posted(posted: int, left: Reconciliation) -> str:
     return f"{counted(posted, 'adjustment was', 'adjustments were')} appended; left to do: {rest}."
 
 
-@command(app, "quotas", examples=["tokenmeter quotas --period 2026-11", "tokenmeter quotas --post"])
+@command(commands, "quotas", examples=["tokenmeter quotas --period 2026-11", "tokenmeter quotas --post"])
 def quotas(
     frame: Frame,
     *,
