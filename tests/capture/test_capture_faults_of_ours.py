@@ -270,6 +270,32 @@ def test_what_a_client_gives_is_given_and_metered_whichever_line_of_its_metering
     meter.close()
 
 
+def test_a_call_whose_key_is_handed_out_goes_on_whichever_line_of_what_learns_it_fails(provider):
+    meter = tokenmeter.make_meter(store="memory:", budgets=[tokenmeter.Budget(limit_usd=10**6)])
+    plain = openai.OpenAI(api_key=lambda: "sk-test-0123456789abcdef", base_url=provider.openai_url, max_retries=0)
+    client = tokenmeter.wrap(plain, meter)
+
+    def call():
+        nonlocal said
+        said = client.chat.completions.create(model="gpt-5-mini", messages=[{"role": "user", "content": "Hi"}])
+
+    number, made, said, within = 1, 1, None, tuple(f"{ROOT}/capture/{one}.py" for one in ("options", "calls"))
+    others = {name for name in dir(InFlight) if name not in {"learn_key", "output_cap"}} | {
+        "prepared",
+        "capped",
+        "refuses_usage",
+    }
+    while place := interrupted_at(number, call, MemoryError, within=within, without=others):
+        assert said is not None, f"the caller gets no answer: {place}"
+        number, made, said = number + 3, made + 1, None
+    assert number > 8
+    entries = list(meter.store.entries())
+    assert {entry.api_key for entry in entries} == {entries[0].api_key}
+    assert entries[0].api_key is not None
+    assert len(entries) == made
+    meter.close()
+
+
 @pytest.mark.filterwarnings("ignore:.*experimental")
 @pytest.mark.parametrize("owner_and_name", [(Exchange, "saw"), (InFlight, "_take")], ids=["reading", "holding"])
 @pytest.mark.parametrize("way", [TURN, played])

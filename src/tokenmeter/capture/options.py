@@ -65,10 +65,10 @@ def prepared(client: Any, call: InFlight, options: Any, kwargs: Mapping[str, Any
 
 def capped(call: InFlight, options: Any) -> Any:
     """`options` with the output cap that a budget wants, under the name the endpoint knows it by."""
-    cap = call.output_cap
-    if cap is None:
-        return options
     try:
+        cap = call.output_cap
+        if cap is None:
+            return options
         dialect, body = call.binding.sdk.dialect(), effective_body(options)
         if type(body) is UnreadBody:
             return options

@@ -481,11 +481,22 @@ def _key_given(client: Any, options: Any) -> str | None:
 
 
 def _learn_key(client: Any, call: InFlight, headers: Any) -> bool:
-    """Tell `call` the key that was handed out for it; whether it has to ask for leave now."""
-    return call.learn_key(key_in(headers) or call.binding.sdk.api_key(client))
+    """Tell `call` the key that was handed out for it; whether it has to ask for leave now. Never raises."""
+    try:
+        return call.learn_key(key_in(headers) or call.binding.sdk.api_key(client))
+    except Exception as error:  # noqa: BLE001 - what is sent says it, too: see `_prepare_request`
+        complain("see a call", error)
+        return False
 
 
 def _keep_key(client: Any, used: Any, headers: Any) -> None:
-    """While this call waited for leave, another thread or task may have put its own key on the client they share."""
-    if client.api_key is not used and key_in(headers) is None:
-        client.api_key = used
+    """While this call waited for leave, another thread or task may have put its own key on the client they share.
+
+    Never raises.
+    """
+
+    def keep() -> None:
+        if client.api_key is not used and key_in(headers) is None:
+            client.api_key = used
+
+    twice(None, keep, "see a call")
