@@ -493,8 +493,10 @@ def _settle(
         return growing.entry
     call = authorization.call
     recorded = recorded_for(meter, call, identity, made_at or authorization.started_at)
+    if not recorded and seen.reading == "share":  # a client that read its batch's file did so hours after it was made
+        recorded = recorded_for(meter, call, identity, authorization.started_at)
     if not recorded:
-        meter.recorded_by_hand(call.provider, identity)
+        meter.recorded_by_hand(call.provider, identity, seen.bill_id or identity)
         whole = write_whole if seen.bill_id is None else record_batch
         write = record_line if seen.reading == "share" else whole
         return write(meter, authorization, outcome)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from decimal import Decimal
 
+import openai
 import pytest
 
 import tokenmeter
@@ -636,6 +637,39 @@ class TestAnswersOfMeteredClients:
             assert meter.record(form, **HERE, at="2026-01-02") is None
         long_ago = {**answer.model_dump(), "created": 1_700_000_000}
         assert meter.record(long_ago, **HERE) is not None  # an id that came back years later is another answer
+
+    @pytest.mark.parametrize("by_hand_first", [False, True])
+    def test_lines_of_a_batch_are_recorded_once_by_hand_and_by_who_reads_their_file(
+        self, client, meter, fake_provider, by_hand_first
+    ):
+        rows = [{"custom_id": name, "method": "POST", "url": "/v1/chat/completions", "body": self.ASK} for name in "ab"]
+        plain = openai.OpenAI(base_url=fake_provider.openai_url, api_key="sk-plain-0001")
+        given = plain.files.create(file=("in", "\n".join(map(json.dumps, rows)).encode()), purpose="batch")
+        asked = {"endpoint": "/v1/chat/completions", "completion_window": "24h"}
+        batch = plain.batches.create(input_file_id=given.id, **asked)
+        file = plain.batches.retrieve(batch.id).output_file_id
+        lines = [json.loads(line) for line in plain.files.content(file).text.splitlines()]
+        plain.close()
+        for line in lines:  # the file is read long after
+            line["response"]["body"]["created"] -= 20_000
+        readers = [
+            lambda: client.files.content(file),
+            lambda: meter.record(lines, provider="openai", endpoint="batches"),
+        ]
+        for read in reversed(readers) if by_hand_first else readers:
+            read()
+        names = sorted(line["response"]["body"]["id"] for line in lines)
+        assert sorted(entry.response_id for entry in meter.entries()) == names
+
+    def test_lines_of_a_batch_that_failed_are_failed_calls(self, meter):
+        refused = {"error": {"message": "no", "type": "invalid_request_error"}}
+        line = {"id": "b", "custom_id": "b", "response": {"status_code": 400, "body": refused}, "error": None}
+        assert meter.record(line, provider="openai", endpoint="batches").error_type == "invalid_request_error"
+        here = {"provider": "anthropic", "endpoint": "messages.batches.results"}
+        results = {"c": {"type": "errored", "error": {"type": "error", **refused}}, "d": {"type": "expired"}}
+        failed = [meter.record({"custom_id": name, "result": result}, **here) for name, result in results.items()]
+        assert [one.error_type for one in failed] == ["invalid_request_error", "expired"]
+        assert (meter.report().totals.errors, meter.report().totals.list_cost) == (3, 0)
 
     @pytest.mark.parametrize("planned", [False, True])
     def test_recorded_by_hand_before_their_stream_has_ended_are_one_entry(self, client, meter, planned):

@@ -38,7 +38,7 @@ from tokenmeter.meter.recording import NOTHING_SEEN, Authorization, KeyRing, Unw
 from tokenmeter.money import parse_decimal
 from tokenmeter.periods import parse_instant
 from tokenmeter.pricing import Pricer, Rating
-from tokenmeter.pricing.corrections import with_assumed
+from tokenmeter.pricing.corrections import WHOLE, with_assumed
 from tokenmeter.processes import make_lock, may_wait, run_alone, run_patiently
 from tokenmeter.providers.hosts import canonical_provider
 from tokenmeter.stores.base import Fault, Settlement, Spooling, Store, take_back
@@ -93,8 +93,8 @@ class Meter:
         faults: How often something inside tokenmeter failed while the call itself went on.
         closed: Whether `close` was called.
         extend_every_ns: How often the hold of a stream that goes on is extended, in nanoseconds.
-        by_hand: Ids of answers that were last recorded by hand -> their provider. A stream that a metered client still
-            reads may end after it.
+        by_hand: Ids of answers that were last recorded by hand -> their provider, and what they were recorded under. A
+            stream that a metered client still reads may end after it, or a file of theirs be read by one.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class Meter:
         self.keys = KeyRing(aliases or {}, secret=store.secret, fault=self.fault)
         self._logged: set[str] = set()
         self._prices_read = False
-        self.by_hand: dict[str | None, str] = {}
+        self.by_hand: dict[str | None, tuple[str, str]] = {}
         self.waiting = UnwrittenOutcomes(self._settle_late)
         self.extend_every_ns = hold_seconds * 1_000_000_000 // 3
         self.budgets = Budgets(
@@ -299,9 +299,9 @@ class Meter:
         self.waiting.keep(late)
         return None
 
-    def recorded_by_hand(self, provider: str, response_id: str) -> None:
-        """The answer is being recorded by hand: whoever ends reading it later finds it recorded."""
-        self.by_hand[response_id] = provider
+    def recorded_by_hand(self, provider: str, response_id: str, bill_id: str) -> None:
+        """The answer is being recorded by hand, under `bill_id`: whoever ends reading it later finds it recorded."""
+        self.by_hand[response_id] = provider, bill_id
         if len(self.by_hand) > _BY_HAND:
             self.by_hand.pop(next(iter(self.by_hand)), None)
 
@@ -359,8 +359,12 @@ class Meter:
     def _written(self, late: Unwritten) -> tuple[Entry, Settlement]:
         authorization, outcome = late.authorization, late.outcome
         seen = outcome.observation
-        if self.by_hand and seen is not None and self.by_hand.get(seen.response_id) == authorization.call.provider:
-            late.outcome = outcome = replace(outcome, observation=replace(seen, deduplicate=True))
+        if self.by_hand and seen is not None and (there := self.by_hand.get(seen.response_id)) is not None:
+            provider, bill_id = there
+            if provider == authorization.call.provider:
+                anew = seen.bill_id is not None and seen.bill_id.endswith(WHOLE)  # in place of what is there
+                seen = replace(seen, deduplicate=True, bill_id=seen.bill_id if anew else bill_id)
+                late.outcome = outcome = replace(outcome, observation=seen)
         self._read_prices()
         known = self.budgets.known
         if late.entry is None:

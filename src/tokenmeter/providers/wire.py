@@ -308,6 +308,8 @@ def error_in(body: Any) -> BodyError | None:
         return found[0] if found and all(found) else None
     if not is_object(body):
         return None
+    if "custom_id" in body and not body.get("error"):
+        return _error_of_line(body)
     status, inner = body.get("status_code", body.get("status")), section(body, "body")
     if inner and type(status) is int:  # an answer with its HTTP status
         return (error_in(inner) or BodyError(str(status), answered=False)) if status >= _HTTP_ERROR else error_in(inner)
@@ -318,6 +320,15 @@ def error_in(body: Any) -> BodyError | None:
     told = said[0] if is_array(said) and said else said
     answered = any(body.get(name) for name in _ANSWERS)
     return BodyError(_kind(told if is_object(told) else {}, body), answered)
+
+
+def _error_of_line(line: JSON) -> BodyError | None:
+    """What went wrong with a request of a batch."""
+    result = section(line, "result")
+    kind = text(result, "type")
+    if kind is None or kind == "succeeded":
+        return error_in(section(line, "response"))
+    return error_in(result.get("error")) or BodyError(kind, answered=False)
 
 
 def _kind(told: JSON, body: JSON) -> str:
