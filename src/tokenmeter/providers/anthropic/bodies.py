@@ -193,6 +193,8 @@ def groups_of(
     flags = set(top.flags)
     if "fallback_credit" in wire and _redeemed(wire):
         flags.add("fallback_credit_redeemed")  # billed as if the retry model had had the cache all along
+    if ":application-inference-profile/" in (context.request.model or "") and "." not in (model or "."):
+        flags.add("region_rate_assumed")  # nothing says whether it is of a global profile
     ttl = context.request.terms.get("cache_ttl")
     parts = [
         _Item(text(entry, "type") or "message", text(entry, "model"), exclusive(entry, cache_ttl=ttl))
