@@ -40,15 +40,9 @@ def unit_word(amount: Decimal, unit: str) -> str:
     return (unit.removesuffix("s") if amount in {1, -1} else unit).replace("_", " ")
 
 
-def some_of(names: Sequence[str], glue: str = ", ", *, most: int = 10) -> str:
-    """Names, of many the first ones and how many more there are: ``a, b, c and 1,990 more``.
-
-    Args:
-        names: All of them.
-        glue: What stands between two.
-        most: Names that are said.
-    """
-    return glue.join(names[:most]) + (f" and {len(names) - most:,} more" if names[most:] else "")
+def some_of(names: Sequence[str], glue: str) -> str:
+    """Names with `glue` between two, of many the first ten and how many more there are: ``a, b, c and 1,990 more``."""
+    return glue.join(names[:10]) + (f" and {len(names) - 10:,} more" if names[10:] else "")
 
 
 def counted(number: int, one: str, many: str | None = None) -> str:

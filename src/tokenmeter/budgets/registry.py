@@ -64,16 +64,7 @@ class Registry:
     same ones and learns of a change with its next call. The budgets given here are declared: they are filed when the
     first call needs them, unless the ledger has them already.
 
-    Args:
-        store: The ledger.
-        pricer: Whose price list knows the providers.
-        declared: Budgets of the settings or of code; exact repetitions count once.
-        source: File in which the declared ones are said; default: the code of this program.
-        in_code: Names of those that code says beside the file.
-        fault: Told of faults that must not reach a caller.
-
-    Raises:
-        ConfigurationError: declared budgets contradict each other.
+    For the arguments see `tokenmeter.budgets.budgets.Budgets`.
     """
 
     def __init__(
