@@ -299,15 +299,15 @@ def _choose_part(
         ConfigurationError: nobody said which of several files, there is no such one, or a document is too long for any.
     """
     most, most_rows = _MOST[program]
-    most_rows, told = (10**9, "") if most_rows is None else (most_rows, f" and {most_rows:,} rows")
+    most_rows, told = (10**9, "") if most_rows is None else (most_rows, f" and {counted(most_rows, 'row')}")
     parts: list[list[Invoice | CreditNote]] = [[]]
     rows = 0
     for document in documents:
         size = sum(1 for _ in _amounts(document))
         if size > most_rows:
             raise ConfigurationError(
-                f"{program} takes {most_rows:,} rows a file, and {document.number} alone has {size:,}: bill it with "
-                "fewer lines (lines_by=, --lines-by)."
+                f"{program} takes {counted(most_rows, 'row')} a file, and {document.number} alone has {size:,}: bill "
+                "it with fewer lines (lines_by=, --lines-by)."
             )
         if len(parts[-1]) == most or rows + size > most_rows:
             parts.append([])
@@ -319,7 +319,7 @@ def _choose_part(
         return parts[0]
     if str(asked) not in named:
         raise ConfigurationError(
-            f"{program} takes {most:,} documents{told} a file; this period "
+            f"{program} takes {counted(most, 'document')}{told} a file; this period "
             f"makes {counted(len(parts), 'file')}. Say which: options={{'part': 1}}, --option part=1."
         )
     return named[str(asked)]
