@@ -282,7 +282,12 @@ def test_an_empty_ledger_tells_how_to_make_the_first_call(meter, serve):
         body = served.get(path)[2]
         assert "No call is recorded yet" in body
         assert "from tokenmeter.openai import OpenAI" in body
-    assert "Nothing here" in served.get("/entries")[2]
+    for path, where in (("/entries", "Look at all time"), ("/entries?period=all", "The ledger has no call yet.")):
+        body = served.get(path)[2]
+        assert "Nothing here" in body
+        assert where in body
+        assert "Remove a filter" not in body
+    assert "Nothing of member <bdi>nobody</bdi> stands in" in served.get("/statements?account=member&of=nobody")[2]
 
 
 def test_many_viewers_share_one_look():

@@ -292,6 +292,8 @@ def test_health_is_told_in_words_what_needs_care_first(meter):
     fine = checks(meter, meter.store.health())
     assert all(one.well for one in fine)
     assert "1,234 attempts" not in " ".join(one.words for one in fine)
+    size = checks(meter, Health({"entries": 7, "bytes": 4096, "wal_bytes": 7_000_000}))[-1].words
+    assert size == "7 entries, 7.0 MB."
     ill = checks(meter, Health({"write_failures": 1234, "tail_bytes": 5_000_000, "refused_records": 2, "entries": 7}))
     assert [one.what for one in ill if not one.well] == ["Writing", "Records"]
     assert "1,234 attempts to write to the database failed; 5.0 MB wait" in ill[0].words

@@ -275,7 +275,8 @@ def _checks(meter: ReadableMeter, facts: Mapping[str, object]) -> Iterator[Check
     listed = meter.pricer.price_list
     yield Check("Prices", f"Calls are rated by price list {listed.hash[:12]}, on {listed.base_name}.")
     entries = facts.get("entries")
-    size = f", {_size(number('bytes'))}" if "bytes" in facts else ""
+    # What was written last is in the files beside it: the log of the database and the tail.
+    size = f", {_size(sum(map(number, ('bytes', 'wal_bytes', 'tail_bytes'))))}" if "bytes" in facts else ""
     yield Check(
         "The ledger", f"{counted(entries, 'entry', 'entries')}{size}." if isinstance(entries, int) else "It answers."
     )
