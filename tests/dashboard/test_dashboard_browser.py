@@ -209,6 +209,23 @@ def test_after_a_question_every_link_goes_where_it_would_on_the_page_opened_anew
         assert asked == page.evaluate(_LINKS), path
 
 
+def test_whoever_asks_by_keys_stays_where_they_asked(served, browse):
+    """The part that has the focus is exchanged: it went to the top of the page, or to a link of the same address."""
+    page = browse(f"{served.url}/explore?by=member&team=search")
+    drawn(page)
+    for field, key, address in (
+        (page.get_by_role("link", name="Requests", exact=True), "Enter", "**sort=requests*"),
+        (page.locator("select[name=show]"), "ArrowDown", "**show=list*"),
+        (page.locator(".legend a").first, "Enter", "**hide=*"),
+        (page.get_by_role("link", name="Remove the filter team search"), "Enter", re.compile(r"^(?!.*team=search)")),
+    ):
+        field.focus()
+        page.keyboard.press(key)
+        page.wait_for_url(address)
+        page.wait_for_selector("body:not([aria-busy])")
+        expect(field if field.count() else page.locator("#asked")).to_be_focused()
+
+
 @pytest.mark.parametrize(("width", "scheme"), SIGHTS)
 def test_dates_are_picked_and_taken_back(served, browse, width, scheme):
     page = browse(f"{served.url}/explore?tz=UTC", width=width, scheme=scheme)

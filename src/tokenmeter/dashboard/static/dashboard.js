@@ -16,11 +16,15 @@
     status.parentElement.classList.toggle("on", on);
   }
 
-  function place(element) {
-    if (!element || element === body) return null;
-    if (element.id) return `#${CSS.escape(element.id)}`;
-    const href = element.getAttribute("href");
-    return href ? `a[href="${CSS.escape(href)}"]` : null;
+  // Where the focus goes once the part that it is in has been exchanged: to what stands for the element that had it.
+  // What was asked for may have another address and other words; what comes by itself is told by its address.
+  function successor(part, held, at, asked) {
+    const all = [...part.querySelectorAll(held.tagName)];
+    const same = (...facts) => all.find((one) => facts.every((fact) => one[fact] && one[fact] === held[fact]));
+    return (
+      same("id") || same("name", "type", "value") || same("name", "type") || same("href", "textContent") ||
+      (asked ? same("textContent") || all[Math.min(at, all.length - 1)] : same("href"))
+    );
   }
 
   // Put what differs in its place; where somebody is choosing something, only when they ask for it.
@@ -29,14 +33,18 @@
       const next = fresh.getElementById(old.id);
       if (!next || next.innerHTML === old.innerHTML) continue;
       old.removeAttribute("data-touched");
-      const focus = old.contains(document.activeElement) ? place(document.activeElement) : null;
+      const held = old.contains(document.activeElement) ? document.activeElement : null;
+      const at = held ? [...old.querySelectorAll(held.tagName)].indexOf(held) : -1;
       const open = [...old.querySelectorAll("details[open][id]")].map((one) => one.id);
       old.innerHTML = next.innerHTML; // our own page, escaped by the server; scripts in it do not run
       for (const id of open) document.getElementById(id)?.setAttribute("open", "");
       old.classList.remove("fresh");
       void old.offsetWidth;
       if (!asked) old.classList.add("fresh");
-      if (focus) old.querySelector(focus)?.focus({ preventScroll: true });
+      if (!held) continue;
+      const heir = successor(old, held, at, asked);
+      if (!heir && asked) old.tabIndex = -1; // what had it is gone: its place has it, and Tab goes on from there
+      (heir || old).focus({ preventScroll: true });
     }
     document.dispatchEvent(new CustomEvent("refreshed"));
   }
