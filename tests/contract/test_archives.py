@@ -374,6 +374,7 @@ def test_without_the_extra_kept_sums_answer_and_the_rest_names_it(archived, monk
             ask()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store", ["sqlite"], indirect=True)
 def test_totals_that_are_kept_aside_say_what_the_files_say(store, months, make_entry, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "it's a cache"))
@@ -412,6 +413,7 @@ def test_totals_that_are_kept_aside_say_what_the_files_say(store, months, make_e
     again.close()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="Windows keeps each user's files apart by itself")
 @pytest.mark.parametrize("store", ["sqlite"], indirect=True)
 def test_totals_that_another_user_may_have_written_are_not_believed(store, months, tmp_path, monkeypatch):
@@ -465,6 +467,7 @@ def test_totals_for_which_there_is_no_room_are_not_missed_and_put_out_none_that_
         known = few
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store", ["sqlite"], indirect=True)
 def test_totals_that_are_as_many_as_the_entries_are_not_kept(store, months, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -514,6 +517,7 @@ def test_sealing_again_adds_nothing_and_an_empty_ledger_has_nothing(store, make_
     assert len(list(Path(tmp_path).rglob("*.parquet"))) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store", ["sqlite"], indirect=True)
 def test_a_row_that_is_in_no_file_cannot_be_removed_and_a_wrong_sum_is_found(archived):
     import sqlite3
@@ -534,6 +538,7 @@ def test_a_row_that_is_in_no_file_cannot_be_removed_and_a_wrong_sum_is_found(arc
     assert "missing" in {one.kind for one in archived.verify().faults}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("statement", "quick"),
     [

@@ -1,9 +1,8 @@
 """What a call would cost, before it is made: likely, and at most as budgets hold it. No network, no ledger."""
 
+import io
 import json
 import re
-import subprocess
-import sys
 from decimal import Decimal
 
 import pytest
@@ -224,43 +223,48 @@ LINES = [
 ]  # fmt: skip
 
 
-def cli(folder, *arguments, text=None):
-    return subprocess.run(
-        [sys.executable, "-m", "tokenmeter", "estimate", *arguments],
-        capture_output=True, text=True, check=False, cwd=folder, input=text,
-    )  # fmt: skip
+@pytest.fixture
+def cli(run_command, monkeypatch, tmp_path):
+    """Runs `tokenmeter estimate` in an empty folder; `text` is its input."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments, text=""):
+        monkeypatch.setattr("sys.stdin", io.StringIO(text))
+        return run_command("estimate", *arguments)
+
+    return run
 
 
-def test_the_command_reads_bodies_and_batch_files(tmp_path):
+def test_the_command_reads_bodies_and_batch_files(cli, tmp_path):
     (tmp_path / "requests.jsonl").write_text("\n\n".join(map(json.dumps, LINES)))
-    done = cli(tmp_path, "requests.jsonl", "--at", DAY, "--json")
-    assert done.returncode == 0, done.stderr
-    plain, batch, claude = json.loads(done.stdout)["requests"]
+    done = cli("requests.jsonl", "--at", DAY, "--json")
+    assert done.code == 0, done.err
+    plain, batch, claude = json.loads(done.out)["requests"]
     assert Decimal(plain["expected_cost"]) == multiply(2, Decimal(batch["expected_cost"]))
     assert claude["provider"] == "anthropic"
-    table = cli(tmp_path, "requests.jsonl", "--at", DAY)
-    assert "claude-sonnet-4-5" in table.stdout
-    assert "at most $" in table.stdout
+    table = cli("requests.jsonl", "--at", DAY)
+    assert "claude-sonnet-4-5" in table.out
+    assert "at most $" in table.out
     assert not list(tmp_path.glob("**/*.db"))
 
 
-def test_the_command_says_what_has_no_price(tmp_path):
-    done = cli(tmp_path, "-", text=json.dumps({"model": "our-own", "messages": HELLO}))
-    assert done.returncode == 1
-    assert "unknown" in done.stdout
-    assert "price is not known" in " ".join(done.stdout.split())
-    assert "Likely unknown, at most unknown." in done.stdout
+def test_the_command_says_what_has_no_price(cli):
+    done = cli("-", text=json.dumps({"model": "our-own", "messages": HELLO}))
+    assert done.code == 1
+    assert "unknown" in done.out
+    assert "price is not known" in " ".join(done.out.split())
+    assert "Likely unknown, at most unknown." in done.out
     both = "\n".join(map(json.dumps, ({"model": "our-own", "messages": HELLO}, CHAT)))
-    assert "without 1 of unknown cost" in cli(tmp_path, "-", text=both).stdout
-    totals = json.loads(cli(tmp_path, "-", "--json", text=json.dumps({"model": "our-own", "messages": HELLO})).stdout)
+    assert "without 1 of unknown cost" in cli("-", text=both).out
+    totals = json.loads(cli("-", "--json", text=json.dumps({"model": "our-own", "messages": HELLO})).out)
     assert totals["expected_cost"] is None
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '{"messages": []}', '{"model": 3}'])
-def test_the_command_names_the_line_that_is_no_request(tmp_path, text):
-    done = cli(tmp_path, "-", text="\n" + text)
-    assert done.returncode == 2
-    assert "line 2" in done.stderr
+def test_the_command_names_the_line_that_is_no_request(cli, text):
+    done = cli("-", text="\n" + text)
+    assert done.code == 2
+    assert "line 2" in done.err
 
 
 def test_a_request_in_googles_format_is_estimated_by_its_contents():

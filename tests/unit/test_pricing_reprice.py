@@ -1,8 +1,6 @@
 """What was recorded is rated again: without a price, or at a price that has changed since. The ledger only grows."""
 
 import json
-import subprocess
-import sys
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import reduce
@@ -172,25 +170,20 @@ def test_a_cost_that_the_biller_stated_stays(store):
     meter.close()
 
 
-def cli(folder, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "tokenmeter", *arguments], capture_output=True, text=True, check=False, cwd=folder
-    )
-
-
-def test_the_command_shows_first_and_posts_when_told(store, tmp_path):
+def test_the_command_shows_first_and_posts_when_told(store, tmp_path, run_command, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     meter = tokenmeter.make_meter(store=store)
     recorded(meter)
     recorded(meter, "our-own")
     meter.close()
     (tmp_path / "tokenmeter.toml").write_text(f'store = "{store}"\nmultiplier = "2"\n')
-    shown = cli(tmp_path, "reprice", "--changed")
-    assert shown.returncode == 0, shown.stderr
-    assert "+$1.26" in shown.stdout
-    assert "--post" in shown.stdout
-    facts = json.loads(cli(tmp_path, "doctor", "--json").stdout)
+    shown = run_command("reprice", "--changed")
+    assert shown.code == 0, shown.err
+    assert "+$1.26" in shown.out
+    assert "--post" in shown.out
+    facts = json.loads(run_command("doctor", "--json").out)
     assert facts["facts"]["entries_unpriced"] == 1
     assert any("1 entry has no price" in warning for warning in facts["warnings"])
-    done = json.loads(cli(tmp_path, "reprice", "--changed", "--post", "--json").stdout)
+    done = json.loads(run_command("reprice", "--changed", "--post", "--json").out)
     assert (done["recorded"], done["corrections"], done["billed_cost"]) == (True, 1, "1.260000000000")
-    assert "no entry's cost differs" in cli(tmp_path, "reprice", "--changed").stdout
+    assert "no entry's cost differs" in run_command("reprice", "--changed").out

@@ -160,48 +160,60 @@ def times(factor):
 
 
 BAD = {
-    "no JSON": b"<html>not found</html>",
-    "no list": b"{}",
-    "empty": b"[]",
-    "without OpenAI": published(without("openai")),
-    "half the models": published(halved),
-    "a price that is text": published(spoilt("free")),
-    "a price that is no number": published(spoilt("NaN")),
-    "an absurd price": published(spoilt(10**9)),
-    "a price that is a list": published(spoilt([1])),
-    "a price below zero": published(spoilt(-1)),
-    "a price that is null": published(spoilt(None)),
-    "a price that is true": published(spoilt(value=True)),
-    "a price without end": published(spoilt(float("inf"))),
-    "a price that is NaN": published(spoilt(float("nan"))),
-    "a tier below zero": published(spoilt({"base": 1, "tiers": [{"start": 5, "price": -1}]})),
-    "tiers without a base": published(spoilt({"tiers": []})),
-    "no prices": published(spoilt([])),
-    "all for nothing": published(for_nothing),
-    "dollars for a thousand millions": published(times(1000)),
-    "dollars for a token": published(times(1e-6)),
-    "a reseller of nobody": published(spoilt_field("azure", "fallback_model_providers", ["nobody"])),
-    "a reseller of text": published(spoilt_field("azure", "fallback_model_providers", "openai")),
-    "a context window of text": published(spoilt_field("openai", "context_window", "large")),
-    "modes that are text": published(spoilt_field("openai", "price_variants", "fast")),
-    "broken off": published()[:-1000],
-    "broken off, packed": gzip.compress(published())[:-1000],
-    "packed badly": gzip.compress(published())[:500] + b"x" * 500,
-    "packed twice": gzip.compress(gzip.compress(published())),
-    "a bomb": gzip.compress(b"[" + b" " * (80 << 20)),
-    "without end": b"[" * 200_000,
-    "a provider that is text": b'["openai"]',
+    "no JSON": lambda: b"<html>not found</html>",
+    "no list": lambda: b"{}",
+    "empty": lambda: b"[]",
+    "without OpenAI": lambda: published(without("openai")),
+    "half the models": lambda: published(halved),
+    "a price that is text": lambda: published(spoilt("free")),
+    "a price that is no number": lambda: published(spoilt("NaN")),
+    "an absurd price": lambda: published(spoilt(10**9)),
+    "a price that is a list": lambda: published(spoilt([1])),
+    "a price below zero": lambda: published(spoilt(-1)),
+    "a price that is null": lambda: published(spoilt(None)),
+    "a price that is true": lambda: published(spoilt(value=True)),
+    "a price without end": lambda: published(spoilt(float("inf"))),
+    "a price that is NaN": lambda: published(spoilt(float("nan"))),
+    "a tier below zero": lambda: published(spoilt({"base": 1, "tiers": [{"start": 5, "price": -1}]})),
+    "tiers without a base": lambda: published(spoilt({"tiers": []})),
+    "no prices": lambda: published(spoilt([])),
+    "all for nothing": lambda: published(for_nothing),
+    "dollars for a thousand millions": lambda: published(times(1000)),
+    "dollars for a token": lambda: published(times(1e-6)),
+    "a reseller of nobody": lambda: published(spoilt_field("azure", "fallback_model_providers", ["nobody"])),
+    "a reseller of text": lambda: published(spoilt_field("azure", "fallback_model_providers", "openai")),
+    "a context window of text": lambda: published(spoilt_field("openai", "context_window", "large")),
+    "modes that are text": lambda: published(spoilt_field("openai", "price_variants", "fast")),
+    "broken off": lambda: published()[:-1000],
+    "broken off, packed": lambda: gzip.compress(published())[:-1000],
+    "packed badly": lambda: gzip.compress(published())[:500] + b"x" * 500,
+    "packed twice": lambda: gzip.compress(gzip.compress(published())),
+    "a bomb": lambda: gzip.compress(b"[" + b" " * (80 << 20)),
+    "without end": lambda: b"[" * 200_000,
+    "a provider that is text": lambda: b'["openai"]',
 }
 
 
-@pytest.mark.parametrize("body", BAD.values(), ids=BAD)
-def test_a_bad_list_is_refused_and_the_last_good_one_stays(publisher, body):
-    publisher.body = published()
-    prices.update(url=publisher.url)
-    publisher.body = body
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """What is kept of a good list."""
+    folder = tmp_path_factory.mktemp("good")
+    (folder / "carried.json").write_bytes(published())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_DATA_HOME", str(folder))
+        assert gpt5(prices.update(url=folder / "carried.json")) == "7"
+        return updating.kept_path().read_bytes()
+
+
+@pytest.mark.parametrize("make", BAD.values(), ids=BAD)
+def test_a_bad_list_is_refused_and_the_last_good_one_stays(publisher, kept, make):
+    path = updating.kept_path()
+    path.parent.mkdir(parents=True)
+    path.write_bytes(kept)
+    publisher.body = make()
     with pytest.raises(PricingError):
         prices.update(url=publisher.url)
-    assert gpt5(PriceList.load(newest=updating.newest())) == "7"
+    assert path.read_bytes() == kept
 
 
 def test_an_address_in_the_place_of_rows_is_refused_before_anything_is_fetched(publisher):
