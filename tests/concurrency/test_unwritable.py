@@ -47,7 +47,7 @@ def test_what_cannot_be_written_waits_and_is_written_later(how, ends, tmp_path):
 def test_what_a_process_takes_with_it_is_named(tmp_path):
     told, log = run("call", tmp_path, "killed by its own end")
     assert told["during"]["waiting"] == 8
-    lost = next(line for line in log.splitlines() if "could not record 8 calls" in line)
+    lost = next(line for line in log.splitlines() if "could not record 8 calls ($0.00" in line)
     assert lost.count("gpt-5-mini chatcmpl") == 8
     assert "tokenmeter reconcile" in lost
 

@@ -21,7 +21,7 @@ from tokenmeter.attribution import ApiKey, hash_key
 from tokenmeter.budgets.runs import RunClaims
 from tokenmeter.call import Call, Outcome
 from tokenmeter.dimensions import TOOL_OPERATION
-from tokenmeter.display import counted
+from tokenmeter.display import counted, dollars
 from tokenmeter.errors import StoreBusyError, StoreError
 from tokenmeter.ledger import Entry, Reservation, new_id
 from tokenmeter.money import ZERO, add
@@ -343,11 +343,11 @@ def _tell_lost(lost: list[Unwritten]) -> None:
             call, seen = late.authorization.call, late.outcome.observation
             answer = (seen and seen.response_id) or late.outcome.response_id or "an answer without id"
             named.append(f"{call.provider} {call.facts.model} {answer}")
+    costs = [f"{dollars(cost)} in all"] * (unknown < len(lost)) + [f"{unknown:,} of unknown cost"] * bool(unknown)
     log.error(
-        "tokenmeter could not record %s of %s US dollars in all%s, since the ledger could not be written: %s. "
+        "tokenmeter could not record %s (%s), since the ledger could not be written: %s. "
         "`tokenmeter reconcile` finds what is missing in the provider's own figures.",
         counted(len(lost), "call"),
-        cost,
-        f" and {unknown:,} whose cost is not known" if unknown else "",
+        " and ".join(costs),
         "; ".join(named),
     )
