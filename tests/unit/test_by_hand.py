@@ -807,6 +807,21 @@ class TestErrorBodies:
         assert (meter.remaining()[0].spent, meter.remaining()[0].reserved) == (0, 0)
 
 
+@pytest.mark.parametrize(
+    ("model", "cost"),
+    [
+        ("global.anthropic.claude-sonnet-4-5-20250929-v1:0", "0.0045"),
+        ("us.anthropic.claude-sonnet-4-5-20250929-v1:0", "0.00495"),
+        ("arn:aws:bedrock:us-east-1:1:provisioned-model/abc", "0"),
+    ],
+)
+def test_what_the_request_says_of_its_profile_prices_an_answer_that_does_not_also_later(meter, model, cost):
+    body = {"id": "m", "type": "message", "model": "claude-sonnet-4-5-20250929", "content": [{"text": "Hi"}]}
+    body["usage"] = {"input_tokens": 1000, "output_tokens": 100}
+    assert meter.record(body, provider="bedrock", endpoint="messages", model=model).list_cost == Decimal(cost)
+    assert meter.reprice(changed=True) == []
+
+
 class TestRunningTotals:
     HERE = {"provider": "anthropic", "endpoint": "beta.sessions"}  # noqa: RUF012
 

@@ -241,8 +241,10 @@ class LineConditions(NamedTuple):
             return None
         if price_id.startswith(_PREFIX):
             return cls(**cast("dict[str, Any]", json.loads(price_id[len(_PREFIX) :])))
-        told = price_id.partition(_MARK)[2]
+        listed, _, told = price_id.partition(_MARK)
         context: dict[str, Any] = dict(each.split("=", 1) for each in told.split(",") if "=" in each)
+        if listed.partition("/")[2].startswith("global."):  # a row of its own, and elsewhere the standard case
+            context.setdefault("region", "global")
         return cls(**context)
 
     def price_id(self) -> str:

@@ -226,6 +226,8 @@ def _base(wire: JSON, top: Reading, model: str | None, context: Context, flags: 
     request = context.request
     tier, speed, geo = text(wire, "service_tier"), text(wire, "speed") or request.speed, text(wire, "inference_geo")
     geo = geo or request.terms.get("inference_geo")
+    if ":provisioned-model/" in (request.model or ""):
+        tier = "provisioned"  # Bedrock's, which is paid by the hour
     batch = tier == "batch"
     return Consumption(
         model=model or request.model,
