@@ -680,6 +680,7 @@ def test_the_star_of_tables_says_what_the_reports_say(archived, months, tmp_path
         archived.archives.connect(tmp_path / "usage.duckdb")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 @pytest.mark.parametrize("store", ["sqlite"], indirect=True)
 def test_an_object_store_keeps_months_and_is_asked_once(store, months, bucket, tmp_path):
@@ -697,6 +698,7 @@ def test_an_object_store_keeps_months_and_is_asked_once(store, months, bucket, t
     assert "not the file that was sealed" in store.verify().faults[0].detail
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 @pytest.mark.parametrize("store", ["sqlite"], indirect=True)
 def test_of_an_object_store_no_more_is_kept_than_there_is_room_for(store, months, bucket, tmp_path, monkeypatch):
