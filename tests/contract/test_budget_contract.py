@@ -443,6 +443,7 @@ class TestHolds:
         meter = metered(*budgets)
         call = a_call()
         late = meter.authorize(replace(call, facts=replace(call.facts, streamed=True)))
+        meter.flush()  # another host finds what has arrived
         url = store.url.replace("/spool", f"/{host}")
         elsewhere = store if url.startswith("memory") else open_store(url)  # whose clock is days ahead
         assert metered(*budgets, store=elsewhere).sweep(utcnow() + timedelta(days=2)) == 1
@@ -458,6 +459,7 @@ class TestHolds:
     def test_a_call_that_costs_nothing_leaves_no_estimate_of_a_sweep_that_came_too_early(self, metered, store, host):
         meter = metered(Budget(limit_usd=900), Budget(limit_requests=9))
         late = meter.authorize(a_call())
+        meter.flush()  # another host finds what has arrived
         url = store.url.replace("/spool", f"/{host}")
         elsewhere = store if url.startswith("memory") else open_store(url)
         assert metered(store=elsewhere).sweep(utcnow() + timedelta(days=2)) == 1
