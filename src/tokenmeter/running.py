@@ -305,8 +305,10 @@ class _Work:
 def _find(open_in: dict[int, tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
     work = _Work()
     frames = sys._current_frames()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - the only way to see them
+    # Itself among its own values, with whoever called it, would be left to the garbage collector.
+    frames.pop(threading.get_ident())
     for ident, scopes in tuple(open_in.items()):
-        if ident in frames and ident != work.thread.ident and work.is_awaited_at(frames[ident]):
+        if ident in frames and work.is_awaited_at(frames[ident]):
             yield scopes
     for future in work.futures:
         yield from _blocks_awaiting(future)

@@ -1,8 +1,10 @@
 """A block that waits for a thread whose call it does not reach says so, beside calls that it does reach."""
 
 import asyncio
+import gc
 import logging
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from multiprocessing.pool import ThreadPool
 
@@ -196,3 +198,20 @@ def test_the_search_ends_after_many_calls_that_nobody_waits_for(heard, call, poo
         call()
         pool.submit(call).result()
     assert heard.messages == []
+
+
+def test_who_is_looked_for_leaves_nothing_of_the_call_to_the_garbage_collector():
+    class Answer:
+        pass
+
+    def call():
+        answer = Answer()
+        Strays().find_waiting()
+        return weakref.ref(answer)
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert call()() is None
+    finally:
+        gc.enable()
