@@ -172,6 +172,17 @@ def test_one_model_under_two_names_among_others_is_not_proposed(record, compare)
     assert outcome.proposals == ()
 
 
+def test_a_name_of_ours_stands_for_one_of_theirs(record, compare):
+    record("claude-haiku-4-5-20251001", at="2026-10-01T09:00", input=(1_000, "1.00"))
+    record("our-name-for-it", at="2026-10-01T09:00", input=(900, "2.00"))
+    costs = COSTS + haiku("2026-10-01", "input_no_cache", "1.00")
+    costs += haiku("2026-10-01", "input_no_cache", "2.00", model="Claude Special")
+    costs += haiku("2026-10-01", "input_no_cache", "2.00", model="Claude Unusual")
+    outcome = compare({"costs.csv": costs})
+    assert sorted(one.cause for one in outcome.discrepancies) == ["names", "names", "unrecorded"]
+    assert [one.amount for one in outcome.proposals] == [2]
+
+
 def test_rounding_needs_both_sides(record, compare):
     record("claude-haiku-4-5-20251001", at="2026-10-01T09:00", input=(10, "0.003"))
     record("claude-haiku-4-5-20251001", at="2026-10-02T09:00", input=(10, "5.00"))
@@ -519,17 +530,22 @@ def test_a_statement_cut_in_another_zone_is_recognised_and_nothing_proposed(reco
         for hour in (0, 3, 11, 16, 21, 23):
             at = datetime(2026, 10, day, hour, 10, tzinfo=UTC)
             tokens = 1000 + 7 * day + hour
-            record("claude-haiku-4-5-20251001", at=at.replace(tzinfo=None).isoformat(), input=(tokens, "1"))
-            local = (at + moved).date()
+            model = f"claude-{'opus' if day % 3 and hour % 2 else 'haiku'}-4-5-20251001"
+            record(model, at=at.replace(tzinfo=None).isoformat(), input=(tokens, "1"))
+            local = (at + moved).date(), model
             sums[local] = sums.get(local, 0) + tokens
     usage = USAGE + "".join(
-        f"{day},claude-haiku-4-5-20251001,prod,Default,standard,≤ 200k,{tokens},0,0,0,0,0,global,\n"
-        for day, tokens in sums.items()
+        f"{day},{model},prod,Default,standard,≤ 200k,{tokens},0,0,0,0,0,global,\n"
+        for (day, model), tokens in sums.items()
     )
     outcome = compare({"usage.csv": usage})
     assert {one.cause for one in outcome.discrepancies} == {"zone"}
     assert outcome.proposals == ()
     assert "The statement's days begin at UTC" in str(outcome)
+    outcome = compare(
+        {"usage.csv": f"{usage}2026-10-11,claude-opus-4-5-20251001,b,Default,standard,≤ 200k,1,0,0,0,0,0,,\n"}
+    )
+    assert "zone" not in {one.cause for one in outcome.discrepancies}, "one account is enough to tell"
 
 
 def test_proposals_add_up_and_say_what_they_leave(record, compare):

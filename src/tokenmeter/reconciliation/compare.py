@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+from bisect import bisect_left
 from dataclasses import replace
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from tokenmeter.money import EXACT, ONE, ZERO, magnitude, multiply
+from tokenmeter.money import EXACT, ONE, ZERO, magnitude, multiply, negate
 from tokenmeter.reconciliation.causes import CAUSES, NO_TRAFFIC, NOISE, POSTABLE, Cause, Discrepancy, Rules, judge
 from tokenmeter.reconciliation.names import align_models
 from tokenmeter.reconciliation.statement import (
@@ -184,17 +186,11 @@ def _with_names(
     only_ours = [one for one in found if one.cause in {"unbilled", "estimated"}]
     only_ours = [one for one in only_ours if not one.theirs_tokens and not one.theirs_cost]
     pairs: set[Bucket] = set()
+    unnamed = _Unnamed(only_ours, rules)
     for one in only_theirs:
-        for other in only_ours:
-            apart = sum(name != known for name, known in zip(one.bucket, other.bucket, strict=True))
-            if (
-                one.bucket.day == other.bucket.day
-                and apart == 1
-                and other.bucket not in pairs
-                and _mirrors(one, other, theirs[one.bucket].lines, rules)
-            ):
-                pairs |= {one.bucket, other.bucket}
-                break
+        other = unnamed.take(one, theirs[one.bucket].lines)
+        if other is not None:
+            pairs |= {one.bucket, other.bucket}
     return [
         _now(one, "names") if one.cause in POSTABLE and (strangers or one.bucket in pairs) else one for one in found
     ]
@@ -208,11 +204,45 @@ def _are_strangers(name: str, ours: Mapping[Bucket, Side], theirs: Mapping[Bucke
     return bool(mine and its) and not mine & its and None not in (mine | its if name == "model" else its)
 
 
-def _mirrors(one: Discrepancy, other: Discrepancy, lines: int, rules: Rules) -> bool:
-    if rules.has_usage:
-        return {name: -count for name, count in one.tokens.items()} == dict(other.tokens)
-    off = magnitude(EXACT.add(one.amount or ZERO, other.amount or ZERO))
-    return off <= max(multiply(rules.quantum, lines, _HALF), NOISE)
+class _Unnamed:
+    """What the ledger alone has, to be found by who has the same under one other name; each is found once."""
+
+    def __init__(self, found: Sequence[Discrepancy], rules: Rules) -> None:
+        self._found, self._rules = found, rules
+        self._taken: set[int] = set()
+        self._places: dict[tuple[object, ...], list[tuple[Decimal, int]]] = {}
+        for number, one in enumerate(found):
+            amount = ZERO if rules.has_usage else one.amount or ZERO
+            for place in self._but_one_name(one.bucket, one.tokens):
+                self._places.setdefault(place, []).append((amount, number))
+        for some in self._places.values():
+            some.sort()
+
+    def take(self, one: Discrepancy, lines: int) -> Discrepancy | None:
+        """The first that is `one` with the other sign: in tokens, else in what its `lines` may be off by rounding."""
+        amount, room, rules = ZERO, ZERO, self._rules
+        if not rules.has_usage:
+            amount, room = negate(one.amount or ZERO), max(multiply(rules.quantum, lines, _HALF), NOISE)
+        least, most = EXACT.subtract(amount, room), EXACT.add(amount, room)
+        mirrored = {name: -count for name, count in one.tokens.items()}
+        nearest: int | None = None
+        for place in self._but_one_name(one.bucket, mirrored):
+            some = self._places.get(place, [])
+            for _, number in itertools.takewhile(
+                lambda known: known[0] <= most, itertools.islice(some, bisect_left(some, (least, -1)), None)
+            ):
+                if number not in self._taken and (nearest is None or number < nearest):
+                    nearest = number
+        if nearest is None:
+            return None
+        self._taken.add(nearest)
+        return self._found[nearest]
+
+    def _but_one_name(self, bucket: Bucket, tokens: Mapping[str, int]) -> Iterator[tuple[object, ...]]:
+        """The bucket without each of its names in turn, and the tokens where they tell."""
+        counts = frozenset(tokens.items()) if self._rules.has_usage else None
+        for place in range(1, len(bucket)):
+            yield place, bucket[:place], bucket[place + 1 :], counts
 
 
 def _zone_offset(
@@ -226,23 +256,42 @@ def _zone_offset(
 
     The first and the last day are left out: what moves over the period's ends cannot be seen.
     """
-    first, last = period.start.date(), (period.end - _DAY).date()
-    inner = {bucket: side for bucket, side in theirs.items() if first < bucket.day < last}
-    differing = [one for one in found if one.cause in POSTABLE | {"timing"} and first < one.bucket.day < last]
-    if len(differing) < _FEWEST or len(inner) < _FEWEST:
+    first, last = (_number(moment.date()) for moment in (period.start, period.end - _DAY))
+    inner: dict[Bucket, dict[int, Side]] = {}
+    for bucket, side in theirs.items():
+        if first < (day := _number(bucket.day)) < last:
+            inner.setdefault(bucket._replace(day=_EPOCH_DAY), {})[day] = side
+    differing = [one for one in found if one.cause in POSTABLE | {"timing"} and first < _number(one.bucket.day) < last]
+    if len(differing) < _FEWEST or sum(map(len, inner.values())) < _FEWEST:
         return None
+    # By who it is of: a start of days that is not theirs shows with the first of them, however many there are.
+    groups: dict[Bucket, list[tuple[int, int, Decimal]]] = {group: [] for group in inner}
+    for quarter, bucket, tokens, cost in quarters:
+        groups.setdefault(bucket._replace(day=_EPOCH_DAY), []).append((quarter, tokens, cost))
     for steps in sorted(range(-_DAY_QUARTERS, _DAY_QUARTERS + 1), key=lambda count: (count % 4 != 0, abs(count))):
-        if not steps:
-            continue
-        days: dict[Bucket, tuple[int, Decimal]] = {}
-        for quarter, bucket, tokens, cost in quarters:
-            day = _EPOCH_DAY + timedelta(days=(quarter + steps) // _DAY_QUARTERS)
-            if first < day < last:
-                known = days.get(bucket._replace(day=day), (0, ZERO))
-                days[bucket._replace(day=day)] = known[0] + tokens, EXACT.add(known[1], cost)
-        if days.keys() == inner.keys() and all(_agrees(days[bucket], side, rules) for bucket, side in inner.items()):
+        if steps and all(
+            _is_cut_at(steps, some, inner.get(group, {}), range(first + 1, last), rules)
+            for group, some in groups.items()
+        ):
             return timedelta(seconds=steps * QUARTER)
     return None
+
+
+def _number(day: date) -> int:
+    return (day - _EPOCH_DAY).days
+
+
+def _is_cut_at(
+    steps: int, quarters: Iterable[tuple[int, int, Decimal]], theirs: Mapping[int, Side], seen: range, rules: Rules
+) -> bool:
+    """Whether days that begin so many quarters earlier have of one account what the statement's days have."""
+    days: dict[int, tuple[int, Decimal]] = {}
+    for quarter, tokens, cost in quarters:
+        day = (quarter + steps) // _DAY_QUARTERS
+        if day in seen:
+            known = days.get(day, (0, ZERO))
+            days[day] = known[0] + tokens, EXACT.add(known[1], cost)
+    return days.keys() == theirs.keys() and all(_agrees(days[day], side, rules) for day, side in theirs.items())
 
 
 def _agrees(ours: tuple[int, Decimal], theirs: Side, rules: Rules) -> bool:
