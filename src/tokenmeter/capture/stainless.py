@@ -106,7 +106,9 @@ def _reduced(client: Any) -> tuple[Any, ...]:
     binding = client.__dict__.get(BINDING)
     if binding is None:
         return reduced
-    state = {name: value for name, value in client.__dict__.items() if name not in _IN_PLACE}
+    state = client.__dict__.copy()
+    for name in _IN_PLACE:
+        state.pop(name, None)
     return _metered_again, (made, arguments, state, binding)
 
 
@@ -115,7 +117,7 @@ def _metered_again(
 ) -> Any:
     copied = made(*arguments)
     copied.__dict__.update(state)
-    bind(copied, binding.copy())
+    twice(None, lambda: bind(copied, binding.copy()), "see a call")
     return copied
 
 
