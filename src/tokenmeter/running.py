@@ -306,7 +306,7 @@ def _find(open_in: dict[int, tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
     work = _Work()
     frames = sys._current_frames()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - the only way to see them
     # Itself among its own values, with whoever called it, would be left to the garbage collector.
-    frames.pop(threading.get_ident())
+    frames.pop(threading.get_ident(), None)  # gevent gives greenlets numbers of their own
     for ident, scopes in tuple(open_in.items()):
         if ident in frames and work.is_awaited_at(frames[ident]):
             yield scopes

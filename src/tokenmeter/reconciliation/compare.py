@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from dataclasses import replace
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -209,34 +208,34 @@ class _Unnamed:
 
     def __init__(self, found: Sequence[Discrepancy], rules: Rules) -> None:
         self._found, self._rules = found, rules
-        self._taken: set[int] = set()
         self._places: dict[tuple[object, ...], list[tuple[Decimal, int]]] = {}
         for number, one in enumerate(found):
-            amount = ZERO if rules.has_usage else one.amount or ZERO
             for place in self._but_one_name(one.bucket, one.tokens):
-                self._places.setdefault(place, []).append((amount, number))
+                self._places.setdefault(place, []).append((self._amount(one), number))
         for some in self._places.values():
             some.sort()
 
     def take(self, one: Discrepancy, lines: int) -> Discrepancy | None:
         """The first that is `one` with the other sign: in tokens, else in what its `lines` may be off by rounding."""
-        amount, room, rules = ZERO, ZERO, self._rules
-        if not rules.has_usage:
-            amount, room = negate(one.amount or ZERO), max(multiply(rules.quantum, lines, _HALF), NOISE)
-        least, most = EXACT.subtract(amount, room), EXACT.add(amount, room)
-        mirrored = {name: -count for name, count in one.tokens.items()}
-        nearest: int | None = None
-        for place in self._but_one_name(one.bucket, mirrored):
-            some = self._places.get(place, [])
-            for _, number in itertools.takewhile(
-                lambda known: known[0] <= most, itertools.islice(some, bisect_left(some, (least, -1)), None)
-            ):
-                if number not in self._taken and (nearest is None or number < nearest):
-                    nearest = number
-        if nearest is None:
+        amount, room = negate(self._amount(one)), ZERO
+        if not self._rules.has_usage:
+            room = max(multiply(self._rules.quantum, lines, _HALF), NOISE)
+        least, most = (EXACT.subtract(amount, room), -1), (EXACT.add(amount, room), len(self._found))
+        numbers = [
+            number
+            for place in self._but_one_name(one.bucket, {name: -count for name, count in one.tokens.items()})
+            for some in (self._places.get(place, []),)
+            for _, number in some[bisect_left(some, least) : bisect_right(some, most)]
+        ]
+        if not numbers:
             return None
-        self._taken.add(nearest)
-        return self._found[nearest]
+        taken = self._found[min(numbers)]
+        for place in self._but_one_name(taken.bucket, taken.tokens):
+            self._places[place].remove((self._amount(taken), min(numbers)))
+        return taken
+
+    def _amount(self, one: Discrepancy) -> Decimal:
+        return ZERO if self._rules.has_usage else one.amount or ZERO
 
     def _but_one_name(self, bucket: Bucket, tokens: Mapping[str, int]) -> Iterator[tuple[object, ...]]:
         """The bucket without each of its names in turn, and the tokens where they tell."""
