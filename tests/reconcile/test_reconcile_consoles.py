@@ -172,6 +172,16 @@ def test_one_model_under_two_names_among_others_is_not_proposed(record, compare)
     assert outcome.proposals == ()
 
 
+def test_the_table_is_headed_by_what_it_is_split_by_and_has_no_tokens_where_none_are_told(record, compare):
+    record("claude-haiku-4-5-20251001", at="2026-10-01T09:00", project="lab", input=(1_000, "2.00"))
+    costs = COSTS + haiku("2026-10-01", "input_no_cache", "2.50", workspace="Lab")
+    lines = str(compare({"costs.csv": costs}, by="model,workspace", projects={"Lab": "lab"})).splitlines()
+    heading = next(number for number, line in enumerate(lines) if line.startswith("day "))
+    assert lines[heading].split() == ["day", "model", "project", "cause", "tokens", "USD"]
+    assert lines[heading + 1].split()[-2:] == ["-", "0.500000000000"]
+    assert lines[heading].index("cause") == lines[heading + 1].index("price")
+
+
 def test_a_name_of_ours_stands_for_one_of_theirs(record, compare):
     record("claude-haiku-4-5-20251001", at="2026-10-01T09:00", input=(1_000, "1.00"))
     record("our-name-for-it", at="2026-10-01T09:00", input=(900, "2.00"))

@@ -322,13 +322,15 @@ def _text(outcome: Reconciliation) -> Iterator[str]:
     for cause, amount in outcome.by_cause().items():
         yield f"  {cause:<17} {counts[cause]:>5} x {quantize(amount):>22,f} USD  {CAUSES[cause]}"
     yield ""
-    yield f"{'day':<11} {'model':<28} {'cause':<17} {'tokens':>14} {'USD':>20}"
+    grain = " ".join(name for name in Bucket._fields[1:] if name in outcome.grain)
+    yield f"{'day':<10} {grain:<28} {'cause':<17} {'tokens':>14} {'USD':>20}"
     dearest = sorted(outcome.discrepancies, key=lambda one: magnitude(one.amount or ZERO), reverse=True)[:_ROWS]
     for one in sorted(dearest, key=outcome.discrepancies.index):
         names = " ".join(name for name in one.bucket[1:] if name) or "-"
         dollars = "-" if one.amount is None else f"{quantize(one.amount):,f}"
-        more = one.theirs_tokens - one.ours_tokens
-        yield f"{one.bucket.day} {names:<28} {one.cause:<17} {more:>+14,} {dollars:>20}"
+        # Of a statement of costs alone nobody knows how many tokens it lacks.
+        more = "-" if outcome.theirs.tokens is None else f"{one.theirs_tokens - one.ours_tokens:+,}"
+        yield f"{one.bucket.day} {names:<28} {one.cause:<17} {more:>14} {dollars:>20}"
     if len(outcome.discrepancies) > _ROWS:
         yield f"... and {len(outcome.discrepancies) - _ROWS} smaller ones; all are in discrepancies."
     if outcome.proposals:
