@@ -331,6 +331,41 @@ def may_wait() -> bool:
     return True
 
 
+class Background:
+    """Work of one owner that goes on in threads of its own, which the owner waits for before it lets go of its things."""
+
+    def __init__(self) -> None:
+        self._threads: set[threading.Thread] = set()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something that was begun in this process is not done yet."""
+        return any(thread.is_alive() for thread in tuple(self._threads))
+
+    def run(self, name: str, work: Callable[[], object]) -> None:
+        """Begin `work`, which must not raise, in a thread. Never waits; not done where no thread can be had."""
+
+        def run() -> None:
+            try:
+                work()
+            finally:
+                self._threads.discard(threading.current_thread())
+
+        thread = threading.Thread(target=run, name=f"tokenmeter-{name}", daemon=True)
+        self._threads.add(thread)
+        try:
+            thread.start()
+        except RuntimeError:  # too many there are, or the interpreter ends
+            self._threads.discard(thread)
+
+    def finish(self, seconds: float) -> None:  # not money: seconds
+        """Wait until what was begun is done, for so many seconds at most, or until it is up to this very thread."""
+        until = time.monotonic() + seconds
+        for thread in tuple(self._threads):
+            if thread.is_alive() and thread is not threading.current_thread():
+                thread.join(max(until - time.monotonic(), 0))
+
+
 def is_on_event_loop() -> bool:
     """Whether an asyncio loop runs in this thread. Where nobody uses asyncio it is not imported for that."""
     loops = sys.modules.get("asyncio")

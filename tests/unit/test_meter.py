@@ -4,20 +4,24 @@ import faulthandler
 import gc
 import hashlib
 import logging
+import shutil
 import threading
 import time
 from decimal import Decimal
+from functools import partial
 
 import pytest
 
 from forking import run_in_child
 from tokenmeter.attribution import Attribution, attribute, current_scopes
 from tokenmeter.budgets import Budget
+from tokenmeter.budgets.rules import Faults
 from tokenmeter.call import Call, Outcome, RequestFacts
 from tokenmeter.errors import StoreBusyError, StoreUnavailableError
 from tokenmeter.meter import Meter
 from tokenmeter.pricing import Multiplier, PriceList, Pricer, Terms
 from tokenmeter.processes import run_at_once
+from tokenmeter.stores import journal, open_store
 from tokenmeter.stores.sqlite import MemoryStore
 from tokenmeter.usage import Consumption, Observation, Usage
 
@@ -237,3 +241,48 @@ class TestSweeping:
         assert entry.billed_cost == Decimal("0.0000105")  # ten tokens at $1 a million, times 1.05
         assert entry.status == "aborted"
         assert meter.budgets.holds.sweep_due > time.monotonic() + 50
+
+
+class TestClosing:
+    def test_what_goes_on_in_threads_ends_first_and_the_folder_can_be_removed(self, pricer, tmp_path, monkeypatch):
+        """A test's temporary folder is removed right after it: a ledger opened again would be in its way."""
+        folder = tmp_path / "ledger"
+        meter = Meter(store=open_store(f"sqlite:///{folder}/ledger.db"), pricer=pricer)
+        begun = [threading.Event(), threading.Event()]
+
+        def later(number, work, *given, **named):
+            begun[number].set()
+            time.sleep(0.2)  # long enough for the store to be closed
+            return work(*given, **named)
+
+        monkeypatch.setattr(meter.store, "expired", partial(later, 0, meter.store.expired))
+        monkeypatch.setattr(meter.store.journal, "check_tail", partial(later, 1, meter.store.journal.check_tail))
+        monkeypatch.setattr(journal, "FOLD_EVERY", 1)
+        meter.budgets.holds.sweep_due = 0
+        meter.settle(meter.authorize(a_call()), Outcome(observation=answered()))
+        assert all(event.wait(60) for event in begun)
+        meter.close()
+        shutil.rmtree(folder)
+        left = [thread.name for thread in threading.enumerate() if thread.name.startswith("tokenmeter-")]
+        assert (left, meter.faults, folder.exists()) == ([], 0, False)
+
+    def test_a_call_goes_on_where_no_thread_can_be_had_and_who_is_to_be_told_is_told_later(self, make_meter):
+        told = []
+        meter = make_meter(Budget(limit_requests=2, thresholds=(50, 100)), alerts=[told.append], rules=[Faults()])
+
+        def call():
+            meter.budgets.holds.sweep_due = meter.budgets.telling._rules_due = 0
+            meter.settle(meter.authorize(a_call()), Outcome(observation=answered()))
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(threading.Thread, "start", no_thread)
+            call()
+            assert (meter.faults, told) == (0, [])
+        call()
+        meter.flush()
+        assert meter.faults == 0
+        assert sorted(alert.threshold for alert in told) == [50, 100]
+
+
+def no_thread(_thread):
+    raise RuntimeError("can't start new thread")

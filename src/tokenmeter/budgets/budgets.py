@@ -36,7 +36,7 @@ from tokenmeter.call import Call, PlainRequest, RequestFacts
 from tokenmeter.errors import StoreBusyError, StoreError
 from tokenmeter.ledger import Claim, CounterKey, Entry, Posting, Reservation, new_id
 from tokenmeter.pricing import Pricer
-from tokenmeter.processes import may_wait, process_name
+from tokenmeter.processes import Background, may_wait, process_name
 from tokenmeter.stores.base import CapReachedError, Store
 from tokenmeter.stores.base import Fault as CounterFault
 from tokenmeter.stores.slots import from_microseconds, to_microseconds
@@ -80,6 +80,7 @@ class Budgets(Registry):
         missed: Budgets of which this process did not know while it recorded calls.
         holds: What becomes of holds after they were made.
         telling: What is told of budgets, and to whom.
+        background: What of both goes on in threads.
 
     Raises:
         ConfigurationError: declared budgets contradict each other.
@@ -100,6 +101,7 @@ class Budgets(Registry):
         fault: Fault,
     ) -> None:
         super().__init__(store, pricer, declared, source=source, in_code=in_code, fault=fault)
+        self.background = Background()
         self.telling = Telling(
             store,
             alerts,
@@ -111,6 +113,7 @@ class Budgets(Registry):
             limits_before=self._limits_before,
             balances=partial(self.remaining, {}),
             fault=fault,
+            background=self.background,
         )
         self.alerts = self.telling.queue
         self.holds = Holds(
@@ -119,6 +122,7 @@ class Budgets(Registry):
             hold_time=hold_time,
             rate=rate,
             fault=fault,
+            background=self.background,
             postings=self.postings,
             with_held=lambda entry, reservation: with_held(entry, reservation, self._state.caps),
             announce=self.telling.announce,

@@ -7,6 +7,7 @@ receiver was away, is delivered by it or another later. A target may so hear of 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -260,12 +261,16 @@ class _Outbox:
 
     def _start(self) -> None:
         if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="tokenmeter-alerts", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._work, name="tokenmeter-alerts", daemon=True)
+            with contextlib.suppress(RuntimeError):  # none can be had: whoever is next to put or to wait tries again
+                thread.start()
+                self._thread = thread
 
     def mark(self) -> threading.Event:
         """Set as soon as everything that waits now was delivered."""
         reached = threading.Event()
+        if not self._queue.empty():
+            run_alone(_starting, self._start)
         if self._thread is None or self._pid != os.getpid():
             reached.set()
         else:

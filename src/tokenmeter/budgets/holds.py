@@ -11,7 +11,6 @@ stands there. Which caps apply, and until when, `Budgets.find` says; how much a 
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -26,7 +25,7 @@ from tokenmeter.errors import StoreBusyError
 from tokenmeter.ledger import Claim, CounterKey, Entry, Posting, Reservation, ThresholdCrossing, utcnow
 from tokenmeter.pricing import Pricer, Rating
 from tokenmeter.pricing.corrections import with_assumed
-from tokenmeter.processes import has_ended, process_name, run_at_once
+from tokenmeter.processes import Background, has_ended, process_name, run_at_once
 from tokenmeter.providers import dialect_for
 from tokenmeter.stores.base import Store, take_back
 from tokenmeter.stores.live import NEVER, Slot
@@ -125,6 +124,7 @@ class Holds:
         hold_time: How long a call may be in flight before its hold expires.
         rate: Rates the estimate of an expired hold.
         fault: Told of faults that must not reach a caller.
+        background: Where expired ones are looked for, and what would have to wait is done.
         postings: What an entry adds to the counters.
         with_held: An entry of which nobody knows what was used, with what was held for it.
         announce: Tells of crossed thresholds.
@@ -138,6 +138,7 @@ class Holds:
         hold_time: timedelta,
         rate: Rate,
         fault: Fault,
+        background: Background,
         postings: Callable[[Entry], Sequence[Posting]],
         with_held: Callable[[Entry, Reservation], Entry],
         announce: Callable[[Sequence[ThresholdCrossing]], None],
@@ -148,6 +149,7 @@ class Holds:
         self._pricer = pricer
         self._rate = rate
         self._fault = fault
+        self._background = background
         self._postings = postings
         self._with_held = with_held
         self._announce = announce
@@ -170,7 +172,7 @@ class Holds:
         try:
             run_at_once(change, reservation_id, value)
         except StoreBusyError:
-            _in_background(verb, lambda: self._quietly(f"{verb} a hold", change, reservation_id, value))
+            self._background.run(verb, lambda: self._quietly(f"{verb} a hold", change, reservation_id, value))
         except Exception as error:  # noqa: BLE001 - the call's own result goes through
             self._fault(f"{verb} a hold", error)
 
@@ -248,17 +250,13 @@ class Holds:
         now = time.monotonic()
         if now >= self.sweep_due:
             self.sweep_due = now + _SWEEP_EVERY
-            _in_background("sweep", lambda: self._quietly("sweep expired holds", self.sweep, self._store.now()))
+            self._background.run("sweep", lambda: self._quietly("sweep expired holds", self.sweep, self._store.now()))
 
     def _quietly(self, what: str, work: Callable[..., object], *arguments: object) -> None:
         try:
             work(*arguments)
         except Exception as error:  # noqa: BLE001 - nobody waits for it
             self._fault(what, error)
-
-
-def _in_background(name: str, work: Callable[[], object]) -> None:
-    threading.Thread(target=work, name=f"tokenmeter-{name}", daemon=True).start()
 
 
 #: Picodollars, tokens, and one for what counts calls.

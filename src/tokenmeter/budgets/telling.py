@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
@@ -23,6 +22,7 @@ from tokenmeter.call import Call
 from tokenmeter.errors import StoreError
 from tokenmeter.ledger import CounterKey, Entry, ThresholdCrossing
 from tokenmeter.places import say_place
+from tokenmeter.processes import Background
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.slots import from_microseconds
 
@@ -48,6 +48,7 @@ class Telling:
         limits_before: What it was before, the latest first, with the definition that said so.
         balances: Where every counter of every budget stands at a moment.
         fault: Told of faults that must not reach a caller.
+        background: Where rules are looked at.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Telling:
         limits_before: Callable[[Cap, Mapping[str, str], CounterKey], Iterator[tuple[Budget, int]]],
         balances: Callable[[datetime], Sequence[Balance]],
         fault: Fault,
+        background: Background,
     ) -> None:
         self._store = store
         self._caps = caps
@@ -68,6 +70,7 @@ class Telling:
         self._limits_before = limits_before
         self._balances = balances
         self._fault = fault
+        self._background = background
         self.rules = tuple(rules)
         self.queue = AlertQueue(targets, deliveries=Deliveries(store, self._alert))
         now = time.monotonic()
@@ -159,9 +162,7 @@ class Telling:
         now = time.monotonic()
         if self.rules and now >= self._rules_due:
             self._rules_due = now + _LOOK_EVERY
-            threading.Thread(
-                target=self._check_quietly, args=(faults,), name="tokenmeter-check-rules", daemon=True
-            ).start()
+            self._background.run("check-rules", lambda: self._check_quietly(faults))
 
     def _check_quietly(self, faults: int) -> None:
         try:

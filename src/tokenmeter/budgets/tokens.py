@@ -107,7 +107,10 @@ class TokenCounter:
     def _begin_once(self, encoding: str) -> None:
         if encoding not in self._encodings:
             self._encodings[encoding] = None
-            threading.Thread(target=self.load, args=(encoding,), name="tokenmeter-tokens", daemon=True).start()
+            try:
+                threading.Thread(target=self.load, args=(encoding,), name="tokenmeter-tokens", daemon=True).start()
+            except RuntimeError:  # none can be had: the next prompt tries again
+                del self._encodings[encoding]
 
 
 def _load(encoding: str) -> Encoding | None:

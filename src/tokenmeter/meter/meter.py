@@ -526,11 +526,12 @@ class Meter:
         return spooled + len(self.waiting)
 
     def close(self) -> None:
-        """Hand over the alerts that still wait (for 3 seconds at most) and close the store."""
+        """Hand over the alerts that still wait, let what goes on in threads end (10 seconds each at most); close the store."""
         self.waiting.close()
         self.budgets.missed.finish()
         self.closed = True
         self.budgets.alerts.flush(EXIT_SECONDS)
+        self.budgets.background.finish(EXIT_SECONDS)
         self.store.close()
 
     # -- budgets

@@ -6,7 +6,6 @@ Nothing here waits for the book, save when the live counters have to be made ane
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import TypeVar
 
 from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError
 from tokenmeter.ledger import CounterKey
-from tokenmeter.processes import after_fork_in_child, run_patiently
+from tokenmeter.processes import Background, after_fork_in_child, run_patiently
 from tokenmeter.stores.base import Counter
 from tokenmeter.stores.effects import (
     Book,
@@ -40,6 +39,8 @@ T = TypeVar("T")
 
 #: Records of this process between two folds, and seconds until one that failed is tried again.
 FOLD_EVERY, FOLD_AGAIN = 2048, 5.0
+#: Most seconds that closing waits for a fold.
+_FOLD_SECONDS = 10
 #: What becomes of an entry that no budget is about.
 _RECORDED, _REPEATED = Posted(recorded=True), Posted(recorded=False)
 
@@ -65,7 +66,7 @@ class Journal(Writer):
         self._holds: dict[str, NewHold] = {}
         self._written = WrittenIds()
         self._unfolded = 0
-        self._folder: threading.Thread | None = None
+        self._background = Background()
         self._fold_at = 0.0
 
     # -- the way of a call
@@ -449,10 +450,13 @@ class Journal(Writer):
         if self._unfolded >= FOLD_EVERY or (trouble and time.monotonic() > self._fold_at):
             self._unfolded = 0
             self._fold_at = time.monotonic() + FOLD_AGAIN
-            if self._folder is None or not self._folder.is_alive():
-                self._folder = threading.Thread(target=self._fold, name="tokenmeter-fold", daemon=True)
-                with contextlib.suppress(RuntimeError):  # the interpreter is going down: the next process folds
-                    self._folder.start()
+            if not self._background.is_busy:
+                self._background.run("fold", self._fold)  # if none begins any more, the next process folds
+
+    def close(self) -> None:
+        """Let a fold that is under way end, and let go of the files; using the journal again opens them again."""
+        self._background.finish(_FOLD_SECONDS)
+        super().close()
 
     def _fold(self) -> None:
         with contextlib.suppress(StoreError):  # told by the book; tried again later

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError
 from tokenmeter.ledger import Entry, Posting, ThresholdCrossing, is_own
-from tokenmeter.processes import is_on_event_loop, may_wait
+from tokenmeter.processes import Background, is_on_event_loop, may_wait
 from tokenmeter.stores.base import CapReachedError, Settlement
 from tokenmeter.stores.effects import (
     HoldGoneError,
@@ -61,6 +60,7 @@ class ServerJournal(LeasingWriter):
     def _start(self) -> None:
         super()._start()
         self._sender = Sender(self.send, self._give_back_lapsed, self._until_lapse)
+        self._background = Background()
         self._written = WrittenIds()
         self._sent = -1
         self._budgets: int | None = None
@@ -118,10 +118,10 @@ class ServerJournal(LeasingWriter):
         if old and not waits:
             return True
         self._budgets_due = now + _ASK_GENERATION_EVERY
-        asking = threading.Thread(target=self._ask_quietly, name="tokenmeter-generation", daemon=True)
-        asking.start()
+        if not self._background.is_busy:
+            self._background.run("generation", self._ask_quietly)
         if old:
-            asking.join(_ANSWER_SECONDS)
+            self._background.finish(_ANSWER_SECONDS)
         return False
 
     def _ask_quietly(self) -> None:
@@ -191,6 +191,7 @@ class ServerJournal(LeasingWriter):
     def close(self) -> None:
         """Give back leases, and let go of thread and files; using the journal again opens them again."""
         self._sender.close()
+        self._background.finish(_ANSWER_SECONDS)
         if self._lessee:
             with contextlib.suppress(StoreError):  # they lapse, and go back when their holds have expired
                 self.give_back()

@@ -15,6 +15,8 @@ from tokenmeter.stores.urls import make_private_file
 
 #: How long the sender waits for more of the same, and after a failure. Seconds.
 _GATHER, _AGAIN = 0.005, 0.5
+#: Most seconds that closing waits for what is being sent.
+_END_SECONDS = 10
 _HOST_BYTES = 16
 
 
@@ -96,38 +98,39 @@ class Sender:
     ) -> None:
         self._fold, self._rest, self._pause = fold, rest, pause
         self._pid = 0
-        self._closed = False
 
     def wake(self) -> None:
         """Something was written."""
         if self._pid != os.getpid():
             self._pid = os.getpid()
-            self._closed = False
-            self._event = threading.Event()
+            self._event, self._ended = threading.Event(), threading.Event()
             self._thread = threading.Thread(
-                target=self._run, args=(self._event,), name="tokenmeter-sender", daemon=True
+                target=self._run, args=(self._event, self._ended), name="tokenmeter-sender", daemon=True
             )
             self._event.set()
             with contextlib.suppress(RuntimeError):  # the interpreter is going down: it is sent at exit
                 self._thread.start()
         self._event.set()
 
-    def _run(self, event: threading.Event) -> None:
-        while not self._closed:
+    def _run(self, event: threading.Event, ended: threading.Event) -> None:
+        while not ended.is_set():
             woken = event.wait(self._pause())
             try:
                 if woken:
                     event.clear()
-                    threading.Event().wait(_GATHER)
+                    ended.wait(_GATHER)
                     self._fold()
                 if self._pause() == 0:
                     self._rest()
             except StoreError:  # told by the book
                 event.set()
-                threading.Event().wait(_AGAIN)
+                ended.wait(_AGAIN)
 
     def close(self) -> None:
-        """Let the thread end."""
+        """Wait until the thread has ended, which has no more to send."""
         if self._pid == os.getpid():
-            self._closed, self._pid = True, 0
+            self._pid = 0
+            self._ended.set()
             self._event.set()
+            if self._thread.is_alive() and self._thread is not threading.current_thread():
+                self._thread.join(_END_SECONDS)
