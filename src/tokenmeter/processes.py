@@ -332,7 +332,7 @@ def may_wait() -> bool:
 
 
 class Background:
-    """Work of one owner that goes on in threads of its own, which the owner waits for before it lets go of its things."""
+    """Work of one owner in threads of its own, for which the owner waits before it lets go of its things."""
 
     def __init__(self) -> None:
         self._threads: set[threading.Thread] = set()

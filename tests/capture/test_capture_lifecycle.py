@@ -18,9 +18,11 @@ import openai
 import pytest
 
 import tokenmeter
+from tokenmeter.capture import settlement
 from tokenmeter.capture.calls import InFlight
 from tokenmeter.capture.responses import Exchange
 from tokenmeter.capture.settlement import Settling, settle_from_anywhere
+from tokenmeter.errors import StoreBusyError
 from tokenmeter.meter import Meter
 from tokenmeter.processes import may_wait
 from tokenmeter.stores import open_store
@@ -111,6 +113,36 @@ def test_one_client_serves_several_event_loops(clients, books):
     for _ in range(3):
         asyncio.run(turn())
     assert [entry.status for entry in books.all()] == ["ok"] * 6
+
+
+async def test_an_async_call_whose_lock_is_taken_goes_on_where_no_thread_can_be_had(clients, monkeypatch):
+    """A machine's or a container's limit of threads is no reason to refuse it, or to lose it."""
+    meter = tokenmeter.make_meter(store="memory:", budgets=[tokenmeter.Budget(limit_requests=2)], config={})
+    tried = []
+
+    def refuse(thread):
+        if thread.name.startswith("AnyIO"):
+            tried.append(thread)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    def busy(work, *given, **named):
+        if work == meter.authorize:
+            raise StoreBusyError("another one has the lock")
+        return work is not settlement._write and work(*given, **named)
+
+    start = threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    monkeypatch.setattr(settlement, "run_at_once", busy)
+    client = tokenmeter.wrap(clients.make("AsyncOpenAI", metered=False), meter)
+    for _ in range(2):
+        await client.chat.completions.create(**CHAT)
+    with pytest.raises(tokenmeter.BudgetExceededError):
+        await client.chat.completions.create(**CHAT)
+    monkeypatch.undo()
+    assert (len(list(meter.entries())), meter.faults) == (2, 0)
+    assert len(tried) == 4  # the second is held for by the plan of the first
+    meter.close()
 
 
 def test_what_is_dropped_while_the_meter_is_at_work_waits_for_the_next_call(clients, books, meter, monkeypatch):

@@ -21,8 +21,8 @@ from tokenmeter.errors import StoreBusyError, StoreUnavailableError
 from tokenmeter.meter import Meter
 from tokenmeter.pricing import Multiplier, PriceList, Pricer, Terms
 from tokenmeter.processes import run_at_once
-from tokenmeter.stores import journal, open_store
-from tokenmeter.stores.sqlite import MemoryStore
+from tokenmeter.stores import journal
+from tokenmeter.stores.sqlite import MemoryStore, SQLiteStore
 from tokenmeter.usage import Consumption, Observation, Usage
 
 KEY = "sk-test-0123456789-wxyz"
@@ -247,7 +247,8 @@ class TestClosing:
     def test_what_goes_on_in_threads_ends_first_and_the_folder_can_be_removed(self, pricer, tmp_path, monkeypatch):
         """A test's temporary folder is removed right after it: a ledger opened again would be in its way."""
         folder = tmp_path / "ledger"
-        meter = Meter(store=open_store(f"sqlite:///{folder}/ledger.db"), pricer=pricer)
+        store = SQLiteStore(folder / "ledger.db")
+        meter = Meter(store=store, pricer=pricer)
         begun = [threading.Event(), threading.Event()]
 
         def later(number, work, *given, **named):
@@ -255,8 +256,8 @@ class TestClosing:
             time.sleep(0.2)  # long enough for the store to be closed
             return work(*given, **named)
 
-        monkeypatch.setattr(meter.store, "expired", partial(later, 0, meter.store.expired))
-        monkeypatch.setattr(meter.store.journal, "check_tail", partial(later, 1, meter.store.journal.check_tail))
+        monkeypatch.setattr(store, "expired", partial(later, 0, store.expired))
+        monkeypatch.setattr(store.journal, "check_tail", partial(later, 1, store.journal.check_tail))
         monkeypatch.setattr(journal, "FOLD_EVERY", 1)
         meter.budgets.holds.sweep_due = 0
         meter.settle(meter.authorize(a_call()), Outcome(observation=answered()))

@@ -10,8 +10,9 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from weakref import WeakSet
 
 import anyio
@@ -25,6 +26,8 @@ from tokenmeter.processes import after_fork_in_child, is_on_stack, may_wait, run
 
 if TYPE_CHECKING:
     from tokenmeter.meter import Authorization, Meter
+
+T = TypeVar("T")
 
 
 class Open(Protocol):
@@ -160,7 +163,22 @@ async def catch_up_async() -> None:
 async def in_thread(work: Callable[..., object], *arguments: Any) -> None:
     """Run `work` in a thread of its own, and to its end whatever becomes of the task."""
     with anyio.CancelScope(shield=True):
-        await anyio.to_thread.run_sync(work, *arguments, limiter=anyio.CapacityLimiter(1))
+        await _apart(partial(work, *arguments))
+
+
+async def _apart(work: Callable[[], T]) -> T:
+    begun: list[bool] = []
+
+    def run() -> T:
+        begun.append(True)
+        return work()
+
+    try:
+        return await anyio.to_thread.run_sync(run, limiter=anyio.CapacityLimiter(1))
+    except RuntimeError:
+        if begun:
+            raise
+        return work()  # no thread can be had: better that the loop waits for a lock than that a call is lost
 
 
 def settle_from_anywhere(settling: Settling) -> None:
@@ -208,7 +226,7 @@ async def authorize_async(meter: Meter, call: Call, hold_id: str) -> Authorizati
     except StoreBusyError:
         waiting = _Waiting(meter, call, hold_id)
         try:
-            return await anyio.to_thread.run_sync(hand_place(waiting.authorize), limiter=anyio.CapacityLimiter(1))
+            return await _apart(hand_place(waiting.authorize))
         except BaseException:
             waiting.give_back()
             raise

@@ -526,7 +526,7 @@ class Meter:
         return spooled + len(self.waiting)
 
     def close(self) -> None:
-        """Hand over the alerts that still wait, let what goes on in threads end (10 seconds each at most); close the store."""
+        """Hand over waiting alerts, let what goes on in threads end (10 seconds each at most), close the store."""
         self.waiting.close()
         self.budgets.missed.finish()
         self.closed = True
