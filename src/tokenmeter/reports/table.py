@@ -123,27 +123,28 @@ def _total(columns: Sequence[Column]) -> int:
 
 def render(columns: Sequence[Column], *, totals: bool = True) -> list[str]:
     """Heading, rule and lines; with `totals` the last line stands under a rule of its own."""
-    heads = _lines([column.head for column in columns], columns)
-    rows = [_lines(cells, columns) for cells in zip(*(column.cells for column in columns), strict=True)]
+    widths = [column.width for column in columns]  # of all its cells: once, and not for each line
+    heads = _lines([column.head for column in columns], columns, widths)
+    rows = [_lines(cells, columns, widths) for cells in zip(*(column.cells for column in columns), strict=True)]
     rule = "-" * _total(columns)
     if totals and len(rows) > 1:
         rows.insert(-1, [rule])
     return [*heads, rule, *(line for row in rows for line in row)]
 
 
-def _lines(cells: Sequence[str], columns: Sequence[Column]) -> list[str]:
+def _lines(cells: Sequence[str], columns: Sequence[Column], widths: Sequence[int]) -> list[str]:
     """A row: one line, or as many as its longest text takes."""
     folded = [
         [cell] if column.most is None else _folded(cell, column.most)
         for cell, column in zip(cells, columns, strict=True)
     ]
-    return [_line(parts, columns) for parts in zip_longest(*folded, fillvalue="")]
+    return [_line(parts, columns, widths) for parts in zip_longest(*folded, fillvalue="")]
 
 
-def _line(cells: Sequence[str], columns: Sequence[Column]) -> str:
+def _line(cells: Sequence[str], columns: Sequence[Column], widths: Sequence[int]) -> str:
     parts: list[str] = []
-    for cell, column in zip(cells, columns, strict=True):
-        padding = " " * (column.width - text_width(cell))
+    for cell, column, width in zip(cells, columns, widths, strict=True):
+        padding = " " * (width - text_width(cell))
         parts.append("" if not parts or column.glued else _GAP)
         parts.append(padding + cell if column.right else cell + padding)
     return "".join(parts).rstrip()

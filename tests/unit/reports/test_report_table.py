@@ -7,7 +7,7 @@ import pytest
 
 from tokenmeter.display import amount, compact, money_places, share
 from tokenmeter.ledger import Entry
-from tokenmeter.reports import Query, read_report
+from tokenmeter.reports import Query, read_report, table
 from tokenmeter.stores.base import Store
 
 
@@ -218,3 +218,12 @@ def test_shares_never_round_to_all_or_nothing() -> None:
 def test_nothing_is_written_the_same_in_every_column(places: int) -> None:
     assert amount(Decimal("0.000000"), places) == amount(Decimal("-0.0"), places) == "$0.00"
     assert amount(Decimal("0.00000001"), places).startswith("<$0.0")
+
+
+def test_a_long_table_looks_at_each_cell_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[str] = []
+    monkeypatch.setattr(table, "text_width", lambda text: measured.append(text) or len(text))
+    cells = tuple(f"user-{number}" for number in range(500))
+    columns = [table.Column("end user", cells), table.Column("requests", cells, right=True)]
+    assert len(table.render(columns)) == 503
+    assert len(measured) < 5 * len(columns) * len(cells)
