@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -46,6 +47,8 @@ class Twins:
         self._origin, self._store = origin, store
         self._totals: dict[str, bool] = {}
         self._answers: set[str] = set()
+        #: Whether of the target, and moment -> what corrects entries of then, by the entry; of the records at hand.
+        self._corrected: dict[tuple[bool, datetime], dict[str | None, list[Entry]]] = {}
 
     def strangers(self, records: Sequence[Mapping[str, Any]]) -> set[str]:
         """Identities of those entries whose bill the target has by a record of its own, which now says as much."""
@@ -73,14 +76,24 @@ class Twins:
 
     def finish(self) -> None:
         """Take back estimates of calls whose whole answer came with the other ledger."""
-        for answer in sorted(self._answers):
-            found = list(self._store.entries(EntryFilter(where={"response_id": frozenset({answer})})))
-            gone = {one.corrects for one in found if one.kind == "reversal"}
-            calls = [one for one in found if one.kind == "usage" and one.entry_id not in gone]
-            wholes = [one for one in calls if not _is_doubtful(one)]
-            for one in calls:
-                if _is_doubtful(one) and any(stands_for(w, one) and w.provider == one.provider for w in wholes):
-                    self._post([reversal(one, _corrections(self._store, one))])
+        self._corrected.clear()
+        answers = sorted(self._answers)
+        for at in range(0, len(answers), _KEYS):
+            found = defaultdict[str | None, list[Entry]](list)
+            some: frozenset[str | None] = frozenset(answers[at : at + _KEYS])
+            for entry in self._store.entries(EntryFilter(where={"response_id": some})):
+                found[entry.response_id].append(entry)
+            for recorded in found.values():
+                self._take_back_estimates(recorded)
+
+    def _take_back_estimates(self, recorded: Sequence[Entry]) -> None:
+        """Of what is recorded of one answer, take back what stands in for it."""
+        gone = {one.corrects for one in recorded if one.kind == "reversal"}
+        calls = [one for one in recorded if one.kind == "usage" and one.entry_id not in gone]
+        wholes = [one for one in calls if not _is_doubtful(one)]
+        for one in calls:
+            if _is_doubtful(one) and any(stands_for(w, one) and w.provider == one.provider for w in wholes):
+                self._post([reversal(one, self._corrections(self._store, one))])
 
     def _is_told(self, record: Mapping[str, Any]) -> bool:
         entry = self._origin.entry(record["id"])
@@ -100,7 +113,7 @@ class Twins:
         twin = self._twin(entry)
         if twin is None:
             return False
-        known = _corrections(self._store, twin)
+        known = self._corrections(self._store, twin)
         if any(one.kind == "reversal" for one in known) or entry.kind != "usage":
             return True
         mine = replace(entry, entry_id=new_id(), reservation_id=None)
@@ -165,14 +178,14 @@ class Twins:
         if not _is_line(entry):
             return False
         found = self._store.recorded_under(_files(entry.dedup_key or "") or [""])
-        gone = {own.corrects for one in found for own in _corrections(self._store, one) if own.kind == "reversal"}
+        gone = {own.corrects for one in found for own in self._corrections(self._store, one) if own.kind == "reversal"}
         return any(one.operation == entry.operation and not _is_line(one) and one.entry_id not in gone for one in found)
 
     # -- what was corrected
 
     def _correct(self, entry: Entry, twin: Entry) -> None:
         """Correct the twin as the origin corrected the entry, or took it back."""
-        theirs, ours = _corrections(self._origin, entry), _corrections(self._store, twin)
+        theirs, ours = self._corrections(self._origin, entry), self._corrections(self._store, twin)
         made = list[Entry]()
         if [one.charges for one in (entry, *theirs[: len(ours)])] == [one.charges for one in (twin, *ours)]:
             made = [
@@ -193,10 +206,26 @@ class Twins:
             made = [reversal(twin, ours)]
         self._post(made)
 
+    def _corrections(self, ledger: Movable, entry: Entry) -> list[Entry]:
+        """What corrects an entry, or takes it back, in the order in which that was recorded."""
+        place = (ledger is self._store, entry.occurred_at)
+        if place not in self._corrected:  # read once: all lines of a batch, and of a day's export, are of one moment
+            kinds = {"kind": frozenset[str | None]({"correction", "reversal"})}
+            near = EntryFilter(since=entry.occurred_at, until=entry.occurred_at + _MOMENT, where=kinds)
+            found = self._corrected[place] = defaultdict(list)
+            for one in ledger.entries(near):
+                found[one.corrects].append(one)
+        return self._corrected[place][entry.entry_id]
+
     # -- the ledgers
 
     def _post(self, entries: Iterable[Entry]) -> None:
-        self.made += sum(done.recorded for done in self._store.append([(one, ()) for one in entries]))
+        made = list(entries)
+        for one, done in zip(made, self._store.append([(one, ()) for one in made]), strict=True):
+            self.made += done.recorded
+            known = self._corrected.get((True, one.occurred_at))
+            if done.recorded and one.corrects is not None and known is not None:
+                known[one.corrects].append(one)
 
     def _look_up(self, columns: str, table: str, name: str, values: Iterable[Any]) -> list[Any]:
         """Rows of the target that have one of these values there."""
@@ -267,9 +296,3 @@ def _is_part(part: Entry, whole: Entry) -> bool:
     return (
         part.model == whole.model and less != more and all(count <= more.get(name, 0) for name, count in less.items())
     )
-
-
-def _corrections(store: Movable, entry: Entry) -> list[Entry]:
-    """What corrects an entry, or takes it back, in the order in which that was recorded."""
-    near = EntryFilter(since=entry.occurred_at, until=entry.occurred_at + _MOMENT)
-    return [one for one in store.entries(near) if one.corrects == entry.entry_id]
