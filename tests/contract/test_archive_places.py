@@ -388,6 +388,24 @@ def test_a_bucket_that_falls_silent_within_a_file_is_told_as_such_and_not_asked_
     store.close()
 
 
+def test_a_package_that_raises_an_error_from_itself_is_told_of(ledger):
+    import fsspec
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    class Stumbling(MemoryFileSystem):
+        protocol = "stumbling"
+
+        def _open(self, *args, **kwargs):
+            stumble = TypeError()
+            raise stumble from stumble
+
+    fsspec.register_implementation("stumbling", Stumbling)
+    store = ledger("stumbling")
+    with pytest.raises(StoreUnavailableError, match="TypeError"):
+        store.archives.seal("2026-02", "stumbling://books")
+    store.close()
+
+
 @pytest.mark.parametrize("other", ["cut", "empty", "text", "longer", "one letter", "another month", "another ledger"])
 def test_a_file_that_is_not_the_months_answers_no_question(ledger, tmp_path, other):
     store, apart = ledger("one"), ledger("two")

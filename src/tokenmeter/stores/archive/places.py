@@ -132,9 +132,11 @@ def _asking(url: str, what: str, mend: str) -> Generator[None]:
 
 def _cause_of(error: BaseException) -> BaseException:
     """What went wrong with a place, where its package stumbles over that (an `IndexError`), or says nothing of it."""
+    seen = set[int]()
     while isinstance(error, (LookupError, TypeError, AttributeError)) or not str(error):
+        seen.add(id(error))
         before = error.__cause__ or error.__context__
-        if before is None:
+        if before is None or id(before) in seen:  # some packages raise an error from itself
             break
         error = before
     return error
