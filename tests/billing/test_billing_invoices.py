@@ -27,6 +27,7 @@ from tokenmeter.billing import (
     void_invoice,
     write_off_invoice,
 )
+from tokenmeter.billing.filed import find_credit_note
 from tokenmeter.errors import ConfigurationError, LedgerError
 from tokenmeter.money import add, subtract
 from tokenmeter.stores import open_store
@@ -576,6 +577,18 @@ def test_what_is_batch_priority_or_cached_is_said_in_words(store, make_call, dec
         "gpt-5 input tokens, batch",
         "gpt-5 output tokens, priority",
     }
+
+
+def test_a_credit_note_is_found_without_reading_the_others(ready, monkeypatch):
+    bills = [issue_invoice(ready, draft(ready, team=team)) for team in ("search", "ads")]
+    notes = [credit_invoice(ready, bill, None, "outage") for bill in bills]
+    read, parse = [], json.loads
+    monkeypatch.setattr(json, "loads", lambda text: read.append(text) or parse(text))
+    found = find_credit_note(ready, notes[1].number)
+    assert found is not None
+    assert (found, found.invoice.number) == (notes[1], bills[1].number)
+    assert not {bills[0].document.body, notes[0].document.body}.intersection(read)
+    assert find_credit_note(ready, bills[0].number) is None
 
 
 @pytest.mark.parametrize("amount", ["0", 0, "0.00"])

@@ -69,18 +69,29 @@ def find_document(store: Store, number: str) -> Document:
     Raises:
         LedgerError: there is none.
     """
+    if found := _find_numbered(store, INVOICE, number):
+        return found
+    if note := _find_numbered(store, EVENT, number):
+        invoice = json.loads(note.body)["invoice"]
+        raise LedgerError(f"{number_text(note)} is a credit note; what it gives back is of invoice {invoice}.")
+    raise LedgerError(f"There is no invoice {number!r} in this ledger; `tokenmeter invoice list` names them.")
+
+
+def find_credit_note(store: Store, number: str) -> CreditNote | None:
+    """The issued credit note with this number; None where there is none."""
+    found = _find_numbered(store, EVENT, number)
+    return None if found is None else CreditNote.of(found, find_invoice(store, json.loads(found.body)["invoice"]))
+
+
+def _find_numbered(store: Store, kind: str, number: str) -> Document | None:
     name = number.strip()
     digits = len(name) - len(name.rstrip("0123456789"))
     for count in range(digits, _LEAST_DIGITS - 1, -1):  # a series may end with digits, too
         series, place = name[:-count], int(name[-count:])
-        for document in store.documents(DocumentQuery(INVOICE, None, series, place)):
+        for document in store.documents(DocumentQuery(kind, None, series, place)):
             if number_text(document) == name:
                 return document
-    for document in store.documents(DocumentQuery(EVENT)):
-        if document.series is not None and number_text(document) == name:
-            invoice = json.loads(document.body)["invoice"]
-            raise LedgerError(f"{name} is a credit note; what it gives back is of invoice {invoice}.")
-    raise LedgerError(f"There is no invoice {number!r} in this ledger; `tokenmeter invoice list` names them.")
+    return None
 
 
 def load_invoice(store: Store, document: Document) -> Invoice:

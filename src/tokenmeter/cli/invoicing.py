@@ -16,7 +16,6 @@ from tokenmeter.billing import (
     InvoicePreview,
     Statement,
     credit_invoice,
-    credit_notes,
     draft_invoice,
     draft_invoices,
     find_invoice,
@@ -29,6 +28,7 @@ from tokenmeter.billing import (
     void_invoice,
     write_off_invoice,
 )
+from tokenmeter.billing.filed import find_credit_note
 from tokenmeter.billing.issuing import list_refusals
 from tokenmeter.billing.profile import EINVOICE_PDFS
 from tokenmeter.billing.rated import check_dimensions
@@ -261,8 +261,7 @@ def einvoice(
 
 def _find_document(store: Store, number: str) -> Invoice | CreditNote:
     # Looked for first: to find_invoice a credit note's number is an error.
-    note = next((one for one in credit_notes(store) if one.number == number), None)
-    return note or find_invoice(store, number)
+    return find_credit_note(store, number) or find_invoice(store, number)
 
 
 @command(invoice_app, "credit", examples=["tokenmeter invoice credit INV-00001 25.00 --reason 'outage on the 12th'"])

@@ -17,7 +17,6 @@ from starlette.routing import Route
 
 from tokenmeter.billing import (
     ClosedPeriod,
-    CreditNote,
     Invoice,
     Statement,
     closed_periods,
@@ -29,6 +28,7 @@ from tokenmeter.billing import (
     make_einvoice,
 )
 from tokenmeter.billing.einvoice import EInvoiceForm
+from tokenmeter.billing.filed import find_credit_note
 from tokenmeter.dashboard import figures
 from tokenmeter.dashboard.rendering import missing, page, part_of, zone_of
 from tokenmeter.dashboard.view import View
@@ -134,7 +134,7 @@ class DocumentPages:
     def credit_note(self, request: Request) -> Response:
         """One credit note with its lines."""
         number = request.path_params["number"]
-        found = self._credit_note(number)
+        found = find_credit_note(self._store, number)
         if found is None:
             return missing(request, "No such credit note", f"There is no credit note {number[:64]!r} in this ledger.")
         return page(request, "credit_note.html", title=f"Credit note {found.number}", note=found)
@@ -142,7 +142,7 @@ class DocumentPages:
     def printed(self, request: Request) -> Response:
         """An invoice or a credit note as a file."""
         form, number = request.path_params["form"], request.path_params["number"]
-        found = self._invoice(number) or self._credit_note(number)
+        found = self._invoice(number) or find_credit_note(self._store, number)
         if found is not None and form in _ELECTRONIC:
             return _download(make_einvoice(found, form), number, _ELECTRONIC[form])
         write = getattr(found, f"to_{form}", None) if form in _TYPES else None
@@ -155,9 +155,6 @@ class DocumentPages:
             return find_invoice(self._store, number)
         except LedgerError:
             return None
-
-    def _credit_note(self, number: str) -> CreditNote | None:
-        return next((one for one in credit_notes(self._store) if one.number == number), None)
 
     # -- statements
 
