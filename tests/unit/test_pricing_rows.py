@@ -9,7 +9,8 @@ import pytest
 from tokenmeter.attribution import ApiKey, Attribution
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import multiply
-from tokenmeter.pricing import PriceList, Pricer, Terms, parse_discounts, parse_multipliers, parse_prices
+from tokenmeter.pricing import PriceList, Pricer, Terms, parse_discounts, parse_multipliers, parse_prices, price
+from tokenmeter.pricing.price import Multipliers
 from tokenmeter.usage import Consumption, Observation, Usage
 
 AT = datetime(2026, 11, 20, tzinfo=UTC)
@@ -233,6 +234,18 @@ def test_the_platform_multiplier_of_the_most_specific_scope_applies_and_is_shown
     assert factor(attribution=Attribution(member="ada"), model="gpt-5-2025-08-07") == Decimal("1.30")
     key = ApiKey("f" * 32, "1234", "prod")
     assert factor(attribution=Attribution(member="ada"), api_key=key) == Decimal("1.50")
+
+
+def test_a_call_looks_at_those_multipliers_that_may_be_its_own(monkeypatch):
+    rows = [{"multiplier": "1.10"}, {"multiplier": "1.20", "model": "GPT-5-mini", "team": "ads"}]
+    rows += [{"multiplier": f"2.{number:03d}", "member": f"member-{number}"} for number in range(1000)]
+    looked, holds = [], price._holds
+    monkeypatch.setattr(price, "_holds", lambda rule, at: looked.append(rule) or holds(rule, at))
+    multipliers = Multipliers(parse_multipliers(rows, file="tokenmeter.toml"))
+    for who, factor in [({"member": "member-7"}, "2.007"), ({"team": "ads"}, "1.20"), ({}, "1.10")]:
+        call = {"provider": "openai", "models": ("gpt-5-mini",), "at": AT, "api_key": None}
+        assert multipliers.factor(**call, attribution=Attribution(**who)) == Decimal(factor)
+    assert len(looked) < 10
 
 
 @pytest.mark.parametrize(

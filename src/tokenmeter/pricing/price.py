@@ -308,7 +308,36 @@ class Terms:
                 return mapped[name]
         return name
 
-    def platform(
+    def discount(self, *, provider: str, models: Iterable[str], sku_meter: str, at: datetime) -> Decimal:
+        """The negotiated factor on a meter of a model."""
+        names = {name.lower() for name in models}
+        fitting = [
+            (rule.specificity, _since(rule.effective_from), position, rule.factor)
+            for position, rule in enumerate(self.discounts)
+            if _holds(rule, at)
+            and rule.provider in {None, provider}
+            and (rule.model is None or rule.model in names)
+            and rule.sku_meter in {None, sku_meter}
+        ]
+        return max(fitting)[-1] if fitting else ONE
+
+
+class Multipliers:
+    """Platform multipliers, each found by one thing that it names, so that a call does not look at all of them.
+
+    Args:
+        rules: The multipliers, as they were written.
+    """
+
+    def __init__(self, rules: Iterable[Multiplier]) -> None:
+        #: A name and a value -> position, rule and scope of those that are found by it; by "" those that name nothing.
+        self._found_by: dict[tuple[str, str], list[tuple[int, Multiplier, tuple[tuple[str, str], ...]]]] = {}
+        for position, rule in enumerate(rules):
+            scope = tuple((name, value.lower() if name == "model" else value) for name, value in rule.scope)
+            self._found_by.setdefault(scope[0] if scope else ("", ""), []).append((position, rule, scope))
+        self._names = {name for name, _ in self._found_by}
+
+    def factor(
         self,
         *,
         provider: str,
@@ -326,38 +355,25 @@ class Terms:
             api_key: Key used.
             attribution: On whose account.
         """
-        if not self.multipliers:
+        if not self._found_by:
             return ONE
-        host = canonical_provider(provider)
-        names = {name.lower() for name in models if name}
-        keys = {api_key.alias, api_key.label} if api_key else set[str | None]()
+        called: dict[str, set[str | None]] = {
+            "": {""},
+            "provider": {canonical_provider(provider)},
+            "model": {name.lower() for name in models if name},
+            "api_key": {api_key.alias, api_key.label} if api_key else set(),
+        }
 
-        def agrees(name: str, value: str) -> bool:
-            if name == "api_key":
-                return value in keys
-            if name == "model":
-                return value.lower() in names
-            if name == "provider":
-                return value == host
-            return bool(value == getattr(attribution, name))
+        def values(name: str) -> set[str | None]:
+            return called[name] if name in called else {getattr(attribution, name)}
 
         fitting = [
             (rule.specificity, _since(rule.effective_from), position, rule.factor)
-            for position, rule in enumerate(self.multipliers)
-            if _holds(rule, at) and all(agrees(name, value) for name, value in rule.scope)
-        ]
-        return max(fitting)[-1] if fitting else ONE
-
-    def discount(self, *, provider: str, models: Iterable[str], sku_meter: str, at: datetime) -> Decimal:
-        """The negotiated factor on a meter of a model."""
-        names = {name.lower() for name in models}
-        fitting = [
-            (rule.specificity, _since(rule.effective_from), position, rule.factor)
-            for position, rule in enumerate(self.discounts)
-            if _holds(rule, at)
-            and rule.provider in {None, provider}
-            and (rule.model is None or rule.model in names)
-            and rule.sku_meter in {None, sku_meter}
+            for name in self._names
+            for value in values(name)
+            if value is not None
+            for position, rule, scope in self._found_by.get((name, value), ())
+            if _holds(rule, at) and all(wanted in values(each) for each, wanted in scope)
         ]
         return max(fitting)[-1] if fitting else ONE
 

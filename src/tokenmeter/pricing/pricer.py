@@ -14,7 +14,7 @@ from tokenmeter.call import RequestFacts
 from tokenmeter.ledger import Charge
 from tokenmeter.money import EXACT
 from tokenmeter.pricing.card import Circumstances
-from tokenmeter.pricing.price import Discount, Multiplier, Price, Terms
+from tokenmeter.pricing.price import Discount, Multiplier, Multipliers, Price, Terms
 from tokenmeter.pricing.price_list import ListedModel, PriceList
 from tokenmeter.pricing.rating import Rating, compare, priced_lines, supplied_line, total, unpriced_lines
 from tokenmeter.pricing.sheet import Ceiling, RateSheet, ceiling_of
@@ -51,6 +51,7 @@ class Pricer:
         maps = {canonical_provider(provider): dict(names) for provider, names in given.model_maps.items()}
         units = {name if "://" in name else canonical_provider(name): unit for name, unit in given.cost_units.items()}
         self.terms = replace(given, model_maps=maps, cost_units=units)
+        self._multipliers = Multipliers(given.multipliers)
         dated: tuple[Multiplier | Discount, ...] = (*given.multipliers, *given.discounts)
         changes = {moment for each in dated for moment in (each.effective_from, each.effective_to)}
         self._changes = tuple(sorted(moment for moment in changes if moment is not None))
@@ -114,7 +115,7 @@ class Pricer:
         for consumption in observation.consumptions:
             listed = self._listed(worked, provider, consumption)
             models = (consumption.model, listed.model if listed else None)
-            platform = self.terms.platform(
+            platform = self._multipliers.factor(
                 provider=provider, models=models, at=moment, api_key=api_key, attribution=attribution
             )
             supplied = consumption.supplied_cost
@@ -202,7 +203,7 @@ class Pricer:
         if listed is None:
             return None
         moment = at if at.tzinfo is UTC else at.astimezone(UTC)
-        platform = self.terms.platform(
+        platform = self._multipliers.factor(
             provider=provider, models=(model, listed.model), at=moment, api_key=api_key, attribution=attribution
         )
         return self._sheet(worked, listed, mode, at=moment, prompt_tokens=prompt_tokens, platform=platform)
@@ -224,7 +225,7 @@ class Pricer:
             return None
         moment = at.astimezone(UTC)
         models = (facts.model, listed.model)
-        platform = self.terms.platform(
+        platform = self._multipliers.factor(
             provider=provider, models=models, at=moment, api_key=api_key, attribution=attribution
         )
         return ceiling_of(
@@ -252,7 +253,7 @@ class Pricer:
         moment = at.astimezone(UTC)
         canonical = canonical_provider(provider)
         highest = self._highest(canonical, moment)
-        platform = self.terms.platform(
+        platform = self._multipliers.factor(
             provider=provider, models=(), at=moment, api_key=api_key, attribution=attribution
         )
         billed = [None if rate is None else EXACT.multiply(rate, platform) for rate in highest]
