@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import json
 import os
 import subprocess
 import sys
 import threading
 import weakref
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -18,6 +20,7 @@ import openai
 import pytest
 
 import tokenmeter
+from interrupting import interrupted_at
 from tokenmeter.capture import settlement
 from tokenmeter.capture.calls import InFlight
 from tokenmeter.capture.responses import Exchange
@@ -227,6 +230,53 @@ def test_an_outcome_put_by_is_written_after_the_next_call(clients, books, meter,
     busy.clear()
     client.chat.completions.create(**CHAT)
     assert len(books.all()) == 2
+
+
+def test_an_interrupt_while_what_was_put_by_is_written_loses_none_of_it(clients, books, meter, monkeypatch):
+    from tokenmeter.errors import StoreBusyError
+
+    client = clients.openai()
+    settle = meter.store.settle
+
+    def sometimes(*args, **kwargs):
+        if not may_wait():
+            raise StoreBusyError("busy")
+        return settle(*args, **kwargs)
+
+    monkeypatch.setattr(meter.store, "settle", sometimes)
+    for number in itertools.count(1):
+        stream = client.chat.completions.create(**CHAT, stream=True)
+        del stream
+        gc.collect()
+        if interrupted_at(number, settlement.catch_up, within=settlement.__file__) is None:
+            break
+    assert number > 10
+    assert len(books.all()) == number
+
+
+def test_what_an_interrupt_ended_in_one_thread_is_written_in_any(clients, books, meter, monkeypatch):
+    client = clients.openai()
+    settle = meter.store.settle
+
+    def interrupted(*args, **kwargs):
+        monkeypatch.setattr(meter.store, "settle", settle)
+        raise KeyboardInterrupt
+
+    kept = []
+
+    def work():
+        stream = client.chat.completions.create(**CHAT, stream=True)
+        kept.append(stream.response)
+        monkeypatch.setattr(meter.store, "settle", interrupted)
+        with suppress(KeyboardInterrupt):
+            list(stream)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    kept.clear()
+    gc.collect()
+    assert len(books.all()) == 1
 
 
 def test_nothing_of_ours_keeps_clients_responses_or_results_alive(clients):

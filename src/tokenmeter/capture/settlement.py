@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from threading import get_ident
@@ -36,6 +37,10 @@ class Open(Protocol):
     def abandon(self) -> None:
         """Write it down now, as far as it is known. Must not raise."""
         ...
+
+
+#: The thread of what an interrupt ended: no thread has this number.
+_NOBODY = 0
 
 
 class Settling:
@@ -70,7 +75,7 @@ class Settling:
         Raises:
             StoreBusyError: the store is busy and this thread must not wait; nothing was written.
         """
-        if self.done or (self._begun_in is not None and self._begun_in != get_ident()):
+        if self.done or self._begun_in not in {None, _NOBODY, get_ident()}:
             return
         try:
             for _ in range(2):  # what fails once may pass, as want of memory does
@@ -88,6 +93,9 @@ class Settling:
             if not may_wait():
                 raise
             self.meter.fault("settle", StoreBusyError("the store stayed busy although asked to wait"))
+        except BaseException:  # an interrupt: whoever comes next goes on, in any thread
+            self._begun_in = _NOBODY
+            raise
         self.done = True
 
     def _is_recorded(self) -> bool:
@@ -205,14 +213,19 @@ def _write(settling: Settling) -> bool:
 
 
 def _catch_up() -> None:
-    while _put_by:
+    at = 0
+    while at < len(_put_by):
         try:
-            settling = _put_by.popleft()
-        except IndexError:  # another thread took the last one
+            settling = _put_by[at]  # it stays there while it is written: an interrupt must not take it away
+        except IndexError:  # another thread wrote the last one
             return
         if (settling.looks_up and not may_wait()) or not _write(settling):
-            _put_by.appendleft(settling)
             return
+        if not settling.done:  # another thread is writing it
+            at += 1
+            continue
+        with suppress(ValueError):  # another thread took it off
+            _put_by.remove(settling)
 
 
 async def authorize_async(meter: Meter, call: Call, hold_id: str) -> Authorization:
