@@ -107,9 +107,14 @@ class RequestFacts:
 
     @property
     def billed_region(self) -> str | None:
-        """Where the work is billed: Bedrock's global profile is named with the model, which its answers leave out."""
-        profile = (self.model or "").rsplit("/", 1)[-1]
-        return "global" if profile.startswith("global.") else self.region
+        """Where the work is billed: Bedrock's profile is named with the model, which its answers leave out."""
+        model = self.model or ""
+        profile = model.rsplit("/", 1)[-1]
+        if profile.startswith("global."):
+            return "global"
+        if self.region is None and (profile.startswith("us-gov.") or model.startswith("arn:aws-us-gov:")):
+            return "us-gov"  # in which of its regions costs the same
+        return self.region
 
 
 class PlainRequest(NamedTuple):

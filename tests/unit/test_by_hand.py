@@ -812,6 +812,7 @@ class TestErrorBodies:
     [
         ("global.anthropic.claude-sonnet-4-5-20250929-v1:0", "0.0045"),
         ("us.anthropic.claude-sonnet-4-5-20250929-v1:0", "0.00495"),
+        ("us-gov.anthropic.claude-sonnet-4-5-20250929-v1:0", "0.0054"),
         ("arn:aws:bedrock:us-east-1:1:provisioned-model/abc", "0"),
     ],
 )

@@ -38,6 +38,25 @@ def per_million(pricer, meter, model="gpt-5", provider="openai", at=AT, **contex
     return rate(pricer, seen({meter: MILLION}, model, **context), provider=provider, at=at).list_cost
 
 
+@pytest.mark.parametrize(
+    ("provider", "model", "tier"),
+    [
+        ("openai", "gpt-4.1", "scale"),
+        ("google", "gemini-2.5-flash", "provisioned"),
+        ("aws", "anthropic.claude-sonnet-4-5-20250929-v1:0", "provisioned"),
+        ("aws", "arn:aws:bedrock:us-east-1:1:provisioned-model/abc", None),
+    ],
+)
+def test_capacity_that_is_paid_by_the_hour_or_day_costs_nothing_by_the_token(pricer, provider, model, tier):
+    observation = seen({"input": 9, "cache_read": 9, "output": 9}, model, service_tier=tier, prompt_tokens=18)
+    rating = rate(pricer, observation, provider=provider)
+    assert (rating.list_cost, rating.flags) == (0, frozenset())
+
+
+def test_who_asks_for_paid_capacity_may_be_served_beyond_it(pricer):
+    assert ceiling(pricer, "gpt-4.1", service_tier="scale").output == Decimal("0.000008")
+
+
 @pytest.mark.parametrize("tier", [None, "default", "standard", "auto", "Default", ""])
 def test_every_spelling_of_the_standard_tier_is_standard(pricer, tier):
     assert per_million(pricer, "input", service_tier=tier) == Decimal("1.25")
@@ -46,7 +65,6 @@ def test_every_spelling_of_the_standard_tier_is_standard(pricer, tier):
 @pytest.mark.parametrize(
     ("context", "flag"),
     [
-        ({"service_tier": "scale"}, "unknown_service_tier"),
         ({"service_tier": "warp"}, "unknown_service_tier"),
         ({"speed": "fast"}, "unknown_speed"),
         ({"processing": "overnight"}, "unknown_processing"),

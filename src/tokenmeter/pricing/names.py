@@ -8,6 +8,7 @@ taking away
 - a snapshot's date: ``-2025-08-07``, ``-20250807``, ``@20250807`` (a date that exists), ``@default``, ``-latest``;
 - a cloud's envelope: Bedrock's ``us.``/``eu.``/``global.`` profile, ``anthropic.`` vendor, ``-v1:0`` version and ARN,
   Google's ``publishers/.../models/`` path, ``-001`` release and ``-preview-05-20`` stage;
+- what Azure's fine-tuning puts behind its model: ``gpt-4.1-2025-04-14.ft-0e20...-suffix``, at that model's rates;
 - the provider's own name before it, as gateways write it: ``openai/gpt-5`` at OpenAI, ``xai/grok-4`` at xAI.
 
 Never by prefix or containment: ``claude-opus-4-10`` is not ``claude-opus-4-1``.
@@ -23,6 +24,7 @@ from tokenmeter.providers.hosts import canonical_provider
 
 _DATE = re.compile(r"[-@:](20\d\d)(-?)(\d\d)\2(\d\d)$")
 _FINE_TUNED = re.compile(r"(ft:[^:]+):")
+_AZURE_TUNED = re.compile(r"\.ft-[0-9a-z]+")
 _FLOATING = re.compile(r"(?:-latest|@latest|@default)$")
 _BEDROCK_VERSION = re.compile(r"-v\d+(?::\d+)?(?::\d+k)?$|:\d+$")
 _BEDROCK_PROFILE = re.compile(
@@ -47,7 +49,7 @@ def undated(name: str) -> str | None:
 
 def scope_of(region: str | None) -> str | None:
     """``"global"`` where a name that does not say itself is priced by Bedrock's global rows: there, and in GovCloud."""
-    return "global" if region == "global" or (region or "").startswith("us-gov-") else None
+    return "global" if region == "global" or (region or "").startswith("us-gov") else None
 
 
 def forms(provider: str, name: str, region: str | None) -> Iterator[str]:
@@ -67,12 +69,20 @@ def forms(provider: str, name: str, region: str | None) -> Iterator[str]:
 
 def _forms(provider: str, name: str, region: str | None) -> Iterator[str]:
     if provider == "aws":
+        if ":provisioned-model/" in name:  # which model it is, its owner knows alone
+            yield "provisioned-model"
         yield from _bedrock_forms(name.rsplit("/", 1)[-1], region)
         return
     yield name
+    if provider == "azure" and name.startswith("gpt-35-"):
+        name = name.replace("35", "3.5", 1)
+        yield name
     owner, _, own = name.partition("/")
     if own and canonical_provider(owner) == provider:
         name = own
+        yield name
+    if provider == "azure" and (tuned := _AZURE_TUNED.search(name)):  # the rates of what it was made from
+        name = name[: tuned.start()]
         yield name
     if provider == "google":
         name = name.rsplit("/", 1)[-1]
