@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -24,6 +23,7 @@ from tokenmeter.errors import ConfigurationError, shown
 from tokenmeter.interrupts import came_from_outside
 from tokenmeter.ledger import Entry
 from tokenmeter.meter import Authorization, Meter
+from tokenmeter.patience import in_thread
 from tokenmeter.periods import parse_instant
 from tokenmeter.places import hand_place
 from tokenmeter.pricing import PriceList
@@ -222,12 +222,7 @@ class Hold:
         self.entry = self._meter.settle(self._authorization, lost)
 
     async def __aenter__(self) -> Self:
-        entering = asyncio.ensure_future(asyncio.to_thread(hand_place(self.__enter__)))
-        try:
-            return await asyncio.shield(entering)
-        except asyncio.CancelledError:  # the thread goes on; what it will have held is given back
-            entering.add_done_callback(self._give_back)
-            raise
+        return await in_thread(hand_place(self.__enter__), left=self._give_back)
 
     def _give_back(self, entered: asyncio.Future[Self]) -> None:
         if not entered.cancelled() and entered.exception() is None:
@@ -237,7 +232,7 @@ class Hold:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         # Whoever cancels waits no longer; what was held is given back all the same.
-        await asyncio.shield(asyncio.to_thread(self.__exit__, kind, error, trace))
+        await in_thread(lambda: self.__exit__(kind, error, trace))
 
     def record(
         self,
@@ -278,8 +273,9 @@ class Hold:
         service_tier: str | None = None,
     ) -> Entry | None:
         """As `record`, in a thread, so that the event loop goes on."""
-        record = functools.partial(self.record, response_id=response_id, status=status, service_tier=service_tier)
-        return await asyncio.shield(asyncio.to_thread(record, response_or_usage))
+        return await in_thread(
+            lambda: self.record(response_or_usage, response_id=response_id, status=status, service_tier=service_tier)
+        )
 
     def extend(self) -> None:
         """Keep the hold from expiring while a long answer is read. Cheap; call it as often as you like."""

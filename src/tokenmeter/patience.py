@@ -1,4 +1,4 @@
-"""Asking somebody who may never answer: another thread does, and is left behind where nothing moves for too long.
+"""Waiting by way of another thread: one that is left behind where nothing moves, and one that spares an event loop.
 
 The timeouts of sockets are not enough for that. They begin anew with every byte, so a server that sends one now and
 then is waited for without end; looking up a name has none; and some packages wait for a go-ahead without any.
@@ -6,10 +6,12 @@ then is waited for without end; looking up a name has none; and some packages wa
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from importlib import import_module
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -49,3 +51,25 @@ def wait_for(work: Callable[[Callable[[], None]], T], seconds: float) -> T:
     if not done.done():
         raise TimeoutError(f"nothing came of it for {seconds:g} seconds")
     return done.result()
+
+
+async def in_thread(work: Callable[[], T], *, left: Callable[[asyncio.Future[T]], object] | None = None) -> T:
+    """What `work` gives, in a thread, so that the event loop goes on; it ends, though nobody waits for it any more.
+
+    Args:
+        work: Is run with the context of whoever waits.
+        left: Is called with what came of it, where whoever waited was cancelled and did not hear.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:  # trio's: there the SDKs work by anyio
+        with import_module("anyio").CancelScope(shield=True):
+            given: T = await import_module("anyio.to_thread").run_sync(work)
+            return given
+    doing = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(doing)
+    except asyncio.CancelledError:
+        if left is not None:
+            doing.add_done_callback(left)
+        raise

@@ -5,7 +5,6 @@ Those that read or write a ledger are there for event loops, too: each waits in 
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -17,6 +16,7 @@ from tokenmeter.api import Meter, drop_first
 from tokenmeter.default import default_keeper, default_meter, default_prices, default_recorder
 from tokenmeter.errors import ConfigurationError, shown
 from tokenmeter.meter import Meter as CallMeter
+from tokenmeter.patience import in_thread
 from tokenmeter.places import hand_place
 
 P = ParamSpec("P")
@@ -62,8 +62,7 @@ def _on_default(
 
 def _in_thread(verb: Callable[P, R]) -> Callable[P, Coroutine[Any, Any, R]]:
     async def function(*args: P.args, **kwargs: P.kwargs) -> R:
-        # What writes must end, though nobody waits for it any more.
-        return await asyncio.shield(asyncio.to_thread(hand_place(verb), *args, **kwargs))
+        return await in_thread(functools.partial(hand_place(verb), *args, **kwargs))
 
     _name_after(verb, function, "in a thread")
     return function
@@ -73,10 +72,9 @@ def _in_pages(verb: Callable[P, Iterator[R]]) -> Callable[P, AsyncIterator[R]]:
     async def function(*args: P.args, **kwargs: P.kwargs) -> AsyncIterator[R]:
         # One thread from the beginning to the end: the reading belongs to the thread that began it.
         with ThreadPoolExecutor(1, thread_name_prefix=f"tokenmeter-{verb.__name__}") as reader:
-            loop = asyncio.get_running_loop()
-            found = await loop.run_in_executor(reader, functools.partial(verb, *args, **kwargs))
+            found = await in_thread(reader.submit(verb, *args, **kwargs).result)
             try:
-                while page := await loop.run_in_executor(reader, lambda: list(islice(found, _PAGE))):
+                while page := await in_thread(reader.submit(lambda: list(islice(found, _PAGE))).result):
                     for one in page:
                         yield one
             finally:

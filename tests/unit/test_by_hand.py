@@ -532,6 +532,24 @@ class TestAsynchronousVerbs:
             async for _ in tokenmeter.aentries(period="nonsense"):
                 pass
 
+    def test_they_wait_in_trios_loop_as_in_asyncios(self):
+        trio = pytest.importorskip("trio", reason="needs trio")
+
+        async def use():
+            with tokenmeter.attribute(member="ada"):
+                async with tokenmeter.hold(**HERE, request=BODY) as held:
+                    entry = await held.arecord(CHAT)
+            assert entry.attribution.member == "ada"
+            assert [found async for found in tokenmeter.aentries()] == [entry]
+            with pytest.raises(ConfigurationError):
+                await tokenmeter.areport("nonsense")
+            with trio.CancelScope() as given_up:
+                given_up.cancel()
+                await tokenmeter.arecord({**CHAT, "id": "chatcmpl-2"}, **HERE)
+            assert (await tokenmeter.areport("model")).totals.requests == 2  # what writes ends
+
+        trio.run(use)
+
     def test_their_names_tell_what_they_are(self):
         assert tokenmeter.areport.__name__ == "areport"
         assert "tokenmeter.report" in tokenmeter.areport.__doc__
