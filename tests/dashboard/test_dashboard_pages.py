@@ -153,6 +153,20 @@ def test_a_members_page_has_all_of_one_account(filed, serve, browse):
     page.get_by_role("heading", level=1, name="Statement of ada").wait_for()
 
 
+def test_a_search_in_a_table_leaves_its_columns_and_says_nothing_else_in_the_address(filed, serve, browse):
+    page = browse(f"{serve(filed).url}/explore?by=member")
+    columns = page.locator(".values thead").inner_text()
+    page.get_by_role("searchbox", name="Search").fill("ada")
+    page.get_by_role("button", name="Show", exact=True).click()
+    page.wait_for_url("**/explore?by=member&find=ada&period=last-30d")
+    assert page.locator(".values thead").inner_text() == columns
+    page.get_by_role("searchbox", name="Search").fill("")
+    page.get_by_text("Columns", exact=True).click()
+    page.get_by_role("checkbox", name="Failed requests").check()
+    page.get_by_role("button", name="Show", exact=True).click()
+    page.wait_for_url("**columns=requests%2Ctokens%2Ccached-share%2Ccost-per-request%2Cspend%2Cerrors&period=last-30d")
+
+
 def test_a_teams_page_lists_its_invoices_and_a_key_has_a_page(filed, serve):
     served = serve(filed)
     assert "INV-00001" in served.get("/account?team=search")[2]

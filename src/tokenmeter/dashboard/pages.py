@@ -91,9 +91,9 @@ class Pages:
 
     def explore(self, request: Request) -> Response:
         """One measure by one dimension over time, as a chart and as a table."""
-        if (canonical := self._canonical(request)) is not None:
-            return canonical
         question = Question.parse(request.query_params.multi_items())
+        if (canonical := self._canonical(request, question)) is not None:
+            return canonical
         state, asked = self._head(), self._view(request, but=Question.NAMES)
 
         view, read = self._reader(asked, state)
@@ -298,9 +298,12 @@ class Pages:
         items = request.query_params.multi_items()
         return View.parse([pair for pair in items if pair[0] not in but], tz=zone_of(request, self._tz))
 
-    def _canonical(self, request: Request) -> Response | None:
-        """What the filter form sends, as the URL that says the same; None when it is that URL."""
-        query = canonical(request.query_params.multi_items(), tz=zone_of(request, self._tz))
+    def _canonical(self, request: Request, question: Question | None = None) -> Response | None:
+        """What a form sends, as the URL that says the same; None when it is that URL."""
+        items = request.query_params.multi_items()
+        if question is not None:
+            items = [*question.items(), *(pair for pair in items if pair[0] not in Question.NAMES)]
+        query = canonical(items, tz=zone_of(request, self._tz))
         return (
             None
             if query is None
