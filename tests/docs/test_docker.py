@@ -45,6 +45,25 @@ def test_services_of_ours_have_a_read_only_root_no_rights_and_a_volume(services)
     assert services["dashboard"]["ports"] == ["127.0.0.1:8484:8484"]
 
 
+def test_every_container_on_kubernetes_knows_the_ledger_from_the_secret_that_the_page_makes():
+    yaml = pytest.importorskip("yaml")
+    page = (FOLDER.parents[1] / "docs" / "how-to" / "kubernetes.md").read_text("utf-8")
+    assert re.findall(r"--from-literal=(\w+)=", page) == ["PGPASSWORD", "TOKENMETER_STORE"]
+    containers = []
+
+    def look(part):
+        for name, value in part.items() if isinstance(part, dict) else enumerate(part):
+            if name == "containers":
+                containers.extend(value)
+            elif isinstance(value, dict | list):
+                look(value)
+
+    for block in re.findall(r"```yaml\n(.+?)```", page, re.DOTALL):
+        look(yaml.safe_load(block))
+    assert len(containers) == 3
+    assert all(one["envFrom"] == [{"secretRef": {"name": "tokenmeter"}}] for one in containers)
+
+
 def test_the_dashboard_starts_as_the_file_says_and_its_health_check_passes(services, tmp_path):
     """Its port is another one here, and the ledger a file."""
     with socket.create_server(("127.0.0.1", 0)) as free:
