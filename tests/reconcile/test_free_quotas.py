@@ -70,6 +70,26 @@ def test_credits_are_posted_once_and_what_comes_late_is_the_difference(made):
     assert meter.verify().ok
 
 
+def test_any_number_of_quotas_and_windows_is_counted_in_one_reading(made, monkeypatch):
+    monthly = {**DAILY, "name": "a month's", "per": "month", "quantity": 2}
+    elsewhere = {**DAILY, "name": "in Tokyo", "tz": "Asia/Tokyo", "quantity": 1}
+    meter = made(monthly, DAILY, elsewhere, *({**DAILY, "name": f"{number}", "models": ["x"]} for number in range(9)))
+    for at in ("2026-11-10T01:00:00Z", "2026-11-10T23:00:00Z", "2026-11-12T01:00:00Z"):
+        grounded(meter, at)
+    readings, read = [], type(meter.store).entries
+    monkeypatch.setattr(type(meter.store), "entries", lambda *of, **how: readings.append(of) or read(*of, **how))
+    uses = count_free_quotas(meter, "2026-11", now=NOW)
+    assert [(use.quota.name, use.window.label, use.used, use.free) for use in uses] == [
+        ("a month's", "2026-11", 3, 2),
+        ("grounded_prompts gemini-2.5*", "2026-11-10", 2, 2),
+        ("grounded_prompts gemini-2.5*", "2026-11-12", 1, 1),
+        ("in Tokyo", "2026-11-10", 1, 1),
+        ("in Tokyo", "2026-11-11", 1, 1),
+        ("in Tokyo", "2026-11-12", 1, 1),
+    ]
+    assert len(readings) == 1
+
+
 def test_a_month_and_a_project_of_queries(made):
     monthly = {
         "provider": "google",

@@ -8,7 +8,7 @@ the time of their calls, are the free ones; each is credited with what it cost o
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import field, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -107,7 +107,7 @@ class QuotaUse:
 def count_free_quotas(meter: Meter, period: str | Period, *, now: datetime | None = None) -> list[QuotaUse]:
     """How much of each free quota (setting ``free_quotas``) was used in the windows that `period` touches.
 
-    Reads the entries of the quota's provider once, one at a time.
+    Reads the entries of each provider once, one at a time, whatever the number of its quotas and their windows.
 
     Args:
         meter: Whose ledger and terms.
@@ -120,14 +120,21 @@ def count_free_quotas(meter: Meter, period: str | Period, *, now: datetime | Non
     moment = utcnow() if now is None else parse_instant(now)
     if not isinstance(period, Period):
         parse_period(period, "UTC", now=moment)  # a wrong one is refused without a quota, too
-    found: list[QuotaUse] = []
+    counting: dict[str, list[_Counting]] = {}  # by provider
     for quota in meter.pricer.terms.free_quotas:
         whole = parse_period(period, quota.tz, now=moment) if isinstance(period, str) else replace(period, tz=quota.tz)
-        for part in buckets(whole, quota.per):
-            used = _use(meter.store, quota, floor(part.start, quota.per, quota.tz), moment)
-            if used is not None:
-                found.append(used)
-    return found
+        windows = [floor(part.start, quota.per, quota.tz) for part in buckets(whole, quota.per)]
+        counting.setdefault(quota.provider, []).append(_Counting(quota, windows, moment))
+    for provider, quotas in counting.items():
+        since, until = min(one.windows[0].start for one in quotas), max(one.windows[-1].end for one in quotas)
+        which = EntryFilter(since=since, until=until, where={"provider": frozenset([provider])})
+        for entry in meter.store.entries(which):
+            if entry.kind != "adjustment":
+                for one in quotas:
+                    one.take(entry)
+    order = {quota.name: place for place, quota in enumerate(meter.pricer.terms.free_quotas)}
+    ended = sorted((one for quotas in counting.values() for one in quotas), key=lambda one: order[one.quota.name])
+    return [use for one in ended for use in one.uses()]
 
 
 @tell_wrong_arguments
@@ -157,10 +164,59 @@ class _QuotaLine(NamedTuple):
     billed: Decimal | None
 
 
-def _use(store: Store, quota: FreeQuota, window: Period, now: datetime) -> QuotaUse | None:
-    lines = sorted(_lines(store, quota, window), key=lambda line: line[:2])
-    if not lines:
-        return None
+class _Counting:
+    """One quota over its windows, of entries in the order of their time."""
+
+    def __init__(self, quota: FreeQuota, windows: Sequence[Period], now: datetime) -> None:
+        self.quota, self.windows, self._now = quota, windows, now
+        self._place, self._found = 0, list[QuotaUse]()
+        self._calls: dict[tuple[str, str | None], _QuotaLine] = {}
+        self._unknown: dict[tuple[str, str | None], Quantity] = {}
+
+    def take(self, entry: Entry) -> None:
+        """Count an entry in."""
+        while self._place < len(self.windows) and entry.occurred_at >= self.windows[self._place].end:
+            self._end_window()
+        if self._place == len(self.windows) or entry.occurred_at < self.windows[self._place].start:
+            return
+        quota, key = self.quota, entry.api_key
+        named = {key.alias, key.label} if key is not None else set[str | None]()
+        if not quota.holds(entry.occurred_at) or (quota.api_keys and named.isdisjoint(quota.api_keys)):
+            return
+        for charge in entry.charges:
+            model = charge.model or entry.model
+            if charge.sku_meter == quota.sku_meter and _fits(model, quota.models):
+                call = entry.corrects or entry.entry_id, model  # a correction takes lines of its call back
+                account = _QuotaAccount(entry.attribution, key, model)
+                before = self._calls.get(call) or _QuotaLine(entry.occurred_at, call[0], account, 0, ZERO, ZERO)
+                if charge.contracted_cost is None or charge.billed_cost is None:
+                    self._unknown[call] = add(self._unknown.get(call, 0), charge.quantity)
+                self._calls[call] = before._replace(
+                    quantity=add(before.quantity, charge.quantity),
+                    contracted=add(before.contracted or ZERO, charge.contracted_cost or ZERO),
+                    billed=add(before.billed or ZERO, charge.billed_cost or ZERO),
+                )
+
+    def uses(self) -> list[QuotaUse]:
+        """Of each window in which something was used, what was; no further entry is taken."""
+        while self._place < len(self.windows):
+            self._end_window()
+        return self._found
+
+    def _end_window(self) -> None:
+        lines = [
+            line._replace(contracted=None, billed=None) if self._unknown.get(call) else line
+            for call, line in self._calls.items()
+            if line.quantity > 0
+        ]
+        if lines:
+            self._found.append(_use(self.quota, self.windows[self._place], lines, self._now))
+        self._place += 1
+        self._calls, self._unknown = {}, {}
+
+
+def _use(quota: FreeQuota, window: Period, used_by: Iterable[_QuotaLine], now: datetime) -> QuotaUse:
+    lines = sorted(used_by, key=lambda line: line[:2])
     left: Quantity = quota.quantity
     unpriced: Quantity = 0
     credits_: dict[_QuotaAccount, Credit] = {}
@@ -191,35 +247,6 @@ def _number(number: Quantity) -> int | str:
 
 def _share(cost: Decimal, part: Quantity, whole: Quantity) -> Decimal:
     return cost if part == whole else quantize(EXACT.divide(EXACT.multiply(cost, part), whole))
-
-
-def _lines(store: Store, quota: FreeQuota, window: Period) -> Iterator[_QuotaLine]:
-    which = EntryFilter(since=window.start, until=window.end, where={"provider": frozenset([quota.provider])})
-    calls: dict[tuple[str, str | None], _QuotaLine] = {}
-    unknown: dict[tuple[str, str | None], Quantity] = {}
-    for entry in store.entries(which):
-        key = entry.api_key
-        named = {key.alias, key.label} if key is not None else set[str | None]()
-        if entry.kind == "adjustment" or not quota.holds(entry.occurred_at):
-            continue
-        if quota.api_keys and named.isdisjoint(quota.api_keys):
-            continue
-        for charge in entry.charges:
-            model = charge.model or entry.model
-            if charge.sku_meter == quota.sku_meter and _fits(model, quota.models):
-                call = entry.corrects or entry.entry_id, model  # a correction takes lines of its call back
-                account = _QuotaAccount(entry.attribution, key, model)
-                before = calls.get(call) or _QuotaLine(entry.occurred_at, call[0], account, 0, ZERO, ZERO)
-                if charge.contracted_cost is None or charge.billed_cost is None:
-                    unknown[call] = add(unknown.get(call, 0), charge.quantity)
-                calls[call] = before._replace(
-                    quantity=add(before.quantity, charge.quantity),
-                    contracted=add(before.contracted or ZERO, charge.contracted_cost or ZERO),
-                    billed=add(before.billed or ZERO, charge.billed_cost or ZERO),
-                )
-    for call, line in calls.items():
-        if line.quantity > 0:
-            yield line._replace(contracted=None, billed=None) if unknown.get(call) else line
 
 
 def _fits(model: str | None, patterns: tuple[str, ...]) -> bool:
