@@ -16,7 +16,7 @@ from tokenmeter import Budget
 from tokenmeter.errors import BudgetExceededError
 from tokenmeter.meter import Meter
 from tokenmeter.pricing import PriceList, Pricer
-from tokenmeter.pricing.price import Discount, Terms
+from tokenmeter.pricing.price import Discount, Multiplier, Terms
 from tokenmeter.stores import open_store
 from tokenmeter.stores.encoding import counts_text, json_text, quoted, quoted_text
 
@@ -213,6 +213,22 @@ def test_a_slow_call_costs_what_it_cost_when_it_left(tmp_path):
     side.call(ASKED, USAGE, {})
     costs = {(entry.occurred_at, entry.contracted_cost) for entry in side.meter.store.entries()}
     assert costs == {(BEFORE, Decimal("0.0125")), (AFTER, Decimal("0.00625"))}
+    side.meter.close()
+
+
+def test_calls_of_new_end_users_and_tags_go_by_one_plan_for_each_whom_a_multiplier_can_tell_apart(tmp_path):
+    markups = [("member", "ada", "1.1"), ("team", "ads", "1.2"), ("project", "p", "1.3"), ("organization", "o", "1.4")]
+    markups += [("route", "/r", "1.5"), ("api_key", "prod", "1.6"), ("model", "gpt-5-mini", "1.7")]
+    multipliers = tuple(Multiplier(factor=Decimal(factor), scope=((name, of),)) for name, of, factor in markups)
+    pricer = Pricer(PRICER.price_list, Terms(multipliers=multipliers))
+    side = Side(f"sqlite:///{tmp_path}/ledger.db", [Budget(member="*", limit_usd=100)], planned=True, pricer=pricer)
+    usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+    for turn in range(3):
+        for name, of, _ in markups[:5]:
+            side.call(ASKED, usage, {name: of, "end_user": f"user-{turn}", "tags": {"job": f"{name}-{turn}"}})
+    assert side.by_plan == 10
+    factors = [entry.charges[0].multipliers["platform"] for entry in side.meter.store.entries()]
+    assert factors == [Decimal(factor) for _, _, factor in markups[:5]] * 3
     side.meter.close()
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from tokenmeter.budgets.tokens import TokenCounter, encoding_of
 from tokenmeter.call import Call, PlainRequest, RequestFacts
-from tokenmeter.dimensions import PROMPT_OPERATIONS, TEXT_OPERATIONS
+from tokenmeter.dimensions import PROMPT_OPERATIONS, TEXT_OPERATIONS, kept_who
 from tokenmeter.interrupts import let_interrupt_through
 from tokenmeter.ledger import Entry
 from tokenmeter.money import EXACT, ZERO, multiply, subtract, to_dollars
@@ -364,7 +364,8 @@ class Ceilings:
         facts = call.facts
         served = self._served.get((call.provider, facts.model, facts.service_tier), frozenset())
         reach = None if prompt_tokens is None else 1 << prompt_tokens.bit_length()
-        who = (call.api_key, call.attribution) if pricer.terms.multipliers else None
+        # Of whom it is, what multipliers can be about: end users and tags are always new.
+        who = (call.api_key, *kept_who(call.attribution)) if pricer.terms.multipliers else None
         key = (
             call.provider,
             call.endpoint,

@@ -259,7 +259,6 @@ class Plans:
         self._fault = fault
         self._tells_all = tells_all
         self._required = required
-        self._by_whom = bool(pricer.terms.multipliers)
         self._told_apart: tuple[Sequence[str], tuple[str, ...]] = ((), self._also(()))
         self._plans: dict[tuple[Any, ...], Plan] = {}
 
@@ -269,8 +268,6 @@ class Plans:
         more: tuple[Any, ...] | None = None
         if also:
             more = (also, *[who.end_user if name == "end_user" else who.tags.get(name[4:]) for name in also])
-        if self._by_whom:
-            return (*parts, who, more)
         return (*parts, *kept_who(who), more)
 
     def _names(self) -> tuple[str, ...]:
