@@ -95,7 +95,7 @@ PeriodOption = Annotated[
     typer.Option(
         "--period",
         "-p",
-        help="2026-11, 2026-Q4, today, last-month, last-7d, last-24h, ...",
+        help="2026-11, 2026-Q4, today, last-month, last-7d, last-24h, all, ...",
         autocompletion=complete_period,
     ),
 ]

@@ -118,7 +118,7 @@ class View:
             where.setdefault(name, []).append(accepted)
         zone_name = given.get("tz", tz)
         asked = Query.parse(
-            period=Period(BEGINNING, END, zone_name, "all time") if text == "all" else text,
+            period=text,
             since=since,
             until=until,
             granularity=given.get("granularity"),

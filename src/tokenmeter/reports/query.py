@@ -251,7 +251,10 @@ def _parse_span(
         if since is not None or until is not None:
             raise ConfigurationError("Give either period= or since= and until=, not both.")
         _expect((str, Period), period, "period= takes a text such as '2026-11' or 'last-month', or a Period")
-        return period if isinstance(period, Period) else parse_period(period.strip(), tz, now=now)
+        if isinstance(period, Period):
+            return period
+        if period.strip() != "all":
+            return parse_period(period.strip(), tz, now=now)
     start = BEGINNING if since is None else _instant("since", since, tz)
     end = END if until is None else min(_instant("until", until, tz), END)
     if start >= end:

@@ -137,6 +137,12 @@ def test_dimensions_are_given_as_text_or_list(month: Store) -> None:
     assert build(month, by=["member", "model", "member"]).by == ("member", "model")
 
 
+def test_all_is_the_period_of_who_names_none():
+    assert Query.parse(by="member", period=" all ") == Query.parse(by="member")
+    with pytest.raises(ConfigurationError, match="not both"):
+        Query.parse(by="member", period="all", since="2026-11-01")
+
+
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [
