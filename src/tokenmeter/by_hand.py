@@ -30,7 +30,7 @@ from tokenmeter.pricing import PriceList
 from tokenmeter.processes import is_disabled
 from tokenmeter.providers import dialect_for, error_in, observe, to_wire
 from tokenmeter.providers.hosts import billing_name
-from tokenmeter.providers.registry import FORMATS, dialect
+from tokenmeter.providers.registry import FORMATS, dialect, last_events
 from tokenmeter.providers.wire import is_array, is_object
 from tokenmeter.usage import Observation
 
@@ -341,7 +341,7 @@ def _bills(body: Any, call: Call) -> Sequence[Any]:
     parts = body.get("data") if is_object(body) and not _OF_PAGES.isdisjoint(body) else body
     if not is_array(parts):
         return (body,)
-    if streams := room.split_streams(parts):
+    if streams := room.split_streams(parts) or last_events(parts):
         return streams
     return parts if parts and all(is_object(one) and _seen(one, call).response_id for one in parts) else (body,)
 

@@ -9,6 +9,7 @@ import pytest
 
 import tokenmeter
 from tokenmeter.importing import import_usage
+from tokenmeter.money import total
 
 boto3 = pytest.importorskip("boto3")
 
@@ -111,6 +112,39 @@ def test_bodies_and_events_that_are_read_from_invoke_model_are_counted(ledger, m
     entry = ledger.record(body, provider="aws", endpoint="invoke_model", model=model)
     assert (entry.usage.input_tokens, entry.usage.output_tokens) == used
     assert (entry.list_cost, entry.cost_source, entry.flags) == (cost, "computed", ())
+
+
+WORDS = {"contentBlockDelta": {"delta": {"text": "Hi"}, "contentBlockIndex": 0}}
+LAST = {"metadata": {"usage": ANSWER["usage"], "metrics": {"latencyMs": 5}}}
+CONVERSED = [{"messageStart": {"role": "assistant"}}, WORDS, {"messageStop": {"stopReason": "end_turn"}}, LAST]
+LLAMA = "us.meta.llama3-3-70b-instruct-v1:0"
+LLAMAS = [
+    {"generation": "Hi", "prompt_token_count": 1000, "generation_token_count": 1},
+    {"generation": "!", "prompt_token_count": None, "generation_token_count": 2},
+    {"generation": "", "prompt_token_count": None, "generation_token_count": 100, **METRICS},
+]
+
+
+@pytest.mark.parametrize(
+    ("model", "events", "costs"),
+    [
+        (CLAUDE, CONVERSED, [PRICE]),
+        (CLAUDE, CONVERSED * 2, [PRICE, PRICE]),
+        (LLAMA, LLAMAS, [Decimal("0.000792")]),
+    ],
+    ids=["Converse", "two of them", "Llama"],
+)
+def test_all_events_of_a_stream_are_what_its_last_one_says(ledger, model, events, costs):
+    here = {"provider": "aws", "endpoint": "converse_stream", "model": model}
+    assert ledger.price(events, **here).list_cost == total(costs)
+    ledger.record(events, **here)
+    assert [(entry.list_cost, entry.flags) for entry in ledger.entries()] == [(cost, ()) for cost in costs]
+
+
+@pytest.mark.parametrize("events", [[*CONVERSED, ANSWER], [ANSWER, *CONVERSED]])
+def test_a_whole_answer_among_the_events_of_a_stream_is_not_lost(ledger, events):
+    price = ledger.price(events, provider="aws", endpoint="converse", model=CLAUDE)
+    assert price.list_cost == total([PRICE, PRICE])
 
 
 def test_the_last_event_of_coheres_stream_is_read_like_an_answer(ledger):

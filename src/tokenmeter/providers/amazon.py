@@ -108,6 +108,7 @@ SHAPES = (
             "model": ("trace", "promptRouter", "invokedModelId"),
             "id": ("ResponseMetadata", "RequestId"),
         },
+        last=(("metadata", "usage"), (_METRICS,)),
     ),
     Shape(llama, own=frozenset({"prompt_token_count", "generation_token_count"})),
     Shape(titan, own=frozenset(("inputTextTokenCount",))),

@@ -95,6 +95,7 @@ class Shape:
         whole: Whether a body with such a key is a usage object itself; else the key may stand beside one.
         beside: Where a body says who it is and what decides its price: ``id``, ``model``, ``speed`` or ``tier`` -> its
             keys, from the outside in.
+        last: Where the last event of a stream, which calls itself nothing, says what all of it used: keys, likewise.
     """
 
     read: Callable[[JSON], Reading]
@@ -103,6 +104,7 @@ class Shape:
     nested: tuple[str, ...] = ()
     whole: bool = True
     beside: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    last: tuple[tuple[str, ...], ...] = ()
 
 
 def put(quantities: dict[str, Quantity], meter: str, quantity: Quantity) -> None:

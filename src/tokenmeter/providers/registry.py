@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, lru_cache
 from importlib import import_module
@@ -161,14 +161,26 @@ def read_usage(usage: JSON) -> Reading | None:
     return None if found is None else found.read(usage)
 
 
+def last_events(events: Sequence[Any]) -> list[JSON]:
+    """Of whole streams whose events are in a list, those that say what all of their stream used; none of other lists."""
+    ways = [way for shape in shapes() for way in shape.last]
+    parts = [event for event in events if is_object(event)]
+    found = [event for event in parts if any(_found_at(event, way) for way in ways)]
+    whole = bool(found) and found[-1] is parts[-1] and not any(section(part, "usage") for part in parts)
+    return found if whole else []
+
+
+def _found_at(body: JSON, way: Iterable[str]) -> JSON:
+    for key in way:
+        body = section(body, key)
+    return body
+
+
 def told_beside(body: JSON) -> dict[str, str]:
     """What a body says beside its usage, in the words of `Shape.beside`."""
     found: dict[str, str] = {}
     for name, (*way, last) in _beside():
-        place = body
-        for key in way:
-            place = section(place, key)
-        if (value := text(place, last)) is not None:
+        if (value := text(_found_at(body, way), last)) is not None:
             found[name] = value
     return found
 
@@ -245,6 +257,8 @@ def observe(
             for event in events:
                 reader.feed(event)
         return joined(reader.observation() for reader in readers)
+    if is_array(wire):
+        wire = last_events(wire) or wire
     many = list(room.items(wire)) if room.named(endpoint).form == "items" else []
     if many:  # a batch that has its answers with it, a page
         return room.read_body(many, Context(provider, name, facts, final_only=final_only))
