@@ -45,9 +45,6 @@ _LOST = Observation(flags=frozenset({"billing_unknown"}))
 #: Seconds since the epoch that can be when an answer was made: 2020 to 2100.
 _FIRST, _LAST = 1_577_836_800, 4_102_444_800
 
-#: What a page says beside its `data`.
-_OF_PAGES = frozenset({"first_id", "has_more", "last_id", "next_page"})
-
 #: How far the clock of who tells when a call was made may be ahead of the ledger's.
 _AHEAD = timedelta(days=1)
 #: How much a name has in common with the one that it is a slip for.
@@ -338,9 +335,7 @@ def _bills(body: Any, call: Call) -> Sequence[Any]:
     if _holds_many(call):
         many = [bill for one in body for bill in _bills(one, call)] if is_array(body) else room.items(body)
         return many or (body,)
-    parts = body.get("data") if is_object(body) and not _OF_PAGES.isdisjoint(body) else body
-    if not is_array(parts):
-        return (body,)
+    parts = room.parts(body)
     if streams := room.split_streams(parts) or last_events(parts):
         return streams
     return parts if parts and all(is_object(one) and _seen(one, call).response_id for one in parts) else (body,)

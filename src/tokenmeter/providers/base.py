@@ -173,6 +173,7 @@ class Dialect(ABC):
         bodies: What only its bodies call themselves (``type``, ``object``), whichever endpoint they came from.
         usages: Fields of a usage object that only it reads, whoever served the call.
         beginnings: What the first event of a stream calls itself (``type``, ``object``), and no whole body.
+        pages: Fields of a page of bodies, beside its ``data``.
         models: Beginnings of the names of its own provider's models.
         singular_fields: Fields of a request that change what its answer costs, or when: with one of them it is like no
             other call.
@@ -187,6 +188,7 @@ class Dialect(ABC):
     bodies: frozenset[str] = frozenset()
     usages: frozenset[str] = frozenset()
     beginnings: frozenset[str] = frozenset()
+    pages: frozenset[str] = frozenset()
     models: tuple[str, ...] = ()
     singular_fields: frozenset[str] = frozenset()
     plain: Mapping[str, PlainReader] = MappingProxyType({})
@@ -273,6 +275,12 @@ class Dialect(ABC):
     def items(self, body: Any) -> Sequence[Any]:
         """The bills in a page (`Form` ``items``), each in a shape that `read_body` knows."""
         found: Any = body.get("data") if is_object(body) else None
+        return cast("Any", found) if isinstance(found, list) else ()
+
+    def parts(self, body: Any) -> Sequence[Any]:
+        """What is in a list of bodies or events, or in a page of them; nothing for a body by itself."""
+        page = is_object(body) and not self.pages.isdisjoint(body)
+        found: Any = body.get("data") if page else body
         return cast("Any", found) if isinstance(found, list) else ()
 
     # -- what a request may be changed by

@@ -129,6 +129,7 @@ class AnthropicDialect(Dialect):
     name = "anthropic"
     bodies = frozenset({"message"})
     beginnings = frozenset({"message_start"})
+    pages = frozenset({"first_id", "has_more", "last_id", "next_page"})
     models = ("claude",)
     plain = PLAIN
     plain_requests = PLAIN_REQUESTS

@@ -203,6 +203,7 @@ class OpenAIDialect(Dialect):
         *("chat.completion.chunk", "image_edit.partial_image", "image_generation.partial_image", "session.created"),
         *("speech.audio.delta", "transcript.text.delta", "transcript.text.segment"),
     })  # fmt: skip
+    pages = frozenset({"first_id", "has_more", "last_id"})
     plain = PLAIN
     plain_requests = PLAIN_REQUESTS
     #: ``api.anthropic.com`` serves some of them too.
