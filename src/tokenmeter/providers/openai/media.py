@@ -52,7 +52,8 @@ def images(body: JSON, context: Context) -> Observation:
     elif is_array(data):
         reading = Reading(Usage({"images": made} if made else {}), flags=reading.flags)
         flags = set(reading.flags)
-        groups.append(context.consumption(reading, model=text(body, "model"), role="image_generation"))
+        group = context.consumption(reading, model=text(body, "model"), wire=wire, role="image_generation", flags=flags)
+        groups.append(group)
     groups.extend(svg(body, context, flags))
     if not groups:
         return unknown(body, body.get("usage"), model=context.request.model, flags=reading.flags)
