@@ -162,7 +162,7 @@ def read_usage(usage: JSON) -> Reading | None:
 
 
 def last_events(events: Sequence[Any]) -> list[JSON]:
-    """Of whole streams whose events are in a list, those that say what all of their stream used; none of other lists."""
+    """Of streams whose events are in a list whole, those that say what all of it used; none of other lists."""
     ways = [way for shape in shapes() for way in shape.last]
     parts = [event for event in events if is_object(event)]
     found = [event for event in parts if any(_found_at(event, way) for way in ways)]
