@@ -176,6 +176,16 @@ class Holds:
         except Exception as error:  # noqa: BLE001 - the call's own result goes through
             self._fault(f"{verb} a hold", error)
 
+    def find_for_answer(self, provider: str, response_id: str) -> Reservation | None:
+        """What anybody holds for the call that has this answer. Never raises."""
+        try:
+            held = self._store.expired(self._store.now() + _FAR, limit=_MOST_OPEN)
+        except Exception as error:  # noqa: BLE001 - the answer is recorded, and the hold expires
+            self._fault("look for a hold", error)
+            return None
+        calls_for_it = (one for one in held if (one.call.provider, one.call.response_id) == (provider, response_id))
+        return next(calls_for_it, None)
+
     def sweep(self, now: datetime, *, owners: bool = True) -> int:
         """Turn holds that expired before `now`, and those of processes that have ended, into estimated entries.
 

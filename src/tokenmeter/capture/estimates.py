@@ -113,7 +113,17 @@ class ActualBill(Settling):
             return
         recorded = recorded_for(self.meter, authorization.call, seen.response_id, seen.at or authorization.started_at)
         if not recorded:
+            self._take_over(seen.response_id)
             super().record()
         elif (estimate := estimate_among(recorded, seen)) is not None:
             mine = replace(authorization)
             replace_estimate(self.meter, mine, self.outcome, estimate, dated=False)
+
+    def _take_over(self, response_id: str) -> None:
+        """End what another process holds for this answer, on the account of who began it."""
+        authorization = self.authorization
+        held = self.meter.budgets.holds.find_for_answer(authorization.call.provider, response_id)
+        if held is not None:
+            begun = held.call
+            call = replace(authorization.call, attribution=begun.attribution, api_key=begun.api_key)
+            self.authorization = replace(authorization, call=call, started_at=begun.occurred_at, reservation=held)
