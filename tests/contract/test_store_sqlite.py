@@ -579,6 +579,12 @@ class TestFaults:
             SQLiteStore(path)
         assert path.read_bytes() == before
 
+    def test_an_sqlite_that_is_too_old_says_so(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(sqlite3, "sqlite_version", "3.24.0")
+        monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 24, 0))
+        with pytest.raises(StoreUnavailableError, match=r"has SQLite 3\.24\.0, and a ledger needs 3\.26 or later"):
+            SQLiteStore(tmp_path / "ledger.db")
+
     def test_a_newer_schema_is_left_alone(self, store, path, tmp_path):
         store.close()
         connection = sqlite3.connect(path)

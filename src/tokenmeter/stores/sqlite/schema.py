@@ -20,6 +20,8 @@ from tokenmeter.stores.sqlite.opened import sqlite3
 _APPLICATION_ID = int.from_bytes(b"tmtr")
 #: Version that this release reads and writes: the number of the last file.
 SCHEMA_VERSION = 3
+#: The oldest SQLite that the tests were run on.
+_OLDEST = (3, 26)
 
 
 def migrate(connection: sqlite3.Connection, path: Path, identity: bytes) -> None:
@@ -63,8 +65,13 @@ def refuse_stranger(connection: sqlite3.Connection, path: Path) -> None:
 
     Raises:
         SchemaVersionError: a newer release wrote it.
-        StoreUnavailableError: it is somebody else's database.
+        StoreUnavailableError: it is somebody else's database, or SQLite itself is too old.
     """
+    if sqlite3.sqlite_version_info < _OLDEST:
+        raise StoreUnavailableError(
+            f"This Python has SQLite {sqlite3.sqlite_version}, and a ledger needs {'.'.join(map(str, _OLDEST))} "
+            "or later. Take a Python that brings its own (those of python.org and of uv do), or a ledger on PostgreSQL."
+        )
     if connection.execute("PRAGMA user_version").fetchone()[0] or not _is_empty(connection):
         _check_owner(connection, path)
     check_version(connection, path)
