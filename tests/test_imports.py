@@ -39,7 +39,9 @@ def name_of(path: Path) -> str:
 
 
 #: But for the package's own ``__init__``, which names everything lazily.
-MODULES = {name_of(path): path for path in sorted((ROOT / "tokenmeter").rglob("*.py")) if name_of(path) != "tokenmeter"}
+#: Without what PyInstaller runs, whose name no import can say.
+FILES = [path for path in sorted((ROOT / "tokenmeter").rglob("*.py")) if path.stem.isidentifier()]
+MODULES = {name_of(path): path for path in FILES if name_of(path) != "tokenmeter"}
 
 
 @cache
@@ -150,6 +152,7 @@ ASKED_FOR = {
     **dict.fromkeys(("bind_client", "migrate", "grant", "status"), "who imports the module by its name"),
     **dict.fromkeys(("number", "change", "price_words", "wire_instant"), "pages of the dashboard"),
     **dict.fromkeys(("carry_attribution", "AttributionMiddleware", "AttributedJob"), "users of a queue"),
+    "hook_folders": "PyInstaller, by the package's entry point",
     **dict.fromkeys(("attribute_request", "verify_signature"), "users"),
 }
 

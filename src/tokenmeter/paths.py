@@ -83,3 +83,8 @@ def remove_abandoned(beginning: Path) -> None:
     for path in find_abandoned(beginning):
         with contextlib.suppress(OSError):
             path.unlink()
+
+
+def hook_folders() -> list[str]:
+    """Where PyInstaller finds what it has to know of the package: its entry point names this function."""
+    return [str(Path(__file__).with_name("freezing"))]

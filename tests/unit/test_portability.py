@@ -198,6 +198,12 @@ print(tokenmeter.invoice(member="ada", period="this-month").to_pdf()[:4].decode(
 """
 
 
+def test_pyinstaller_finds_what_it_has_to_know():
+    """It names files and modules that the code never names; a program made with it was tried by hand."""
+    (point,) = importlib.metadata.entry_points(group="pyinstaller40", module="tokenmeter.paths")
+    assert [[one.name for one in Path(folder).iterdir()] for folder in point.load()()] == [["hook-tokenmeter.py"]]
+
+
 def test_the_version_is_unknown_where_the_package_has_no_description(monkeypatch):
     """As in a program that a bundler made."""
 
