@@ -246,7 +246,7 @@ class TestSweeping:
 class TestClosing:
     def test_what_goes_on_in_threads_ends_first_and_the_folder_can_be_removed(self, pricer, tmp_path, monkeypatch):
         """A test's temporary folder is removed right after it: a ledger opened again would be in its way."""
-        folder = tmp_path / "ledger"
+        folder, others = tmp_path / "ledger", set(threading.enumerate())
         store = SQLiteStore(folder / "ledger.db")
         meter = Meter(store=store, pricer=pricer)
         begun = [threading.Event(), threading.Event()]
@@ -264,11 +264,11 @@ class TestClosing:
         assert all(event.wait(60) for event in begun)
         meter.close()
         shutil.rmtree(folder)
-        left = [thread.name for thread in threading.enumerate() if thread.name.startswith("tokenmeter-")]
-        assert (left, meter.faults, folder.exists()) == ([], 0, False)
+        left = set(threading.enumerate()) - others
+        assert (left, meter.faults, folder.exists()) == (set(), 0, False)
 
     def test_a_call_goes_on_where_no_thread_can_be_had_and_who_is_to_be_told_is_told_later(self, make_meter):
-        told = []
+        told, others = [], set(threading.enumerate())
         meter = make_meter(Budget(limit_requests=2, thresholds=(50, 100)), alerts=[told.append], rules=[Faults()])
 
         def call():
@@ -283,6 +283,8 @@ class TestClosing:
         meter.flush()
         assert meter.faults == 0
         assert sorted(alert.threshold for alert in told) == [50, 100]
+        meter.close()
+        assert not [one for one in set(threading.enumerate()) - others if one.join(60) or one.is_alive()]
 
 
 def no_thread(_thread):

@@ -203,6 +203,12 @@ class AlertQueue:
         marks = [outbox.mark() for outbox in self._outboxes]
         return all(mark.wait(max(until - time.monotonic(), 0)) for mark in marks)
 
+    def close(self, timeout: float) -> None:
+        """`flush`, and let the threads end; the next alert begins others."""
+        self.flush(timeout)
+        for outbox in self._outboxes:
+            outbox.close()
+
     def _flush_at_exit(self) -> None:
         if not self.flush(EXIT_SECONDS):
             slow = ", ".join(repr(outbox.target) for outbox in self._outboxes if outbox.waiting)
@@ -225,7 +231,7 @@ class _Outbox:
     def _begin(self) -> None:
         self._pid = os.getpid()
         # A SimpleQueue, since a finaliser may interrupt this very thread in the middle of a put.
-        self._queue: queue.SimpleQueue[Alert | Notice | _CatchUp | threading.Event] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Alert | Notice | _CatchUp | threading.Event | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._busy = False
         #: Alerts that the target did not take: how often, and when it is asked again.
@@ -261,7 +267,7 @@ class _Outbox:
 
     def _start(self) -> None:
         if self._thread is None:
-            thread = threading.Thread(target=self._work, name="tokenmeter-alerts", daemon=True)
+            thread = threading.Thread(target=self._work, args=(self._queue,), name="tokenmeter-alerts", daemon=True)
             with contextlib.suppress(RuntimeError):  # none can be had: whoever is next to put or to wait tries again
                 thread.start()
                 self._thread = thread
@@ -277,10 +283,13 @@ class _Outbox:
             self._queue.put(reached)
         return reached
 
-    def _work(self) -> None:
-        waiting = self._queue
-        while True:
-            item = waiting.get()
+    def close(self) -> None:
+        """Let the thread end, once what waits is delivered; what comes from now on another one delivers."""
+        ending, self._queue, self._thread = self._queue, queue.SimpleQueue(), None
+        ending.put(None)
+
+    def _work(self, waiting: queue.SimpleQueue[Alert | Notice | _CatchUp | threading.Event | None]) -> None:
+        while (item := waiting.get()) is not None:
             if isinstance(item, threading.Event):
                 item.set()
                 continue

@@ -530,7 +530,7 @@ class Meter:
         self.waiting.close()
         self.budgets.missed.finish()
         self.closed = True
-        self.budgets.alerts.flush(EXIT_SECONDS)
+        self.budgets.alerts.close(EXIT_SECONDS)
         self.budgets.background.finish(EXIT_SECONDS)
         self.store.close()
 
