@@ -1,6 +1,7 @@
 """What the SQLite store promises about its file."""
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -22,7 +23,7 @@ from tokenmeter.stores.engine import conditions
 from tokenmeter.stores.slots import to_microseconds
 from tokenmeter.stores.sqlite import SQLiteStore, database
 from tokenmeter.stores.sqlite.schema import SCHEMA_VERSION
-from tokenmeter.stores.tail import segment_path, segments
+from tokenmeter.stores.tail import Segment, segment_path, segments
 from tokenmeter.stores.urls import is_mounted_alone, is_network
 
 
@@ -982,3 +983,25 @@ def test_a_fold_does_not_wait_for_what_others_write_meanwhile(store, make_entry,
     monkeypatch.undo()
     assert len(folds) == 1
     assert len(list(store.entries())) == 2
+
+
+def test_what_waited_for_a_full_disk_is_written_one_by_one_without_a_fold_for_each(store, make_entry, monkeypatch):
+    """A fold writes some ten pages: on a small disk those of each entry alone would fill it again."""
+    first, *waiting = [make_entry() for _ in range(20)]
+    store.settle(first)  # its account is known from here on
+    with monkeypatch.context() as patch:
+        patch.setattr(Segment, "append", disk_full)
+        for entry in waiting:
+            with pytest.raises(StoreUnavailableError):
+                store.settle(entry)
+    log = Path(f"{store.path}-wal")
+    before = log.stat().st_size
+    assert all(store.settle(entry).recorded for entry in waiting)
+    assert log.stat().st_size == before
+    assert not any(store.settle(entry).recorded for entry in waiting)
+    assert {entry.entry_id for entry in store.entries()} == {entry.entry_id for entry in (first, *waiting)}
+    assert store.verify().ok
+
+
+def disk_full(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")

@@ -32,7 +32,7 @@ from tokenmeter.stores.effects import (
     settle_effects,
 )
 from tokenmeter.stores.live import AMOUNT, DIRTY, RESERVED, SETTLED, STATE, SWEPT, Live, digest_of
-from tokenmeter.stores.tail import TornWriteError, frame
+from tokenmeter.stores.tail import frame, wrote_nothing
 from tokenmeter.stores.writer import Writer
 
 T = TypeVar("T")
@@ -188,6 +188,10 @@ class Journal(Writer):
                 reached = self._settle(record, posts, hold_id, held)
             except StoreBusyError:
                 self._written.forget(entry_id)
+                raise
+            except StoreUnavailableError as error:
+                if wrote_nothing(error):  # when it can be written, the ledger need not be asked for each that waited
+                    self._written.forget(entry_id)
                 raise
             except HoldGoneError:
                 self._written.forget(entry_id)
@@ -436,7 +440,7 @@ class Journal(Writer):
         try:
             self._append(framed, there=there)
         except StoreUnavailableError as error:
-            memory[DIRTY] = isinstance(error.__cause__, TornWriteError)  # else nothing was written
+            memory[DIRTY] = not wrote_nothing(error)
             raise
         for at, amount in moved.items():
             memory[at : at + AMOUNT] = amount

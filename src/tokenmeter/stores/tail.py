@@ -40,6 +40,11 @@ class TornWriteError(OSError):
     """Only a part of some frames was written, which may hold whole ones."""
 
 
+def wrote_nothing(error: BaseException) -> bool:
+    """Whether a write that failed with `error` left nothing, so that what was to be written can be new again."""
+    return not isinstance(error.__cause__, TornWriteError)
+
+
 class TailGoneError(OSError):
     """The segment was removed or cut off under its writer."""
 

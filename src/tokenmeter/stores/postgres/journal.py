@@ -26,7 +26,7 @@ from tokenmeter.stores.postgres.book import PostgresBook, json_text, parts
 from tokenmeter.stores.postgres.leases import LeasingWriter
 from tokenmeter.stores.postgres.spool import Sender
 from tokenmeter.stores.record import encode_entry, kept_key
-from tokenmeter.stores.tail import frame
+from tokenmeter.stores.tail import frame, wrote_nothing
 
 _NETWORK = "The PostgreSQL server has to be asked; call again from a thread."
 #: How often a process that makes calls asks for changed budgets, in seconds. What was said twice as long ago, a second,
@@ -256,7 +256,12 @@ class ServerJournal(LeasingWriter):
             if not may_wait():
                 raise StoreBusyError(_NETWORK)
             return self._post_known(entry, record, postings, hold_id, only_if_held=only_if_held)
-        self.append(record, _effects(postings, hold_id))
+        try:
+            self.append(record, _effects(postings, hold_id))
+        except StoreUnavailableError as error:
+            if wrote_nothing(error):  # when it can be written, the server need not be asked for each that waited
+                self._written.forget(entry.entry_id)
+            raise
         if hold_id is not None:
             self._holds.pop(hold_id, None)
         return Settlement(recorded=True, crossings=self._crossed(postings), hold_found=hold_id is not None)
