@@ -1005,3 +1005,19 @@ def test_what_waited_for_a_full_disk_is_written_one_by_one_without_a_fold_for_ea
 
 def disk_full(*_, **__):
     raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_report_by_those_of_whom_there_are_many_does_not_ask_for_each(store, make_entry, monkeypatch):
+    asked, connect = [], store._book.database._connect
+
+    def traced(**how):
+        connection = connect(**how)
+        connection.set_trace_callback(asked.append)
+        return connection
+
+    store.append([(make_entry(end_user=f"user-{n}", tags={"job": f"job-{n}"}), ()) for n in range(600)])
+    store.close()
+    monkeypatch.setattr(store._book.database, "_connect", traced)
+    times = [datetime(2020, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)]
+    assert len(store.aggregate(times, ["end_user", "tag:job"])) == 600
+    assert 0 < len(asked) < 60

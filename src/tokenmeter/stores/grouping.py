@@ -36,6 +36,13 @@ _FEW_TERMS = 4
 _FEW_ACCOUNTS, _ONE_OF = 1_000, 4
 #: A question about more months is about all time: only those of the ledger are looked for.
 _MANY_MONTHS = 120
+#: Names and sets of tags are read so many numbers at a time: one by one, a report by end user asks once for each.
+_TOGETHER = 512
+_NAMES = (
+    "SELECT id, digest, coalesce(value, 'erased-' || lower(hex(substr(digest, 1, 4)))) FROM names "
+    "WHERE id >= ? AND id < ?"
+)
+_TAGSETS = "SELECT id, body FROM tagsets WHERE id >= ? AND id < ?"
 
 Group = tuple[str | None, ...]
 T = TypeVar("T")
@@ -107,7 +114,7 @@ class Grouping(ABC, Generic[T]):
         self._cell = self._only = ""
         self._cells: list[Cell] = []
         self._cell_of: dict[int, int] = {}
-        self._names: dict[Any, str | None] = {}
+        self._names: dict[int | bytes | None, str | None] = {None: None}
         self._tags: dict[int | str, dict[str, str]] = {}
         self._wanted: ArchiveFilter | None = None
         self.unpacked: dict[PackedKind, list[Stretch]] = {}
@@ -198,30 +205,32 @@ class Grouping(ABC, Generic[T]):
             for name, value in zip(self._by, values, strict=True)
         )
 
-    def _name(self, number: int | bytes | None) -> str | None:
-        return None if number is None else self._look_up(number, "id" if isinstance(number, int) else "digest")
-
-    def _look_up(self, key: object, column: str) -> str | None:
+    def _name(self, key: int | bytes | None) -> str | None:
+        """The name of this number or digest. Its neighbours, which were met when it was, are read with it."""
         if key not in self._names:
-            row = self._connection.execute(
-                f"SELECT coalesce(value, 'erased-' || lower(hex(substr(digest, 1, 4)))) FROM names WHERE {column} = ?",  # noqa: S608 - names of our own
-                (key,),
-            ).fetchone()
-            self._names[key] = row[0] if row else None
+            self._names[key] = None
+            where = self._number_of(key) if isinstance(key, bytes) else key
+            for number, digest, name in () if where is None else self._together(_NAMES, where):
+                self._names[number] = self._names[bytes(digest)] = name
         return self._names[key]
+
+    def _number_of(self, digest: bytes) -> int | None:
+        row = self._connection.execute("SELECT id FROM names WHERE digest = ?", (digest,)).fetchone()
+        return None if row is None else int(row[0])
+
+    def _together(self, statement: str, number: int) -> Any:
+        """Rows whose numbers are near this one."""
+        first = number - number % _TOGETHER
+        return self._connection.execute(statement, (first, first + _TOGETHER))
 
     def _tag(self, tags: int | str | None, name: str) -> str | None:
         if tags is None:
             return None
         if tags not in self._tags:
-            body: str
-            if isinstance(tags, str):
-                body = tags
-            else:
-                (body,) = self._connection.execute("SELECT body FROM tagsets WHERE id = ?", (tags,)).fetchone()
-            self._tags[tags] = json.loads(body)
+            bodies = ((tags, tags),) if isinstance(tags, str) else self._together(_TAGSETS, tags)
+            self._tags.update((number, json.loads(body)) for number, body in bodies)
         digest = self._tags[tags].get(name.removeprefix("tag:"))
-        return None if digest is None else self._look_up(bytes.fromhex(digest), "digest")
+        return None if digest is None else self._name(bytes.fromhex(digest))
 
 
 def in_order(one: Aggregate | Latencies) -> tuple[Any, ...]:
