@@ -33,6 +33,16 @@ def test_the_image_has_what_it_names_and_runs_as_nobody_in_particular():
     assert text.index("VOLUME /var/lib/tokenmeter") < text.index("USER 10001")
 
 
+def test_the_image_is_made_of_sources_that_are_there_and_sent_to_the_builder(services):
+    root = (FOLDER / services["app"]["build"]["context"]).resolve()
+    assert root / services["app"]["build"]["dockerfile"] == FOLDER / "Dockerfile"
+    text = (FOLDER / "Dockerfile").read_text("utf-8")
+    copied = [name for line in re.findall(r"^COPY (.+) /tmp/tokenmeter", text, re.MULTILINE) for name in line.split()]
+    sent = (FOLDER / "Dockerfile.dockerignore").read_text("utf-8").splitlines()
+    assert sorted(f"!{name}" for name in copied) == sorted(line for line in sent if line.startswith("!"))
+    assert all((root / name).exists() for name in copied)
+
+
 def test_services_of_ours_have_a_read_only_root_no_rights_and_a_volume(services):
     for name in ("app", "dashboard"):
         service = services[name]
