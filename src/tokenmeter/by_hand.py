@@ -383,7 +383,7 @@ def _read(body: Any, call: Call, status: Status, response_id: str | None) -> Out
     error = error_in(body) if status == "ok" else None
     if error is not None:
         status, error_type = "error", error.kind
-        if seen.raw_usage is None and not error.answered:  # a refusal costs nothing
+        if not error.answered and _is_nothing(seen.raw_usage):  # a refusal costs nothing
             seen = Observation(response_model=seen.response_model, response_id=seen.response_id)
     else:
         error_type = None
@@ -393,6 +393,11 @@ def _read(body: Any, call: Call, status: Status, response_id: str | None) -> Out
         response_id=response_id,
         error_type=error_type,
     )
+
+
+def _is_nothing(usage: Any) -> bool:
+    """Whether no part of a stated usage is more than nothing."""
+    return all(map(_is_nothing, usage.values())) if is_object(usage) else not usage
 
 
 def _is_under_way(outcome: Outcome) -> bool:

@@ -771,6 +771,14 @@ class TestAnswersOfMeteredClients:
 OPENAI_401 = {"error": {"message": "Incorrect API key", "type": "invalid_request_error", "code": "invalid_api_key"}}
 ANTHROPIC_401 = {"type": "error", "error": {"type": "authentication_error", "message": "invalid"}, "request_id": "r"}
 GOOGLE_429 = {"error": {"code": 429, "message": "Quota", "status": "RESOURCE_EXHAUSTED"}}
+SUCCESS = {**CHAT, "base_resp": {"status_code": 0, "status_msg": ""}}
+MINIMAX_1008 = {
+    "id": "1",
+    "choices": None,
+    "model": "MiniMax-M2",
+    "usage": {"total_tokens": 0},
+    "base_resp": {"status_code": 1008, "status_msg": "insufficient balance"},
+}
 
 
 class TestErrorBodies:
@@ -786,6 +794,7 @@ class TestErrorBodies:
             ({"detail": "Not authenticated"}, "error", HERE),
             ({"message": "Unauthorized"}, "error", {**HERE, "provider": "mistral"}),
             ({"errors": [{"message": "bad", "code": "E7"}]}, "E7", HERE),
+            (MINIMAX_1008, "1008", {**HERE, "provider": "minimax"}),
             ({"status_code": 401, "body": OPENAI_401}, "invalid_api_key", HERE),
             ({"status_code": 502, "body": {"html": "Bad Gateway"}}, "502", HERE),
         ],
@@ -814,7 +823,9 @@ class TestErrorBodies:
         entry = meter.record(broken, **HERE)
         assert (entry.status, entry.cost_source) == ("error", "unpriced")
 
-    @pytest.mark.parametrize("body", [{"text": "Hello", "usage": {"type": "duration", "seconds": 3}}, CHAT["usage"]])
+    @pytest.mark.parametrize(
+        "body", [{"text": "Hello", "usage": {"type": "duration", "seconds": 3}}, CHAT["usage"], SUCCESS]
+    )
     def test_what_is_no_error_is_not_taken_for_one(self, meter, body):
         assert meter.record(body, **HERE, model="gpt-5-mini").status == "ok"
 

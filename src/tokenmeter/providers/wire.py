@@ -313,7 +313,8 @@ def error_in(body: Any) -> BodyError | None:
     status, inner = body.get("status_code", body.get("status")), section(body, "body")
     if inner and type(status) is int:  # an answer with its HTTP status
         return (error_in(inner) or BodyError(str(status), answered=False)) if status >= _HTTP_ERROR else error_in(inner)
-    said = body.get("error") or body.get("errors")
+    refused = section(body, "base_resp").get("status_code")  # as MiniMax says it of every answer: 0 is none
+    said = body.get("error") or body.get("errors") or (refused and {"code": refused})
     marked = bool(said) or "error" in (body.get("type"), body.get("object"))  # a tuple: either may be what has no hash
     if not marked and not (body.keys() <= _OF_ERRORS and any(isinstance(body.get(name), str) for name in _TELLING)):
         return None
