@@ -26,7 +26,7 @@ from tokenmeter.pricing import PriceList, Pricer
 from tokenmeter.pricing.corrections import correction
 from tokenmeter.stores import open_store
 from tokenmeter.stores.base import EntryFilter
-from tokenmeter.usage import Consumption, Observation, Usage
+from tokenmeter.usage import Consumption, Observation, SuppliedCost, Usage
 
 MODEL = "gpt-4"  # its context window of 8,192 tokens is all that is known of its answers' length
 
@@ -306,6 +306,14 @@ class TestBounds:
         entry = meter.settle(meter.authorize(a_call(model="new")), Outcome(observation=seen))
         assert {"assumed_usd=0", "held_usd=110000000000000"} < {*entry.flags}
         assert meter.remaining()[0].spent == 110
+
+    def test_a_stated_bill_of_what_has_no_counts_is_what_counts(self, metered):
+        meter = metered(Budget(limit_usd=1000, unbounded="expected"))
+        bill = Consumption(model="new", usage=Usage(), supplied_cost=SuppliedCost(Decimal("0.25"), "usage.cost"))
+        seen = Observation(consumptions=(bill,), flags=frozenset({"usage_unknown"}))
+        entry = meter.settle(meter.authorize(a_call(model="new")), Outcome(observation=seen))
+        assert meter.remaining()[0].spent == entry.billed_cost
+        assert (entry.list_cost, meter.audit_budgets()) == (Decimal("0.25"), ())
 
     @pytest.mark.parametrize("price", ["0.5", "2"])
     @pytest.mark.parametrize("repriced", [False, True])

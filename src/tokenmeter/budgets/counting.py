@@ -70,8 +70,11 @@ def spent_by(entry: Entry, unit: Unit, pricer: Pricer | None) -> int:
 
 
 def with_held(entry: Entry, reservation: Reservation | None, caps: Mapping[str, Cap]) -> Entry:
-    """`entry`; where nobody knows what it used, with what was held for it: that counts, never nothing."""
-    if reservation is None or UNKNOWN_USAGE not in entry.flags:
+    """`entry`; where nobody knows what it used, with what was held for it: that counts, never nothing.
+
+    Of what has a stated bill and no counts (a video) the bill counts.
+    """
+    if reservation is None or UNKNOWN_USAGE not in entry.flags or entry.cost_source != "unpriced":
         return entry
     most: dict[Unit, int] = {}
     for claim in reservation.claims:

@@ -132,8 +132,8 @@ class Pricer:
             charges += lines
         estimated = "estimated" in observation.flags
         rating = total(tuple(charges), flags, estimated=estimated, price_list_hash=worked.price_list.hash)
-        # Of a bill with an unknown part the rest is known, and is not the bill.
-        if "usage_unknown" in observation.flags:
+        # Of a bill with an unknown part the rest is known, and is not the bill, unless who sends it stated all of it.
+        if "usage_unknown" in observation.flags and not all(map(_is_stated, observation.consumptions)):
             return replace(rating, cost_source="unpriced") if charges else _UNKNOWN
         return rating
 
@@ -345,6 +345,10 @@ def _keep_small(cache: dict[Any, Any]) -> None:
     """Start over rather than grow for ever, where names come from strangers."""
     if len(cache) >= _MOST_KEPT:
         cache.clear()
+
+
+def _is_stated(consumption: Consumption) -> bool:
+    return consumption.supplied_cost is not None and consumption.supplied_cost.believed
 
 
 def _ambiguous(consumption: Consumption, listed: ListedModel) -> bool:

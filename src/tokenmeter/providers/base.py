@@ -245,7 +245,7 @@ class Dialect(ABC):
 
     def read_bounded(self, body: Any, context: Context) -> Observation:
         """As `read_body`, in so few groups and such short names that a hostile host cannot flood the ledger."""
-        return bounded(self.read_body(body, context))
+        return bounded(context.with_stated_bill(self.read_body(body, context)))
 
     def begins_stream(self, event: JSON) -> bool:
         """Whether an event may be the first of its stream, and is no whole body."""

@@ -130,6 +130,23 @@ class Context:
             supplied_cost=supplied_cost(self.provider, wire, request.cost_unit, doubts) if wire else None,
         )
 
+    def with_stated_bill(self, seen: Observation) -> Observation:
+        """`seen`; where nobody can say what was used, with what whoever bills it states that it costs.
+
+        A stated zero beside no tokens is none: hosts fill it in where they do not count.
+        """
+        wire = seen.raw_usage
+        if "usage_unknown" not in seen.flags or not is_object(wire):
+            return seen
+        if any(group.supplied_cost or group.usage.quantities for group in seen.consumptions):
+            return seen
+        doubts: set[str] = set()
+        reading = Reading(Usage())
+        bill = self.consumption(reading, model=seen.response_model, wire=wire, tier=seen.service_tier, flags=doubts)
+        if bill.supplied_cost is None or not (bill.supplied_cost.believed and bill.supplied_cost.amount):
+            return seen
+        return replace(seen, consumptions=(bill,), flags=seen.flags | doubts)
+
 
 def _shared_out(reading: Reading, prompt: int, answer: int) -> tuple[int, int]:
     """A stated total in the shares of both estimates, neither of them below the part of it that is stated."""
