@@ -7,6 +7,7 @@ import glob
 import os
 import time
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 from typing import Literal
 
@@ -87,4 +88,4 @@ def remove_abandoned(beginning: Path) -> None:
 
 def hook_folders() -> list[str]:
     """Where PyInstaller finds what it has to know of the package: its entry point names this function."""
-    return [str(Path(__file__).with_name("freezing"))]
+    return [str(resources.files("tokenmeter") / "freezing")]

@@ -18,7 +18,7 @@ import tokenmeter.pricing.edition
 
 SOURCES = Path(__file__).parents[2] / "src"
 #: Needs an extra, is another program's plug-in, or stands on a package that looks at `sys.platform` for itself (mcp).
-ELSEWHERE = ("tokenmeter.queues.", "tokenmeter.__main__", "tokenmeter.serving.mcp")
+ELSEWHERE = ("tokenmeter.queues.", "tokenmeter.__main__", "tokenmeter.serving.mcp", "tokenmeter.freezing.")
 
 AS_ON_WINDOWS = """
 import importlib, json, os, subprocess, sys
@@ -201,7 +201,7 @@ print(tokenmeter.invoice(member="ada", period="this-month").to_pdf()[:4].decode(
 def test_pyinstaller_finds_what_it_has_to_know():
     """It names files and modules that the code never names; a program made with it was tried by hand."""
     (point,) = importlib.metadata.entry_points(group="pyinstaller40", module="tokenmeter.paths")
-    assert [[one.name for one in Path(folder).iterdir()] for folder in point.load()()] == [["hook-tokenmeter.py"]]
+    assert [[one.name for one in Path(folder).glob("*.py")] for folder in point.load()()] == [["hook-tokenmeter.py"]]
 
 
 def test_the_version_is_unknown_where_the_package_has_no_description(monkeypatch):
