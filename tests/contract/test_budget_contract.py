@@ -81,6 +81,10 @@ def spend(meter, call, tokens):
     return meter.settle(meter.authorize(call), answered(tokens))
 
 
+def named(balance):
+    return balance.unit, balance.scope["member"]
+
+
 class TestCaps:
     def test_exactly_as_many_requests_pass_as_the_limit_says(self, metered):
         meter = metered(Budget(member="*", limit_requests=3))
@@ -298,6 +302,27 @@ class TestBounds:
         meter.settle(meter.authorize(a_call(model="new")), answered(120, model="new"))
         later = metered(Budget(limit_usd=1000, period="total", unbounded="expected"), pricer=pricer_at("2"))
         assert later.remaining()[0].spent == 120
+
+    def test_new_budgets_that_are_alike_are_read_at_once_each_as_it_is_by_itself(self, metered, store, monkeypatch):
+        before = metered()
+        members = [f"member-{number}" for number in range(9)]
+        for number, member in enumerate(members):
+            for _ in range(number):
+                before.settle(before.authorize(a_call(member, route="r")), answered(number))
+        before.settle(before.authorize(a_call("member-8", model="new")), answered(5, model="new"))
+        budgets = [
+            Budget(**limit, member=member, unbounded="expected")
+            for limit in ({"limit_requests": 9}, {"limit_usd": 10**6})
+            for member in members
+        ]
+        other = Budget(member="member-8", limit_tokens=10**6, unbounded="expected")
+        alone = {named(one): one.spent for each in budgets for one in metered(each).remaining()}
+        asked, aggregate = [], store.aggregate
+        monkeypatch.setattr(store, "aggregate", lambda *about: asked.append(about) or aggregate(*about))
+        together = {named(one): one.spent for one in metered(*budgets, other).remaining()}
+        assert together.items() >= alone.items()
+        assert len(together) == len(alone) + 1
+        assert len(asked) < 9
 
     def test_nothing_is_assumed_beside_what_was_held_for_a_call_of_unknown_usage(self, metered):
         meter = metered(Budget(limit_usd=1000, unbounded="expected"))

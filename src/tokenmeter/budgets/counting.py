@@ -154,7 +154,7 @@ def _is_name(cap: Cap, name: str, value: str) -> bool:
 def _counted(
     cap: Cap, scope: Mapping[str, str], since: datetime, until: datetime, *, store: Store, pricer: Pricer | None
 ) -> Iterator[tuple[str, int]]:
-    exact = {name: value for name, value in scope.items() if _is_exact(name, value)}
+    exact = {name: value for name, value in scope.items() if is_exact(name, value)}
     where = {_DIMENSIONS.get(name, (name,))[0]: frozenset[str | None]({value}) for name, value in exact.items()}
     others = [(name, _DIMENSIONS.get(name, (name,))) for name in scope if name not in exact]
     by = [dimension for _, dimensions in others for dimension in dimensions]
@@ -203,7 +203,7 @@ def assumed(caps: Iterable[Cap], now_us: int, *, store: Store, pricer: Pricer) -
     return found
 
 
-def _is_exact(name: str, value: str) -> bool:
+def is_exact(name: str, value: str) -> bool:
     """Whether a condition can be put to the store as it is."""
     if name == "api_key":
         return is_fingerprint(value)
