@@ -66,10 +66,22 @@ async def in_thread(work: Callable[[], T], *, left: Callable[[asyncio.Future[T]]
         with import_module("anyio").CancelScope(shield=True):
             given: T = await import_module("anyio.to_thread").run_sync(work)
             return given
-    doing = asyncio.ensure_future(asyncio.to_thread(work))
+    begun: list[bool] = []
+
+    def run() -> T:
+        if begun:  # it waited for a thread, and was done without one
+            raise RuntimeError("a thread came too late")
+        begun.append(True)
+        return work()
+
+    doing = asyncio.ensure_future(asyncio.to_thread(run))
     try:
         return await asyncio.shield(doing)
     except asyncio.CancelledError:
         if left is not None:
             doing.add_done_callback(left)
         raise
+    except RuntimeError:
+        if begun:
+            raise
+        return run()  # no thread can be had: better that the loop waits than that a bill is lost

@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 from decimal import Decimal
 
 import openai
@@ -505,6 +506,18 @@ class TestAsynchronousVerbs:
         )
         yield
         tokenmeter.reset()
+
+    async def test_they_do_their_work_once_where_no_thread_can_be_had(self, monkeypatch):
+        def refuse(thread):
+            raise RuntimeError("can't start new thread")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            entry = await tokenmeter.arecord(CHAT, **HERE)
+            with pytest.raises(ConfigurationError, match="provider"):
+                await tokenmeter.arecord(CHAT, provider="", endpoint="chat.completions")
+        await asyncio.to_thread(int)  # what waited for a thread is begun before it
+        assert list(tokenmeter.entries()) == [entry]
 
     async def test_they_read_what_the_others_read(self):
         entry = await tokenmeter.arecord(CHAT, **HERE)
