@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Concatenate, ParamSpec, Protocol, get_type_hints
+from typing import Annotated, Any, Concatenate, ParamSpec, Protocol, cast, get_type_hints
 
 import typer
 from rich.box import Box
@@ -39,6 +39,7 @@ from tokenmeter.config import load_settings
 from tokenmeter.default import make_meter
 from tokenmeter.dimensions import WHO
 from tokenmeter.errors import ConfigurationError
+from tokenmeter.reports.table import Column, render
 from tokenmeter.settings import Settings
 from tokenmeter.stores import open_store, store_path
 from tokenmeter.stores.base import Store
@@ -292,7 +293,6 @@ def show_table(
         figures: Columns to align to the right; never folded.
         whole: What identifies a row or is hard to read in two lines; folded last.
     """
-    table = Table(box=_RULE, padding=(0, _GAP - 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
     widths = [max(map(_measure_cell, column)) for column in zip(heads, *rows, strict=True)]
     least = [
         width if head in figures else min(width, _READABLE if head in whole else _FOLDED)
@@ -303,6 +303,10 @@ def show_table(
     if sum(least) + _GAP * (len(heads) - 1) > room:
         _show_blocks(heads, rows)
         return
+    if needed <= room and not any(isinstance(cell, ProgressBar) for row in rows for cell in row):
+        _show_lines(heads, cast("Sequence[Sequence[str]]", rows), figures)
+        return
+    table = Table(box=_RULE, padding=(0, _GAP - 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
     widths = _fit_widths(widths, least, needed - room, last=[head in whole for head in heads])
     for head, width in zip(heads, widths, strict=True):
         table.add_column(head, justify="right" if head in figures else "left", overflow="fold", width=width)
@@ -316,6 +320,14 @@ def show_table(
         wide.print(table, crop=False)
     # rich fills each line up to the table's width.
     sys.stdout.writelines(f"{line.rstrip()}\n" for line in shown.get().splitlines())
+
+
+def _show_lines(heads: Sequence[str], rows: Sequence[Sequence[str]], figures: Collection[str]) -> None:
+    """A table that has room as it is; rich takes a millisecond for each row."""
+    columns = [Column(head, tuple(cells), right=head in figures) for head, *cells in zip(heads, *rows, strict=True)]
+    first, *others = render(columns, totals=False)
+    out.print(first, style="bold", markup=False)
+    sys.stdout.writelines(f"{line}\n" for line in others)
 
 
 def _fit_widths(widths: Sequence[int], least: Sequence[int], excess: int, *, last: Sequence[bool]) -> list[int]:

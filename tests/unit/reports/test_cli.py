@@ -606,6 +606,19 @@ def test_prices_show_lists_what_is_in_force(run: Callable[..., Outcome], place: 
     assert "No price matches" in nothing.out
 
 
+def test_a_long_table_that_has_room_is_not_laid_out_by_rich(
+    run: Callable[..., Outcome], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "tokenmeter.toml").write_text("")
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setattr("rich.table.Table.add_row", lambda *_: pytest.fail("a millisecond for each row"))
+    heads, rule, *rows = run("prices", "show", "--provider", "openai").out.splitlines()
+    assert len(rows) > 500
+    assert len(rule) == max(map(len, rows))
+    ends = heads.index("price") + len("price")  # amounts are aligned to the right
+    assert all(row[ends - 1].isdigit() and row[ends] == " " for row in rows)
+
+
 def test_prices_diff_says_what_changed_between_two_days(run: Callable[..., Outcome], place: Path) -> None:
     row = "[[prices]]\nprovider = 'openai'\nmodel = 'our-own'\nsku_meter = 'input'\nsource = 'contract'\n"
     (place / "tokenmeter.toml").write_text(
