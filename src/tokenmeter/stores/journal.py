@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError
+from tokenmeter.errors import SchemaVersionError, StoreBusyError, StoreError, StoreUnavailableError
 from tokenmeter.ledger import CounterKey
 from tokenmeter.processes import Background, after_fork_in_child, run_patiently
 from tokenmeter.stores.base import Counter
@@ -210,7 +210,7 @@ class Journal(Writer):
                     only_if_held=only_if_held,
                 ),
             )
-        except StoreUnavailableError:
+        except (StoreUnavailableError, SchemaVersionError):
             if only_if_held:
                 raise
             # The book cannot be asked. The record is kept; the fold leaves out what is there already.
