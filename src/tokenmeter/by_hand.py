@@ -17,7 +17,8 @@ from tokenmeter.attribution import Attribution, current_attribution, scopes_of_c
 from tokenmeter.call import Call, Outcome, RequestFacts
 from tokenmeter.capture.batches import record_batch, record_line
 from tokenmeter.capture.estimates import estimate_among, finish_replacement, recorded_for, replace_estimate, write_whole
-from tokenmeter.capture.readings import GrowingBill, Recent, taken_at
+from tokenmeter.capture.readings import GrowingBill, taken_at
+from tokenmeter.capture.recent import Recent
 from tokenmeter.dimensions import Status
 from tokenmeter.errors import ConfigurationError, shown
 from tokenmeter.interrupts import came_from_outside

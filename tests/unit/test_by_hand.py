@@ -669,11 +669,11 @@ class TestAnswersOfMeteredClients:
         long_ago = {**answer.model_dump(), "created": 1_700_000_000}
         assert meter.record(long_ago, **HERE) is not None  # an id that came back years later is another answer
 
-    @pytest.mark.parametrize("by_hand_first", [False, True])
+    @pytest.mark.parametrize("recorded", ["after", "before", "before, by another program", "some of them before"])
     def test_lines_of_a_batch_are_recorded_once_by_hand_and_by_who_reads_their_file(
-        self, client, meter, fake_provider, by_hand_first
+        self, client, meter, fake_provider, recorded
     ):
-        rows = [{"custom_id": name, "method": "POST", "url": "/v1/chat/completions", "body": self.ASK} for name in "ab"]
+        rows = [{"custom_id": n, "method": "POST", "url": "/v1/chat/completions", "body": self.ASK} for n in "abcd"]
         plain = openai.OpenAI(base_url=fake_provider.openai_url, api_key="sk-plain-0001")
         given = plain.files.create(file=("in", "\n".join(map(json.dumps, rows)).encode()), purpose="batch")
         asked = {"endpoint": "/v1/chat/completions", "completion_window": "24h"}
@@ -683,11 +683,14 @@ class TestAnswersOfMeteredClients:
         plain.close()
         for line in lines:  # the file is read long after
             line["response"]["body"]["created"] -= 20_000
+        other = Meter(store=meter.store, pricer=meter.pricer)
+        by_hand, first = (other if "program" in recorded else meter), recorded != "after"
         readers = [
             lambda: client.files.content(file),
-            lambda: meter.record(lines, provider="openai", endpoint="batches"),
+            lambda: by_hand.record(lines[1::2] if "some" in recorded else lines, provider="openai", endpoint="batches"),
+            lambda: client.batches.retrieve(batch.id),
         ]
-        for read in reversed(readers) if by_hand_first else readers:
+        for read in (readers[1], readers[0], readers[2]) if first else readers:
             read()
         names = sorted(line["response"]["body"]["id"] for line in lines)
         assert sorted(entry.response_id for entry in meter.entries()) == names

@@ -11,7 +11,8 @@ from tokenmeter import processes
 from tokenmeter.attribution import Attribution, Scope
 from tokenmeter.call import ActiveSpan, Call, Outcome, PlainRequest, RequestFacts
 from tokenmeter.capture.description import Identity, Kind, call_of, describe, give_leave, given_fields
-from tokenmeter.capture.readings import Readings, learn_size, waiting, with_sizes
+from tokenmeter.capture.readings import Readings
+from tokenmeter.capture.recent import learn_size, waiting, with_sizes
 from tokenmeter.capture.responses import Exchange
 from tokenmeter.capture.sdk import Binding, twice
 from tokenmeter.capture.settlement import (

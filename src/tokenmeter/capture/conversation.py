@@ -17,7 +17,8 @@ from tokenmeter import processes
 from tokenmeter.call import Call, Outcome
 from tokenmeter.capture.calls import REFUSALS
 from tokenmeter.capture.description import describe, give_leave, identify
-from tokenmeter.capture.readings import GrowingBill, opened, with_sizes
+from tokenmeter.capture.readings import GrowingBill, opened
+from tokenmeter.capture.recent import with_sizes
 from tokenmeter.capture.sdk import Binding, UnreadBody, binding_of, bound_to, twice
 from tokenmeter.capture.settlement import Settling, catch_up_async, settle, settle_from_anywhere, watch
 from tokenmeter.dimensions import Status

@@ -330,7 +330,7 @@ class _Interaction:
         """
         if self._reading is not None:
             return
-        from tokenmeter.capture.readings import waiting  # noqa: PLC0415 - a client may be made and never used
+        from tokenmeter.capture.recent import waiting  # noqa: PLC0415 - a client may be made and never used
 
         path = f"interactions/{self._name}"
         reading = await open_request_async(self._api, "GET", path, None, None, streamed=True)

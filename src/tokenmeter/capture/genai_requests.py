@@ -514,7 +514,7 @@ def _read_whole(call: InFlight, answer: Any) -> Exchange:
 
 def _link_results(call: InFlight, body: Any) -> None:
     """A batch that has ended may have its answers in a file: whoever began it pays for what is read there."""
-    from tokenmeter.capture.readings import also_known_as  # noqa: PLC0415 - few calls read batches
+    from tokenmeter.capture.recent import also_known_as  # noqa: PLC0415 - few calls read batches
     from tokenmeter.providers.google.bodies import results_file  # noqa: PLC0415 - as above
 
     file = results_file(body)

@@ -8,22 +8,19 @@ looks into the ledger, and records what is left.
 from __future__ import annotations
 
 import itertools
-from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import field, replace
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Generic, TypeVar
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING
 
-from tokenmeter.call import Call, Outcome
-from tokenmeter.capture.estimates import ActualBill, estimate_among, replace_estimate, write_whole
+from tokenmeter.call import Outcome
+from tokenmeter.capture.batches import FileLine, FileTotal, ResultsFile
+from tokenmeter.capture.estimates import ActualBill
+from tokenmeter.capture.recent import Recent, also_known_as, on_account_of_starter, recall, remember, started
 from tokenmeter.capture.settlement import Settling
-from tokenmeter.errors import StoreBusyError
 from tokenmeter.ledger import Entry
 from tokenmeter.money import add, subtract
-from tokenmeter.pricing.corrections import WHOLE, growth
-from tokenmeter.processes import may_wait
+from tokenmeter.pricing.corrections import growth
 from tokenmeter.usage import Observation, SuppliedCost, Usage
 from tokenmeter.values import dataclass
 
@@ -31,8 +28,6 @@ if TYPE_CHECKING:
     from tokenmeter.meter import Authorization, Meter
     from tokenmeter.providers.base import Endpoint
 
-#: What is remembered per meter at most; older work is recorded on the account of who reads it.
-LIMIT = 1_000
 _ZERO = Decimal(0)
 #: Before this there was no running total that a provider dates.
 _FIRST = datetime(2020, 1, 1, tzinfo=UTC)
@@ -40,95 +35,6 @@ _FIRST = datetime(2020, 1, 1, tzinfo=UTC)
 _TRIES = 4
 #: Numbers of a total's entries that are asked for at once.
 _TOGETHER = 32
-
-T = TypeVar("T")
-
-
-# -- calls whose answer is read later: background responses, batches, agent sessions; their bill is their starter's
-
-
-class Recent(Generic[T]):
-    """The last `LIMIT` values per meter, by provider's id. Keeps no meter alive."""
-
-    def __init__(self) -> None:
-        self._kept: WeakKeyDictionary[Meter, OrderedDict[str, T]] = WeakKeyDictionary()
-
-    def put(self, meter: Meter, identity: str, value: T) -> None:
-        """Keep `value` in place of what was kept before."""
-        values = self._kept.setdefault(meter, OrderedDict())
-        values[identity] = value
-        if len(values) > LIMIT:
-            values.popitem(last=False)
-
-    def get(self, meter: Meter, identity: str | None) -> T | None:
-        """The value of an id; None for one that is not kept (any more)."""
-        values = self._kept.get(meter)
-        return None if values is None or identity is None else values.get(identity)
-
-    def all(self, meter: Meter) -> Mapping[str, T] | None:
-        """All values by id, as they change; None where there never was one."""
-        return self._kept.get(meter)
-
-    def take(self, meter: Meter, identity: str | None) -> T | None:
-        """As `get`, and forget it."""
-        values = self._kept.get(meter)
-        return None if values is None or identity is None else values.pop(identity, None)
-
-
-_waiting: Recent[Authorization] = Recent()
-_started: Recent[Call] = Recent()
-_sizes: Recent[str] = Recent()
-
-
-def remember(meter: Meter, response_id: str | None, authorization: Authorization) -> None:
-    """Keep `authorization`, its attribution and its hold, until the response is retrieved."""
-    if response_id is not None:
-        _waiting.put(meter, response_id, authorization)
-
-
-def waiting(meter: Meter, response_id: str | None) -> Call | None:
-    """The call that started a response, while it is not recorded; None when this process did not."""
-    found = _waiting.get(meter, response_id)
-    return None if found is None else found.call
-
-
-def recall(meter: Meter, response_id: str | None) -> Authorization | None:
-    """The call that started a response; None when this process did not, or has recalled it already."""
-    return _waiting.take(meter, response_id)
-
-
-def learn_size(meter: Meter, seen: Observation) -> None:
-    """Keep what an answer says of the size of something whose bill later calls may make."""
-    if seen.size is not None and seen.response_id is not None:
-        _sizes.put(meter, seen.response_id, seen.size)
-
-
-def with_sizes(meter: Meter, call: Call) -> Call:
-    """`call`, whose answer is read with the sizes that are known."""
-    sizes = _sizes.all(meter)
-    return replace(call, facts=replace(call.facts, sizes=sizes)) if sizes else call
-
-
-def started(meter: Meter, identity: str | None, call: Call) -> None:
-    """`call` started work that may be read any number of times."""
-    if identity is not None:
-        _started.put(meter, identity, call)
-
-
-def also_known_as(meter: Meter, identity: str | None, other: str) -> None:
-    """The results of some work are found under another id: a batch's in its output file."""
-    call = _started.get(meter, identity)
-    if call is not None:
-        _started.put(meter, other, call)
-
-
-def on_account_of_starter(meter: Meter, identity: str | None, call: Call) -> Call:
-    """The reading `call` on the account of who started what it reads, if that was in this process."""
-    starter = _started.get(meter, identity)
-    if starter is None:
-        return call
-    return replace(call, attribution=starter.attribution, scopes=starter.scopes, api_key=starter.api_key)
-
 
 # -- running totals
 
@@ -262,100 +168,6 @@ class GrowingBill(Settling):
         return account
 
 
-# -- results files, whose sum may be stated elsewhere as well
-
-
-def _billed_under(meter: Meter, call: Call, seen: Observation) -> list[Entry]:
-    """What is recorded under the identity of `seen`, and in place of what was doubtful there."""
-    key = f"{call.provider}:{seen.bill_id}"
-    found = meter.store.recorded_under([key, f"{key}{WHOLE}"])
-    return [entry for entry in found if entry.kind == "usage" and entry.operation == call.operation]
-
-
-def record_total(meter: Meter, authorization: Authorization, outcome: Outcome) -> Entry | None:
-    """Write down the total of a results file, in place of one that did not say what was used, if that is recorded."""
-    entry, seen = write_whole(meter, authorization, outcome), outcome.observation
-    if entry is not None or seen is None:
-        return entry
-    found = [one for one in _billed_under(meter, authorization.call, seen) if one.response_id == seen.response_id]
-    doubtful = estimate_among(found, seen)
-    return doubtful and replace_estimate(meter, replace(authorization), outcome, doubtful, dated=False)
-
-
-class FileTotal(Settling):
-    """The total of a results file, which an earlier reading may have recorded without knowing it."""
-
-    __slots__ = ()
-
-    @property
-    def looks_up(self) -> bool:
-        """Whether the ledger has to be read: if the file's id is taken, by what."""
-        return True
-
-    def record(self) -> None:
-        """Record it, unless its lines were."""
-        record_total(self.meter, self.authorization, self.outcome)
-
-
-class FirstLine(Settling):
-    """The first billed line of a results file, recorded under the file's id, as the batch's own total is.
-
-    Attributes:
-        written: Whether the ledger has been asked.
-        billed_whole: Whether the total was recorded before, so that no line is. One that was unknown is taken back.
-    """
-
-    __slots__ = ("billed_whole", "written")
-
-    def __init__(self, meter: Meter, authorization: Authorization, outcome: Outcome) -> None:
-        super().__init__(meter, authorization, outcome)
-        self.written = self.billed_whole = False
-
-    @property
-    def looks_up(self) -> bool:
-        """Whether the ledger has to be read: if the file's id is taken, by what."""
-        return True
-
-    def record(self) -> None:
-        """Record it, and learn whether the lines behind it are to be recorded."""
-        entry = self.meter.settle(self.authorization, self.outcome)
-        self.written = True
-        seen = self.outcome.observation
-        if entry is not None or seen is None:
-            return
-        call = self.authorization.call
-        found = _billed_under(self.meter, call, seen)
-        whole = [entry for entry in found if entry.endpoint != call.endpoint]
-        doubtful = estimate_among(whole, seen)  # of a batch that did not say what it used its lines do
-        self.billed_whole = bool(whole) and doubtful is None
-        if doubtful is not None:
-            replace_estimate(self.meter, replace(self.authorization), self.outcome, doubtful, dated=False)
-
-
-class FileLine(Settling):
-    """Any further line of a results file.
-
-    Args:
-        meter: Where to record.
-        authorization: Leave for the call that read it.
-        outcome: What it says.
-        first: The file's first billed line.
-    """
-
-    __slots__ = ("_first",)
-
-    def __init__(self, meter: Meter, authorization: Authorization, outcome: Outcome, first: FirstLine) -> None:
-        super().__init__(meter, authorization, outcome)
-        self._first = first
-
-    def record(self) -> None:
-        """Record it, unless the batch was recorded as a whole."""
-        if not self._first.written and not may_wait():
-            raise StoreBusyError("the first line is still to be written")
-        if not self._first.billed_whole:
-            super().record()
-
-
 # -- what a call that only reads, or only starts, leaves behind
 
 
@@ -367,12 +179,12 @@ class Readings:
         endpoint: What is called.
     """
 
-    __slots__ = ("_endpoint", "_first_line", "_meter")
+    __slots__ = ("_endpoint", "_file", "_meter")
 
     def __init__(self, meter: Meter, endpoint: Endpoint) -> None:
         self._meter = meter
         self._endpoint = endpoint
-        self._first_line: FirstLine | None = None
+        self._file: ResultsFile | None = None
 
     def begun(self, authorization: Authorization, seen: Observation) -> None:
         """Remember what was started by the call, and is billed when it is read."""
@@ -403,16 +215,11 @@ class Readings:
         if seen.reading == "actual":
             return ActualBill(meter, mine, outcome)
         if seen.reading == "share" and subject is not None:
-            return self._file_line(mine, outcome, seen, subject)
+            if self._file is None:
+                self._file = ResultsFile(meter, mine.call.provider, subject)
+            return FileLine(mine, outcome, self._file)
         if seen.bill_id is not None:
             also_known_as(meter, seen.response_id, seen.bill_id)
             return FileTotal(meter, mine, outcome)
         # Of what another process began an estimate may stand in the ledger, if nobody read it in time.
         return Settling(meter, mine, outcome) if begun_here else ActualBill(meter, mine, outcome)
-
-    def _file_line(self, mine: Authorization, outcome: Outcome, seen: Observation, file: str) -> Settling:
-        if self._first_line is not None:
-            return FileLine(self._meter, mine, outcome, self._first_line)
-        outcome = replace(outcome, observation=replace(seen, bill_id=file))
-        self._first_line = FirstLine(self._meter, mine, outcome)
-        return self._first_line
