@@ -251,7 +251,12 @@ def observe(
     if dialect_for(provider, name).named(name).operation == "count_tokens":
         return Observation(billable=False)  # a count of what was not asked
     room = _dialect_of(wire) or dialect_for(provider, name)
-    if is_array(wire) and (streams := room.split_streams(wire)):
+    last: list[JSON] = []
+    if is_array(wire) and room.named(name).kind == "unknown" and not (last := last_events(wire)):
+        # Its events say which format they have.
+        speaks = next((one for one in map(dialect, FORMATS) if one.split_streams(wire)), None)
+        room, name = (room, name) if speaks is None else (speaks, speaks.usual_endpoint({"messages": ()}))
+    if is_array(wire) and not last and (streams := room.split_streams(wire)):
         readers = [room.stream(provider=provider, endpoint=name, request=facts) for _ in streams]
         for reader, events in zip(readers, streams, strict=True):
             for event in events:

@@ -50,7 +50,7 @@ def _json_value(value: Any) -> Any:  # noqa: PLR0911 - one line per kind of valu
     if value is None or isinstance(value, str | bool | int | float | Decimal):
         return value.value if isinstance(value, Enum) else value
     if isinstance(value, Mapping):
-        return {str(key): _json_value(item) for key, item in cast("Any", value).items()}
+        return _object(cast("Any", value))
     if isinstance(value, list | tuple | set | frozenset):
         return [_json_value(item) for item in cast("Any", value)]
     if isinstance(value, datetime | date):
@@ -68,6 +68,26 @@ def _json_value(value: Any) -> Any:  # noqa: PLR0911 - one line per kind of valu
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: _json_value(getattr(value, field.name)) for field in dataclasses.fields(value)}
     return value
+
+
+def _object(value: Mapping[Any, Any]) -> Any:
+    framed = _in_frame(value)
+    return {str(key): _json_value(item) for key, item in value.items()} if framed is None else _from_text(framed)
+
+
+def _in_frame(value: Mapping[Any, Any]) -> bytes | None:
+    """The JSON in a frame of Amazon Bedrock's streams, as boto3 hands it out or a log has it; None where it is none.
+
+    Source: Amazon Bedrock API reference, InvokeModelWithResponseStream, PayloadPart.
+    """
+    part: Any = value.get("chunk") if len(value) == 1 else None
+    held: Any = cast("Any", part).get("bytes") if isinstance(part, Mapping) else None
+    if isinstance(held, str):
+        try:
+            return base64.b64decode(held, validate=True)
+        except ValueError:
+            return None
+    return bytes(held) if isinstance(held, bytes | bytearray) else None
 
 
 #: `type` of any value: where `is_object` would be a call too many, and a type checker would know its answer by half.
