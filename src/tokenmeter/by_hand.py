@@ -11,7 +11,7 @@ from decimal import Decimal
 from difflib import get_close_matches
 from functools import lru_cache
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self, cast, get_args
 
 from tokenmeter.attribution import Attribution, current_attribution, scopes_of_call
 from tokenmeter.call import Call, Outcome, RequestFacts
@@ -28,6 +28,7 @@ from tokenmeter.patience import in_thread
 from tokenmeter.periods import parse_instant
 from tokenmeter.places import hand_place
 from tokenmeter.pricing import PriceList
+from tokenmeter.pricing.price import canonical_condition
 from tokenmeter.processes import is_disabled
 from tokenmeter.providers import dialect_for, error_in, observe, to_wire
 from tokenmeter.providers.hosts import billing_name
@@ -100,14 +101,19 @@ def record(
 
     Raises:
         PricingError: neither a response nor a usage object.
-        ConfigurationError: `provider` or `endpoint` is empty, or almost one that is known; `at` is no instant, or one
-            that is still to come; an event does not say of which session; another usage includes this one (a thread's
-            is in its session's).
+        ConfigurationError: `provider` or `endpoint` is empty, or almost one that is known; `status` or `processing` is
+            none that there is; `at` is no instant, or one that is still to come; an event does not say of which
+            session; another usage includes this one (a thread's is in its session's).
 
     Examples:
         >>> answer = requests.post(url, json=body).json()  # doctest: +SKIP
         >>> tokenmeter.record(answer, provider="openrouter", endpoint="chat.completions")  # doctest: +SKIP
     """
+    _refuse_unfit(status, model=model, processing=processing, region=region, service_tier=service_tier)
+    if canonical_condition("processing", processing) not in {None, "batch"}:
+        raise ConfigurationError(f"processing is 'batch' or left out, not {shown(processing)}.")
+    if type(streamed) is not bool:
+        raise ConfigurationError(f"streamed must be True or False, not {shown(streamed)}.")
     if is_disabled():
         return None
     facts = RequestFacts(
@@ -171,6 +177,7 @@ def hold(
     for name, tokens in (("input_tokens", input_tokens), ("max_output_tokens", max_output_tokens)):
         if tokens is not None and (type(tokens) is not int or tokens < 0):
             raise ConfigurationError(f"{name} must be a number of tokens, not {tokens!r}.")
+    _refuse_unfit("ok", model=model, region=region)
     if is_disabled():
         return Hold(meter, None)
     call = _call(meter, provider, endpoint, RequestFacts(), api_key=api_key, attribution=attribution)
@@ -249,6 +256,7 @@ class Hold:
             PricingError: neither a response nor a usage object; the hold stays until the block ends.
             ConfigurationError: outside of the ``with`` block, or recorded already; or as for `tokenmeter.record`.
         """
+        _refuse_unfit(status, service_tier=service_tier)
         if self._call is None:  # switched off
             return None
         if self._authorization is None or self._authorization.settled:
@@ -279,6 +287,15 @@ class Hold:
         """Keep the hold from expiring while a long answer is read. Cheap; call it as often as you like."""
         if self._authorization is not None:
             self._meter.extend(self._authorization)
+
+
+def _refuse_unfit(status: object, **texts: object) -> None:
+    """What is written down as it is given has to be what the ledger has a place for."""
+    for name, value in texts.items():
+        if value is not None and not isinstance(value, str):
+            raise ConfigurationError(f"{name} must be text, not {shown(value)}.")
+    if status not in get_args(Status):
+        raise ConfigurationError(f"status must be {' or '.join(map(repr, get_args(Status)))}, not {shown(status)}.")
 
 
 def _call(

@@ -152,3 +152,22 @@ def test_a_slip_in_what_is_recorded_is_not_written_down(wrong, told, meter):
 @pytest.mark.parametrize("own", [{"provider": "my-openai"}, {"provider": "openai2"}, {"endpoint": "gateway.ask"}])
 def test_a_name_of_ones_own_is_recorded(own, meter):
     assert tokenmeter.record(ANSWER | {"id": "chatcmpl-2"}, **BY_HAND | own, meter=meter) is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("status", [None, "success", "failed", 1]),
+        ("streamed", [None, "no", 1]),
+        ("processing", ["batches", 1]),
+        ("region", [1, b"eu"]),
+        ("service_tier", [1.5, ["flex"]]),
+    ],
+)
+def test_what_is_written_down_as_it_is_given_is_what_the_ledger_has_a_place_for(name, values):
+    meter = tokenmeter.make_meter(store="memory:")
+    for value in values:
+        with pytest.raises(ConfigurationError, match=f"^{name} "):
+            meter.record(ANSWER, **BY_HAND, **{name: value})
+    assert meter.record(ANSWER, **BY_HAND).cost_source == "computed"
+    assert len(list(meter.entries())) == 1

@@ -15,6 +15,7 @@ from pydantic_core import from_json
 
 from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError
 from tokenmeter.ledger import utcnow
+from tokenmeter.stores.definitions import ALWAYS
 from tokenmeter.stores.encoding import compact_json
 from tokenmeter.stores.engine import Engine
 from tokenmeter.stores.fold import (
@@ -396,7 +397,13 @@ class FoldingBook(ABC):
         return found
 
     def define(self, connection: Any, kind: str, record: bytes, values: Mapping[str, Any]) -> None:
-        """Keep a definition."""
+        """Keep a definition.
+
+        Raises:
+            ValueError: no table takes it.
+        """
+        if kind == "account" and not ALWAYS.issubset(values):
+            raise ValueError(f"a call without {', '.join(sorted(ALWAYS.difference(values)))}")
         digest = self.keep_definition(connection, kind, record, values)
         self._meters.pop(digest, None)
         self._accounts.pop(digest, None)

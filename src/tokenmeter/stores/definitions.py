@@ -24,6 +24,8 @@ from tokenmeter.stores.encoding import FORMAT, LONGEST, compact_json, digest_of,
 _CALL = ("kind", "provider", "endpoint", "operation", "request_model", "response_model", "status", "service_tier")
 _KEY = ("api_key_fingerprint", "api_key_last4", "api_key_alias")
 _FIELDS = (*_CALL, "cost_source", *KEPT_WHO, *_KEY, "price_list_hash")
+#: What every account says: no table takes one without.
+ALWAYS = frozenset({"kind", "provider", "endpoint", "operation", "status", "cost_source"})
 
 
 _of_entry: Callable[[Entry], tuple[str | None, ...]] = attrgetter(*_CALL, "cost_source", "price_list_hash")
