@@ -1,8 +1,10 @@
 """The shared ledger: append-only, chained and checked; text PostgreSQL cannot hold; calls that must not wait."""
 
 import random
+import re
 import threading
 import time
+import uuid
 from collections import deque
 from dataclasses import replace
 from datetime import timedelta
@@ -11,9 +13,64 @@ from typing import ClassVar
 import pytest
 
 from tokenmeter.attribution import Attribution
+from tokenmeter.erasing import erase
 from tokenmeter.errors import ConfigurationError, StoreBusyError
 from tokenmeter.ledger import CounterKey, utcnow
 from tokenmeter.processes import run_at_once
+from tokenmeter.stores import open_store
+
+
+@pytest.fixture
+def make_database(postgres_server_url):
+    """Make a database of an encoding and with settings of its own; the URL of a ledger in it."""
+    import psycopg
+
+    name = f"odd_{uuid.uuid4().hex}"
+
+    def make(encoding, **settings):
+        with psycopg.connect(postgres_server_url, autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LOCALE 'C'")
+            for setting, value in settings.items():
+                connection.execute(f"ALTER DATABASE {name} SET {setting} = '{value}'")
+        return re.sub("/postgres(?=[?]|$)", f"/{name}", postgres_server_url)
+
+    yield make
+    with psycopg.connect(postgres_server_url, autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+
+def test_what_a_database_has_set_for_its_sessions_changes_nothing(
+    make_database, tmp_path, opened, make_entry, make_hold, make_posting, key
+):
+    url = make_database(
+        "UTF8",
+        default_transaction_isolation="serializable",
+        standard_conforming_strings="off",
+        client_encoding="LATIN1",
+        bytea_output="escape",
+        datestyle="SQL",
+        intervalstyle="sql_standard",
+        timezone="Asia/Kathmandu",
+        transform_null_equals="on",
+        search_path="nowhere",
+    )
+    store = opened(f"{url}{'&' if '?' in url else '?'}spool={tmp_path}/spool")
+    hold = make_hold((key, 20, 12))
+    store.reserve(hold)
+    store.settle(
+        make_entry(attribution=Attribution(end_user="Łucja 😀")), [make_posting(7)], reservation_id=hold.reservation_id
+    )
+    store.flush()
+    erase(store, "end_user", "Łucja 😀", reason="asked to", by="kim")
+    assert store.counters([key])[key].settled == 7
+    assert len(list(store.entries())) == 1
+    assert store.verify(deep=True).ok
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+def test_a_database_that_cannot_hold_every_name_is_refused(make_database, encoding):
+    with pytest.raises(ConfigurationError, match=f"keeps text as {encoding}.* ENCODING 'UTF8' TEMPLATE template0"):
+        open_store(make_database(encoding))
 
 
 @pytest.mark.parametrize("table", ["entries", "accounts", "rates", "documents"])

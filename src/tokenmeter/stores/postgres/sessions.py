@@ -44,14 +44,24 @@ _SETTINGS_WRONG = (
     *("invalid integer value", "could not match"),
 )
 _LOOPBACK = ("127.0.0.1", "::1")
+#: Of the database, and of what is spoken with it, whatever the environment says.
+_ENCODING = "UTF8"
 #: The server process that answers, and its clock.
 _WHO = (
     "SELECT pg_backend_pid(), (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, "
     "current_setting('transaction_read_only')::boolean"
 )
-_SESSION = sql.SQL("SET search_path = {schema}, pg_temp; SET statement_timeout = {limit}")
-_TRANSACTION = sql.SQL("{begin}; SET LOCAL search_path = {schema}, pg_temp; SET LOCAL statement_timeout = {limit}")
-_BEGIN = sql.SQL("BEGIN")
+#: A database or a role may have set otherwise: backslashes in texts, of which our functions have some, and that who
+#: waits for a lock goes on seeing the ledger as it was before.
+_SESSION = sql.SQL(
+    "SET search_path = {schema}, pg_temp; SET statement_timeout = {limit}; SET standard_conforming_strings = on; "
+    "SET default_transaction_isolation = 'read committed'"
+)
+_TRANSACTION = sql.SQL(
+    "{begin}; SET LOCAL search_path = {schema}, pg_temp; SET LOCAL statement_timeout = {limit}; "
+    "SET LOCAL standard_conforming_strings = on"
+)
+_BEGIN = sql.SQL("BEGIN ISOLATION LEVEL READ COMMITTED")
 _SNAPSHOT = sql.SQL("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
 
 
@@ -149,7 +159,7 @@ def _connect(address: Address) -> Connection:
     if "connect_timeout" not in given and "PGCONNECT_TIMEOUT" not in os.environ:
         defaults["connect_timeout"] = _CONNECT_SECONDS
     try:
-        connection = Connection.connect(given, autocommit=True, **defaults)
+        connection = Connection.connect(given, autocommit=True, **defaults, client_encoding=_ENCODING)
     except psycopg.OperationalError as error:
         if any(words in str(error) for words in _SETTINGS_WRONG):
             raise ConfigurationError(
@@ -157,6 +167,12 @@ def _connect(address: Address) -> Connection:
                 "Check user, password (PGPASSWORD or ~/.pgpass), database and sslmode."
             ) from error
         raise
+    if (encoding := connection.info.parameter_status("server_encoding")) not in {None, _ENCODING}:
+        connection.close()
+        raise ConfigurationError(
+            f"The database of {address.url} keeps text as {encoding}, which cannot hold every name: make one with "
+            f"CREATE DATABASE tokenmeter ENCODING '{_ENCODING}' TEMPLATE template0, and name that in the address."
+        )
     read_whole_numbers(connection)
     return connection
 
