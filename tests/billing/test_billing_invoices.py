@@ -10,6 +10,7 @@ from decimal import Decimal
 
 import pytest
 
+from tokenmeter import make_meter
 from tokenmeter.billing import (
     BillingProfile,
     close_period,
@@ -487,6 +488,26 @@ def test_unpriced_usage_stops_an_issue_unless_it_is_allowed(store, book, decembe
     with pytest.raises(LedgerError, match="no known price"):
         issue_invoice(store, bill)
     assert issue_invoice(store, bill, allow_unpriced=True).unpriced == 1
+
+
+def test_what_was_priced_before_the_period_was_closed_is_billed_as_usage_of_it(tmp_path, make_call, december):
+    price = {"provider": "openai", "model": "mystery", "sku_meter": "input", "unit_price": "3000"}
+    meter = make_meter(store=f"sqlite:///{tmp_path}/ledger.db", config={"prices": [price]})
+    store = meter.store
+    for day in ("2026-10-31", "2026-11-10", "2026-11-11"):
+        store.settle(make_call(None, at=day, member="ada", model="mystery"))
+    assert close_period(store, "2026-10", now=december).unpriced == 1
+    assert len(meter.reprice()) == 3
+    assert close_period(store, "2026-11", now=december).unpriced == 0
+    bill = draft_invoice(store, member="ada", period="2026-11")
+    usage = ("usage", 2000, Decimal("6.00"))
+    assert [(line.kind, line.quantity, line.amount) for line in bill.lines] == [
+        usage,
+        ("correction", -1000, Decimal("0.00")),
+        ("correction", 1000, Decimal("3.00")),
+    ]
+    assert issue_invoice(store, bill).unpriced == invoice_coverage(store, period="2026-11").unpriced == 0
+    meter.close()
 
 
 def test_an_invoice_over_nothing_needs_force_also_where_unpriced_usage_is_allowed(store, book, december):

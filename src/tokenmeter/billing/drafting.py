@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field
 from decimal import Decimal
@@ -130,8 +131,10 @@ class Coverage:
                 holders[at] += 1
         ledger = invoiced = twice = missing = ZERO
         nowhere: dict[str, Decimal] = {}
-        for count, (_, row) in zip(holders, billable.rows, strict=True):
+        unpriced: Counter[Period] = Counter()
+        for count, (period, row) in zip(holders, billable.rows, strict=True):
             cost = row.billed_cost
+            unpriced[period] += row.unpriced
             ledger = EXACT.add(ledger, cost)
             invoiced = EXACT.add(invoiced, EXACT.multiply(cost, Decimal(count)))
             if count > 1:
@@ -147,7 +150,7 @@ class Coverage:
             billed_twice=twice,
             billed_nowhere=missing,
             invoices=len(scopes),
-            unpriced=sum(row.unpriced for _, row in billable.rows),
+            unpriced=sum(max(charges, 0) for charges in unpriced.values()),
             nowhere=dict(sorted(nowhere.items(), key=lambda item: (negate(magnitude(item[1])), item[0]))),
         )
 

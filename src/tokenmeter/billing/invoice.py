@@ -160,7 +160,7 @@ class Invoice(Printable):
     @property
     def unpriced(self) -> int:
         """Charges whose price is unknown: what they cost is not billed."""
-        return sum(line.unpriced for line in self.lines)
+        return sum(max(line.unpriced, 0) for line in self.lines)
 
     # -- its forms
 

@@ -261,7 +261,8 @@ def make_lines(
 
 
 def _key(rate: RateKey, period: Period, within: Period, by: Sequence[str]) -> tuple[Any, ...]:
-    kind = "usage" if rate.kind in COUNTED_AS else rate.kind  # a reversal stands on the line of what it takes back
+    # A reversal stands on the line of what it takes back, as does what corrects a period that is billed only now.
+    kind: str = "usage" if rate.kind in COUNTED_AS or rate.kind == "correction" else rate.kind
     if period != within and kind == "usage":
         kind = "correction"
     group = tuple(rate.about(name) for name in by)

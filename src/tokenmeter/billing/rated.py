@@ -88,7 +88,7 @@ class RateKey(NamedTuple):
 class Rated(NamedTuple):
     """Sums over the charges of one rate: quantity in the rate's unit, costs in US dollars, exact.
 
-    `unpriced` counts charges without a known price: what they cost is missing.
+    `unpriced` counts charges without a known price, less those that were taken back: what they cost is missing.
     """
 
     rate: RateKey
@@ -118,6 +118,7 @@ class Tally:
             counted = COUNTED_AS.get(entry.kind, 0)
             tally.requests += entry.requests
             tally.unpriced += counted * (entry.cost_source == "unpriced")
+            tally.unpriced -= entry.kind == "correction" and any(one.billed_cost is None for one in entry.charges)
             tally.estimated += counted * (entry.cost_source == "estimated" or "estimated" in entry.flags)
             for row in _rows(entry):
                 known = tally.rows.get(row.rate)
@@ -140,7 +141,7 @@ def _rows(entry: Entry) -> Iterator[Rated]:
             charge.list_cost or ZERO,
             charge.contracted_cost or ZERO,
             charge.billed_cost or ZERO,
-            int(charge.billed_cost is None),
+            0 if charge.billed_cost is not None else -1 if charge.quantity < 0 else 1,
         )
         rest = plus(rest, row._replace(quantity=ZERO, unpriced=0), -1)
         yield row
