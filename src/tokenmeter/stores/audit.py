@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import islice
+from types import MappingProxyType
 from typing import Any
 
 from pydantic_core import from_json
@@ -17,7 +19,7 @@ from tokenmeter.stores.base import Fault, Verification
 from tokenmeter.stores.definitions import PERSONAL, Account, name_digest
 from tokenmeter.stores.documents import MERGED
 from tokenmeter.stores.encoding import digest_of
-from tokenmeter.stores.engine import Engine, Readable, Rows, declared_tables
+from tokenmeter.stores.engine import Engine, Readable, Rows, declared_tables, look_up
 from tokenmeter.stores.fold import AMOUNTS
 from tokenmeter.stores.packing import differing
 from tokenmeter.stores.rebuilding import SharedRows, Wrong, days, joined_amounts, longer, wrong_hours
@@ -25,6 +27,10 @@ from tokenmeter.stores.slots import DAY, Level, is_slot, label
 from tokenmeter.stores.walking import EMPTY, Walk, erasures
 
 _FIELDS = Account._fields
+#: Where fields are that rows have as the number of a name.
+_PERSONAL = tuple(place for place, name in enumerate(_FIELDS) if name in PERSONAL)
+#: Accounts that are looked at together.
+_PAGE = 500
 _UNDEFINED = "What entries share in this row is gone: every process says it before its first entry."
 _CHANGED = "Somebody changed the ledger other than with tokenmeter: restore a backup (`tokenmeter db restore`)."
 
@@ -217,15 +223,19 @@ def _definitions(connection: Rows, engine: Engine) -> dict[tuple[str, str], set[
 def _rows_shared(connection: Rows, *, engine: Engine) -> list[Fault]:
     run = connection.execute
     found: list[Fault] = []
-    for number, digest, body, *columns in run(f"SELECT id, digest, body, {', '.join(_FIELDS)} FROM accounts"):  # noqa: S608 - names of our own
-        if body is None:
-            found.append(Fault("edited", f"accounts {number}", _UNDEFINED))
-        elif not _is_definition(connection, digest, body, dict(zip(_FIELDS, columns, strict=True))):
-            found.append(Fault("edited", f"accounts {number}", "A row that entries share was changed."))
+    accounts: Iterator[Any] = iter(run(f"SELECT id, digest, body, {', '.join(_FIELDS)} FROM accounts"))  # noqa: S608 - names of our own
+    while page := list(islice(accounts, _PAGE)):
+        numbers = {row[3 + at] for row in page for at in _PERSONAL}
+        names = dict(look_up(connection, "SELECT id, digest FROM names WHERE id IN", numbers - {None}))
+        for number, digest, body, *columns in page:
+            if body is None:
+                found.append(Fault("edited", f"accounts {number}", _UNDEFINED))
+            elif not _is_definition(digest, body, dict(zip(_FIELDS, columns, strict=True)), names):
+                found.append(Fault("edited", f"accounts {number}", "A row that entries share was changed."))
     for number, digest, body, meter in run("SELECT id, digest, body, sku_meter FROM rates"):
         if body is None:
             found.append(Fault("edited", f"rates {number}", _UNDEFINED))
-        elif not _is_definition(connection, digest, body, {"sku_meter": meter}):
+        elif not _is_definition(digest, body, {"sku_meter": meter}):
             found.append(Fault("edited", f"rates {number}", "A row that entries share was changed."))
     found += _names(connection)
     if not engine.keeps_secret(connection):
@@ -257,17 +267,18 @@ def _names(connection: Rows) -> list[Fault]:
     ]
 
 
-def _is_definition(connection: Rows, digest: bytes, body: str, columns: dict[str, Any]) -> bool:
+def _is_definition(
+    digest: bytes, body: str, columns: Mapping[str, Any], names: Mapping[int, bytes] = MappingProxyType({})
+) -> bool:
     if digest_of(body.encode()) != digest.hex():
         return False
     values = from_json(body)
     for name, column in columns.items():
         said = values.get(name)
         if name in PERSONAL and column is not None:
-            row = connection.execute("SELECT digest FROM names WHERE id = ?", (column,)).fetchone()
-            if row is None:
+            if column not in names:
                 return False
-            column = row[0].hex()  # noqa: PLW2901 - as the definition says it
+            column = names[column].hex()  # noqa: PLW2901 - as the definition says it
         if said != column:
             return False
     return True

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -26,6 +27,7 @@ from tokenmeter.stores.engine import (
     check_dimensions,
     conditions,
     filter_of,
+    look_up,
     matches,
     read_head,
 )
@@ -93,9 +95,9 @@ class EntryReader:
             statement = "SELECT account, body FROM entries WHERE entry_id = ?"
             row = connection.execute(statement, (self._database.engine.identity(entry_id),)).fetchone()
             if row is not None:
-                return self.decode(connection, *row)
+                return self.decode(connection, [row])[0]
             archived = self._archives.entry(connection, entry_id)
-            return None if archived is None else self._decode_archived(connection, *archived)
+            return None if archived is None else self._decode_archived(connection, [archived])[0]
 
         return self._database.read(work)
 
@@ -109,10 +111,9 @@ class EntryReader:
 
         def work(connection: Rows) -> list[Entry]:
             self._called = self._keys.read(connection)
-            return [
-                self.decode(connection, account, body) if body is not None else self._archived_at(connection, seq)
-                for seq, account, body in connection.execute(statement, [kept_key(key) for key in keys]).fetchall()
-            ]
+            rows = connection.execute(statement, [kept_key(key) for key in keys]).fetchall()
+            live = iter(self.decode(connection, [row[1:] for row in rows if row[2] is not None]))
+            return [next(live) if body is not None else self._archived_at(connection, seq) for seq, _, body in rows]
 
         return self._database.read(work)
 
@@ -120,7 +121,7 @@ class EntryReader:
         archived = self._archives.at(connection, seq)
         if archived is None:
             raise TamperedLedgerError(f"Record {seq} is missing. `tokenmeter verify` says more; compare with a backup.")
-        return self._decode_archived(connection, *archived)
+        return self._decode_archived(connection, [archived])[0]
 
     def entries(self, which: EntryFilter, *, newest_first: bool) -> Iterator[Entry]:
         """Entries by their occurrence, those of one moment by the chain; each page in a short transaction."""
@@ -188,11 +189,9 @@ class EntryReader:
     ) -> list[tuple[Place, Entry]]:
         if archived_to_record(connection) != archived_to:
             raise _ArchiveMovedError
-        found: list[tuple[Place, Entry]] = []
-        for seq, account, body in connection.execute(statement, values).fetchall():
-            entry = self.decode(connection, account, body)
-            found.append(((to_microseconds(entry.occurred_at), seq), entry))
-        return found
+        rows = connection.execute(statement, values).fetchall()
+        entries = self.decode(connection, [row[1:] for row in rows])
+        return [((to_microseconds(entry.occurred_at), row[0]), entry) for row, entry in zip(rows, entries, strict=True)]
 
     def _archived(
         self, which: EntryFilter, *, archived_to: int, after: Place | None, newest_first: bool
@@ -211,29 +210,27 @@ class EntryReader:
             yield from self._database.read(partial(self._decode_page, page=page))
 
     def _decode_page(self, connection: Rows, *, page: Sequence[tuple[Place, bytes, str]]) -> list[tuple[Place, Entry]]:
-        return [(place, self._decode_archived(connection, account, body)) for place, account, body in page]
+        entries = self._decode_archived(connection, [row[1:] for row in page])
+        return [(place, entry) for (place, *_), entry in zip(page, entries, strict=True)]
 
-    def _decode_archived(self, connection: Rows, account: bytes, body: str) -> Entry:
-        number = self._numbers.get(account)
-        if number is None:
-            row = connection.execute("SELECT id FROM accounts WHERE digest = ?", (account,)).fetchone()
-            number = remember(self._numbers, account, row[0] if row else -1)
-        return self.decode(connection, number, body)
+    def _decode_archived(self, connection: Rows, rows: Sequence[tuple[bytes, str]]) -> list[Entry]:
+        learn(self._numbers, {account for account, _ in rows}, partial(_read_numbers, connection))
+        return self.decode(connection, [(self._numbers.get(account, -1), body) for account, body in rows])
 
-    def decode(self, connection: Rows, account: int, body: str) -> Entry:
-        """The entry of a row.
+    def decode(self, connection: Rows, rows: Sequence[tuple[int, str]]) -> list[Entry]:
+        """The entries of rows: account and body of each. What these point at is looked up for all of them at once.
 
         Raises:
-            TamperedLedgerError: it is not what a store writes.
+            TamperedLedgerError: one of them is not what a store writes.
         """
-        record: Any = None
+        records = [_parsed(body) for _, body in rows]
+        self._look_up(connection, {account for account, _ in rows}, records)
+        return [self._decode(account, body, record) for (account, body), record in zip(rows, records, strict=True)]
+
+    def _decode(self, account: int, body: str, record: Any) -> Entry:
         try:
-            record = from_json(body)
             return decode_entry(
-                record,
-                self._account(connection, account),
-                partial(self._rate, connection),
-                partial(self._name, connection),
+                from_json(body) if record is None else record, self._account(account), self._rate, self._name
             )
         except UNREADABLE as error:
             name = record.get("id", "?") if isinstance(record, dict) else "?"  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
@@ -249,41 +246,40 @@ class EntryReader:
         ).fetchone()
         if row is None:
             raise LookupError(f"Account {record['account']} is missing.")
-        return decode_entry(
-            record, self._account(connection, row[0]), partial(self._rate, connection), partial(self._name, connection)
-        )
+        self._look_up(connection, row, [record])
+        return decode_entry(record, self._account(row[0]), self._rate, self._name)
 
-    def _account(self, connection: Rows, number: int) -> Account:
+    def _look_up(self, connection: Rows, accounts: Collection[int], records: Iterable[Any]) -> None:
+        """Read what records point at, as far as it is not known: one question for each kind of it."""
+        names: set[str] = set()
+        rates: set[str] = set()
+        for record in records:
+            with suppress(*UNREADABLE):  # told where it is decoded
+                names.update(record.get("tags", {}).values())
+                if "end_user" in record:
+                    names.add(record["end_user"])
+                rates.update(charge["rate"] for charge in record.get("charges", ()))
+        learn(self._accounts, accounts, partial(_read_accounts, connection))
+        learn(self._names, names, partial(_read_names, connection))
+        learn(self._rates, rates, partial(_read_rates, connection))
+
+    def _account(self, number: int) -> Account:
         known = self._accounts.get(number)
         if known is None:
-            row = connection.execute(f"SELECT {_FIELDS} FROM contexts WHERE id = ?", (number,)).fetchone()  # noqa: S608 - names of our own
-            if row is None:
-                raise LookupError(f"Account {number} is missing.")
-            known = remember(self._accounts, number, Account(*row))
+            raise LookupError(f"Account {number} is missing.")
         called = self._called.alias(known.api_key_fingerprint, known.api_key_alias)
         return known if called == known.api_key_alias else known._replace(api_key_alias=called)
 
-    def _rate(self, connection: Rows, digest: str) -> Rate:
+    def _rate(self, digest: str) -> Rate:
         known = self._rates.get(digest)
         if known is None:
-            row = connection.execute("SELECT body FROM rates WHERE digest = ?", (bytes.fromhex(digest),)).fetchone()
-            if row is None or row[0] is None:
-                raise LookupError(f"Rate {digest} is missing.")
-            values = from_json(row[0])
-            rate = Rate(
-                **{name: values[name] for name in Rate._fields if name in values and name != "model"}
-                | {"model": values.get("model")}
-            )
-            known = remember(self._rates, digest, rate)
+            raise LookupError(f"Rate {digest} is missing.")
         return known
 
-    def _name(self, connection: Rows, digest: str) -> str:
+    def _name(self, digest: str) -> str:
         known = self._names.get(digest)
         if known is None:
-            row = connection.execute("SELECT value FROM names WHERE digest = ?", (bytes.fromhex(digest),)).fetchone()
-            if row is None:
-                raise LookupError(f"Name {digest} is missing.")
-            known = remember(self._names, digest, row[0] or f"erased-{digest[:8]}")
+            raise LookupError(f"Name {digest} is missing.")
         return known
 
     # -- documents
@@ -368,12 +364,50 @@ def document_record(draft: NewDocument, number: int | None, anchor: str) -> byte
     return to_json({name: value for name, value in values.items() if value is not None})
 
 
-def remember(known: dict[K, V], key: K, value: V) -> V:
-    """Keep `value` in a memory, which starts anew when it has grown large."""
+def learn(known: dict[K, V], wanted: Collection[K], read: Callable[[Sequence[K]], Iterable[tuple[K, V]]]) -> None:
+    """Have a memory know what is wanted, as far as `read` finds it. It starts anew when it has grown large."""
     if len(known) >= _MOST_KNOWN:
         known.clear()
-    known[key] = value
-    return value
+    if missing := [key for key in wanted if key not in known]:
+        known.update(read(missing))
+
+
+def _parsed(body: str) -> Any:
+    """A record; None where it is none."""
+    with suppress(ValueError):
+        return from_json(body)
+    return None
+
+
+def _read_numbers(connection: Rows, digests: Sequence[bytes]) -> Iterator[tuple[bytes, int]]:
+    for digest, number in look_up(connection, "SELECT digest, id FROM accounts WHERE digest IN", digests):
+        yield bytes(digest), number
+
+
+def _read_accounts(connection: Rows, numbers: Sequence[int]) -> Iterator[tuple[int, Account]]:
+    for number, *fields in look_up(connection, f"SELECT id, {_FIELDS} FROM contexts WHERE id IN", numbers):  # noqa: S608 - names of our own
+        yield number, Account(*fields)
+
+
+def _read_names(connection: Rows, digests: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for found, value in look_up(connection, "SELECT digest, value FROM names WHERE digest IN", as_bytes(digests)):
+        digest = found.hex()
+        yield digest, value or f"erased-{digest[:8]}"
+
+
+def _read_rates(connection: Rows, digests: Sequence[str]) -> Iterator[tuple[str, Rate]]:
+    for digest, body in look_up(connection, "SELECT digest, body FROM rates WHERE digest IN", as_bytes(digests)):
+        with suppress(*UNREADABLE):
+            values = from_json(body)
+            fields = {name: values[name] for name in Rate._fields if name in values and name != "model"}
+            yield digest.hex(), Rate(**fields, model=values.get("model"))
+
+
+def as_bytes(digests: Iterable[str]) -> Iterator[bytes]:
+    """Digests as rows have them; what is none is left out."""
+    for digest in digests:
+        with suppress(ValueError, TypeError):
+            yield bytes.fromhex(digest)
 
 
 def _instant(moment: Any) -> int | None:

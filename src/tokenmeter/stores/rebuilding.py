@@ -18,7 +18,7 @@ from pydantic_core import from_json
 from tokenmeter.stores.archive.archives import ParquetArchives
 from tokenmeter.stores.base import SumsDifference
 from tokenmeter.stores.book import LATENCIES, SUM_COLUMNS, SUM_TABLES
-from tokenmeter.stores.engine import ArchiveFilter, Rows
+from tokenmeter.stores.engine import ArchiveFilter, Rows, look_up
 from tokenmeter.stores.fold import AMOUNTS, METER_AMOUNTS, MICRO, NANO, AccountFacts, Batch, measured, sum_rows
 from tokenmeter.stores.packing import differing, drop
 from tokenmeter.stores.reading import UNREADABLE
@@ -77,6 +77,16 @@ class SharedRows:
     def __init__(self) -> None:
         self._accounts: dict[str, AccountFacts] = {}
         self._rates: dict[str, str] = {}
+        self._met: set[int] = set()
+
+    def meet(self, connection: Rows, numbers: Iterable[int]) -> None:
+        """Look up accounts that entries have in their rows, all at once: `account` asks for each by itself."""
+        new = set(numbers) - self._met
+        self._met |= new
+        for digest, *facts in look_up(
+            connection, "SELECT digest, id, kind, cost_source FROM accounts WHERE id IN", new
+        ):
+            self._accounts[digest.hex()] = AccountFacts.of(*facts)
 
     def account(self, connection: Rows, digest: str) -> AccountFacts:
         """The account with this digest."""
@@ -151,7 +161,9 @@ def _ends_of_sums(end: str) -> tuple[str, list[int]]:
 def _counted(connection: Rows, day: int, shared: SharedRows, archives: ParquetArchives) -> Batch:
     batch = Batch()
     span = (day * DAY, (day + 1) * DAY)
-    rows = connection.execute("SELECT body FROM entries WHERE occurred_at >= ? AND occurred_at < ?", span)
+    which = "FROM entries WHERE occurred_at >= ? AND occurred_at < ?"
+    shared.meet(connection, (number for (number,) in connection.execute(f"SELECT DISTINCT account {which}", span)))
+    rows = connection.execute(f"SELECT body {which}", span)
     files, archived_to = archives.within(connection, *span)
     archived = archives.shelf.records(files, span, archived_to, ArchiveFilter()) if files else ()
     for *_, body in itertools.chain(rows, archived):

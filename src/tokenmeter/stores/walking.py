@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,9 +17,9 @@ from tokenmeter.stores.base import Fault
 from tokenmeter.stores.book import ENTRY_COLUMNS
 from tokenmeter.stores.documents import ERASURE
 from tokenmeter.stores.encoding import compact_json
-from tokenmeter.stores.engine import Rows
+from tokenmeter.stores.engine import Rows, look_up
 from tokenmeter.stores.fold import FIRST, Batch, Measured, link, measured
-from tokenmeter.stores.reading import UNREADABLE, remember
+from tokenmeter.stores.reading import UNREADABLE, learn
 from tokenmeter.stores.rebuilding import SharedRows, Wrong, wrong_sums
 from tokenmeter.stores.slots import DAY
 
@@ -126,6 +126,7 @@ class Walk:
         self._shared = SharedRows()
         self._names: dict[int, str] = {}
         self._tagsets: dict[int, str] = {}
+        self._keys: dict[int, str] = {}
 
     @property
     def after_head(self) -> int | None:
@@ -192,9 +193,11 @@ class Walk:
         last = min(self.to, self.after + _PAGE)
         rows: dict[int, Any] = {}
         twice: list[int] = []  # by the tables' own keys, a number may be in both, and in several partitions
-        for seq, *columns in run(f"SELECT {_NAMES} FROM entries WHERE seq > ? AND seq <= ?", (self.after, last)):  # noqa: S608 - names of our own
+        entries = f"SELECT {_NAMES} FROM entries WHERE seq > ? AND seq <= ?"  # noqa: S608 - names of our own
+        for seq, *columns in run(entries, (self.after, last)):
             twice += [seq] if seq in rows else []
             rows[seq] = ("entry", columns)
+        self._look_up(connection, [columns for _, columns in rows.values()])
         documents = f"SELECT {_DOCUMENT} FROM documents WHERE seq > ? AND seq <= ?"  # noqa: S608 - names of our own
         for seq, *columns in run(documents, (self.after, last)):
             twice += [seq] if seq in rows else []
@@ -214,6 +217,7 @@ class Walk:
             (self._entry if kind == "entry" else self._document)(connection, seq, columns)
         if gap:
             self._gap(gap, last)
+        self._check_bills(connection)
         self.days.compare(connection)
         self.after = last
         self.more = last < self.to
@@ -253,21 +257,31 @@ class Walk:
             self.days.count(occurred_at, account.number, found)
             kept = (
                 *row[:3],
-                None if end_user is None else self._name(connection, end_user),
-                None if tags is None else self._tagset(connection, tags),
+                None if end_user is None else self._names[end_user],
+                None if tags is None else self._tagsets[tags],
                 *row[5:],
             )
             sound = sound and said == kept
             key = record.get("dedup_key")
             if key is not None:
-                known = connection.execute("SELECT 1 FROM dedup WHERE key = ? AND seq = ?", (key, seq)).fetchone()
-                self._bills += known is not None
-                if known is None:
-                    self.faults.append(Fault("edited", f"entry {seq}", "Its bill could be recorded a second time."))
+                self._keys[seq] = key
         except UNREADABLE:
             sound = False
         if not sound:
             self.faults.append(Fault("edited", f"entry {seq}", "The entry does not match its hash or its columns."))
+
+    def _check_bills(self, connection: Rows) -> None:
+        """See that a page's bills are marked as recorded."""
+        marked = {
+            (key, seq)
+            for key, seq in look_up(connection, "SELECT key, seq FROM dedup WHERE key IN", self._keys.values())
+        }
+        for seq, key in self._keys.items():
+            if (key, seq) in marked:
+                self._bills += 1
+            else:
+                self.faults.append(Fault("edited", f"entry {seq}", "Its bill could be recorded a second time."))
+        self._keys = {}
 
     def _document(self, _: Rows, seq: int, columns: list[Any]) -> None:
         position, kind, key, series, number, body, stored, kept = columns
@@ -334,22 +348,28 @@ class Walk:
             )
         return found
 
-    def _name(self, connection: Rows, number: int) -> str:
-        known = self._names.get(number)
-        if known is None:
-            (digest,) = connection.execute("SELECT digest FROM names WHERE id = ?", (number,)).fetchone()
-            known = remember(self._names, number, digest.hex())
-        return known
+    def _look_up(self, connection: Rows, entries: Sequence[Sequence[Any]]) -> None:
+        """Look up what the rows of a page's entries point at, all of it at once."""
+        accounts, end_users, tags = ({entry[place] for entry in entries} for place in (2, 3, 4))
+        self._shared.meet(connection, accounts)
+        learn(self._names, end_users - {None}, partial(_read_names, connection))
+        learn(self._tagsets, tags - {None}, partial(_read_tagsets, connection))
 
-    def _tagset(self, connection: Rows, number: int) -> str:
-        known = self._tagsets.get(number)
-        if known is None:
-            (body,) = connection.execute("SELECT body FROM tagsets WHERE id = ?", (number,)).fetchone()
-            for value in from_json(body).values():
-                if not connection.execute("SELECT 1 FROM names WHERE digest = ?", (bytes.fromhex(value),)).fetchone():
-                    raise LookupError(f"The name {value} is gone.")
-            known = remember(self._tagsets, number, body)
-        return known
+
+def _read_names(connection: Rows, numbers: Sequence[int]) -> Iterator[tuple[int, str]]:
+    for number, digest in look_up(connection, "SELECT id, digest FROM names WHERE id IN", numbers):
+        yield number, digest.hex()
+
+
+def _read_tagsets(connection: Rows, numbers: Sequence[int]) -> Iterator[tuple[int, str]]:
+    """Sets of tags of which no name is gone."""
+    named: dict[int, tuple[str, set[bytes]]] = {}
+    for number, body in look_up(connection, "SELECT id, body FROM tagsets WHERE id IN", numbers):
+        with contextlib.suppress(*UNREADABLE):
+            named[number] = (body, {bytes.fromhex(value) for value in from_json(body).values()})
+    wanted = set[bytes]().union(*(names for _, names in named.values()))
+    there = {bytes(digest) for (digest,) in look_up(connection, "SELECT digest FROM names WHERE digest IN", wanted)}
+    yield from ((number, body) for number, (body, names) in named.items() if names <= there)
 
 
 def _with_hash(connection: Rows, digest: bytes) -> Sequence[int] | None:

@@ -26,7 +26,7 @@ from tokenmeter.stores.direct import Transaction
 from tokenmeter.stores.documents import MOVED, told_of_move
 from tokenmeter.stores.effects import Standing
 from tokenmeter.stores.encoding import compact_json, digest_of, note_usage
-from tokenmeter.stores.engine import Engine
+from tokenmeter.stores.engine import Engine, look_up
 from tokenmeter.stores.fold import AMOUNTS, METER_AMOUNTS, identity_column, stretches_of, sum_rows
 from tokenmeter.stores.sketch import joined
 from tokenmeter.stores.sqlite.database import Database, sqlite3
@@ -43,10 +43,6 @@ T = TypeVar("T")
 _AT_ONCE = 2_000
 #: Seconds that a fold waits for the file while something is wrong with it, and what can be done without always.
 _IMPATIENT = 0.05  # seconds, not money
-
-
-#: Values that are looked up by one statement; SQLite allowed no more than 999 before 3.32.
-_TOGETHER = 900
 
 
 def _insert(table: str, columns: Sequence[str], *, key: Sequence[str] = ()) -> str:
@@ -89,13 +85,7 @@ _ADD = {"sums": _ADD_SUMS, "rare_sums": _ADD_RARE, "meter_sums": _ADD_METERS, "l
 
 def _among(connection: Connection, column: str, table: str, values: Sequence[Any]) -> set[Any]:
     """Those of the values that the table has."""
-    found: set[Any] = set()
-    for start in range(0, len(values), _TOGETHER):
-        some = values[start : start + _TOGETHER]
-        places = ", ".join("?" * len(some))
-        statement = f"SELECT {column} FROM {table} WHERE {column} IN ({places})"  # noqa: S608 - names of our own
-        found.update(row[0] for row in connection.execute(statement, some))
-    return found
+    return {row[0] for row in look_up(connection, f"SELECT {column} FROM {table} WHERE {column} IN", values)}  # noqa: S608 - names of our own
 
 
 def _cells(connection: Connection, numbers: Mapping[int, int]) -> str:
