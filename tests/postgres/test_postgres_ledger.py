@@ -32,7 +32,7 @@ def make_database(postgres_server_url):
             connection.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LOCALE 'C'")
             for setting, value in settings.items():
                 connection.execute(f"ALTER DATABASE {name} SET {setting} = '{value}'")
-        return re.sub("/postgres(?=[?]|$)", f"/{name}", postgres_server_url)
+        return re.sub("/[^/?]*(?=[?]|$)", f"/{name}", postgres_server_url, count=1)
 
     yield make
     with psycopg.connect(postgres_server_url, autocommit=True) as connection:
@@ -52,6 +52,7 @@ def test_what_a_database_has_set_for_its_sessions_changes_nothing(
         intervalstyle="sql_standard",
         timezone="Asia/Kathmandu",
         transform_null_equals="on",
+        quote_all_identifiers="on",
         search_path="nowhere",
     )
     store = opened(f"{url}{'&' if '?' in url else '?'}spool={tmp_path}/spool")

@@ -20,7 +20,7 @@ from psycopg import Connection, sql
 
 from tokenmeter.errors import ConfigurationError, SchemaVersionError, StoreUnavailableError
 from tokenmeter.stores.postgres.book import PostgresBook
-from tokenmeter.stores.postgres.sessions import ServerRows
+from tokenmeter.stores.postgres.sessions import PLAIN, ServerRows
 from tokenmeter.values import dataclass
 
 _FOLDER = resources.files("tokenmeter.stores.postgres") / "sql"
@@ -132,6 +132,7 @@ def apply(connection: Connection[Any], schema: str) -> tuple[str, ...]:
         with connection.transaction():
             connection.execute("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
             connection.execute("SET LOCAL statement_timeout = 0")
+            connection.execute(PLAIN)
             _make_schema(connection, schema)
             connection.execute(sql.SQL("SET LOCAL search_path = {}, pg_temp").format(name))
             connection.execute(_VERSIONS)

@@ -51,15 +51,16 @@ _WHO = (
     "SELECT pg_backend_pid(), (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, "
     "current_setting('transaction_read_only')::boolean"
 )
-#: A database or a role may have set otherwise: backslashes in texts, of which our functions have some, and that who
+#: A database or a role may have set otherwise how texts and names are written, by which our functions go, and that who
 #: waits for a lock goes on seeing the ledger as it was before.
 _SESSION = sql.SQL(
-    "SET search_path = {schema}, pg_temp; SET statement_timeout = {limit}; SET standard_conforming_strings = on; "
+    "SET search_path = {schema}, pg_temp; SET statement_timeout = {limit}; "
+    "SET standard_conforming_strings = on; SET quote_all_identifiers = off; "
     "SET default_transaction_isolation = 'read committed'"
 )
+PLAIN = sql.SQL("SET LOCAL standard_conforming_strings = on; SET LOCAL quote_all_identifiers = off")
 _TRANSACTION = sql.SQL(
-    "{begin}; SET LOCAL search_path = {schema}, pg_temp; SET LOCAL statement_timeout = {limit}; "
-    "SET LOCAL standard_conforming_strings = on"
+    "{begin}; SET LOCAL search_path = {schema}, pg_temp; SET LOCAL statement_timeout = {limit}; {plain}"
 )
 _BEGIN = sql.SQL("BEGIN ISOLATION LEVEL READ COMMITTED")
 _SNAPSHOT = sql.SQL("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
@@ -188,7 +189,9 @@ def transaction(connection: Connection, address: Address, *, snapshot: bool = Fa
     """
     begin = _SNAPSHOT if snapshot else _BEGIN
     try:
-        connection.execute(_TRANSACTION.format(begin=begin, **_settings(address, connection.seconds)), prepare=False)
+        connection.execute(
+            _TRANSACTION.format(begin=begin, plain=PLAIN, **_settings(address, connection.seconds)), prepare=False
+        )
     except psycopg.Error as error:
         if "statement pooling" in str(error):
             raise ConfigurationError(
