@@ -27,12 +27,18 @@ def number_text(number: Decimal) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def dollars(amount: Decimal | None) -> str:
-    """US dollars with every digit that counts; ``unpriced`` for what has no price."""
+def dollars(amount: Decimal | None, *, partly: bool = False) -> str:
+    """US dollars with every digit that counts; ``unpriced`` for what has no price.
+
+    Args:
+        amount: How many; None where nothing is known.
+        partly: Whether more was used that has no price: ``$0.50 + unpriced``.
+    """
     if amount is None:
         return "unpriced"
     exact = quantize(amount).normalize(EXACT)
-    return f"-${number_text(exact.copy_abs())}" if exact < 0 else f"${number_text(exact)}"
+    shown = f"-${number_text(exact.copy_abs())}" if exact < 0 else f"${number_text(exact)}"
+    return f"{shown} + unpriced" if partly else shown
 
 
 def unit_word(amount: Decimal, unit: str) -> str:

@@ -219,11 +219,11 @@ class Entry:
         who = {name: value for name in WHO if (value := getattr(self.attribution, name))}
         whose = f" ({', '.join(f'{name}={value}' for name, value in who.items())})" if who else ""
         tokens = f"{self.usage.input_tokens:,} in, {self.usage.output_tokens:,} out"
-        return (
-            f"<Entry {self.occurred_at:%Y-%m-%d %H:%M:%S} {what} {kind}: {tokens}, {dollars(self.billed_cost)}{whose}>"
-        )
+        cost = dollars(self.billed_cost, partly=self.cost_source == "unpriced")
+        return f"<Entry {self.occurred_at:%Y-%m-%d %H:%M:%S} {what} {kind}: {tokens}, {cost}{whose}>"
 
     def _repr_html_(self) -> str:
+        partly = self.cost_source == "unpriced"
         account = {name: getattr(self.attribution, name) for name in WHO}
         tags = ", ".join(f"{name}={value}" for name, value in self.attribution.tags.items())
         facts = {
@@ -234,8 +234,8 @@ class Entry:
             **account,
             "tags": tags,
             "key": None if self.api_key is None else self.api_key.label,
-            "list cost": dollars(self.list_cost),
-            "billed cost": dollars(self.billed_cost),
+            "list cost": dollars(self.list_cost, partly=partly),
+            "billed cost": dollars(self.billed_cost, partly=partly),
             "flags": ", ".join(self.flags),
             "trace": self.trace_id,
             "entry": self.entry_id,

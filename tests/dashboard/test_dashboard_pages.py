@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import tomllib
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from urllib.parse import parse_qsl, urlencode
@@ -70,6 +71,22 @@ def test_a_budget_says_how_much_of_it_has_no_known_price(make_meter, record_in, 
     assert Decimal(shown) == balance.assumed
     (told,) = json.loads(served.get("/api/v1/balances")[2])["balances"]
     assert (Decimal(told["assumed"]), Decimal(told["spent"])) == (balance.assumed, balance.spent)
+
+
+def test_a_search_finds_the_counter_of_whoever_is_named_among_all_of_a_budget(make_meter, record_in, serve):
+    made = make_meter([{"member": "*", "limit_usd": 10, "name": "each"}, {"limit_requests": 900, "name": "all"}])
+    for number in range(70):
+        record_in(made, who={"member": f"user-{number:02}"}, output=1000 + 1000 * (number < 69))
+    served = serve(made)
+
+    def shown(path):
+        return re.findall(r"member: <bdi>(.+?)</bdi></(?:p|h3)>", served.get(path)[2])
+
+    assert len(shown("/budgets")) == 60 - 1
+    assert "user-69" not in shown("/budgets")
+    for path in ("/budgets", "/budgets/each"):
+        assert shown(f"{path}?find=USER-69") == ["user-69"]
+        assert "has <bdi>nobody</bdi> in its name" in served.get(f"{path}?find=nobody")[2]
 
 
 def test_a_budget_says_when_it_is_full(make_meter, record):
@@ -240,6 +257,25 @@ def test_what_has_no_price_is_told_with_what_to_do(busy, serve, browse):
     row.get_by_text("Give it a price").click()
     assert 'model = "unheard-of-1"' in row.inner_text()
     assert "Why" not in page.get_by_role("region", name="Why entries are estimated").locator("tbody").inner_text()
+
+
+def test_a_call_of_which_a_part_has_no_price_never_shows_the_rest_as_its_cost(meter, serve, record):
+    known, unknown = record(who={"member": "ada"}, input=1000, output=100).charges
+    lost = replace(unknown, list_unit_price=None, list_cost=None, contracted_cost=None, billed_cost=None, price_id=None)
+    cost = dict.fromkeys(("list_cost", "contracted_cost", "billed_cost"), known.billed_cost)
+    entry = record(
+        who={"member": "eve"},
+        fields={"charges": (known, lost), "cost_source": "unpriced", **cost},
+        input=1000,
+        output=1,
+    )
+    assert "$0.0002625 + unpriced" in repr(entry)
+    assert "$0.0002625 + unpriced" in entry._repr_html_()
+    served = serve(meter)
+    entries, overview = (re.sub(r"<[^>]+>", "", served.get(path)[2]) for path in ("/entries", "/"))
+    assert re.findall(r"\$0\.000\d+( \+ unpriced)?\s", entries) == [" + unpriced", ""]
+    by_member = overview[overview.index("By member") :]
+    assert re.findall(r"\$0\.000\d+(\*?)", by_member)[:2] == ["", "*"]
 
 
 def test_the_settings_that_are_shown_give_the_price(busy, make_meter):

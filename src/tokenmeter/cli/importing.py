@@ -169,7 +169,8 @@ def _describe(entry: Entry) -> str:
     used = f"{count(entry.usage.input_tokens)} in, {count(entry.usage.output_tokens)} out"
     if "usage_unknown" in entry.flags:
         used = "usage unknown"
-    cost = "unpriced" if entry.billed_cost is None else f"{dollars(entry.billed_cost)} billed"
+    part = ", a part unpriced" if entry.cost_source == "unpriced" else ""
+    cost = "unpriced" if entry.billed_cost is None else f"{dollars(entry.billed_cost)} billed{part}"
     return f"{visible(entry.model or entry.endpoint)}, {used}, {cost}"
 
 

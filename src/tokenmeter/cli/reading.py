@@ -133,9 +133,9 @@ def _tell_entry(frame: Frame, entry: Entry, tz: str) -> None:
 
 def _format_entry(entry: Entry, tz: str) -> list[str]:
     who, usage = entry.attribution, entry.usage
-    cost = "unpriced" if entry.billed_cost is None and entry.cost_source == "unpriced" else "-"
-    if entry.billed_cost is not None:
-        cost = amount(entry.billed_cost, 6)
+    unpriced = ["unpriced"] if entry.cost_source == "unpriced" else []
+    known = [] if entry.billed_cost is None else [amount(entry.billed_cost, 6)]
+    cost = " + ".join(known + unpriced) or "-"
     texts = [
         entry.occurred_at.astimezone(zone(tz)).strftime("%Y-%m-%d %H:%M:%S"),
         *(visible(text or "-") for text in (entry.model, who.member, who.route)),

@@ -18,7 +18,7 @@ from tokenmeter.budgets.definitions import Change
 from tokenmeter.budgets.matching import Cap, parse_scope
 from tokenmeter.budgets.policy import IN_FLIGHT, Unit, amount_of, limit_table, threshold_amounts
 from tokenmeter.budgets.rules import BurnRate
-from tokenmeter.dashboard.figures import unit_amount
+from tokenmeter.dashboard.figures import scope_name, unit_amount
 from tokenmeter.dashboard.rendering import missing, page, zone_of
 from tokenmeter.dashboard.view import View, label_of
 from tokenmeter.dimensions import DIMENSIONS
@@ -114,6 +114,22 @@ def standings(meter: ReadableMeter, at: datetime, scope: Mapping[str, str] | Non
     """Every counter of every configured budget, or of those about `scope`, the fullest first. Nothing is written."""
     found = [_standing(balance, at) for balance in meter.budgets.remaining(scope or {}, at)]
     return sorted(found, key=lambda one: (negate(one.percent), one.balance.budget, sorted(one.balance.scope.items())))
+
+
+def search(found: Sequence[CounterState], text: str) -> list[CounterState]:
+    """Those whose budget's name, or whoever they are about, has `text` in it; upper and lower case are one."""
+    text = text.casefold()
+    return [
+        one
+        for one in found
+        if any(
+            text in said.casefold()
+            for said in (
+                one.balance.budget,
+                *(scope_name(field, value) for field, value in one.balance.scope.items()),
+            )
+        )
+    ]
 
 
 def _standing(balance: Balance, at: datetime) -> CounterState:
@@ -270,7 +286,8 @@ class BudgetPages:
     def budgets(self, request: Request) -> Response:
         """Every budget with its bar, and the last alerts."""
         state, budgets = pulse_of(self._meter.store), self._meter.budgets
-        found = standings(self._meter, self._meter.store.now())
+        every, find = standings(self._meter, self._meter.store.now()), request.query_params.get("find", "")
+        found = search(every, find)
         configured = budgets.in_force
         names = {one.name for one in configured}
         return page(
@@ -282,7 +299,9 @@ class BudgetPages:
             tz=zone_of(request, self._tz),
             standings=found[:_MOST_BUDGETS],
             others=max(len(found) - _MOST_BUDGETS, 0),
-            idle=[one for one in configured if one.name not in {each.balance.budget for each in found}],
+            find=find,
+            counted=len(every),
+            idle=[one for one in configured if one.name not in {each.balance.budget for each in every}],
             ended=sorted({one.name for one in budgets.history()} - names),
             alerts=fired(self._meter, limit=_MOST_ALERTS),
             configured=len(configured),
@@ -296,7 +315,9 @@ class BudgetPages:
         if budget is None and not history:
             return missing(request, "No such budget", f"There is no budget {name[:64]!r}, and there never was.")
         now = meter.store.now()
-        found = [one for one in standings(meter, now) if one.balance.budget == name]
+        every = [one for one in standings(meter, now) if one.balance.budget == name]
+        find = request.query_params.get("find", "")
+        found = search(every, find)
         windows = past(meter, name, now)
         return page(
             request,
@@ -310,13 +331,15 @@ class BudgetPages:
             said=[] if budget is None else definition(budget),
             standings=found[:_MOST_BUDGETS],
             others=max(len(found) - _MOST_BUDGETS, 0),
+            find=find,
+            counted=len(every),
             windows=windows[:_MOST_WINDOWS],
             more_windows=max(len(windows) - _MOST_WINDOWS, 0),
             changes=changes_of(history),
             grants=meter.budgets.grants(name)[::-1],
             # The store tells the last ones of all budgets.
             alerts=[one for one in fired(meter, limit=1000) if one.budget == name][:_MOST_ALERTS],
-            examples=_examples(name, budget, found),
+            examples=_examples(name, budget, every),
             limits=_limits(budget),
             stars=[] if budget is None else [field for field, value in budget.scope.items() if value == "*"],
             units=_raisable(budget),

@@ -864,6 +864,19 @@ def test_record_writes_one_answer_down_once(
     )  # the answer's own id counts
 
 
+def test_what_has_no_price_is_told_beside_the_cost_of_the_rest(run: Callable[..., Outcome], place: Path) -> None:
+    with (place / "tokenmeter.toml").open("a") as settings:
+        settings.write(
+            '[[prices]]\nprovider = "openai"\nmodel = "my-own"\nsku_meter = "input"\nunit_price = 3\nper = 1_000_000\n'
+            'source = "contract"\n'
+        )
+    (place / "answer.json").write_text(json.dumps({**LINES[0], "model": "my-own"}))
+    told = run("record", "answer.json", "--provider", "openai", "--endpoint", "chat.completions").out
+    assert "$0.0003 billed, a part unpriced" in told
+    for command in (("entries",), ("tail", "--once")):
+        assert "$0.000300 + unpriced" in run(*command).out
+
+
 def test_record_says_that_the_usage_is_unknown(run: Callable[..., Outcome], place: Path) -> None:
     (place / "answer.json").write_text(
         json.dumps({"id": "chatcmpl-9", "model": "gpt-5-mini", "usage": {"tokens": 1000}})
