@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +29,7 @@ from tokenmeter.reconciliation import (
     reconcile_again,
 )
 from tokenmeter.reconciliation import reconcile as run_reconciliation
+from tokenmeter.reconciliation.run import client_of
 from tokenmeter.tables import DecimalMark
 from tokenmeter.values import dataclass
 
@@ -69,7 +68,7 @@ class BooksOptions:
         asked, grain = parse_period(period, "UTC"), check_grain(self.by)
         named = (self.rate, self.key, self.model, self.project)
         rates, keys, models, projects = (parse_pairs(given or []) for given in named)
-        source = list(self.file) if self.file else _make_client(provider)  # last: a key is asked for when all is right
+        source = list(self.file) if self.file else client_of(provider)  # last: a key is asked for when all is right
         with progress_out.status("reading the provider's books") as shown:
             return run_reconciliation(
                 meter.store,
@@ -185,21 +184,3 @@ def quotas(
         out.print(f"{none}.", markup=False)
     if post:
         out.print(f"{counted(len(posted), 'credit was', 'credits were')} appended.")
-
-
-def _make_client(provider: str) -> Any:
-    """A client of the provider's SDK with the admin key of the environment."""
-    if provider not in ("openai", "anthropic"):
-        raise ConfigurationError(
-            f"Only openai and anthropic can be asked; for {provider!r} give its statement: --file."
-        )
-    admin = os.environ.get(f"{provider.upper()}_ADMIN_KEY")
-    if not admin:
-        raise ConfigurationError(f"Set {provider.upper()}_ADMIN_KEY to an admin key: ordinary keys see no reports.")
-    module = import_module(f"tokenmeter.{provider}")
-    if provider == "anthropic":
-        return module.Anthropic(api_key=admin)
-    try:
-        return module.OpenAI(admin_api_key=admin)
-    except TypeError:  # an SDK from before admin keys
-        return module.OpenAI(api_key=admin)

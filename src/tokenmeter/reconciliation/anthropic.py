@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
+from importlib import import_module
 from itertools import chain
 from typing import Any
 from urllib.parse import urlencode
@@ -70,6 +71,11 @@ EXPORTS: tuple[dict[str, str], ...] = (
         "cost": "cost_usd|cost_in_usd|amount_usd",
     },
 )
+
+
+def make_client(admin_key: str) -> Any:
+    """A client of the SDK that may ask for reports."""
+    return import_module("tokenmeter.anthropic").Anthropic(api_key=admin_key)
 
 
 def fetch(

@@ -40,9 +40,11 @@ from tokenmeter.tables import DecimalMark
 from tokenmeter.texts import acting, check_text
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 
+#: Whose books can be asked, and who asks them.
+_BOOKS = {"openai": openai, "anthropic": anthropic}
 #: What a provider that names no watermark may still add to.
 _SETTLING = timedelta(days=2)
 
@@ -332,13 +334,31 @@ def _fetched(
     rates: ExchangeRates,
     pages: ReportPages,
 ) -> ProviderStatement:
-    if provider == "openai":
-        return openai.fetch(source, period, by=by, pages=pages, rates=rates)
-    if provider == "anthropic":
-        return anthropic.fetch(source, period, by=by, pages=pages, reports=reports, rates=rates)
-    raise ConfigurationError(
-        f"Only openai and anthropic have reports that can be fetched; for {provider!r} give a CSV file as source=."
-    )
+    if provider not in _BOOKS:
+        raise ConfigurationError(
+            f"Only {' and '.join(_BOOKS)} have reports to be fetched; for {provider!r} give a CSV file as source=."
+        )
+    fetch: Callable[..., ProviderStatement] = _BOOKS[provider].fetch
+    return fetch(source, period, by=by, pages=pages, reports=reports, rates=rates)
+
+
+def client_of(provider: str) -> Any:
+    """A client of the provider's SDK with the admin key of the environment.
+
+    Args:
+        provider: Its id.
+
+    Raises:
+        ConfigurationError: it has no reports that can be fetched, or there is no key.
+    """
+    if provider not in _BOOKS:
+        raise ConfigurationError(
+            f"Only {' and '.join(_BOOKS)} can be asked; for {provider!r} give its statement: --file."
+        )
+    variable = f"{provider.upper()}_ADMIN_KEY"
+    if not (admin_key := os.environ.get(variable)):
+        raise ConfigurationError(f"Set {variable} to an admin key: ordinary keys see no reports.")
+    return _BOOKS[provider].make_client(admin_key)
 
 
 def _paths(source: Any) -> list[Path]:
