@@ -38,6 +38,7 @@ _GROUPED = re.compile(r"[1-9]\d{0,2}([.,])\d{3}(?:\1\d{3})*")
 _MOST_DIGITS = 24
 #: An instant whose zone stands apart, as an offset, as ``UTC``, or as both.
 _ZONED = re.compile(r"(?P<moment>\d{4}-\d\d-\d\d[ T][\d:.]+) (?P<offset>[-+]\d\d:?\d\d)?(?: ?(?:UTC|GMT|Z))?(?<! )")
+_YEAR_FIRST = re.compile(r"^(\d{4})/(\d{2})/(\d{2})(?!\d)")
 _DOTTED = re.compile(r"^(\d\d?)\.(\d\d?)\.(\d{4})(?:(,? +)(?=\d)|$)")
 _SLASHED = re.compile(r"^(\d\d?)/(\d\d?)/(\d{4})(?:(,? +)(?=\d)|$)")
 _MONTHS = 12
@@ -288,7 +289,8 @@ def first_of_slashes(texts: Iterable[str]) -> Slashes | None:
 def parse_moment(text: str, slashes: Slashes | None = None) -> datetime:
     """A day or an instant by ISO 8601, also as databases and Go print it: ``2026-10-13 10:00:02.1 +0000 UTC``.
 
-    With dots the day stands first, wherever they are written so: ``13.10.2026 10:00``. Slashes say two things.
+    With dots the day stands first, wherever they are written so: ``13.10.2026 10:00``. Slashes say two things, unless
+    the year stands first.
 
     Args:
         text: As it is written.
@@ -303,7 +305,7 @@ def parse_moment(text: str, slashes: Slashes | None = None) -> datetime:
     try:
         return datetime.fromisoformat(text)  # as nearly all are written
     except ValueError:
-        text = _DOTTED.sub(_day_last, text.strip())
+        text = _YEAR_FIRST.sub(r"\1-\2-\3", _DOTTED.sub(_day_last, text.strip()))
     if slashes is not None:
         text = _SLASHED.sub(_day_last if slashes == "day" else _month_last, text)
     found = _ZONED.fullmatch(text)

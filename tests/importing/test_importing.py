@@ -430,9 +430,34 @@ def test_a_heading_that_a_table_lacks_is_refused(meter, write):
 
 
 def test_a_path_that_may_be_missing_is_marked_and_others_that_some_rows_lack_are_told(meter, write):
-    rows = [own("r1", **{"in": 5, "out": 1}), own("r2", **{"in": 5})]
+    rows = [own("r1", **{"in": 5, "out": 1}), {**own("r2", **{"in": 5, "out": 1}), "who": None}]
     outcome = import_usage(meter, write("a.jsonl", rows), fields=MAP)  # cache_read=llm.cached?
-    assert (outcome.recorded, outcome.notes) == (2, ["llm.out: 1 line has none; read as nothing."])
+    assert (outcome.recorded, outcome.notes) == (2, ["who: 1 line has none; read as nothing."])
+
+
+def test_a_side_that_a_row_does_not_tell_is_unknown_and_not_nothing(meter, write):
+    vector = {**own("r4"), "llm": {"name": "text-embedding-3-small", "in": 5}}
+    rows = [own("r1", **{"in": 5, "out": 1}), own("r2", **{"in": 5}), own("r3", **{"in": "", "out": 7}), vector]
+    outcome = import_usage(meter, write("a.jsonl", rows), fields=MAP)
+    assert (outcome.recorded, [one.reason.partition(":")[0] for one in outcome.left_out]) == (
+        2,
+        ["it does not say its output", "it does not say its input"],
+    )
+    without = import_usage(meter, write("c.jsonl", rows), fields={**MAP, "output": f"{MAP['output']}?"})
+    assert (without.recorded, without.repeated, len(without.left_out)) == (2, 2, 0)
+    heads = "request_id,call_type,spend,total_tokens,prompt_tokens,startTime,endTime,model\n"
+    table = write(
+        "spend.csv", f"{heads}l1,acompletion,0.01,1500,1000,2026-10-13T10:00:00Z,2026-10-13T10:00:02Z,gpt-5\n"
+    )
+    assert [one.reason for one in import_usage(meter, table).left_out] == ["it does not say its completion_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("time", "told"), [("46300.375", "1970-01-01, when no call was made"), ("2026/10/05 09:00:07", "no time zone")]
+)
+def test_a_time_in_another_unit_is_told_and_one_with_its_year_first_is_read(meter, write, time, told):
+    row = {**own("r1", **{"in": 5, "out": 1}), "req": {"id": "r1", "ts": time}}
+    assert told in import_usage(meter, write("a.jsonl", [row]), fields=MAP).left_out[0].reason
 
 
 def test_the_second_of_two_paths_is_looked_for_before_the_first_is_recorded(meter, write, tmp_path):

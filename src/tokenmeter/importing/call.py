@@ -40,6 +40,10 @@ _AS_PRINTED = re.compile(r"-?[0-9]+(\.[0-9]+)?(e-?[0-9]{1,3})?")
 _DIGITS = 19
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LATEST = 253_402_300_800  # the year 10000
+#: No call was billed by the token before: what is earlier is in another unit, such as a spreadsheet's days.
+_FIRST = datetime(2020, 1, 1, tzinfo=UTC)
+#: Models whose answers are no tokens.
+_WORDLESS = re.compile(r"embed|moderation|rerank|whisper|tts", re.IGNORECASE)
 _MILLISECONDS = 100_000_000_000
 
 
@@ -145,6 +149,29 @@ def count_of(values: Mapping[str, Any], name: str) -> int:
     return int(number)
 
 
+def sides_of(
+    values: Mapping[str, Any], prompt: str, answer: str, *, model: object, otherwise: str = ""
+) -> tuple[int, int]:
+    """What went in and what came out of a call, under two names. One that says neither counts nothing.
+
+    Args:
+        values: What the source says.
+        prompt: Name of what went in.
+        answer: Name of what came out; of a model that does not write, it may be missing.
+        model: The model's name.
+        otherwise: What to do about one that is missing.
+
+    Raises:
+        ConfigurationError: as for `count_of`; or one is not there beside the other, so that it is unknown, and not 0.
+    """
+    given, made = count_of(values, prompt), count_of(values, answer)
+    needs_answer = given and not _WORDLESS.search(str(model))
+    for name, needed in ((prompt, made), (answer, needs_answer)):
+        if needed and (values.get(name) is None or values[name] == ""):
+            raise ConfigurationError(f"it does not say its {name}{otherwise}")
+    return given, made
+
+
 def _whole(value: object) -> int | None:
     """An integer as JSON has it or a table writes it, read in a tenth of the time that a `Decimal` takes; else None."""
     if type(value) is int:
@@ -176,10 +203,17 @@ def instant_of(value: object, *, tz: str | None) -> datetime:
         tz: Zone of texts without one; None = refuse them.
 
     Raises:
-        ConfigurationError: no instant, or without a zone.
+        ConfigurationError: no instant, one before any call was billed by the token, or without a zone.
     """
     if value is None or value == "":
         raise ConfigurationError("it does not say when it was")
+    moment = _read_instant(value, tz=tz)
+    if moment < _FIRST:
+        raise ConfigurationError(f"{value!r} is {moment:%Y-%m-%d}, when no call was made: is it in another unit?")
+    return moment
+
+
+def _read_instant(value: object, *, tz: str | None) -> datetime:
     if isinstance(value, str) and not value.replace(".", "", 1).isdigit():
         try:
             moment = parse_moment(value)

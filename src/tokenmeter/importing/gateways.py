@@ -23,6 +23,7 @@ from tokenmeter.importing.call import (
     instant_of,
     mapping_of,
     provider_of,
+    sides_of,
     without_zero,
 )
 from tokenmeter.money import EXACT
@@ -122,7 +123,7 @@ def _litellm_tokens(row: Row, metadata: Row) -> _Counted | None:
     """Its prompt may hold what the cache had, or stand beside it; None where it counts nothing."""
     usage, more = nested(metadata, "usage_object"), nested(metadata, "additional_usage_values")
     details = nested(usage, "prompt_tokens_details")
-    prompt, output = count_of(row, "prompt_tokens"), count_of(row, "completion_tokens")
+    prompt, output = sides_of(row, "prompt_tokens", "completion_tokens", model=row.get("model"))
     if not prompt and not output:
         return None
     read = (
@@ -241,8 +242,8 @@ def helicone(row: Row, where: str, given: Given) -> ImportedCall | None:
     )
     if mapping_of(body.get("usage")):
         return _observed(call, body, given)
-    prompt, total = count_of(row, "prompt_tokens"), count_of(row, "total_tokens")
-    output = count_of(row, "completion_tokens")
+    prompt, output = sides_of(row, "prompt_tokens", "completion_tokens", model=call.model)
+    total = count_of(row, "total_tokens")
     read, written = count_of(row, "prompt_cache_read_tokens"), count_of(row, "prompt_cache_write_tokens")
     if not prompt and not output:
         return _without_usage(call.cost_in_source)
@@ -263,7 +264,7 @@ def helicone(row: Row, where: str, given: Given) -> ImportedCall | None:
 def openrouter(row: Row, where: str, given: Given) -> ImportedCall | None:
     """A generation of OpenRouter's activity log; with an own key the provider's price is another cost."""
     read = count_of(row, "tokens_cached")
-    prompt, output = count_of(row, "tokens_prompt"), count_of(row, "tokens_completion")
+    prompt, output = sides_of(row, "tokens_prompt", "tokens_completion", model=row.get("model_permaslug"))
     if not prompt and not output:
         return _without_usage(_cost(row, "cost_total"))
     cost = _cost(row, "cost_total")
@@ -313,7 +314,8 @@ def portkey(row: Row, where: str, given: Given) -> ImportedCall | None:
     )
     if mapping_of(body.get("usage")):
         return _observed(call, body, given)
-    call.quantities = without_zero({"input": count_of(row, "req_units"), "output": count_of(row, "res_units")})
+    prompt, output = sides_of(row, "req_units", "res_units", model=call.model)
+    call.quantities = without_zero({"input": prompt, "output": output})
     call.flags = frozenset({"cache_uncertain"})
     return call if call.quantities else _without_usage(call.cost_in_source)
 

@@ -23,6 +23,7 @@ from tokenmeter.importing.call import (
     is_doubtful,
     mapping_of,
     provider_of,
+    sides_of,
     without_zero,
 )
 from tokenmeter.providers import observe
@@ -220,6 +221,9 @@ def _paths_of(row: Row, before: str = "") -> Iterator[str]:
             yield f"{before}{name}"
 
 
+_OR_ELSE = ": where a row may be without, end its path in a question mark"
+
+
 class MappedRows:
     """Rows of a shape of one's own, read by a map of fields.
 
@@ -255,12 +259,14 @@ class MappedRows:
         if not quantities:
             return None
         cost, time = found.get("cost"), found["time"]
+        at = instant_of(time, tz=given.tz)
+        self._refuse_half(found, model)
         return ImportedCall(
             where=where,
             id=str(found["id"]),
             provider=provider,
             model=model,
-            at=instant_of(time, tz=given.tz),
+            at=at,
             endpoint=str(found.get("endpoint") or given.endpoint or endpoint_of(provider)),
             quantities=quantities,
             reasoning=count_of(found, "reasoning"),
@@ -271,6 +277,12 @@ class MappedRows:
             who={name: str(found[name]) for name in self._who if found[name]},
             tags={tag: str(found[name]) for name, tag in self._tags.items() if found[name]},
         )
+
+    def _refuse_half(self, found: Row, model: str | None) -> None:
+        """Refuse a call of which a side is empty that every row should have: it is unknown, and not 0."""
+        prompt = "input_uncached" if "input_uncached" in found else "input"
+        if all(self._given.fields.get(name, _OPTIONAL)[-1:] != _OPTIONAL for name in (prompt, "output")):
+            sides_of(found, prompt, "output", model=model, otherwise=_OR_ELSE)
 
     def _found(self, row: Row) -> dict[str, object]:
         """What the row has at the paths; None for nothing.
