@@ -18,7 +18,7 @@ from tokenmeter.cli.configuration import unknown_names, unset_keys
 from tokenmeter.cli.frame import Frame, command, emit, show_progress, show_table
 from tokenmeter.cli.options import SelectionOptions
 from tokenmeter.display import amount, counted, money_places, unit_amount, visible
-from tokenmeter.errors import ConfigurationError, StoreUnavailableError
+from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Entry, utcnow
 from tokenmeter.meter import Meter
 from tokenmeter.money import ZERO, add, total
@@ -270,15 +270,11 @@ def doctor(
             "prices": _describe_price_list(meter, settings),
             "entries_unpriced": _count_unpriced(meter),
             "budgets": len(meter.budgets.changes()),  # as every process obeys them, whatever this one's settings say
+            "entries_by_old_prices": _count_by_old_prices(meter),
         }
-        unread = [updating.describe_unread(meter.pricer.price_list)]
-        try:
-            facts["entries_by_old_prices"] = _count_by_old_prices(meter)
-        except (StoreUnavailableError, ConfigurationError) as error:  # of a file that is not there: the rest is told
-            facts["entries_by_old_prices"] = None
-            unread.append(f"What entries were priced by cannot be told: {error}")
+        unread = updating.describe_unread(meter.pricer.price_list)
         unknown = unknown_names(settings, meter, _find_called(meter))
-    warnings = [*health.warnings, *unset_keys(settings), *unknown, *_warn_of_prices(facts), *filter(None, unread)]
+    warnings = [*health.warnings, *unset_keys(settings), *unknown, *_warn_of_prices(facts), *filter(None, [unread])]
     if utcnow() - newest > _STALE:
         warnings.append(f"No price is newer than {newest:%Y-%m-%d}; get newer ones with pip install -U genai-prices.")
     if frame.as_json:
@@ -309,10 +305,10 @@ def _find_called(meter: Meter) -> set[str]:
 
 
 def _count_by_old_prices(meter: Meter) -> int:
-    """How many entries of the last month were priced by a list that was old by then. Reads archived files, too."""
-    now = utcnow()
-    # One bucket a day: a list's first use within them tells how long it has been in use.
-    days = [now - _LOOKED_BACK + timedelta(days=number) for number in range(_LOOKED_BACK.days + 2)]
+    """How many entries of the last month were priced by a list that was old by then."""
+    today = utcnow().replace(hour=0, minute=0, second=0, microsecond=0)
+    # One bucket a day: a list's first use within them tells how long it has been in use. Of whole days sums are kept.
+    days = [today - _LOOKED_BACK + timedelta(days=number) for number in range(_LOOKED_BACK.days + 2)]
     first: dict[str, int] = {}
     old = 0
     for group in sorted(meter.store.aggregate(days, ("price_list_hash",)), key=lambda one: one.bucket):

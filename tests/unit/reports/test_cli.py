@@ -356,6 +356,16 @@ def test_doctor_tells_the_state(run: Callable[..., Outcome]) -> None:
     assert "usage.db" in run("doctor").out
 
 
+@pytest.mark.usefixtures("ledger")
+def test_doctor_reads_kept_sums_and_not_the_entries_of_each_day(
+    run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr("tokenmeter.stores.summing.Summing._add_entries", lambda _, *which: asked.append(which))
+    assert run("doctor", "--json").code == 0
+    assert len(asked) < 10  # what is left of this hour
+
+
 def test_doctor_counts_the_budgets_that_the_ledger_has(run: Callable[..., Outcome], ledger: Path) -> None:
     assert run("budgets", "set", "third", "team=*", "limit_usd=5").code == 0
     assert run("budgets", "apply", "tokenmeter.toml").code == 0
