@@ -452,6 +452,19 @@ def test_a_side_that_a_row_does_not_tell_is_unknown_and_not_nothing(meter, write
     assert [one.reason for one in import_usage(meter, table).left_out] == ["it does not say its completion_tokens"]
 
 
+def test_transcripts_that_tell_one_side_leave_the_call_out_and_parts_below_their_total_are_told(meter, write):
+    half = claude("msg_1", 50, input_tokens=None, cache_read_input_tokens=900)
+    found = import_usage(meter, write("a.jsonl", [half]), source="claude-code")
+    assert [one.reason for one in found.left_out] == ["it does not say its input_tokens"]
+    told = {"input": 700, "output": 40, "cached": 0, "thoughts": None, "tool": 0, "total": 800}
+    message = {"type": "gemini", "id": "m1", "model": "gemini-2.5-pro", "timestamp": "2026-10-09T07:00:05Z"}
+    for name, counts in (("m1", told), ("m2", {**told, "total": 740}), ("m3", {**told, "output": ""})):
+        chat = {"sessionId": "s", "messages": [{**message, "id": name, "tokens": counts}]}
+        found = import_usage(meter, write(f"session-{name}.json", json.dumps(chat)), source="gemini")
+        assert [one.reason for one in found.left_out] == (["it does not say its output"] if name == "m3" else [])
+    assert ["total_mismatch" in entry.flags for entry in meter.store.entries()] == [True, False]
+
+
 @pytest.mark.parametrize(
     ("time", "told"), [("46300.375", "1970-01-01, when no call was made"), ("2026/10/05 09:00:07", "no time zone")]
 )
@@ -1015,7 +1028,11 @@ TRANSCRIPTS = {
         growing("m2", 90, "2026-10-10T07:01:41Z"),
     ],
     "aider": [
-        {"event": "message_send", "time": at, "properties": {"main_model": "gpt-5", "prompt_tokens": 5, "cost": 1}}
+        {
+            "event": "message_send",
+            "time": at,
+            "properties": {"main_model": "gpt-5", "prompt_tokens": 5, "completion_tokens": 1, "cost": 1},
+        }
         for at in (1791885602, 1791885602, 1791885603)
     ],
 }

@@ -26,6 +26,7 @@ from tokenmeter.importing.call import (
     mapping_of,
     object_in,
     provider_of,
+    sides_of,
     without_zero,
 )
 from tokenmeter.values import dataclass
@@ -89,6 +90,7 @@ class ClaudeCode:
         rest = max(count_of(usage, "cache_creation_input_tokens") - short - hour, 0)
         tools = mapping_of(usage.get("server_tool_use"))
         model = str(message.get("model") or self._given.model or "")
+        prompt, answer = sides_of(usage, "input_tokens", "output_tokens", model=model)
         tier = usage.get("service_tier")
         folder = str(row.get("cwd") or "").replace("\\", "/").rstrip("/").rpartition("/")[2]
         geo = usage.get("inference_geo")
@@ -100,11 +102,11 @@ class ClaudeCode:
             at=instant_of(row.get("timestamp"), tz="UTC"),
             endpoint="messages",
             quantities=without_zero({
-                "input": count_of(usage, "input_tokens"),
+                "input": prompt,
                 "cache_read": count_of(usage, "cache_read_input_tokens"),
                 "cache_write_5m": short + rest,
                 "cache_write_1h": hour,
-                "output": count_of(usage, "output_tokens"),
+                "output": answer,
                 "web_searches": count_of(tools, "web_search_requests"),
             }),
             service_tier=None if tier in {None, "standard"} else str(tier),
@@ -322,17 +324,16 @@ class Gemini:
             yield replace(seen.call, id=key)
 
     def _call(self, row: Row, tokens: Row, where: str) -> ImportedCall:
-        before, answer, cached, thoughts, tool = (
-            count_of(tokens, name) for name in ("input", "output", "cached", "thoughts", "tool")
-        )
-        beside = cached > before or (
-            cached > 0 and count_of(tokens, "total") == before + answer + thoughts + tool + cached
-        )
+        model = str(row.get("model") or self._given.model or "")
+        before, answer = sides_of(tokens, "input", "output", model=model)
+        cached, thoughts, tool, total = (count_of(tokens, name) for name in ("cached", "thoughts", "tool", "total"))
+        parts = before + answer + thoughts + tool
+        beside = cached > before or (cached > 0 and total == parts + cached)
         return ImportedCall(
             where=where,
             id="",  # as its session is called, which a later line may say
             provider=self._given.provider or "google",
-            model=str(row.get("model") or self._given.model or ""),
+            model=model,
             at=instant_of(row.get("timestamp"), tz="UTC"),
             endpoint="models.generate_content",
             quantities=without_zero({
@@ -341,6 +342,7 @@ class Gemini:
                 "output": answer + thoughts,
             }),
             reasoning=thoughts,
+            flags=frozenset({"total_mismatch"} if total and total not in {parts, parts + cached} else ()),
             usage=dict(tokens),
             grows=True,
         )  # fmt: skip
@@ -369,6 +371,7 @@ class Aider:
         provider = self._given.provider or provider_of(model)
         if not provider:
             raise ConfigurationError("whose model it is cannot be told: give --provider")
+        prompt, answer = sides_of(told, "prompt_tokens", "completion_tokens", model=model)
         self._found.append(
             ImportedCall(
                 where=where,
@@ -377,9 +380,7 @@ class Aider:
                 model=model,
                 at=instant_of(row.get("time"), tz="UTC"),
                 endpoint=endpoint_of(provider),
-                quantities=without_zero(
-                    {"input": count_of(told, "prompt_tokens"), "output": count_of(told, "completion_tokens")}
-                ),
+                quantities=without_zero({"input": prompt, "output": answer}),
                 flags=frozenset({"cache_uncertain", "id_assumed"}),
                 cost_in_source=None if told.get("cost") is None else decimal_of(told["cost"], "cost"),
             )
@@ -398,13 +399,14 @@ def opencode(row: Row, where: str, given: Given) -> ImportedCall | None:
     tokens = object_in(row, "tokens")
     cache = object_in(tokens, "cache")
     reasoning = count_of(tokens, "reasoning")
+    prompt, answer = sides_of(tokens, "input", "output", model=row.get("modelID"))
     read, written = count_of(cache, "read"), count_of(cache, "write")
     quantities = without_zero(
         {
-            "input": count_of(tokens, "input"),
+            "input": prompt,
             "cache_read": read,
             "cache_write_5m": written,
-            "output": count_of(tokens, "output") + reasoning,
+            "output": answer + reasoning,
         }
     )
     if not quantities:
