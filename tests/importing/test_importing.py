@@ -298,6 +298,23 @@ def test_langfuse_keys_are_disjoint_unless_the_total_says_otherwise(meter, write
     assert tokens(meter) == {"gpt-5": {"calls": 2, "input": 1800, "cache_read": 4096, "output": 600}}
 
 
+def test_langfuse_without_a_total_says_what_is_not_known(meter, write):
+    def told(name, kind="GENERATION", **usage):
+        row = {"id": name, "type": kind, "start_time": "2026-10-14T09:00:00Z", "usage_details": usage}
+        return {**row, "provided_model_name": "gpt-5"}
+
+    rows = [
+        told("o1", input=1000, input_cached_tokens=400, output=9),
+        told("o2", output=9),
+        told("o3", input=9),
+        told("o4", "EMBEDDING", input=9),
+        told("o5", input=1000, output=9),
+    ]
+    outcome = import_usage(meter, write("a.jsonl", rows), source="langfuse")
+    assert [one.reason for one in outcome.left_out] == ["it does not say its input", "it does not say its output"]
+    assert ["cache_uncertain" in entry.flags for entry in meter.store.entries()] == [True, False, False]
+
+
 def test_helicone_and_portkey_prefer_the_providers_own_usage(meter, write):
     usage = {"prompt_tokens": 1144, "completion_tokens": 64, "total_tokens": 1208}
     body = {

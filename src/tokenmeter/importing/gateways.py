@@ -165,7 +165,7 @@ def langfuse(row: Row, where: str, given: Given) -> ImportedCall | None:
         if name := next((name for name in _LANGFUSE_USAGE if row.get(name) and not nested(row, name)), None):
             raise ConfigurationError(f"its {name} is no JSON object, so that what it counts would be missing")
         return _without_usage(cost)
-    counted = _langfuse_tokens(usage)
+    counted = _langfuse_tokens(usage, answers=str(row["type"]).upper() == "GENERATION")
     model = row.get("provided_model_name") or row.get("providedModelName") or row.get("model") or given.model
     provider = given.provider or provider_of(None if model is None else str(model))
     return ImportedCall(
@@ -184,11 +184,15 @@ def langfuse(row: Row, where: str, given: Given) -> ImportedCall | None:
     )
 
 
-def _langfuse_tokens(usage: Row) -> _Counted:
+def _langfuse_tokens(usage: Row, *, answers: bool) -> _Counted:
     """Its keys are disjoint, unless their total says that the cache and reasoning are inside.
 
+    Args:
+        usage: What it counts.
+        answers: Whether the model writes.
+
     Raises:
-        ConfigurationError: none of its counts is known.
+        ConfigurationError: none of its counts is known, or one side is not there and no total tells of it.
     """
     read = _first(usage, "input_cached_tokens", "input_cache_read", "cache_read_input_tokens")
     hour = _first(usage, "input_cache_creation_1h")
@@ -207,7 +211,13 @@ def _langfuse_tokens(usage: Row) -> _Counted:
     }
     if not any(quantities.values()):
         raise ConfigurationError(f"its usage has no count that is known, only {', '.join(usage)}: record it by hand")
+    sides = ((_LANGFUSE[0], answer), (_LANGFUSE[1], before if answers else 0))
+    for names, needed in sides:
+        if needed and not total and all(usage.get(name) is None or usage[name] == "" for name in names):
+            raise ConfigurationError(f"it does not say its {names[0]}")
     flags = {"cache_lifetime_assumed"} if unsaid and not (hour or short) else set[str]()
+    if read + written + reasoning and not total:
+        flags.add("cache_uncertain")  # nothing tells whether it is inside
     rest = total - before - answer - sum((read, written, reasoning)) if total and not inside else 0
     known = {"unit", *chain.from_iterable(_LANGFUSE)}
     if rest or (not any((read, hour, short, unsaid, reasoning)) and set(usage) - known):
