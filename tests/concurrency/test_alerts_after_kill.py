@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from tokenmeter.attribution import Attribution
-from tokenmeter.budgets import Budget
+from tokenmeter.budgets import Budget, delivery
 from tokenmeter.budgets.alerts import Notice
 from tokenmeter.budgets.rules import Unpriced
 from tokenmeter.budgets.targets import TargetError, Webhook
@@ -179,6 +180,25 @@ class TestLater:
             assert meter.budgets.alerts.flush(60)
             assert len(seen) == told
         meter.close()
+
+    def test_more_than_fit_into_the_queue_are_told_later_each(self, store_url, monkeypatch):
+        seen: list[Any] = []
+        bare = meter_at(store_url, budgets=[ONE_EACH])
+        other = Meter(store=bare.store, pricer=Pricer(PriceList()), alerts=[seen.append])
+        other.budgets.alerts.catch_up()
+        assert other.budgets.alerts.flush(60)
+        members = {f"member-{number}" for number in range(5)}
+        for member in sorted(members):
+            bare.settle(bare.authorize(replace(CALL, attribution=Attribution(member=member))), ANSWER)
+        now = bare.store.now()
+        monkeypatch.setattr(bare.store, "now", lambda: now + timedelta(minutes=2))
+        monkeypatch.setattr(delivery, "QUEUE_SIZE", 2)
+        assert len(other.budgets.in_force) == 1
+        for _ in range(2):
+            other.budgets.alerts.catch_up()
+            assert other.budgets.alerts.flush(60)
+        assert sorted(alert.scope["member"] for alert in seen) == sorted(members)
+        bare.close()
 
     def test_what_a_rule_found_is_told_again_as_it_was(self, store_url, monkeypatch):
         seen: list[Any] = []

@@ -19,6 +19,7 @@ def test_a_crossing_tells_when_and_by_which_entry(store, make_entry, make_key, m
     expected = [(ada, 100, calls[3]), (ada, 80, calls[3]), (bob, 50, calls[2]), (ada, 50, calls[1])]
     assert told(store) == expected
     assert told(store, limit=3) == expected[:3]
+    assert told(store, limit=1, since=store.crossings()[2].crossed_at) == expected[:3]
     for one in store.crossings():
         assert one.crossed_at.tzinfo is UTC
         assert abs(one.crossed_at - began) < timedelta(minutes=5)

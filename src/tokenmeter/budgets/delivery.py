@@ -113,11 +113,9 @@ class Deliveries:
         return from_microseconds(known) if known else now
 
     def _crossed(self, since: datetime) -> Iterator[tuple[datetime, str, ThresholdCrossing]]:
-        recent = [
-            (one.crossed_at, one)
-            for one in self._store.crossings(limit=QUEUE_SIZE)
-            if one.crossed_at is not None and one.crossed_at >= since
-        ]
+        # All of them, however many: of the newest only, one that was left for later would be told by nobody.
+        crossed = self._store.crossings(since=since)
+        recent = [(one.crossed_at, one) for one in crossed if one.crossed_at is not None]
         counters = self._store.counters([one.key for _, one in recent])
         for at, one in recent:
             crossing = ThresholdCrossing(one.key, one.threshold, counters[one.key].settled)

@@ -319,11 +319,12 @@ class Lens:
                         self._noted += 1
             return self._numbers
 
-    def crossings(self, *, limit: int = 100) -> Sequence[Crossing]:
+    def crossings(self, *, limit: int = 100, since: datetime | None = None) -> Sequence[Crossing]:
         """Thresholds that counters of the scope crossed."""
         # The newest of all: those of others are left out behind.
-        found = self._store.crossings(limit=_MANY)
-        return list(islice((one for one in found if self._scope.admits(parse_scope(one.key.scope))), limit))
+        found = self._store.crossings(limit=_MANY, since=since)
+        seen = (one for one in found if self._scope.admits(parse_scope(one.key.scope)))
+        return list(islice(seen, limit if since is None else None))
 
     def all_counters(self) -> Iterator[tuple[CounterKey, Counter]]:
         """The counters of the scope."""

@@ -434,8 +434,13 @@ class Store(Protocol):
         """
         ...
 
-    def crossings(self, *, limit: int = 100) -> Sequence[Crossing]:
-        """The thresholds that were crossed last, the last first; of one moment the highest first."""
+    def crossings(self, *, limit: int = 100, since: datetime | None = None) -> Sequence[Crossing]:
+        """The thresholds that were crossed last, the last first; of one moment the highest first.
+
+        Args:
+            limit: So many at most.
+            since: All from this instant on in their place, however many they are.
+        """
         ...
 
     def entry(self, entry_id: str) -> Entry | None:

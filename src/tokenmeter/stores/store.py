@@ -200,14 +200,16 @@ class BookStore(ABC, Generic[B, J]):
                 return
             last = rows[-1][:3]
 
-    def crossings(self, *, limit: int = 100) -> Sequence[Crossing]:
-        """The thresholds that were crossed last, the last first."""
+    def crossings(self, *, limit: int = 100, since: datetime | None = None) -> Sequence[Crossing]:
+        """The thresholds that were crossed last, the last first; or all since some instant."""
+        which, most = ("", limit) if since is None else ("WHERE crossed_at >= ?", to_microseconds(since))
         return [
             Crossing(CounterKey(budget, scope, start), int(threshold), from_microseconds(at), entry_id)
             for budget, scope, start, threshold, at, entry_id in self._ask(
                 "SELECT budget, scope, window_start, threshold, crossed_at, entry_id FROM crossings "  # noqa: S608 - words of our own
-                f"ORDER BY crossed_at DESC, {self._book.engine.largest.format('threshold')}, budget, scope LIMIT ?",
-                (limit,),
+                f"{which} ORDER BY crossed_at DESC, {self._book.engine.largest.format('threshold')}, budget, scope "
+                f"{'LIMIT ?' if since is None else ''}",
+                (most,),
             )
         ]
 
