@@ -287,8 +287,8 @@ class _Issuing:
             of = f"of {draft.account} in {label}"
             raise LedgerError(
                 f"{counted(draft.unpriced, f'charge {of} has', f'charges {of} have')} no known price, so the invoice "
-                "would be too low. Give the price ([[prices]]) and run tokenmeter.reprice(): the difference is billed "
-                "in the next period. Or issue without them: allow_unpriced=True (--allow-unpriced)."
+                "would be too low. Give the price ([[prices]]), run tokenmeter.reprice(), and issue this one without "
+                "them: allow_unpriced=True (--allow-unpriced). What they cost is billed in the next period."
             )
         # Last: what a price would put right is said first, and to bill without it is no wish for an empty invoice.
         if draft.lines and not draft.total and not self._force:
