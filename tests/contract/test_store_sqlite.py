@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import mmap
 import os
 import re
 import shutil
@@ -174,6 +175,28 @@ class TestFile:
         assert {name.name for name in path.parent.iterdir()} == {"ledger.db", "ledger.db-lock"}
         store.close()
         other.close()
+
+    def test_a_ledger_goes_on_where_processes_cannot_share_memory(
+        self, path, tmp_path, monkeypatch, make_entry, make_hold, make_key, make_posting
+    ):
+        before = SQLiteStore(path)
+        before.settle(make_entry(), [make_posting(make_key(), 4)])
+        shutil.copytree(path.parent, tmp_path / "there")  # with a log, and a tail that nobody has folded
+
+        def refuse(*arguments, **more):  # as FUSE does with direct_io
+            raise OSError(errno.ENODEV, "No such device")
+
+        monkeypatch.setattr(mmap, "mmap", refuse)
+        store = SQLiteStore(tmp_path / "there" / path.name)
+        with pytest.raises(CapReachedError):
+            store.reserve(make_hold((make_key(), 10, 7)))
+        store.settle(make_entry(), [make_posting(make_key(), 6)])
+        assert store.counters([make_key()])[make_key()] == Counter(10, 0)
+        assert store.health().facts["journal_mode"] == "delete"
+        assert any("share memory" in warning for warning in store.health().warnings)
+        assert store.verify().ok
+        store.close()
+        before.close()
 
     @pytest.mark.parametrize(
         ("kind", "expected"),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import os
 import re
+import tempfile
 from pathlib import Path
 
 from tokenmeter.errors import StoreUnavailableError
@@ -65,6 +67,17 @@ def make_private_file(path: Path) -> None:
 def is_network(path: Path, mounts: Path = _MOUNTS) -> bool:
     """Whether `path` lies on a file system that several machines may share. False where the system does not tell."""
     return _mount_of(path, mounts)[1] in _NETWORK_TYPES
+
+
+def can_share_memory(folder: Path) -> bool:
+    """Whether processes can share memory by a file in `folder`: some file systems (FUSE, of containers) refuse it."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.truncate(mmap.PAGESIZE)
+            mmap.mmap(file.fileno(), mmap.PAGESIZE).close()
+    except OSError as error:  # what else fails is told where the ledger is opened
+        return error.errno not in {errno.ENODEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
+    return True
 
 
 def is_mounted_alone(path: Path, mounts: Path = _MOUNTS) -> bool:

@@ -30,7 +30,7 @@ from tokenmeter.stores.sqlite.opened import (
     keep_for_ever,
     sqlite3,
 )
-from tokenmeter.stores.urls import SideLock, is_mounted_alone, is_network, make_private_file, unusable
+from tokenmeter.stores.urls import SideLock, can_share_memory, is_mounted_alone, is_network, make_private_file, unusable
 
 __all__ = ["PATIENCE", "Database", "sqlite3"]
 
@@ -57,7 +57,7 @@ class Database:
 
     Attributes:
         path: Absolute, symbolic links resolved.
-        wal: Whether the file is in WAL mode; False on a network file system.
+        wal: Whether the file is in WAL mode; False on a network file system, and where no memory can be shared.
 
     Args:
         path: The file; made if it is missing.
@@ -381,13 +381,15 @@ class Database:
         make_private_file(self.path)
         self._refuse_second_name()
         self._look()
-        self.wal = not is_network(self.path)
+        self.wal = not is_network(self.path) and can_share_memory(self.path.parent)
         attempt = 0
         self._take_lock(deadline)
         try:
             while True:
                 connection = self._connect()
                 try:
+                    if not self.wal:  # so that a log which is there can be read without shared memory
+                        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
                     self._refuse(connection, self.path)
                     self._set_up(connection)
                     self._prepare_tables(connection, self.path)
@@ -412,6 +414,7 @@ class Database:
     def _set_up(self, connection: sqlite3.Connection) -> None:
         mode = "WAL" if self.wal else "DELETE"
         self.wal = connection.execute(f"PRAGMA journal_mode = {mode}").fetchone()[0] == "wal"
+        connection.execute("PRAGMA locking_mode = NORMAL")
         connection.execute(f"PRAGMA synchronous = {'NORMAL' if self.wal else 'FULL'}")
         connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
         connection.execute("SELECT count(*) FROM sqlite_master").fetchone()  # opens the WAL

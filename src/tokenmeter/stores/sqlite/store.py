@@ -82,6 +82,8 @@ class SQLiteStore(BookStore[SQLiteBook, Journal | DirectJournal]):
             self._book.recount = self.journal.disturb
         else:  # machines may share the file, or this one has no such locks: nothing beside it can be trusted
             self.journal = DirectJournal(self._book)
+            with contextlib.suppress(StoreError):  # whoever writes next tells of it
+                self._book.fold()  # what was written where memory was shared, and a cap would not see
         self.hears_late = isinstance(self.journal, DirectJournal)
         # Nobody is made to wait by a collection of garbage; at the end of the process the database closes itself.
         weakref.finalize(self, self._book.database.close, patience=0.0).atexit = False
@@ -330,7 +332,10 @@ class SQLiteStore(BookStore[SQLiteBook, Journal | DirectJournal]):
         for path in find_abandoned(restoring_path(self.path)):
             yield f"{path} is left of a restore that was broken off: the next one removes it, or remove it yourself."
         if not self._book.database.wal:
-            yield "The file is on a network file system: it works, more slowly; for many machines use PostgreSQL."
+            yield (
+                "The file is on a network file system, or on one where processes cannot share memory: it works, more "
+                "slowly; for many machines use PostgreSQL."
+            )
         elif (3, 7, 0) <= sqlite3.sqlite_version_info < (3, 51, 3):
             yield (
                 f"SQLite {sqlite3.sqlite_version} has the WAL-reset race (fixed in 3.51.3). tokenmeter guards its own "
