@@ -176,6 +176,22 @@ class TestFile:
         store.close()
         other.close()
 
+    @pytest.mark.skipif(not hasattr(os, "fchmod"), reason="no modes")
+    def test_what_comes_to_lie_beside_a_ledger_is_for_whom_the_ledger_is(self, path, make_entry):
+        SQLiteStore(path).close()
+        path.chmod(0o660)
+        if os.geteuid() == 0:  # an administrator looks at somebody's ledger
+            os.chown(path, 65534, 65533)
+        for beside in path.parent.glob(f"{path.name}-*"):
+            beside.unlink()
+        store = SQLiteStore(path)
+        store.settle(make_entry())
+        beside = {one.name.rstrip(".0123456789"): one.stat() for one in path.parent.glob(f"{path.name}-*")}
+        assert {"ledger.db-live", "ledger.db-lock", "ledger.db-tail"} <= set(beside)
+        whose = {(stat.S_IMODE(one.st_mode), one.st_uid, one.st_gid) for one in beside.values()}
+        assert whose == {(0o660, path.stat().st_uid, path.stat().st_gid)}
+        store.close()
+
     def test_a_ledger_goes_on_where_processes_cannot_share_memory(
         self, path, tmp_path, monkeypatch, make_entry, make_hold, make_key, make_posting
     ):

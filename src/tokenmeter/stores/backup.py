@@ -270,7 +270,7 @@ def _restore_file(file: LedgerFile, path: Path, *, overwrite: bool) -> Path | No
 @contextlib.contextmanager
 def _locked(path: Path) -> Generator[None]:
     """Nobody folds meanwhile."""
-    lock = SideLock(Path(f"{path}-lock"))
+    lock = SideLock(path)
     until = time.monotonic() + _PATIENCE
     try:
         while not lock.acquire():

@@ -21,10 +21,10 @@ from pathlib import Path
 from tokenmeter.ledger import CounterKey
 from tokenmeter.processes import lock_file
 from tokenmeter.stores.encoding import compact_json
+from tokenmeter.stores.urls import open_beside
 from tokenmeter.values import dataclass
 
 #: Not for programs that are started; Windows has no such flag.
-_CLOEXEC = getattr(os, "O_CLOEXEC", 0)
 
 #: Where in the mapping `Live.state` is, that with the generation, both with `Live.dirty`, and that alone, for who looks
 #: before every record.
@@ -123,14 +123,14 @@ class Live:
         self._capacity = (self.size - _BASE) // _WIDTH
 
     @classmethod
-    def locked(cls, path: Path) -> tuple[int | None, Live | None]:
+    def locked(cls, path: Path, ledger: Path) -> tuple[int | None, Live | None]:
         """Open and lock the file: its mapping, or a locked descriptor of what has to be made anew.
 
         Raises:
             OSError: it cannot be made.
         """
         while True:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _CLOEXEC, 0o600)
+            descriptor = open_beside(path, ledger)
             try:
                 lock_file(descriptor)
                 status = os.fstat(descriptor)
@@ -146,11 +146,12 @@ class Live:
                 raise
 
     @classmethod
-    def make(cls, path: Path, header: LiveHeader, counters: Mapping[bytes, tuple[int, int]]) -> Live:
+    def make(cls, path: Path, ledger: Path, header: LiveHeader, counters: Mapping[bytes, tuple[int, int]]) -> Live:
         """Put a new file in place of the one at `path`, whose lock the caller holds. The new one comes locked.
 
         Args:
             path: Where.
+            ledger: Whose counters they are.
             header: What it says of itself.
             counters: Digest -> settled and reserved amount.
 
@@ -159,7 +160,7 @@ class Live:
         """
         capacity = max(_LEAST, 4 * len(counters))
         fresh = Path(f"{path}.{os.getpid()}")
-        descriptor = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | _CLOEXEC, 0o600)
+        descriptor = open_beside(fresh, ledger, os.O_TRUNC)
         try:
             try:
                 _allocate(descriptor, _BASE + capacity * _WIDTH)

@@ -88,7 +88,7 @@ class Segment:
         self.path, self.number = segment_path(ledger, number), number
         self._name, self._seen = str(self.path), 0
         if make:
-            make_private_file(self.path)
+            make_private_file(self.path, ledger)
         self._descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | _CLOEXEC)
         try:
             lock_file(self._descriptor, shared=True)

@@ -46,8 +46,8 @@ _MOUNTS = Path("/proc/self/mountinfo")
 _ESCAPED = re.compile(r"\\([0-7]{3})")
 
 
-def make_private_file(path: Path) -> None:
-    """Make `path` (mode 0600) and its missing directories (0700). An existing file is never opened here.
+def make_private_file(path: Path, ledger: Path | None = None) -> None:
+    """Make `path` (mode 0600, or a ledger's) and its missing directories (0700). An existing file is never opened here.
 
     Raises:
         OSError: it cannot be made, or it is a directory.
@@ -61,7 +61,39 @@ def make_private_file(path: Path) -> None:
         with contextlib.suppress(FileExistsError):
             folder.mkdir(mode=0o700)
     with contextlib.suppress(FileExistsError):
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o600))
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o600)
+        if ledger is not None:
+            _share(descriptor, ledger)
+        os.close(descriptor)
+
+
+def open_beside(path: Path, ledger: Path, flags: int = 0) -> int:
+    """Open a file that lies beside a ledger, for reading and writing; make it if there is none.
+
+    Raises:
+        OSError: it cannot be opened or made.
+    """
+    flags |= os.O_RDWR | getattr(os, "O_CLOEXEC", 0)
+    with contextlib.suppress(FileNotFoundError):
+        return os.open(path, flags)
+    descriptor = os.open(path, flags | os.O_CREAT, 0o600)
+    _share(descriptor, ledger)
+    return descriptor
+
+
+def _share(descriptor: int, ledger: Path) -> None:
+    """Let whoever may use a ledger use what lies beside it, as SQLite does with its log.
+
+    Else an administrator who only looks at a ledger, or one of a group that shares it, leaves files there that stop all
+    others.
+    """
+    if hasattr(os, "fchmod"):
+        with contextlib.suppress(
+            OSError
+        ):  # there is no ledger yet; or it is another group's, of which this user is none
+            like = ledger.stat()
+            os.fchown(descriptor, like.st_uid if os.geteuid() == 0 else -1, like.st_gid)
+            os.fchmod(descriptor, like.st_mode & 0o666)
 
 
 def is_network(path: Path, mounts: Path = _MOUNTS) -> bool:
@@ -138,16 +170,16 @@ def advice(error: OSError) -> str:
 
 
 class SideLock:
-    """An advisory `flock`. It belongs to the open file, so a crash of its holder frees it at once."""
+    """An advisory `flock` beside a ledger. It belongs to the open file, so a crash of its holder frees it at once."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, ledger: Path) -> None:
+        self._ledger, self._path = ledger, Path(f"{ledger}-lock")
         self._descriptor: int | None = None
 
     def acquire(self) -> bool:
         """Take the lock if it is free; never waits."""
         if self._descriptor is None:
-            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+            self._descriptor = open_beside(self._path, self._ledger)
         return lock_file(self._descriptor, wait=False)
 
     def release(self) -> None:

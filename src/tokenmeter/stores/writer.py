@@ -212,7 +212,7 @@ class Writer(Shared):
     def _open(self) -> Live:
         """The live file of this ledger, locked and sound. Needs the mutex."""
         try:
-            bare, live = Live.locked(self._live_path)
+            bare, live = Live.locked(self._live_path, self._ledger)
         except OSError as error:
             raise unwritable(self._live_path, error) from error
         try:
@@ -255,7 +255,9 @@ class Writer(Shared):
             floor,
         )
         try:
-            live = Live.make(self._live_path, header, {digest_of(key): pair for key, pair in balances.items()})
+            live = Live.make(
+                self._live_path, self._ledger, header, {digest_of(key): pair for key, pair in balances.items()}
+            )
         except OSError as error:
             raise unwritable(self._live_path, error) from error
         self._live = live

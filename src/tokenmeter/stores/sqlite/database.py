@@ -90,7 +90,7 @@ class Database:
         self.wal = True
         self._refuse, self._prepare_tables, self._check = refuse, prepare, check
         self._lock_path = Path(f"{self.path}-lock")
-        self._lock = SideLock(self._lock_path)
+        self._lock = SideLock(self.path)
         self._made = self._is_cut = False
         self._start()
         _DATABASES.add(self)
