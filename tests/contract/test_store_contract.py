@@ -650,3 +650,12 @@ class TestCare:
         secret = store.secret()
         assert len(secret) == 32
         assert store.secret() == secret
+
+
+def test_a_bill_that_two_wrote_down_at_once_is_one(store, make_entry, monkeypatch):
+    """Neither saw the other's when it looked; the others of the same transaction are taken."""
+    monkeypatch.setattr(store._book, "known", lambda *_: set())
+    for _ in range(2):
+        store.append([(replace(make_entry(), dedup_key="bill-1"), ()), (make_entry(), ())])
+        assert store.verify().ok
+    assert sorted(entry.dedup_key is None for entry in store.entries()) == [False, True, True]

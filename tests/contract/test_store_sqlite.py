@@ -1066,9 +1066,14 @@ def test_who_reads_many_does_not_ask_for_each(store, make_entry, monkeypatch):
 
     each = range(300)
     whose = ({"member": f"member-{n}", "end_user": f"user-{n}", "tags": {"job": f"job-{n}"}} for n in each)
-    store.append([(replace(make_entry(**who), dedup_key=f"bill-{n}"), ()) for n, who in enumerate(whose)])
-    store.close()
+    batch = [(replace(make_entry(**who), dedup_key=f"bill-{n}"), ()) for n, who in enumerate(whose)]
     monkeypatch.setattr(store._book.database, "_connect", traced)
+    store.close()
+    store.append(batch)
+    assert store.verify().ok
+    assert sum("SELECT 1 FROM dedup" in one for one in asked) == 0
+    store.close()
+    asked.clear()
     ever = [datetime(2020, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)]
     assert len(store.aggregate(ever, ["end_user", "tag:job"])) == 300
     assert 0 < len(asked) < 60

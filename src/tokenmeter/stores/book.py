@@ -551,15 +551,11 @@ class Folding(ABC):
         return True
 
     def _is_there(self, connection: Any, entry_id: str, key: str | None) -> bool:
-        if entry_id in self._ids or (key is not None and (key in self._dedup or _has_bill(connection, key))):
+        if entry_id in self._ids or (key is not None and key in self._dedup):
             return True
-        if self._careful:
-            return self.book.has(connection, entry_id)
+        if self._careful:  # else the tables refuse what is there already; see `RepeatedError`
+            return self.book.has(connection, entry_id, key)
         archives = self.book.archives
         if self._archived is None:
             self._archived = archives is not None and archives.has_any(connection)
         return self._archived and archives is not None and archives.has(connection, entry_id, self._strangers)
-
-
-def _has_bill(connection: Any, key: str) -> bool:
-    return connection.execute("SELECT 1 FROM dedup WHERE key = ?", (key,)).fetchone() is not None

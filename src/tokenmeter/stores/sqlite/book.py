@@ -450,11 +450,11 @@ class _FoldToFile(Folding):
         if self._rows:
             try:
                 many(_ADD_ENTRY, self._rows)
+                many("INSERT INTO dedup VALUES (?, ?)", self._dedup.items())
             except sqlite3.IntegrityError as error:
                 if self._careful:
                     raise
                 raise RepeatedError from error
-            many("INSERT INTO dedup VALUES (?, ?)", self._dedup.items())
             connection.execute(
                 "UPDATE ledger SET seq = ?, hash = ?, entries = entries + ?", (self._seq, self._hash, len(self._rows))
             )
