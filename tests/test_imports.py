@@ -152,6 +152,7 @@ ASKED_FOR = {
     **dict.fromkeys(("bind_client", "migrate", "grant", "status"), "who imports the module by its name"),
     **dict.fromkeys(("number", "change", "price_words", "wire_instant"), "pages of the dashboard"),
     **dict.fromkeys(("carry_attribution", "AttributionMiddleware", "AttributedJob"), "users of a queue"),
+    **dict.fromkeys(("fetch", "make_client"), "`reconciliation.run`, of each provider's books"),
     "hook_folders": "PyInstaller, by the package's entry point",
     **dict.fromkeys(("attribute_request", "verify_signature"), "users"),
 }
