@@ -15,7 +15,7 @@ from pydantic_core import from_json
 
 from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError
 from tokenmeter.ledger import utcnow
-from tokenmeter.stores.definitions import ALWAYS
+from tokenmeter.stores.definitions import ALWAYS, Account
 from tokenmeter.stores.encoding import compact_json
 from tokenmeter.stores.engine import Engine
 from tokenmeter.stores.fold import (
@@ -40,6 +40,11 @@ T = TypeVar("T")
 #: Records to a transaction of the fold.
 _MOST = 16_384
 _MOST_KNOWN = 50_000
+
+#: What a column takes. A record of anything else is put aside: an error of the database would keep all behind it.
+_STORABLE = frozenset({int, str, bytes, type(None)})
+#: Kind of definition -> what is a text in it.
+_TEXTS = {"account": Account._fields, "rate": ("sku_meter",), "name": ("kind", "value")}
 
 #: Sums of microseconds and sketches; see `tokenmeter.stores.sketch`.
 LATENCIES = ("duration_us", "duration", "first_token_us", "first_token", "generation_us", "generated")
@@ -404,6 +409,9 @@ class FoldingBook(ABC):
         """
         if kind == "account" and not ALWAYS.issubset(values):
             raise ValueError(f"a call without {', '.join(sorted(ALWAYS.difference(values)))}")
+        for name in _TEXTS[kind]:
+            if not isinstance(text := values.get(name), str | None):
+                raise TypeError(f"{name} is no text: {text!r}")
         digest = self.keep_definition(connection, kind, record, values)
         self._meters.pop(digest, None)
         self._accounts.pop(digest, None)
@@ -534,13 +542,18 @@ class Folding(ABC):
     def _add(self, connection: Any, record: bytes, values: Mapping[str, Any]) -> bool:
         book = self.book
         entry_id: str = values["id"]
-        key: str | None = values.get("dedup_key")
+        key: Any = values.get("dedup_key")
         account = book.account(connection, values["account"])
         found = measured(values, account, self._meter_of)
+        if not isinstance(key, str | None):
+            raise TypeError(f"dedup_key is no text: {key!r}")
         if self._is_there(connection, entry_id, key):
             return False
         seq, digest = self._seq + 1, advance(self._hash, record)
         row = book.columns(connection, (seq, record, digest), values, account, found)
+        for value in row:
+            if type(value) not in _STORABLE:
+                raise TypeError(f"no column takes {value!r}")
         # From here on nothing fails: a record is taken as a whole or put aside as a whole.
         self._batch.count(values["occurred_at"], account.number, found)
         self._seq, self._hash = seq, digest
