@@ -226,6 +226,7 @@ class Case:
     retries: int = 0
     sent: int | None = None  # requests that arrive, where it is not one per attempt
     asks: bool = False  # the caller asks for the usage chunk himself
+    lost: bool = False  # a try before the answer may have been billed
 
     def __str__(self):
         return f"{self.sdk}, {self.name}"
@@ -249,7 +250,26 @@ def ordinary(sdk):
 case("reset before the answer", [RESET], status="error", used="perhaps")
 case("closed without an answer", [0.0], status="error", used="perhaps")
 case("no HTTP at all", [b"\x00\x01\x02 nonsense\r\n\r\n", 0.0], status="error", used="perhaps")
-case("reset, and answered at the second try", [RESET], ordinary, retries=1, attempts=2)
+case("reset, and answered at the second try", [RESET], ordinary, retries=1, attempts=2, lost=True)
+case("no answer in time, then one", [LONG], ordinary, retries=1, attempts=2, lost=True)
+case(
+    "reset, and refused at the second try",
+    [RESET],
+    lambda sdk: refused(sdk, 400),
+    status="error",
+    used="perhaps",
+    retries=1,
+    attempts=2,
+)
+case(
+    "reset, and streamed at the second try",
+    [RESET],
+    lambda sdk: chunked(framed(sdk, events(sdk))),
+    stream=True,
+    retries=1,
+    attempts=2,
+    lost=True,
+)
 case("closed in the middle of the headers", [b"HTTP/1.1 200 OK\r\ncontent-ty", 0.0], status="error", used="perhaps")
 case("closed in the middle of the body", lambda sdk: [ordinary(sdk)[0][:-20], 0.0], status="error", used="perhaps")
 case(
@@ -577,6 +597,7 @@ def check(one, entry):
     else:
         assert entry.status == one.status
     quantities, flags = dict(entry.usage.quantities), set(entry.flags)
+    assert ("lost_try" in flags) == (one.lost and hasattr(openai.OpenAI, "_sleep_for_retry"))
     if isinstance(one.used, dict):
         assert quantities == one.used
         assert entry.list_cost > 0
@@ -608,6 +629,18 @@ async def test_the_caller_sees_no_difference_and_the_ledger_tells_the_truth(one,
     (entry,) = entries
     check(one, entry)
     assert meter.faults == 0
+
+
+@pytest.mark.skipif(not hasattr(openai.OpenAI, "_sleep_for_retry"), reason="older SDKs do not tell")
+@pytest.mark.parametrize("sdk", SDKS)
+async def test_a_warm_call_tells_of_a_lost_try_as_well(sdk, wire, meter, do):
+    one = Case("", sdk, [*[ordinary(sdk)] * 3, [RESET], ordinary(sdk)], retries=1)
+    client = client_of(one, "sync", wire.play(one.scripts), meter)
+    for _ in range(5):
+        await attempt(client, one, do)
+    await do(client.close())
+    flags = [(entry.attempts, entry.flags) for entry in meter.store.entries()]
+    assert flags == [(1, ()), (1, ()), (1, ()), (2, ("lost_try",)), (1, ())]
 
 
 def test_what_is_nested_too_deep_costs_only_itself():

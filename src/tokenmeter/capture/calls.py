@@ -66,6 +66,7 @@ class InFlight:
         answers: Its responses so far.
         answering: The response whose body the SDK is decoding right now, while the call is on its way.
         attempts: HTTP requests sent so far.
+        lost_try: Whether one of them may have been billed though nobody heard its answer.
         awaits_key: Whether leave cannot be asked for yet, since the key is not known.
         goes_freely: Whether nobody is to be asked for leave, and nothing is to be changed about its request.
         usage_asked: Whether the request asks for a usage chunk that the caller did not ask for.
@@ -102,6 +103,7 @@ class InFlight:
         "goes_freely",
         "hold",
         "key_on_demand",
+        "lost_try",
         "meter",
         "plan",
         "provider",
@@ -133,6 +135,7 @@ class InFlight:
         self.awaits_key = self.key_on_demand
         self.answering: Exchange | None = None
         self.attempts = 0
+        self.lost_try = False
         self.usage_asked = False
         self._body = body
         self._made_in = processes.this_process
@@ -380,6 +383,10 @@ class InFlight:
         outcome = Outcome(observation=seen, request_id=request_id, last=False)
         return self._read_elsewhere().line(self.authorization, outcome)
 
+    def tried_in_vain(self, error: BaseException | None) -> None:
+        """The SDK is about to send again what nobody answered, for `error`."""
+        self.lost_try |= type(error).__name__ not in _UNSENT
+
     def answered(self, exchange: Exchange) -> list[Settling] | None:
         """Nothing more will come of an answer: what is to be written down.
 
@@ -393,7 +400,7 @@ class InFlight:
         plain: Plain | None = None
         if alone and self._key is not None and exchange.body is not None and exchange.status in _WENT_WELL:
             plain = None if self._read_answer is None else self._read_answer(exchange.body)
-            if plain is not None and self.plan is not None:
+            if plain is not None and self.plan is not None and not self.lost_try:
                 return [Planned(self, exchange, plain)]
         last = alone or all(other.closed for other in self.answers)
         return list(self.general(exchange, plain, last=last))
@@ -409,6 +416,8 @@ class InFlight:
         """What is to be written down of an answer, the general way; under an identity that it had before, if any."""
         polled = self.endpoint.kind == "polled"
         seen = exchange.observation
+        if self.lost_try:
+            seen = replace(seen, flags=seen.flags | {"lost_try"})
         learn_size(self.meter, seen)
         if self._is_left_out(seen):
             if not polled:
@@ -517,7 +526,7 @@ class InFlight:
         sdk, response = self.binding.sdk, _response_of(error)
         outcome = Outcome(
             status=sdk.status_of(error),
-            observation=_unanswered(error),
+            observation=_LOST if self.lost_try else _unanswered(error),
             request_id=None if response is None else sdk.request_id(response.headers),
             attempts=self.attempts,
             error_type=type(error).__name__,
@@ -603,6 +612,8 @@ class Learning(Settling):
 
 #: What httpx and httpx2 raise before anything was sent.
 _UNSENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol"})
+#: What is known of a request that left and that nobody answered.
+_LOST = Observation(flags=frozenset({"billing_unknown"}))
 
 
 def _response_of(error: BaseException) -> Any:
@@ -615,6 +626,4 @@ def _unanswered(error: BaseException) -> Observation:
     """What is known of a call that raised: a refusal costs nothing, a lost answer may have been billed."""
     cause = error.__cause__
     unsent = type(cause).__name__ in _UNSENT or "client has been closed" in f"{error} {cause}"
-    if unsent or _response_of(error) is not None:
-        return Observation()
-    return Observation(flags=frozenset({"billing_unknown"}))
+    return Observation() if unsent or _response_of(error) is not None else _LOST

@@ -13,6 +13,7 @@ from __future__ import annotations
 import copyreg
 import functools
 import inspect
+import sys
 import types
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
@@ -128,7 +129,7 @@ def _hooks_of(kind: type[Any]) -> Mapping[str, Callable[..., Any]]:
         return known
     copying = _copying(kind)
     asynchronous = inspect.iscoroutinefunction(kind.request)
-    hooks = {name: makers[asynchronous](kind) for name, makers in _HOOKS.items()}
+    hooks = {name: makers[asynchronous](kind) for name, makers in _HOOKS.items() if hasattr(kind, name)}
     wrapped = {name: functools.update_wrapper(hook, getattr(kind, name)) for name, hook in hooks.items()}
     made = _hooks_made[kind] = wrapped | {"copy": copying, "with_options": copying}
     return made
@@ -445,13 +446,29 @@ def _process_response_data(kind: type[Any]) -> Callable[..., Any]:
     return hook
 
 
-#: Method -> what makes its hook for a class: for sync clients, and for async ones.
+def _sleep_for_retry(kind: type[Any]) -> Callable[..., Any]:
+    plain = kind._sleep_for_retry  # noqa: SLF001 - an SDK's own
+
+    def hook(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            call = CURRENT.get()
+            if call is not None and self._tokenmeter_hooked is kind and kwargs.get("response") is None:
+                call.tried_in_vain(sys.exc_info()[1])
+        except Exception as error:  # noqa: BLE001 - the call itself goes on
+            complain("see a call", error)
+        return plain(self, *args, **kwargs)
+
+    return hook
+
+
+#: Method -> what makes its hook for a class: for sync clients, and for async ones. Older SDKs lack the last.
 _HOOKS: dict[str, tuple[Callable[[type[Any]], Callable[..., Any]], Callable[[type[Any]], Callable[..., Any]]]] = {
     "request": (_request, _request_async),
     "_prepare_options": (_prepare_options, _prepare_options_async),
     "_prepare_request": (_prepare_request, _prepare_request_async),
     "_process_response": (_process_response, _process_response_async),
     "_process_response_data": (_process_response_data, _process_response_data),
+    "_sleep_for_retry": (_sleep_for_retry, _sleep_for_retry),
 }
 #: What `bind` sets on a client of the SDK's own classes.
 _IN_PLACE = frozenset({BINDING, _HOOKED, "copy", "with_options", *_HOOKS})
