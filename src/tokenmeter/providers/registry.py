@@ -251,24 +251,38 @@ def observe(
     if dialect_for(provider, name).named(name).operation == "count_tokens":
         return Observation(billable=False)  # a count of what was not asked
     room = _dialect_of(wire) or dialect_for(provider, name)
-    last: list[JSON] = []
-    if is_array(wire) and room.named(name).kind == "unknown" and not (last := last_events(wire)):
-        # Its events say which format they have.
-        speaks = next((one for one in map(dialect, FORMATS) if one.split_streams(wire)), None)
-        room, name = (room, name) if speaks is None else (speaks, speaks.usual_endpoint({"messages": ()}))
-    if is_array(wire) and not last and (streams := room.split_streams(wire)):
-        readers = [room.stream(provider=provider, endpoint=name, request=facts) for _ in streams]
-        for reader, events in zip(readers, streams, strict=True):
-            for event in events:
-                reader.feed(event)
-        return joined(reader.observation() for reader in readers)
     if is_array(wire):
-        wire = last_events(wire) or wire
+        is_known = room.named(name).kind != "unknown"
+        last = last_events(wire)
+        speakers = [(room, name)]
+        if not is_known:  # its events say which format they have
+            speakers += [(one, one.usual_endpoint({"messages": ()})) for one in map(dialect, FORMATS)]
+        seen = None if last and not is_known else _read_streams(wire, speakers, provider, facts)
+        if seen is not None:
+            return seen
+        wire = last or wire
     many = list(room.items(wire)) if room.named(endpoint).form == "items" else []
     if many:  # a batch that has its answers with it, a page
         return room.read_body(many, Context(provider, name, facts, final_only=final_only))
     read = room.read_body if isinstance(wire, list) else room.read_bounded  # a list of bodies is as long as it is
     return read(wire, Context(provider, name, facts, final_only=final_only))
+
+
+def _read_streams(
+    events: Sequence[Any], speakers: Iterable[tuple[Dialect, str]], provider: str, facts: RequestFacts
+) -> Observation | None:
+    """What streams whose events are in a list say to the first format that knows what was used; None of others."""
+    seen: Observation | None = None
+    for room, name in speakers:
+        if streams := room.split_streams(events):
+            readers = [room.stream(provider=provider, endpoint=name, request=facts) for _ in streams]
+            for reader, parts in zip(readers, streams, strict=True):
+                for event in parts:
+                    reader.feed(event)
+            seen = joined(reader.observation() for reader in readers)
+            if "usage_unknown" not in seen.flags:
+                break
+    return seen
 
 
 def _dialect_of(wire: Any) -> Dialect | None:
