@@ -192,6 +192,16 @@ class TestFile:
         assert whose == {(0o660, path.stat().st_uid, path.stat().st_gid)}
         store.close()
 
+    @pytest.mark.parametrize("name", ["live", "lock"])
+    def test_nothing_is_made_where_a_link_beside_a_ledger_leads(self, path, tmp_path, make_entry, name):
+        SQLiteStore(path).close()
+        elsewhere, beside = tmp_path / "elsewhere", path.with_name(f"{path.name}-{name}")
+        beside.unlink(missing_ok=True)
+        beside.symlink_to(elsewhere)
+        with pytest.raises(StoreUnavailableError):
+            SQLiteStore(path).settle(make_entry())
+        assert not elsewhere.exists()
+
     def test_a_ledger_goes_on_where_processes_cannot_share_memory(
         self, path, tmp_path, monkeypatch, make_entry, make_hold, make_key, make_posting
     ):

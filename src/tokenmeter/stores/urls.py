@@ -74,11 +74,17 @@ def open_beside(path: Path, ledger: Path, flags: int = 0) -> int:
         OSError: it cannot be opened or made.
     """
     flags |= os.O_RDWR | getattr(os, "O_CLOEXEC", 0)
-    with contextlib.suppress(FileNotFoundError):
-        return os.open(path, flags)
-    descriptor = os.open(path, flags | os.O_CREAT, 0o600)
-    _share(descriptor, ledger)
-    return descriptor
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            return os.open(path, flags)
+        try:  # made by its own name alone: behind a link it would be given to the ledger's owner wherever that leads
+            descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            if path.is_symlink():
+                raise
+            continue
+        _share(descriptor, ledger)
+        return descriptor
 
 
 def _share(descriptor: int, ledger: Path) -> None:
@@ -88,9 +94,8 @@ def _share(descriptor: int, ledger: Path) -> None:
     others.
     """
     if hasattr(os, "fchmod"):
-        with contextlib.suppress(
-            OSError
-        ):  # there is no ledger yet; or it is another group's, of which this user is none
+        # There may be no ledger yet, or it is of a group that this user is not in.
+        with contextlib.suppress(OSError):
             like = ledger.stat()
             os.fchown(descriptor, like.st_uid if os.geteuid() == 0 else -1, like.st_gid)
             os.fchmod(descriptor, like.st_mode & 0o666)
