@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import gc
 import mmap
 import os
 import re
@@ -201,6 +202,9 @@ class TestFile:
         with pytest.raises(StoreUnavailableError):
             SQLiteStore(path).settle(make_entry())
         assert not elsewhere.exists()
+        gc.collect()
+        opened = [str(one.readlink()) for one in Path("/proc/self/fd").iterdir() if one.is_symlink()]
+        assert not [one for one in opened if one.startswith(str(path.parent))]  # nobody could close what was not made
 
     def test_a_ledger_goes_on_where_processes_cannot_share_memory(
         self, path, tmp_path, monkeypatch, make_entry, make_hold, make_key, make_posting

@@ -75,6 +75,9 @@ class SQLiteStore(BookStore[SQLiteBook, Journal | DirectJournal]):
 
     def __init__(self, path: Path, *, patience: float = PATIENCE) -> None:
         super().__init__(SQLiteBook(path, patience=patience))
+        # Nobody is made to wait by a collection of garbage; at the end of the process the database closes itself.
+        # Before what may be refused below: nobody could close a store that was never made.
+        weakref.finalize(self, self._book.database.close, patience=0.0).atexit = False
         self.path = self._book.path
         self.url = f"sqlite:///{self.path}"
         if self._book.database.wal and CAN_SHARE:
@@ -85,8 +88,6 @@ class SQLiteStore(BookStore[SQLiteBook, Journal | DirectJournal]):
             with contextlib.suppress(StoreError):  # whoever writes next tells of it
                 self._book.fold()  # what was written where memory was shared, and a cap would not see
         self.hears_late = isinstance(self.journal, DirectJournal)
-        # Nobody is made to wait by a collection of garbage; at the end of the process the database closes itself.
-        weakref.finalize(self, self._book.database.close, patience=0.0).atexit = False
         self._generation = self.journal.generation
         self._told: set[tuple[CounterKey, int]] = set()
 
