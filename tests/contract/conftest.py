@@ -96,7 +96,7 @@ def make_hold(make_entry):
             claims=tuple(Claim(key, limit, amount) for key, limit, amount in claims),
             created_at=NOON,
             expires_at=expires_at,
-            owner="host:1",
+            owner=changes.get("owner", "host:1"),
             call=changes.get("call") or make_entry(),
         )
 

@@ -1,5 +1,6 @@
 """What every store promises, whatever it keeps its rows in."""
 
+import sys
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
@@ -9,6 +10,7 @@ import pytest
 from tokenmeter.attribution import ApiKey, Attribution
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.pricing.corrections import reversal
+from tokenmeter.processes import process_name
 from tokenmeter.stores.base import CapReachedError, Counter, EntryFilter, Store
 from tokenmeter.stores.direct import DirectJournal
 from tokenmeter.stores.effects import WrittenIds
@@ -405,6 +407,30 @@ class TestHolds:
         late = store.settle(make_entry(), [make_posting(key, 1)], reservation_id=hold.reservation_id)
         assert (late.recorded, late.hold_found) == (True, False)
         assert store.counters([key]) == {key: Counter(4, 2)}
+
+    def test_a_hold_is_found_among_thousands_by_the_answer_of_its_call(self, store, make_hold, make_entry):
+        named = {"resp_1": "a", "resp_%": "b", "RESP_1": "c", 'resp "2" ü\\': "d"}
+        for _ in range(1_100):
+            store.reserve(make_hold())
+        for response_id, hold_id in named.items():
+            store.reserve(make_hold(reservation_id=hold_id, call=make_entry(response_id=response_id)))
+        store.reserve(make_hold(reservation_id="later"))
+        store.name_answer("later", "resp_later")
+        named["resp_later"] = "later"
+        for response_id, hold_id in named.items():
+            assert [one.reservation_id for one in store.held_for(response_id)] == [hold_id]
+        assert store.held_for("resp_") == []
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells when a process began")
+    def test_holds_of_ended_processes_are_found_behind_thousands_of_others(self, store, make_hold, noon):
+        host, pid, where, began = process_name().split(":")
+        ended = f"{host}:{pid}:{where}:{int(began) - 1}"
+        for _ in range(1_100):
+            store.reserve(make_hold(owner=process_name()))
+        assert store.left() == []
+        store.reserve(make_hold(reservation_id="left", owner=ended, expires_at=noon + timedelta(days=1)))
+        assert [one.reservation_id for one in store.left()] == ["left"]
+        assert any("process that has ended" in warning for warning in store.health().warnings)
 
     def test_a_sweeper_that_comes_late_books_nothing(self, store, make_hold, make_key, make_entry, make_posting, noon):
         key = make_key()

@@ -25,7 +25,7 @@ from tokenmeter.errors import StoreBusyError
 from tokenmeter.ledger import Claim, CounterKey, Entry, Posting, Reservation, ThresholdCrossing, utcnow
 from tokenmeter.pricing import Pricer, Rating
 from tokenmeter.pricing.corrections import with_assumed
-from tokenmeter.processes import Background, has_ended, process_name, run_at_once
+from tokenmeter.processes import Background, process_name, run_at_once
 from tokenmeter.providers import dialect_for
 from tokenmeter.stores.base import Store, take_back
 from tokenmeter.stores.live import NEVER, Slot
@@ -42,8 +42,6 @@ _SWEEP_EVERY = 60
 _FIRST_SWEEP = 5
 #: Seconds between two looks at holds' owners by calls that find their budget full.
 _OWNERS_EVERY = 2
-#: Later than any hold expires, and how many holds are looked at for owners that have ended.
-_FAR, _MOST_OPEN = timedelta(days=365), 1_000
 
 #: Rates what was seen of a call at the moment it left; never raises.
 Rate = Callable[[Observation, Entry, datetime], Rating]
@@ -179,19 +177,18 @@ class Holds:
     def find_for_answer(self, provider: str, response_id: str) -> Reservation | None:
         """What anybody holds for the call that has this answer. Never raises."""
         try:
-            held = self._store.expired(self._store.now() + _FAR, limit=_MOST_OPEN)
+            held = self._store.held_for(response_id)
         except Exception as error:  # noqa: BLE001 - the answer is recorded, and the hold expires
             self._fault("look for a hold", error)
             return None
-        calls_for_it = (one for one in held if (one.call.provider, one.call.response_id) == (provider, response_id))
-        return next(calls_for_it, None)
+        return next((one for one in held if one.call.provider == provider), None)
 
     def sweep(self, now: datetime, *, owners: bool = True) -> int:
         """Turn holds that expired before `now`, and those of processes that have ended, into estimated entries.
 
         Args:
             now: See there.
-            owners: Whether to look at processes as well, which takes all open holds to be read.
+            owners: Whether to look at processes as well, which takes the owners of all open holds to be read.
 
         Returns:
             How many.
@@ -206,10 +203,7 @@ class Holds:
             swept += found
             if not found:
                 break
-        for reservation in self._store.expired(now + _FAR, limit=_MOST_OPEN) if owners else ():
-            if has_ended(reservation.owner):
-                swept += self._sweep_one(reservation)
-        return swept
+        return swept + sum(self._sweep_one(reservation) for reservation in (self._store.left() if owners else ()))
 
     def take_back_estimate(self, reservation: Reservation) -> None:
         """After a settlement that found no hold: if it was swept, its estimate now stands beside the true entry."""

@@ -398,7 +398,7 @@ class Lens:
         raise LedgerError("Here only a part of the ledger can be seen, and nothing of it can be changed.")
 
     settle = append = reserve = release = extend = note = name_answer = file = recount = open_counters = _refuse
-    expired = counters = verify = rebuild = secret = call_keys = key_names = key_labels = _refuse
+    expired = left = held_for = counters = verify = rebuild = secret = call_keys = key_names = key_labels = _refuse
 
 
 def _read_scope(document: Document) -> Mapping[str, str]:

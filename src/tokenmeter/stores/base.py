@@ -409,6 +409,14 @@ class Store(Protocol):
         """Holds whose expiry has passed; the sweeper settles each by its reservation_id."""
         ...
 
+    def left(self) -> Sequence[Reservation]:
+        """Holds whose process has ended, as far as this machine can tell: the oldest thousand."""
+        ...
+
+    def held_for(self, response_id: str) -> Sequence[Reservation]:
+        """Holds whose call says that its answer is read by this id (`name_answer`)."""
+        ...
+
     def counters(self, keys: Sequence[CounterKey]) -> Mapping[CounterKey, Counter]:
         """State of the named counters; a counter that never moved is zero."""
         ...

@@ -69,7 +69,7 @@ class Engine:
         cells: Makes a mapping of accounts to numbers known to SQL; the expression that gives the number of a row's
             ``account``, NULL where there is none.
         largest: Orders by a whole number of any size, which is to be put in, the largest first.
-        member: The whole number that an entry's record says under a name, which is to be put in.
+        member: What a record (``body``) says under a name, which is to be put in; a number may come as a text.
         room: The package whose folder ``sql`` declares the tables.
         columns: Tables and their columns as they are.
         declared: What a ledger of this release has of `Definition`s.

@@ -6,6 +6,7 @@ An engine's store adds how an entry is written, where counters stand, and what i
 from __future__ import annotations
 
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
@@ -22,7 +23,7 @@ from tokenmeter.stores.base import Aggregate, Crossing, EntryFilter, Latencies, 
 from tokenmeter.stores.book import FoldingBook
 from tokenmeter.stores.documents import Document, DocumentQuery
 from tokenmeter.stores.effects import NewHold, Shared, name_effects, note_effects
-from tokenmeter.stores.encoding import hold_record, quoted
+from tokenmeter.stores.encoding import hold_record, quoted, quoted_text
 from tokenmeter.stores.engine import asked, check_boundaries, read_head
 from tokenmeter.stores.naming import NO_NAMES, KeyNames
 from tokenmeter.stores.reading import EntryReader
@@ -50,8 +51,8 @@ T = TypeVar("T")
 
 #: Rows to a page.
 _PAGE = 500
-#: Open holds that are looked at for processes that have ended.
-_MOST_OPEN = 1_000
+#: Holds of ended processes that are handed out at a time: a call may be waiting.
+_MOST_LEFT = 1_000
 #: Kinds of names that are tags: each is looked up by the index behind the one before, however many values it has.
 _TAGS = """
 WITH RECURSIVE found (kind) AS (
@@ -160,13 +161,33 @@ class BookStore(ABC, Generic[B, J]):
 
     def expired(self, now: datetime, *, limit: int = 100) -> Sequence[Reservation]:
         """Holds whose expiry has passed by the ledger's clock, oldest first."""
+        return self._find_holds("expires_at <= ? ORDER BY expires_at, hold_id LIMIT ?", (to_microseconds(now), limit))
+
+    def held_for(self, response_id: str) -> Sequence[Reservation]:
+        """Holds whose call says that its answer is read by this id."""
+        text = re.sub(r"([!%_])", r"!\1", quoted_text(response_id))
+        found = self._find_holds("body LIKE ? ESCAPE '!' ORDER BY expires_at, hold_id", (f"%{text}%",))
+        return [one for one in found if one.call.response_id == response_id]
+
+    def left(self) -> Sequence[Reservation]:
+        """Holds whose process has ended, as far as this machine can tell of its own: the oldest thousand."""
+        ended = [owner for owner in self._owners() if has_ended(owner)][:_PAGE]
+        among = f"{self._owner} IN ({', '.join('?' * len(ended))}) ORDER BY expires_at, hold_id LIMIT ?"
+        return self._find_holds(among, (*ended, _MOST_LEFT)) if ended else []
+
+    def _owners(self) -> Mapping[str, int]:
+        """Who has open holds, and how many."""
+        return dict(self._ask(f"SELECT {self._owner}, count(*) FROM holds GROUP BY 1 ORDER BY 1"))  # noqa: S608 - words of our own
+
+    @property
+    def _owner(self) -> str:
+        return self._book.engine.member.format("owner")
+
+    def _find_holds(self, which: str, values: Sequence[Any]) -> list[Reservation]:
         self._look()
 
         def work(connection: Any) -> list[Reservation]:
-            rows = connection.execute(
-                "SELECT expires_at, claims, body FROM holds WHERE expires_at <= ? ORDER BY expires_at, hold_id LIMIT ?",
-                (to_microseconds(now), limit),
-            ).fetchall()
+            rows = connection.execute(f"SELECT expires_at, claims, body FROM holds WHERE {which}", values).fetchall()  # noqa: S608 - words of our own
             found: list[Reservation] = []
             for expires_at, claims, body in rows:
                 record = from_json(body)
@@ -178,8 +199,7 @@ class BookStore(ABC, Generic[B, J]):
 
     def _tell_left_holds(self) -> Iterator[str]:
         """What `doctor` says of holds whose process has ended, as far as this machine can tell of its own."""
-        bodies = self._book.fetch("SELECT body FROM holds ORDER BY expires_at, hold_id LIMIT ?", (_MOST_OPEN,))
-        left = sum(has_ended(from_json(body)["owner"]) for (body,) in bodies)
+        left = sum(holds for owner, holds in self._owners().items() if has_ended(owner))
         if left:
             told = counted(
                 left, "hold of a process that has ended: it is", "holds of processes that have ended: they are"

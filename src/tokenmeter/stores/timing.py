@@ -174,7 +174,9 @@ class Timing(Grouping[Latencies]):
 
     def _add_entries(self, bucket: int, term: Term) -> None:
         wanted, values = conditions(self._where, term.start, term.end)
-        duration, first_token = map(self._engine.member.format, ("latency_us", "first_token_us"))
+        duration, first_token = (
+            f"CAST({self._engine.member.format(name)} AS bigint)" for name in ("latency_us", "first_token_us")
+        )
         rows = self._connection.execute(
             f"SELECT {self._cell}, {self._own}, {duration}, {first_token}, output FROM entries "  # noqa: S608 - names of our own
             f"WHERE {' AND '.join(wanted)}",
