@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from difflib import get_close_matches
 from functools import lru_cache
@@ -25,7 +25,7 @@ from tokenmeter.interrupts import came_from_outside
 from tokenmeter.ledger import Entry
 from tokenmeter.meter import Authorization, Meter
 from tokenmeter.patience import in_thread
-from tokenmeter.periods import parse_instant
+from tokenmeter.periods import check_made, parse_instant
 from tokenmeter.places import hand_place
 from tokenmeter.pricing import PriceList
 from tokenmeter.pricing.price import canonical_condition
@@ -46,9 +46,6 @@ _Read = tuple[Outcome, datetime | None]
 _LOST = Observation(flags=frozenset({"billing_unknown"}))
 #: Seconds since the epoch that can be when an answer was made: 2020 to 2100.
 _FIRST, _LAST = 1_577_836_800, 4_102_444_800
-
-#: How far the clock of who tells when a call was made may be ahead of the ledger's.
-_AHEAD = timedelta(days=1)
 #: How much a name has in common with the one that it is a slip for.
 _ALIKE = 0.8  # not money
 
@@ -102,8 +99,8 @@ def record(
     Raises:
         PricingError: neither a response nor a usage object.
         ConfigurationError: `provider` or `endpoint` is empty, or almost one that is known; `status` or `processing` is
-            none that there is; `at` is no instant, or one that is still to come; an event does not say of which
-            session; another usage includes this one (a thread's is in its session's).
+            none that there is; `at` is no instant, or none of a call (before 2020, still to come); an event does not
+            say of which session; another usage includes this one (a thread's is in its session's).
 
     Examples:
         >>> answer = requests.post(url, json=body).json()  # doctest: +SKIP
@@ -124,8 +121,7 @@ def record(
     # The ledger's clock, by which budgets cut their windows on every host alike.
     now = meter.store.now()
     started_at = now if at is None else parse_instant(at)
-    if started_at > now + _AHEAD:
-        raise ConfigurationError(f"at={shown(at)} is still to come: a call is recorded when it was made.")
+    check_made(started_at, now, f"at={shown(at)}")
     outcomes = _read_all(body, call, status, response_id)
     entry = _settle_all(meter, Authorization(call, started_at, 0), outcomes, dated=at is not None)
     if entry is not None:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import field, fields, replace
 from datetime import UTC, datetime
 from decimal import Decimal
-from types import MappingProxyType
-from typing import Any, Literal
+from operator import attrgetter
+from types import MappingProxyType, NoneType
+from typing import Any, Literal, get_args
 
 from tokenmeter.attribution import NOBODY, ApiKey, Attribution
 from tokenmeter.dimensions import REQUESTS_AS, TOOL_OPERATION, WHO, CostSource, EntryKind, Status
 from tokenmeter.display import dollars, facts_html, number_text
-from tokenmeter.money import negate
+from tokenmeter.errors import ConfigurationError, shown
+from tokenmeter.money import COSTS, PICODOLLAR, negate, quantize, total
 from tokenmeter.processes import after_fork_in_child
+from tokenmeter.texts import check_text
 from tokenmeter.usage import Quantity, Usage
 from tokenmeter.values import dataclass
 
@@ -262,6 +265,172 @@ class Entry:
 COLUMNS: Mapping[str, Literal["text", "integer"]] = {
     one.name: one.metadata["column"] for one in fields(Entry) if "column" in one.metadata
 }
+
+
+#: Most of anything in an entry, and most dollars: sums of thousands, or dozens, of such stay within what stores add up.
+MOST_COUNTED, MOST_COST = 10**15, 10**11
+_DIGITS = {MOST_COUNTED: 15, MOST_COST: 11}
+
+_TEXT = ((str,), "a text")
+_TEXT_OR_NONE = ((str, NoneType), "a text, or None")
+_COUNT = ((int,), "a whole number")
+_COUNT_OR_NONE = ((int, NoneType), "a whole number, or None")
+_QUANTITY = ((int, Decimal), "a whole number or a Decimal")
+_DOLLARS = ((int, Decimal, NoneType), "US dollars as a Decimal, or None for unknown")
+_MOMENT = ((datetime,), "an instant: a datetime with a time zone")
+#: Field -> its kinds, and what they are called; any other is a text, or None.
+_OF_ENTRY: Mapping[str, tuple[tuple[type, ...], str]] = {
+    **dict.fromkeys(("entry_id", "kind", "provider", "endpoint", "operation", "status", "cost_source"), _TEXT),
+    **dict.fromkeys(("occurred_at", "recorded_at"), _MOMENT),
+    "streamed": ((bool,), "True or False"),
+    "attempts": _COUNT,
+    **dict.fromkeys(("latency_us", "first_token_us"), _COUNT_OR_NONE),
+    **{name: _COUNT_OR_NONE for name, kind in COLUMNS.items() if kind == "integer"},
+    "attribution": ((Attribution,), "an Attribution"),
+    "api_key": ((ApiKey, NoneType), "an ApiKey, or None"),
+    "usage": ((Usage,), "a Usage"),
+    "charges": ((tuple, list), "a tuple of Charges"),
+    "flags": ((tuple, list), "a tuple of texts"),
+    **dict.fromkeys(COSTS, _DOLLARS),
+}
+_OF_CHARGE: Mapping[str, tuple[tuple[type, ...], str]] = {
+    **dict.fromkeys(("sku_meter", "unit", "role"), _TEXT),
+    "quantity": _QUANTITY,
+    "multipliers": ((Mapping,), "a mapping of names to Decimals"),
+    **dict.fromkeys(("list_unit_price", *COSTS), _DOLLARS),
+}
+_OF_USAGE: Mapping[str, tuple[tuple[type, ...], str]] = {
+    "quantities": ((Mapping,), "a mapping of meters to quantities"),
+    "reasoning_output_tokens": _COUNT,
+}
+_WORDS: Mapping[str, tuple[str, ...]] = {
+    "kind": get_args(EntryKind),
+    "status": get_args(Status),
+    "cost_source": get_args(CostSource),
+}
+#: What an entry may be dated.
+_EARLIEST, _LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
+
+
+class _Kinds:
+    """Which kinds the fields of a record are of, compared at once: records come in few combinations of them."""
+
+    def __init__(self, made: type, kinds: Mapping[str, tuple[tuple[type, ...], str]]) -> None:
+        self._kinds = {one.name: kinds.get(one.name, _TEXT_OR_NONE) for one in fields(made)}
+        self._values: Callable[[Any], tuple[Any, ...]] = attrgetter(*self._kinds)
+        self._right: set[tuple[type, ...]] = set()
+
+    def check(self, where: str, record: object) -> None:
+        values = self._values(record)
+        found = tuple(map(type, values))
+        if found in self._right:
+            return
+        for (name, (kind, said)), value in zip(self._kinds.items(), values, strict=True):
+            if not isinstance(value, kind) or (isinstance(value, bool) and bool not in kind):
+                raise ConfigurationError(f"{where}.{name} must be {said}, not {shown(value)}.")
+        if len(self._right) < _MOST_COMBINATIONS:
+            self._right.add(found)
+
+
+_MOST_COMBINATIONS = 256
+_KINDS_OF_ENTRY, _KINDS_OF_CHARGE, _KINDS_OF_USAGE = (
+    _Kinds(Entry, _OF_ENTRY),
+    _Kinds(Charge, _OF_CHARGE),
+    _Kinds(Usage, _OF_USAGE),
+)
+
+
+def check_entry(entry: Entry) -> Entry:
+    """`entry`, every field of which a ledger has a place for.
+
+    Raises:
+        ConfigurationError: a field is of another kind, or more than a ledger can count; or the costs are not the sums
+            of the priced lines, so that reports by call and by line would differ.
+    """
+    if not isinstance(entry, Entry):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without a type checker
+        raise ConfigurationError(f"entry must be an Entry, not {shown(entry)}.")
+    _KINDS_OF_ENTRY.check("entry", entry)
+    _check_words(entry)
+    for name in ("occurred_at", "recorded_at"):
+        moment: datetime = getattr(entry, name)
+        if moment.tzinfo is None or not _EARLIEST <= moment < _LATEST:
+            raise ConfigurationError(
+                f"entry.{name} must be an instant with a time zone, from 1970 until 2200, not {shown(moment)}."
+            )
+    for name in ("attempts", "latency_us", "first_token_us"):
+        if not 0 <= (getattr(entry, name) or 0) <= MOST_COUNTED:
+            raise ConfigurationError(f"entry.{name} must be 0 to {MOST_COUNTED}, not {shown(getattr(entry, name))}.")
+    _KINDS_OF_USAGE.check("entry.usage", entry.usage)
+    _check_number("entry.usage.reasoning_output_tokens", entry.usage.reasoning_output_tokens, MOST_COUNTED)
+    for meter, quantity in entry.usage.quantities.items():
+        check_text(meter, "a meter of entry.usage")
+        _check_number(f"entry.usage[{meter!r}]", quantity, MOST_COUNTED)
+    for number, charge in enumerate(entry.charges):
+        _check_charge(number, charge)
+    _check_costs(entry)
+    return entry
+
+
+def _check_words(entry: Entry) -> None:
+    check_text(entry.entry_id, "entry.entry_id")
+    for name in ("provider", "endpoint", "operation"):
+        if not getattr(entry, name):
+            raise ConfigurationError(f"entry.{name} must be a non-empty text.")
+    for name, words in _WORDS.items():
+        if (word := getattr(entry, name)) not in words:
+            raise ConfigurationError(f"entry.{name} must be one of {', '.join(words)}, not {shown(word)}.")
+    for flag in entry.flags:
+        check_text(flag, "a flag in entry.flags")
+
+
+def _check_charge(number: int, charge: Charge) -> None:
+    where = f"entry.charges[{number}]"
+    if not isinstance(charge, Charge):  # pyright: ignore[reportUnnecessaryIsInstance] - as above
+        raise ConfigurationError(f"{where} must be a Charge, not {shown(charge)}.")
+    _KINDS_OF_CHARGE.check(where, charge)
+    check_text(charge.sku_meter, f"{where}.sku_meter")
+    _check_number(f"{where}.quantity", charge.quantity, MOST_COUNTED)
+    if charge.list_unit_price is not None:
+        _check_number(f"{where}.list_unit_price", charge.list_unit_price, MOST_COST)
+    for name in COSTS:
+        _check_dollars(f"{where}.", name, getattr(charge, name))
+    for name, factor in charge.multipliers.items():
+        check_text(name, f"a name in {where}.multipliers")
+        _check_number(f"{where}.multipliers[{name!r}]", factor, MOST_COUNTED)
+
+
+def _check_costs(entry: Entry) -> None:
+    for name in COSTS:
+        cost = getattr(entry, name)
+        _check_dollars("entry.", name, cost)
+        if not entry.charges or cost is None:
+            continue
+        known = [part for charge in entry.charges if (part := getattr(charge, name)) is not None]
+        if cost != (known[0] if len(known) == 1 else total(known)):
+            raise ConfigurationError(
+                f"entry.{name} must be the sum of its charges', {total(known)}, or None for unknown, not {shown(cost)}."
+            )
+
+
+def _check_dollars(where: str, name: str, value: Decimal | int | None) -> None:
+    if value is None:
+        return
+    _check_number(f"{where}{name}", value, MOST_COST)
+    if type(value) is Decimal and not value.same_quantum(PICODOLLAR) and value != quantize(value):
+        raise ConfigurationError(f"{where}{name} must be rounded to 12 decimals, not {shown(value)}.")
+
+
+def _check_number(where: str, value: object, most: int) -> None:
+    if type(value) is int:
+        fits = -most <= value <= most
+    elif isinstance(value, Decimal):
+        if not value.is_finite():
+            raise ConfigurationError(f"{where} must be a finite number, not {value}.")
+        fits = value.adjusted() < _DIGITS[most] or -most <= value <= most
+    else:
+        raise ConfigurationError(f"{where} must be {_QUANTITY[1]}, not {shown(value)}.")
+    if not fits:
+        raise ConfigurationError(f"{where} is more than a ledger can count: {shown(value)}.")
 
 
 @dataclass(frozen=True, slots=True, order=True)

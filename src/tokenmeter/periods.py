@@ -26,6 +26,11 @@ __all__ = [
 CalendarUnit = Literal["hour", "day", "week", "month", "quarter", "year"]
 CALENDAR_UNITS: tuple[CalendarUnit, ...] = ("hour", "day", "week", "month", "quarter", "year")
 _INSTANT = timedelta(microseconds=1)
+_BEGINNING = datetime.min.replace(tzinfo=UTC)
+#: No call was billed by the token before: what is earlier is in another unit, such as a spreadsheet's days.
+FIRST_CALL = datetime(2020, 1, 1, tzinfo=UTC)
+#: How far the clock of who tells when a call was made may be ahead of the ledger's.
+_AHEAD = timedelta(days=1)
 _OUT_OF_RANGE = "An instant lies outside the years 1 to 9999 in UTC; use one that lies within, or leave the end open."
 
 
@@ -96,7 +101,17 @@ def floor(moment: datetime, unit: CalendarUnit, tz: str = "UTC", *, week_start: 
         unit: Which calendar unit.
         tz: IANA zone name.
         week_start: 0 = Monday ... 6 = Sunday.
+
+    Raises:
+        ConfigurationError: no such zone; it begins or ends outside of the years 1 to 9999.
     """
+    try:
+        return _floor(moment, unit, tz, week_start)
+    except (OverflowError, ValueError):
+        raise ConfigurationError(_OUT_OF_RANGE) from None
+
+
+def _floor(moment: datetime, unit: CalendarUnit, tz: str, week_start: int) -> Period:
     where = zone(tz)
     local = moment.astimezone(where)
     if unit == "hour":
@@ -186,6 +201,25 @@ def parse_instant(value: datetime | date | str, tz: str = "UTC") -> datetime:
     return _midnight(value, zone(tz))
 
 
+def check_made(at: datetime, now: datetime, said: str) -> None:
+    """Refuse an instant at which no call can have been made: before there was any, or still to come.
+
+    Args:
+        at: The instant.
+        now: The ledger's; a clock may be a day ahead of it.
+        said: What the error begins with: who says so, in his words.
+
+    Raises:
+        ConfigurationError: it is none of a call.
+    """
+    if at < FIRST_CALL:
+        raise ConfigurationError(
+            f"{said} is before {FIRST_CALL:%Y}, when no call was billed by the token: is it in another unit?"
+        )
+    if at > now + _AHEAD:
+        raise ConfigurationError(f"{said} is still to come: a call is recorded when it was made.")
+
+
 def parse_day(value: datetime | date | str | None) -> date | None:
     """A calendar day from a date, a datetime (the day it says in its own zone) or ISO 8601 text; None stays.
 
@@ -235,9 +269,14 @@ def parse_period(text: str, tz: str = "UTC", *, now: datetime | None = None) -> 
         current = floor(moment, unit, tz)
         if not back:
             return current
-        return floor(current.start - timedelta(microseconds=1), unit, tz)
+        if current.start - _BEGINNING <= _INSTANT:
+            raise ConfigurationError(_OUT_OF_RANGE)
+        return floor(current.start - _INSTANT, unit, tz)
     if last := _LAST.match(text):
-        return _last(int(last[1]), last[2], tz, moment, text)
+        try:
+            return _last(int(last[1]), last[2], tz, moment, text)
+        except (OverflowError, ValueError):
+            raise ConfigurationError(_OUT_OF_RANGE) from None
     for pattern, unit in _FORMS:
         if found := pattern.match(text):
             parts = found.groupdict()

@@ -13,7 +13,7 @@ import random
 import sqlite3
 from collections import Counter
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import pyarrow as pa
@@ -488,6 +488,31 @@ def test_transcripts_that_tell_one_side_leave_the_call_out_and_parts_below_their
 def test_a_time_in_another_unit_is_told_and_one_with_its_year_first_is_read(meter, write, time, told):
     row = {**own("r1", **{"in": 5, "out": 1}), "req": {"id": "r1", "ts": time}}
     assert told in import_usage(meter, write("a.jsonl", [row]), fields=MAP).left_out[0].reason
+
+
+def test_a_time_that_is_still_to_come_is_left_out_whichever_source_says_it(meter, write):
+    tomorrow = datetime.now(UTC) + timedelta(hours=23)
+    rows = [own(name, **{"in": 5, "out": 1}) for name in ("late", "ahead")]
+    rows[0]["req"]["ts"], rows[1]["req"]["ts"] = "2231-01-01T00:00:00Z", tomorrow.isoformat()
+    answer = {"id": "chatcmpl-1", "object": "chat.completion", "created": 8_236_339_200, "model": "gpt-5"}
+    answer["usage"] = {"prompt_tokens": 5, "completion_tokens": 1}
+    for path, options in (
+        (write("a.jsonl", rows), {"fields": MAP}),
+        (write("c.jsonl", [claude("msg_1", 5, at="2231-01-01T00:00:00Z")]), {}),
+        (write("r.jsonl", [answer]), {}),
+    ):
+        outcome = import_usage(meter, path, **options)
+        assert [one.reason for one in outcome.left_out] == [
+            "2231-01-01T00:00:00Z is still to come: a call is recorded when it was made."
+        ]
+    assert [entry.response_id for entry in meter.store.entries()] == ["ahead"]  # clocks differ
+
+
+@pytest.mark.parametrize(("at", "told"), [("2231-01-01", "still to come"), ("1971-01-01", "before 2020")])
+def test_a_time_that_is_given_for_all_calls_is_one_of_calls(meter, write, at, told):
+    answer = {"id": "m", "type": "message", "model": "claude-sonnet-4-5", "usage": {"input_tokens": 5}}
+    with pytest.raises(ConfigurationError, match=f"^at='{at}' is {told}"):
+        import_usage(meter, write("r.jsonl", [answer]), at=at)
 
 
 def test_the_second_of_two_paths_is_looked_for_before_the_first_is_recorded(meter, write, tmp_path):

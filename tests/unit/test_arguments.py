@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from dataclasses import fields, replace
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 
 import openai
 import pytest
 
 import tokenmeter
 from tokenmeter import Budget, ConfigurationError, TokenmeterError
+from tokenmeter.ledger import Charge, Entry
+from tokenmeter.money import COSTS
+from tokenmeter.usage import Usage
 
 ANSWER = {
     "id": "chatcmpl-1",
@@ -18,9 +24,12 @@ ANSWER = {
     "choices": [],
     "usage": {"prompt_tokens": 1, "completion_tokens": 1},
 }
+NAIVE = datetime(2026, 10, 1, tzinfo=UTC).replace(tzinfo=None)
 ODD = (
     *(True, -1, 0, 5, 10**30, 1.5, float("nan"), "x", "12", "", "\0", "\ud800", "x" * 5000, b"x"),
-    *([], [{}], {}, {"a": [1]}, object()),
+    *([], [{}], {}, {"a": [1]}, object(), None, set(), timedelta(days=-1), Decimal("sNaN"), Decimal("1E+400")),
+    *(date.min, date.max, NAIVE, datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)),
+    *("0001-01-01", "9999-12-31", "1970-01-01", "2026-13", "2031-01-01T00:00:00Z"),
 )
 BY_HAND = {"provider": "openai", "endpoint": "chat.completions"}
 #: Verb -> what it is called with beside the one wrong argument. The rest is called with "x" for what it must have.
@@ -100,6 +109,78 @@ def test_a_wrong_argument_about_budgets_is_no_bare_error(name, meter):
     assert _try_each(getattr(meter.budgets, name), None) == []
 
 
+COST = Decimal("0.0125")
+LINE = Charge(
+    model="gpt-5",
+    sku_meter="input",
+    quantity=10,
+    unit="Tokens",
+    list_unit_price=Decimal("0.00125"),
+    list_cost=COST,
+    contracted_cost=COST,
+    billed_cost=COST,
+)
+
+
+def make_entry(**changed):
+    return Entry(
+        **{"occurred_at": datetime(2026, 10, 5, tzinfo=UTC), **BY_HAND, "operation": "chat", "charges": (LINE,)}
+        | {"usage": Usage({"input": 10}), "cost_source": "computed", **dict.fromkeys(COSTS, COST), **changed}
+    )
+
+
+@pytest.mark.parametrize("name", [one.name for one in fields(Entry)])
+def test_an_entry_that_no_ledger_has_a_place_for_is_refused_by_its_field(name, meter):
+    for value in (*ODD, (1,), (None,), [LINE, 5], Usage({"input": 1.5}), Usage([1]), Usage({1: 1}), Decimal("1E-13")):
+        before = len(list(meter.entries()))
+        posted = told = False
+        try:
+            posted = meter.post(make_entry(**{name: value}))
+        except ConfigurationError as error:
+            told = f"entry.{name}" in str(error)
+        assert posted or told, value
+        assert len(list(meter.entries())) == before + posted
+    assert meter.report(by=["member", "model"]).rows
+    assert meter.verify().ok
+
+
+@pytest.mark.parametrize("name", [one.name for one in fields(Charge)])
+def test_a_line_that_no_ledger_has_a_place_for_is_refused_by_its_field(name, meter):
+    for value in (*ODD, {"platform": 1.5}, {1: Decimal(1)}, {"platform": Decimal("NaN")}):
+        odd = replace(LINE, **{name: value})
+        costs = {cost: getattr(odd, cost) for cost in COSTS}
+        posted = told = False
+        try:
+            posted = meter.post(make_entry(charges=(odd,), **costs))
+        except ConfigurationError as error:
+            told = f"charges[0].{name}" in str(error) or (name in COSTS and f"entry.{name}" in str(error))
+        assert posted or told, value
+    assert meter.report(by=["sku_meter"]).rows
+    assert meter.verify().ok
+
+
+@pytest.mark.parametrize("odd", [None, 5, "x", {}, object(), b"x"])
+def test_what_is_no_entry_is_refused_before_any_is_written(odd, meter):
+    before = len(list(meter.entries()))
+    with pytest.raises(ConfigurationError, match="must be an Entry"):
+        meter.post(odd)
+    with pytest.raises(ConfigurationError, match="must be an Entry"):
+        list(meter.post_all([make_entry(), odd]))
+    if not isinstance(odd, dict):
+        with pytest.raises(ConfigurationError, match="entries must be several"):
+            meter.post_all(odd)
+    assert len(list(meter.entries())) == before
+
+
+def test_costs_that_are_not_those_of_their_lines_are_refused(meter):
+    unpriced = replace(LINE, list_unit_price=None, **dict.fromkeys(COSTS))
+    for wrong in ({"billed_cost": Decimal("0.01")}, {"list_cost": 0}, {"charges": (unpriced,)}):
+        with pytest.raises(ConfigurationError, match=r"_cost must be the sum of its charges', 0(.0125)?, or None"):
+            meter.post(make_entry(**wrong))
+    assert meter.post(make_entry(charges=(LINE, unpriced)))
+    assert meter.post(make_entry(charges=(), billed_cost=5))
+
+
 def test_what_is_wrong_is_named_with_what_is_taken(meter):
     for verb, arguments, told in (
         (tokenmeter.hold, {**BY_HAND, "request": "x"}, "request must be a mapping, not 'x'."),
@@ -141,6 +222,7 @@ def test_remaining_takes_an_instant_in_any_of_its_forms(meter):
         ({"provider": "Antropic"}, "Did you mean 'anthropic'"),
         ({"endpoint": "chat.complete"}, "Did you mean 'chat.completions'"),
         ({"at": "2136-11-01"}, "still to come"),
+        ({"at": "1970-01-01"}, "before 2020, when no call was billed"),
     ],
 )
 def test_a_slip_in_what_is_recorded_is_not_written_down(wrong, told, meter):

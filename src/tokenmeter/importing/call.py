@@ -14,7 +14,7 @@ from typing import Any, cast
 from tokenmeter.attribution import NOBODY, Attribution
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import EXACT
-from tokenmeter.periods import zone
+from tokenmeter.periods import FIRST_CALL, zone
 from tokenmeter.providers.registry import FORMATS, dialect
 from tokenmeter.tables import DecimalMark, parse_moment, parse_number
 from tokenmeter.usage import Observation
@@ -40,8 +40,6 @@ _AS_PRINTED = re.compile(r"-?[0-9]+(\.[0-9]+)?(e-?[0-9]{1,3})?")
 _DIGITS = 19
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LATEST = 253_402_300_800  # the year 10000
-#: No call was billed by the token before: what is earlier is in another unit, such as a spreadsheet's days.
-_FIRST = datetime(2020, 1, 1, tzinfo=UTC)
 #: Models whose answers are no tokens.
 _WORDLESS = re.compile(r"embed|moderation|rerank|whisper|tts", re.IGNORECASE)
 _MILLISECONDS = 100_000_000_000
@@ -208,7 +206,7 @@ def instant_of(value: object, *, tz: str | None) -> datetime:
     if value is None or value == "":
         raise ConfigurationError("it does not say when it was")
     moment = _read_instant(value, tz=tz)
-    if moment < _FIRST:
+    if moment < FIRST_CALL:
         raise ConfigurationError(f"{value!r} is {moment:%Y-%m-%d}, when no call was made: is it in another unit?")
     return moment
 

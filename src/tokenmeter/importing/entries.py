@@ -17,6 +17,7 @@ from tokenmeter.importing.call import Given, ImportedCall
 from tokenmeter.ledger import Charge, Entry
 from tokenmeter.meter import Meter
 from tokenmeter.money import MOST_DOLLARS, to_dollars
+from tokenmeter.periods import check_made
 from tokenmeter.pricing.card import Circumstances
 from tokenmeter.pricing.corrections import COMPLETED, completion
 from tokenmeter.pricing.pricer import Pricer
@@ -143,10 +144,16 @@ class EntryMaker:
 
     def __init__(self, given: Given, meter: Meter) -> None:
         self._given, self._meter = given, meter
+        self._now = meter.store.now()
         self._accounts: dict[tuple[object, ...], Attribution] = {}
 
     def entry(self, call: ImportedCall) -> Entry:
-        """The entry of a call."""
+        """The entry of a call.
+
+        Raises:
+            ConfigurationError: it says that it was made when no call can have been.
+        """
+        check_made(call.at, self._now, f"{call.at:%Y-%m-%dT%H:%M:%SZ}")
         if (biller := billing_name(call.provider)) != call.provider:
             call = replace(call, provider=biller)
         seen, who = call.observation, self._attribution(call)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 from tokenmeter.attribution import NOBODY, Attribution
 from tokenmeter.display import counted
-from tokenmeter.errors import ConfigurationError, TokenmeterError
+from tokenmeter.errors import ConfigurationError, TokenmeterError, shown
 from tokenmeter.importing import agents, gateways
 from tokenmeter.importing.call import Given, ImportedCall
 from tokenmeter.importing.entries import EntryMaker, KnownCalls
@@ -32,7 +32,7 @@ from tokenmeter.importing.sources import (
 from tokenmeter.ledger import Entry
 from tokenmeter.meter import Meter
 from tokenmeter.money import EXACT, ZERO
-from tokenmeter.periods import parse_instant
+from tokenmeter.periods import check_made, parse_instant
 from tokenmeter.tables import DecimalMark
 from tokenmeter.values import dataclass
 
@@ -212,6 +212,8 @@ def import_usage(
         fields=fields or {},
         cost_unit=meter.pricer.terms.cost_unit,
     )
+    if given.at is not None:
+        check_made(given.at, meter.store.now(), f"at={shown(at)}")
     if decimal not in {None, ".", ","}:
         raise ConfigurationError(f'decimal is "." or ",", not {decimal!r}.')
     if fields is not None:

@@ -30,9 +30,10 @@ from tokenmeter.errors import (
     StoreError,
     StoreUnavailableError,
     TokenmeterError,
+    shown,
 )
 from tokenmeter.interrupts import let_interrupt_through
-from tokenmeter.ledger import Entry
+from tokenmeter.ledger import Entry, check_entry
 from tokenmeter.meter.plans import Plans
 from tokenmeter.meter.recording import NOTHING_SEEN, Authorization, KeyRing, Unwritten, UnwrittenOutcomes, record_of
 from tokenmeter.money import parse_decimal
@@ -462,9 +463,11 @@ class Meter:
             False when it is in the ledger already.
 
         Raises:
+            ConfigurationError: it is no entry, or a field of it is nothing that a ledger has a place for; the error
+                names it. Nothing was recorded.
             StoreUnavailableError: it could not be recorded.
         """
-        return next(self.post_all([entry]))
+        return next(self.post_all((entry,)))
 
     def post_all(self, entries: Iterable[Entry]) -> Iterator[bool]:
         """`post` for many entries, a thousand to a transaction; lazily, so take every answer.
@@ -473,8 +476,18 @@ class Meter:
             Per entry, in order: False when it is in the ledger already.
 
         Raises:
+            ConfigurationError: as for `post`. Of a list or a tuple nothing was recorded; of what is read as it is
+                posted, nothing from that transaction on.
             StoreUnavailableError: the rest could not be recorded.
         """
+        if isinstance(entries, str | bytes) or not hasattr(entries, "__iter__"):
+            raise ConfigurationError(f"entries must be several, each an Entry, not {shown(entries)}.")
+        if isinstance(entries, Sequence):
+            for entry in entries:
+                check_entry(entry)
+        return self._post_all(entries if isinstance(entries, Sequence) else map(check_entry, entries))
+
+    def _post_all(self, entries: Iterable[Entry]) -> Iterator[bool]:
         waiting, known = (with_assumed(entry, self.pricer) for entry in entries), self.budgets.known
         while batch := [(entry, self.budgets.postings(entry)) for entry in islice(waiting, _BATCH)]:
             done = self.store.append(batch)
@@ -585,16 +598,19 @@ class Meter:
         return self.budgets.audit(repair=repair)
 
     @tell_wrong_arguments
-    def sweep(self, now: datetime | None = None) -> int:
+    def sweep(self, now: datetime | date | str | None = None) -> int:
         """Turn expired holds into estimated entries, so that a crashed caller's spend is not forgotten.
 
         Args:
-            now: Holds that expired before this instant; default: now.
+            now: Holds that expired before this instant (a date or ISO text, too); default: now.
 
         Returns:
             How many holds were swept.
+
+        Raises:
+            ConfigurationError: `now` is no instant.
         """
-        return self.budgets.holds.sweep(now or self.store.now())
+        return self.budgets.holds.sweep(self.store.now() if now is None else parse_instant(now))
 
     # -- entries
 

@@ -18,7 +18,7 @@ from pydantic_core import from_json
 
 from tokenmeter.attribution import ApiKey, Attribution
 from tokenmeter.dimensions import KEPT_WHO
-from tokenmeter.ledger import COLUMNS, Charge, Claim, CounterKey, Entry, Reservation
+from tokenmeter.ledger import COLUMNS, MOST_COST, MOST_COUNTED, Charge, Claim, CounterKey, Entry, Reservation
 from tokenmeter.money import to_dollars, to_picodollars
 from tokenmeter.stores.definitions import Account, Definitions, Rate, parse_factors
 from tokenmeter.stores.encoding import (
@@ -31,9 +31,8 @@ from tokenmeter.stores.encoding import (
 from tokenmeter.stores.slots import from_microseconds, to_microseconds
 from tokenmeter.usage import Quantity, Usage
 
-#: Most of anything in an entry, and most picodollars (100 billion dollars): sums of thousands, or dozens, of such stay
-#: within 64 bits.
-_MOST, _MOST_COST = 10**15, 10**23
+#: The same in picodollars.
+_MOST_COST = MOST_COST * 10**12
 
 _NO_COLUMNS = (None,) * len(COLUMNS)
 _columns_of: Callable[[Entry], tuple[str | int | None, ...]] = attrgetter(*COLUMNS)
@@ -120,7 +119,7 @@ def encode_entry(entry: Entry, shared: Definitions) -> bytes:  # noqa: C901, PLR
 
 def _check(*quantities: Quantity) -> None:
     for quantity in quantities:
-        if not -_MOST <= quantity <= _MOST:
+        if not -MOST_COUNTED <= quantity <= MOST_COUNTED:
             raise OverflowError(f"{quantity} is more than a ledger can count.")
 
 
