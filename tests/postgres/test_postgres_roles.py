@@ -316,3 +316,23 @@ class TestVersions:
         open_store(postgres_url).close()
         status = admin.status(postgres_url)
         assert (status.writers, status.readers) == ((role,), (role,))
+
+
+def test_who_may_only_read_is_told_how_much_of_the_hosts_spool_waits(
+    postgres_url, url_of, role, opened, make_entry, monkeypatch
+):
+    """A reader, and whoever has just begun, ask the server how far the spool of others was sent."""
+    writer = opened(postgres_url)
+    for _ in range(3):
+        writer.settle(make_entry())
+    assert writer.flush(10) == 0
+    admin.grant(postgres_url, "reader", role)
+    reader = opened(url_of(role))
+    assert (reader.health().facts["role"], reader.health().facts["spool_waiting"]) == ("reader", 0)
+    assert reader.flush(10) == 0
+    monkeypatch.setattr(writer, "_fold", lambda: None)  # a host that cannot send now
+    monkeypatch.setattr(writer.journal, "wake", lambda: None)
+    writer.settle(make_entry())
+    assert reader.health().facts["spool_waiting"] == 1
+    assert opened(url_of(role)).health().facts["spool_waiting"] == 1
+    assert reader.flush(10) == 1  # at once: a reader sends nothing

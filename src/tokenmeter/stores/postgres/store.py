@@ -248,7 +248,7 @@ class PostgresStore(BookStore[PostgresBook, ServerJournal]):
             StoreUnavailableError: the spool cannot be read.
         """
         deadline = time.monotonic() + timeout
-        while self._book.waiting():
+        while self._may_write and self._book.waiting():
             try:
                 self.journal.send()
             except StoreError:
@@ -258,8 +258,14 @@ class PostgresStore(BookStore[PostgresBook, ServerJournal]):
         return self._waiting()
 
     def _waiting(self) -> int:
-        """Entries in the tail that are not on the server, as far as this process knows."""
-        return sum(1 for _ in self._unsent(self._book.reached))
+        """Entries in the tail that are not on the server; while it is away, as far as this process knows.
+
+        The server is asked, since others send this tail, too: who may only read never hears of it by sending.
+        """
+        places: Mapping[int, int] = {}
+        with contextlib.suppress(StoreError):
+            places = self._places()
+        return sum(1 for _ in self._unsent(lambda segment: max(places.get(segment, 0), self._book.reached(segment))))
 
     def _unsent(self, reached: Callable[[int], int]) -> Iterator[bytes]:
         """Records of the entries in the tail that are behind what is `reached` of each segment."""
