@@ -144,3 +144,93 @@ def test_a_refused_call_never_reaches_the_transport(mocked):
         make(mocked(calls.append), meter).chat.completions.create(**ASK)
     assert calls == []
     meter.close()
+
+
+@pytest.mark.parametrize("told", [{"hishel_from_cache": True}, {"from_cache": True}], ids=str)
+@pytest.mark.parametrize("streamed", [False, True], ids=["plain", "streamed"])
+def test_an_answer_out_of_the_callers_own_http_cache_is_no_bill(told, streamed):
+    """It has the figures of the call that was billed; nothing is counted, and what was held for it is free."""
+    http, kept = flavour(), [False, True, True]
+
+    def handler(_):
+        extensions = told if kept.pop(0) else {}
+        if not streamed:
+            return http.Response(200, json=ANSWER, extensions=extensions)
+        content = events(chunk({"content": "Hello."}), {**chunk({}), "choices": [], "usage": USAGE})
+        headers = {"content-type": "text/event-stream"}
+        return http.Response(200, headers=headers, content=content, extensions=extensions)
+
+    budget = tokenmeter.Budget(limit_requests=4, name="few")
+    meter = tokenmeter.make_meter(store="memory:", config={}, budgets=[budget])
+    client = make({"http_client": http.Client(transport=http.MockTransport(handler))}, meter)
+    with tokenmeter.attribute(member="ada") as scope:
+        for _ in range(3):
+            answer = client.chat.completions.create(**ASK, **({"stream": True} if streamed else {}))
+            assert not streamed or len(list(answer)) >= 1
+    (entry,) = meter.entries()
+    assert entry.usage.input_tokens == 12
+    (left,) = meter.remaining()
+    assert (scope.requests, left.spent, left.reserved) == (1, 1, 0)
+    meter.close()
+
+
+def test_a_kept_answer_that_the_sdk_cannot_use_is_no_bill_either(meter):
+    http = flavour()
+    long = {**ANSWER, "choices": [{**ANSWER["choices"][0], "finish_reason": "length"}]}
+
+    def handler(_):
+        return http.Response(200, json=long, extensions={"hishel_from_cache": True})
+
+    client = make({"http_client": http.Client(transport=http.MockTransport(handler))}, meter)
+    with pytest.raises(openai.LengthFinishReasonError):
+        client.chat.completions.parse(**ASK, response_format={"type": "json_object"})
+    assert list(meter.entries()) == []
+
+
+def test_what_is_kept_for_a_try_that_nobody_answered_stands_for_it(meter):
+    """That try may have been billed: the bill is the answer that is kept, and its flag says that it is doubtful."""
+    http, tries = flavour(), []
+
+    def handler(request):
+        tries.append(request)
+        if len(tries) == 1:
+            raise http.ReadTimeout("lost", request=request)
+        return http.Response(200, json=ANSWER, extensions={"hishel_from_cache": True})
+
+    make({"http_client": http.Client(transport=http.MockTransport(handler))}, meter).chat.completions.create(**ASK)
+    (entry,) = meter.entries()
+    assert (entry.flags, entry.usage.input_tokens) == (("lost_try",), 12)
+
+
+async def test_hishel_replays_what_was_billed_once(meter, fake_provider, tmp_path):
+    """The real cache, with the body as its key, for sync and async clients of both SDKs."""
+    hishel = pytest.importorskip("hishel")
+    name = flavour().__name__
+    if not hasattr(hishel, "FilterPolicy"):
+        pytest.skip("hishel 2 keeps no answers to POST")
+    caching = pytest.importorskip(f"hishel.{name}")
+    anthropic = pytest.importorskip("anthropic")
+    policy = hishel.FilterPolicy()
+    policy.use_body_key = True
+    storage = hishel.SyncSqliteStorage(database_path=tmp_path / "kept.db")
+    http = caching.SyncCacheClient(storage=storage, policy=policy)
+    client = tokenmeter.wrap(openai.OpenAI(base_url=fake_provider.openai_url, api_key="k", http_client=http), meter)
+    claude = tokenmeter.wrap(
+        anthropic.Anthropic(base_url=fake_provider.anthropic_url, api_key="k", http_client=http), meter
+    )
+    for _ in range(2):
+        client.chat.completions.create(**ASK)
+        assert list(client.responses.create(model="gpt-5-mini", input="Hi", stream=True))
+        claude.messages.create(model="claude-sonnet-5", max_tokens=9, messages=ASK["messages"])
+    client.chat.completions.create(**ASK, n=1)  # another body
+    assert len(list(meter.entries())) == len(fake_provider.billed) == 4
+    http.close()
+
+    kept = hishel.AsyncSqliteStorage(database_path=tmp_path / "kept-async.db")
+    async with caching.AsyncCacheClient(storage=kept, policy=policy) as loop:
+        asking = tokenmeter.wrap(
+            openai.AsyncOpenAI(base_url=fake_provider.openai_url, api_key="k", http_client=loop), meter
+        )
+        for _ in range(3):
+            await asking.responses.create(model="gpt-5-mini", input="Hi")
+    assert len(list(meter.entries())) == len(fake_provider.billed) == 5

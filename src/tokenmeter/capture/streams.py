@@ -36,6 +36,15 @@ def responded(call: InFlight, response: Any, *, streamed: bool, again: bool = Fa
         if not 200 <= response.status_code <= 299:  # noqa: PLR2004 - HTTP's
             call.answering = None
             return None
+        told = response.extensions  # by hishel: the caller's own HTTP cache may have given what was billed before
+        if (
+            (told.get("hishel_from_cache") is True or told.get("from_cache") is True)
+            and call.endpoint.billed
+            and not call.lost_try
+        ):
+            call.attempts -= 1  # this one never left
+            call.answering = None
+            return None
         form = call.endpoint.form
         call.answering = exchange = call.respond(response.headers, streamed=streamed and form != "lines")
         if not is_read(response) or (streamed and _is_binary_stream(response)):
