@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import os
 import shlex
+from contextlib import suppress
 from typing import Any
 
 from tokenmeter.attribution import Scope, attribute, current_scopes
@@ -65,6 +66,8 @@ class _Magic:
             raise ConfigurationError(
                 f"A cell with `await` cannot have %%meter on top: write %meter {line} as its first line."
             )
+        if self._ends_silently(cell):  # which IPython sees of a whole cell only
+            cell += "\nNone"
         self._inside = True
         try:
             with block as scope:
@@ -73,6 +76,12 @@ class _Magic:
             self._inside = False
         _say(scope)
         outcome.raise_error()
+
+    def _ends_silently(self, cell: str) -> bool:
+        """Whether a semicolon behind the last expression says that it is not to be shown."""
+        with suppress(Exception):  # what is no Python is told when it is run; old shells cannot say
+            return bool(self._shell.displayhook.semicolon_at_end_of_expression(cell))
+        return False
 
     def end_of_cell(self, *_: object) -> None:
         """Ends the block that ``%meter`` opened in the cell."""

@@ -53,6 +53,15 @@ def test_a_cell_is_attributed_and_says_what_it_came_to(shell, capsys):
     assert members() == ["ada", None]
 
 
+def test_a_semicolon_behind_a_cells_last_expression_keeps_it_from_being_shown(shell, capsys):
+    """As without the magic: else a whole answer stands below the cell."""
+    assert shell.run_cell("%%meter\n40 + 2").success
+    assert "42" in capsys.readouterr().out
+    assert shell.run_cell("%%meter\n40 + 2;  # quiet\n").success
+    assert capsys.readouterr().out.startswith("0 calls")
+    assert not shell.run_cell("%%meter\n40 + ;").success
+
+
 def test_a_line_holds_until_the_end_of_its_cell_also_with_await(shell, capsys):
     assert shell.run_cell("%meter member=ada\n" + ASYNC_CELL + CELL).success
     assert "2 calls" in capsys.readouterr().out
