@@ -48,6 +48,9 @@ def test_from_the_closing_to_the_credit_note(run, tmp_path):
     for ending in ("html", "csv"):
         assert run("invoice", "pdf", "INV-00001", f"invoice.{ending}")[0] == 0
         assert "INV-00001" in (tmp_path / f"invoice.{ending}").read_text()
+    code, told = run("invoice", "pdf", "INV-00001", "a.html", "--to", "b.html")
+    assert (code, "Name one file: --to b.html, or a.html" in told) == (2, True)
+    assert not (tmp_path / "a.html").exists()
     assert "CN-00001" in run("invoice", "credit", "INV-00001", "1.00", "--reason", "outage")[1]
     assert "paid" in run("invoice", "paid", "INV-00001", "--note", "wire")[1]
     assert json.loads(run("period", "status", "--json")[1])["closed"][0]["closed_by"] == "kim"
@@ -82,6 +85,7 @@ def test_the_terminal_shows_an_invoice_with_what_is_on_its_page(run, tmp_path, m
     ("arguments", "beginning"),
     [
         (("invoice", "pdf", "INV-00001", "{}.pdf"), b"%PDF-"),
+        (("invoice", "pdf", "INV-00001", "--to", "{}.html"), b"<!DOCTYPE"),
         (("invoice", "pdf", "INV-00001", "{}.XLSX"), b"PK"),
         (("invoice", "pdf", "INV-00001", "{}.csv"), b"invoice"),
         (("statement", "team=search", "--period", "2026-10", "--to", "{}.pdf"), b"%PDF-"),

@@ -72,6 +72,17 @@ def test_every_command_has_an_example():
     assert [name for name, command in COMMANDS.items() if not examples_of(command)] == []
 
 
+def test_the_same_thing_has_the_same_name_at_every_command():
+    """Who does it is `--actor` wherever something is written in somebody's name, and a document goes `--to` a file."""
+    named = {name: {flag for one in command.params for flag in one.opts} for name, command in COMMANDS.items()}
+    decided = [name for name in named if name.split()[0] in {"raise", "erase", "handover"} or "--reason" in named[name]]
+    decided += ["period close", "invoice issue", "invoice paid", "budgets set", "budgets apply", "reconcile"]
+    assert [name for name in decided if "--actor" not in named[name]] == []
+    documents = ("invoice pdf", "invoice einvoice", "statement", "journal")
+    assert [name for name in documents if "--to" not in named[name]] == []
+    assert [name for name, flags in named.items() if "--yes" in flags and "-y" not in flags] == []
+
+
 def test_every_command_is_listed_and_found_in_its_module():
     registered = {one.name for one in commands.registered_commands} | {one.name for one in commands.registered_groups}
     assert registered == set(LateCommands())

@@ -34,7 +34,7 @@ commands.add_typer(budgets_app, name="budgets")
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The budget's name.", show_default=False)]
 ByOption = Annotated[
-    str | None, typer.Option("--by", help="Who decides it, for the history.", show_default="this account")
+    str | None, typer.Option("--by", "--actor", help="Who decides it, for the history.", show_default="this account")
 ]
 ReasonOption = Annotated[str, typer.Option("--reason", help="Why, for the history.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would change, and change nothing.")]

@@ -209,11 +209,11 @@ def erase(
     value: Annotated[str, typer.Argument(help="The text, exactly.", show_default=False)],
     *,
     reason: Annotated[str, typer.Option("--reason", help="Why; it stays, so without the name.", show_default=False)],
-    by: Annotated[str, typer.Option("--by", help="Who decided it.", show_default=False)],
+    by: Annotated[str, typer.Option("--by", "--actor", help="Who decided it.", show_default=False)],
     pseudonym: Annotated[
         str | None, typer.Option("--pseudonym", help="What stands in its place.", show_default="erased-...")
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Replace what says who somebody is by a pseudonym, for good. Amounts, sums and the chain stay.
 

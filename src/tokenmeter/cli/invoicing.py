@@ -66,6 +66,7 @@ LinesBy = Annotated[str, typer.Option("--lines-by", help="Break lines down by th
 Currency = Annotated[str | None, typer.Option("--currency", help="Instead of the settings' currency.")]
 Rate = Annotated[str | None, typer.Option("--rate", help="Units of the currency per US dollar.")]
 RateSource = Annotated[str | None, typer.Option("--rate-source", help="Who quoted the rate, and for when.")]
+Target = Annotated[Path | None, typer.Argument(help="The same as --to.", hidden=True)]
 Actor = Annotated[str | None, typer.Option("--actor", help="Who does it.", show_default="the user of the system")]
 Reason = Annotated[str, typer.Option("--reason", help="Why; it stays on the paper trail.")]
 Day = Annotated[
@@ -218,21 +219,25 @@ def show(frame: Frame, number: Number) -> None:
         _show_invoice(frame, find_invoice(opened, number))
 
 
-@command(invoice_app, "pdf", examples=["tokenmeter invoice pdf INV-00001 november.pdf"])
+@command(invoice_app, "pdf", examples=["tokenmeter invoice pdf INV-00001 --to november.pdf"])
 def pdf(
     frame: Frame,
     number: Annotated[str, typer.Argument(help="Number of an invoice or a credit note.")],
-    target: Annotated[
+    target: Target = None,
+    *,
+    to: Annotated[
         Path | None,
-        typer.Argument(
-            help="File; .html, .csv, .xlsx and .json work, too; - for standard output. Default: NUMBER.pdf."
+        typer.Option(
+            "--to",
+            help="File ending in .pdf, .html, .csv, .xlsx or .json; - for a PDF to a pipe.",
+            show_default="NUMBER.pdf",
         ),
     ] = None,
 ) -> None:
     """Write an invoice or a credit note as PDF, HTML, CSV, XLSX or JSON, by the file's ending."""
     with frame.ledger() as opened:
         document = _find_document(opened, number)
-    path = target or Path(f"{number}.pdf")
+    path = _one_file(target, to) or Path(f"{number}.pdf")
     write_document(document, path)
 
 
@@ -240,10 +245,12 @@ def pdf(
 def einvoice(
     frame: Frame,
     number: Annotated[str, typer.Argument(help="Number of an invoice or a credit note.")],
-    target: Annotated[
-        Path | None, typer.Argument(help="File; - is standard output. Default: NUMBER.xml, or NUMBER.pdf for Factur-X.")
-    ] = None,
+    target: Target = None,
     *,
+    to: Annotated[
+        Path | None,
+        typer.Option("--to", help="File; - for a pipe.", show_default="NUMBER.xml, or NUMBER.pdf for Factur-X"),
+    ] = None,
     form: Annotated[str | None, typer.Option("--form", help="factur-x (zugferd), cii, ubl or xrechnung.")] = None,
 ) -> None:
     """Write an invoice or a credit note as an electronic one (EN 16931)."""
@@ -252,11 +259,18 @@ def einvoice(
         document = _find_document(opened, number)
     content = make_einvoice(document, chosen)  # type: ignore[arg-type]  # checked there
     ending = ".pdf" if chosen in EINVOICE_PDFS else ".xml"
-    path = target or Path(number + ending)
+    path = _one_file(target, to) or Path(number + ending)
     if path.suffix.lower() in {".pdf", ".xml"} - {ending}:
         other = "--form cii, ubl or xrechnung is XML" if ending == ".pdf" else "--form factur-x is a PDF"
         raise ConfigurationError(f"{path}: {chosen} is written as {ending}; {other}.")
     write_file(path, content)
+
+
+def _one_file(target: Path | None, to: Path | None) -> Path | None:
+    """The file to write: ``--to``, or as an argument, as it was before there was the option."""
+    if target is not None and to is not None:
+        raise ConfigurationError(f"Name one file: --to {to}, or {target} without it.")
+    return to or target
 
 
 def _find_document(store: Store, number: str) -> Invoice | CreditNote:
