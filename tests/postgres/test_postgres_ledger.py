@@ -7,7 +7,7 @@ import time
 import uuid
 from collections import deque
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import ClassVar
 
 import pytest
@@ -18,6 +18,10 @@ from tokenmeter.errors import ConfigurationError, StoreBusyError
 from tokenmeter.ledger import CounterKey, utcnow
 from tokenmeter.processes import run_at_once
 from tokenmeter.stores import open_store
+from tokenmeter.stores.postgres.sessions import ServerRows
+from tokenmeter.stores.record import encode_entry
+
+EVER = (datetime(2020, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC))
 
 
 @pytest.fixture
@@ -288,3 +292,71 @@ def test_what_a_caller_asked_wrongly_does_not_make_the_server_away(store):
     with pytest.raises(ConfigurationError):
         store._pool.run(ask)
     assert not store._pool.down
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The statements that are sent."""
+    asked, execute = [], ServerRows.execute
+
+    def traced(rows, statement, values=()):
+        asked.append(statement)
+        return execute(rows, statement, values)
+
+    monkeypatch.setattr(ServerRows, "execute", traced)
+    return asked
+
+
+def _of_many(make_entry, count, group):
+    """Entries of which each is of another person, account and set of tags."""
+    for n in range(count):
+        who = Attribution(member=f"{group}-{n}", end_user=f"{group}-{n}", tags={"job": f"{group}-{n}"})
+        yield replace(make_entry(attribution=who), dedup_key=f"{group}-{n}")
+
+
+def test_a_fold_asks_for_what_many_entries_name_at_once(store, make_entry, asked):
+    asked_for = []
+    for count in (20, 400):
+        with store._book._mutex:  # nothing is sent meanwhile
+            for entry in _of_many(make_entry, count, f"of {count}"):
+                store.settle(replace(entry, dedup_key=None))
+            asked.clear()
+        store.flush()
+        asked_for.append(len(asked))
+    assert 0 < asked_for[1] <= asked_for[0] + 2  # many rows are copied, for which a table is staged
+    assert len(store.aggregate(EVER, ["member", "end_user", "tag:job"])) == 420
+    assert store.verify(deep=True).ok
+
+
+def test_a_fold_with_entries_that_are_there_already_asks_for_all_at_once(opened, postgres_url, make_entry, asked):
+    first, second = opened(postgres_url), opened(postgres_url.replace("/spool", "/other"))
+    some = list(_of_many(make_entry, 300, "some"))
+    first.append([(entry, ()) for entry in some])
+    with second._book._mutex:  # nothing is sent meanwhile
+        for entry in _of_many(make_entry, 300, "other"):
+            second.settle(replace(entry, dedup_key=None))
+        for entry in some[:150]:
+            second.journal.append(encode_entry(entry, second.journal.definitions), b'{"seek":true}')
+        asked.clear()
+    second.flush()
+    assert len(asked) < 60
+    assert second.verify(deep=True).entries == 600
+
+
+def test_rows_whose_commit_failed_are_made_again(store, query, make_entry):
+    query("CREATE SEQUENCE failed")
+    query(
+        "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$ "
+        "BEGIN IF nextval('failed') = 1 THEN PERFORM pg_terminate_backend(pg_backend_pid()); END IF; "
+        "RETURN NULL; END $$"
+    )
+    query(
+        "CREATE CONSTRAINT TRIGGER fails AFTER INSERT ON accounts DEFERRABLE INITIALLY DEFERRED "
+        "FOR EACH ROW EXECUTE FUNCTION fail()"
+    )
+    store.settle(make_entry(attribution=Attribution(member="eve", end_user="bob", tags={"job": "a"})))
+    store.flush()
+    assert query("SELECT last_value FROM failed") == [(2,)]
+    query("DROP TRIGGER fails ON accounts")
+    assert store.verify(deep=True).ok
+    assert [entry.attribution.member for entry in store.entries()] == ["eve"]

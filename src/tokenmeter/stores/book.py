@@ -37,8 +37,9 @@ from tokenmeter.stores.urls import unusable
 
 T = TypeVar("T")
 
-#: Records to a transaction of the fold.
+#: Records to a transaction of the fold, and of those that are looked at together before they are taken.
 _MOST = 16_384
+_TOGETHER = 2048
 _MOST_KNOWN = 50_000
 
 #: What a column takes. A record of anything else is put aside: an error of the database would keep all behind it.
@@ -189,9 +190,14 @@ class FoldingBook(ABC):
 
     def has(self, connection: Any, entry_id: str, dedup_key: str | None = None) -> bool:
         """Whether an entry or its bill is in the ledger or its archive."""
-        if connection.execute(_HAS_ENTRY, (self.engine.identity(entry_id), dedup_key)).fetchone() is not None:
+        if self.has_live(connection, entry_id, dedup_key):
             return True
         return self.archives is not None and self.archives.has(connection, entry_id)
+
+    def has_live(self, connection: Any, entry_id: str, dedup_key: str | None) -> bool:
+        """Whether an entry or its bill is in the ledger's tables."""
+        found = connection.execute(_HAS_ENTRY, (self.engine.identity(entry_id), dedup_key))
+        return found.fetchone() is not None
 
     def hold(self, hold_id: str) -> Sequence[Sequence[Any]] | None:
         """See `tokenmeter.stores.effects.Book`."""
@@ -407,19 +413,29 @@ class FoldingBook(ABC):
         Raises:
             ValueError: no table takes it.
         """
-        if kind == "account" and not ALWAYS.issubset(values):
-            raise ValueError(f"a call without {', '.join(sorted(ALWAYS.difference(values)))}")
-        for name in _TEXTS[kind]:
-            if not isinstance(text := values.get(name), str | None):
-                raise TypeError(f"{name} is no text: {text!r}")
+        check_definition(kind, values)
         digest = self.keep_definition(connection, kind, record, values)
         self._meters.pop(digest, None)
         self._accounts.pop(digest, None)
 
 
-def make_room(known: dict[str, Any]) -> None:
+def check_definition(kind: str, values: Mapping[str, Any]) -> None:
+    """Whether tables take a definition.
+
+    Raises:
+        ValueError: they do not.
+        TypeError: they do not: something that is no text.
+    """
+    if kind == "account" and not ALWAYS.issubset(values):
+        raise ValueError(f"a call without {', '.join(sorted(ALWAYS.difference(values)))}")
+    for name in _TEXTS[kind]:
+        if not isinstance(text := values.get(name), str | None):
+            raise TypeError(f"{name} is no text: {text!r}")
+
+
+def make_room(known: dict[str, Any], more: int = 1) -> None:
     """Start a memory anew that has grown large."""
-    if len(known) >= _MOST_KNOWN:
+    if len(known) + more > _MOST_KNOWN:
         known.clear()
 
 
@@ -466,6 +482,13 @@ class Folding(ABC):
     def end(self, connection: Any, known: Mapping[int, int]) -> None:
         """Write what was gathered; `known` are the places before."""
 
+    def foresee(self, connection: Any, frames: Sequence[tuple[bytes, bytes]]) -> None:  # noqa: B027 - an engine may
+        """Look up together what records that come next (and their effects) name, where each question takes long."""
+
+    def has(self, connection: Any, entry_id: str, key: str | None) -> bool:
+        """Whether an entry or its bill is in the ledger's tables."""
+        return self.book.has_live(connection, entry_id, key)
+
     def wanted(self, connection: Any, effects: Mapping[str, Any]) -> bool:  # noqa: ARG002 - an engine may say more
         """Whether a record that comes with these effects is still to be taken."""
         return True
@@ -477,11 +500,15 @@ class Folding(ABC):
         self.start(connection)
         known = dict(self.places)
         done = 0
-        for number, end, record, effects in itertools.islice(self._frames(), most):
+        frames = itertools.islice(self._frames(), most)
+        while some := list(itertools.islice(frames, _TOGETHER)):
             self.refuse_moved()
-            self._take(connection, number, end, record, effects)
-            self.places[number] = end
-            done += 1
+            if self._refuse is None:
+                self.foresee(connection, [(record, effects) for _, _, record, effects in some])
+            for number, end, record, effects in some:
+                self._take(connection, number, end, record, effects)
+                self.places[number] = end
+            done += len(some)
         if done or (known != self.places and self.moved is None):
             self.end(connection, known)
         return done
@@ -566,8 +593,9 @@ class Folding(ABC):
     def _is_there(self, connection: Any, entry_id: str, key: str | None) -> bool:
         if entry_id in self._ids or (key is not None and key in self._dedup):
             return True
-        if self._careful:  # else the tables refuse what is there already; see `RepeatedError`
-            return self.book.has(connection, entry_id, key)
+        # Else the tables refuse what is there already; see `RepeatedError`.
+        if self._careful and self.has(connection, entry_id, key):
+            return True
         archives = self.book.archives
         if self._archived is None:
             self._archived = archives is not None and archives.has_any(connection)

@@ -7,22 +7,30 @@ import json
 import re
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import psycopg
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 
 from tokenmeter.errors import ConfigurationError, StoreBusyError, StoreError, StoreUnavailableError
 from tokenmeter.ledger import CounterKey, ThresholdCrossing
 from tokenmeter.stores.base import PolicyReader
-from tokenmeter.stores.book import ENTRY_COLUMNS, SUM_COLUMNS, Folding, FoldingBook, RepeatedError
+from tokenmeter.stores.book import (
+    ENTRY_COLUMNS,
+    SUM_COLUMNS,
+    Folding,
+    FoldingBook,
+    RepeatedError,
+    check_definition,
+    make_room,
+)
 from tokenmeter.stores.documents import told_of_move
 from tokenmeter.stores.effects import Standing
-from tokenmeter.stores.encoding import digest_of, note_usage
-from tokenmeter.stores.fold import Batch, sum_rows
+from tokenmeter.stores.encoding import compact_json, digest_of, note_usage
+from tokenmeter.stores.fold import AccountFacts, Batch, sum_rows
 from tokenmeter.stores.postgres.engine import ENGINE
 from tokenmeter.stores.postgres.pool import Pool
 from tokenmeter.stores.postgres.sessions import ServerRows, explain, is_refusal, reason_of
@@ -374,6 +382,121 @@ class PostgresBook(FoldingBook):
         connection.execute("SELECT define(?)", (record.decode(),))
         return str(values["digest"]) if kind == "name" else digest_of(record)
 
+    def define(self, connection: ServerRows, kind: str, record: bytes, values: Mapping[str, Any]) -> None:
+        """See `FoldingBook`. What was kept with others is not kept once more."""
+        if record not in self._kept:
+            super().define(connection, kind, record, values)
+
+    def forget_rows(self) -> None:
+        """See `FoldingBook`."""
+        super().forget_rows()
+        self._kept: frozenset[bytes] = frozenset()
+
+    def foresee(self, connection: ServerRows, found: _Foreseen) -> None:
+        """Keep definitions, then look up rows, by one statement for each kind of them: others wait for this fold."""
+        self._kept = frozenset(found.definitions)
+        if found.definitions:
+            told = [record.decode() for record in found.definitions]
+            connection.execute("SELECT define(one) FROM unnest(CAST(? AS text[])) AS one", (told,)).fetchall()
+            for digest in found.defined:
+                self._meters.pop(digest, None)
+                self._accounts.pop(digest, None)
+        run = connection.execute
+        _look_up(run, _ACCOUNT_ROWS, found.accounts, self._accounts, AccountFacts.of)
+        _look_up(run, _RATE_METERS, found.rates, self._meters, _known_meter)
+        _look_up(run, _NAME_ROWS, found.names, self._names, int)
+        bodies = [body for body in found.tagsets if body not in self._tagsets]
+        if bodies:
+            rows = run(_TAGSET_ROWS, (bodies,)).fetchall()
+            make_room(self._tagsets, len(rows))
+            self._tagsets.update(rows)
+
+
+def _known_meter(meter: str | None) -> str:
+    return meter or "unknown"
+
+
+def _look_up(
+    run: Callable[..., Any], statement: str, digests: Iterable[str], known: dict[str, T], row_of: Callable[..., T]
+) -> None:
+    """Add to what is `known` by its digest what is not yet."""
+    wanted = [bytes.fromhex(digest) for digest in digests if digest not in known]
+    if wanted:
+        rows = run(statement, (wanted,)).fetchall()
+        make_room(known, len(rows))
+        known.update((digest.hex(), row_of(*row)) for digest, *row in rows)
+
+
+class _Foreseen:
+    """What records name. Each is given in order and once: a `dict` without values.
+
+    Attributes:
+        definitions: Records that define what entries share.
+        defined: Their digests.
+        accounts: Digests of accounts, as for `rates` and `names`.
+        tagsets: Sets of tags.
+        sought: Entries that may be there already.
+        keys: Their bills.
+        needed: Holds without which something is not taken.
+    """
+
+    def __init__(self) -> None:
+        self.definitions: dict[bytes, None] = {}
+        self.defined: dict[str, None] = {}
+        self.accounts: dict[str, None] = {}
+        self.rates: dict[str, None] = {}
+        self.names: dict[str, None] = {}
+        self.tagsets: dict[str, None] = {}
+        self.sought: dict[str, None] = {}
+        self.keys: dict[str, None] = {}
+        self.needed: dict[str, None] = {}
+
+    def add(self, record: bytes, effects: bytes, *, careful: bool) -> None:
+        """Take down what a record and its effects name.
+
+        Raises:
+            Exception: it is no record; whoever takes it says so.
+        """
+        if not record:
+            return
+        values: dict[str, Any] = from_json(record)
+        kind = values["record"]
+        if kind == "entry":
+            tags: Mapping[str, str] = values.get("tags") or {}
+            names = [*tags.values(), *([values["end_user"]] if "end_user" in values else ())]
+            rates = [charge["rate"] for charge in values.get("charges", ())]
+            for digest in (account := values["account"], *names, *rates):
+                bytes.fromhex(digest)
+            self.accounts[account] = None
+            self.rates.update(dict.fromkeys(rates))
+            self.names.update(dict.fromkeys(names))
+            if tags:
+                self.tagsets[compact_json(tags)] = None
+            if careful or b'"seek":' in effects:
+                self.sought[values["id"]] = None
+                if (key := values.get("dedup_key")) is not None:
+                    self.keys[key] = None
+            if b'"needed":' in effects:
+                self.needed[from_json(effects)["needed"]] = None
+        elif kind in {"account", "rate", "name"}:
+            check_definition(kind, values)
+            self.defined[values["digest"] if kind == "name" else digest_of(record)] = None
+            self.definitions[record] = None
+
+
+_ACCOUNT_ROWS = (
+    "SELECT one, row.id, row.kind, row.cost_source FROM unnest(CAST(? AS bytea[])) AS one, account_row(one) AS row"
+)
+_RATE_METERS = "SELECT one, rate_meter(one) FROM unnest(CAST(? AS bytea[])) AS one"
+_NAME_ROWS = "SELECT one, name_row(one) FROM unnest(CAST(? AS bytea[])) AS one"
+_TAGSET_ROWS = "SELECT one, tagset_row(one) FROM unnest(CAST(? AS text[])) AS one"
+
+
+_SOUGHT = (
+    "SELECT 'entry_id', entry_id FROM entries WHERE entry_id = ANY (?) "
+    "UNION ALL SELECT 'key', key FROM dedup WHERE key = ANY (?)"
+)
+
 
 @contextlib.contextmanager
 def _settings_as_outage() -> Generator[None]:
@@ -415,11 +538,14 @@ class _FoldToServer(Folding):
 
     def __init__(self, book: PostgresBook, *, careful: bool, refuse: str | None = None) -> None:
         super().__init__(book, careful=careful, refuse=refuse)
-        self._told, self._pool = book.told, book.pool
+        self._told, self._pool, self._tried = book.told, book.pool, False
         self._server = book
 
     def begin(self, connection: ServerRows) -> tuple[int, bytes, dict[int, int]]:
         """See `Folding`. A segment that is shorter than what was folded of it (after a power cut) is read again."""
+        if self._tried:  # the commit failed, and may have taken back rows that were made
+            self._server.forget_rows()
+        self._tried = True
         self._refused: list[tuple[Any, ...]] = []
         self._needed: list[str] = []
         self._alerts: list[tuple[CounterKey, int, Sequence[int], str, int]] = []
@@ -432,6 +558,9 @@ class _FoldToServer(Folding):
         self.seen: list[ThresholdCrossing] = []
         self.crossed: list[ThresholdCrossing] = []
         self._heard: dict[int, list[int]] = {}
+        self._sought: Collection[str] = ()
+        self._there: set[tuple[str, str]] = set()
+        self._held: dict[str, bool] = {}
         head = connection.execute("SELECT begin_fold(?)", (self.book.identity,)).fetchall()[0][0]
         if head is None:
             raise StoreUnavailableError(
@@ -454,6 +583,30 @@ class _FoldToServer(Folding):
         """See `Folding`."""
         self._refused.append((*place, reason, record.hex(), effects.hex()))
 
+    def foresee(self, connection: ServerRows, frames: Sequence[tuple[bytes, bytes]]) -> None:
+        """See `Folding`."""
+        found = _Foreseen()
+        for record, effects in frames:
+            with contextlib.suppress(LookupError, ValueError, TypeError, AttributeError):
+                found.add(record, effects, careful=self._careful)
+        self._server.foresee(connection, found)
+        if found.sought:
+            self._sought = found.sought
+            self._there = {
+                (column, text)
+                for column, text in connection.execute(_SOUGHT, (list(found.sought), list(found.keys))).fetchall()
+            }
+        if found.needed:
+            statement = "SELECT hold_id FROM holds WHERE hold_id = ANY(?)"
+            held = {hold for (hold,) in connection.execute(statement, (list(found.needed),)).fetchall()}
+            self._held = {hold: hold in held for hold in found.needed}
+
+    def has(self, connection: ServerRows, entry_id: str, key: str | None) -> bool:
+        """See `Folding`. A bill of a record that is foreseen is, too."""
+        if entry_id not in self._sought:
+            return super().has(connection, entry_id, key)
+        return ("entry_id", entry_id) in self._there or ("key", key) in self._there
+
     def wanted(self, connection: ServerRows, effects: Mapping[str, Any]) -> bool:
         """See `Folding`."""
         needed = effects.get("needed")
@@ -461,7 +614,10 @@ class _FoldToServer(Folding):
             return True
         if needed in self._batch.freed:
             return False
-        if connection.execute("SELECT 1 FROM holds WHERE hold_id = ?", (needed,)).fetchone() is None:
+        held = self._held.get(needed)
+        if held is None:
+            held = connection.execute("SELECT 1 FROM holds WHERE hold_id = ?", (needed,)).fetchone() is not None
+        if not held:
             return False
         self._needed.append(needed)
         return True
