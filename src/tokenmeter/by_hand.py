@@ -32,8 +32,8 @@ from tokenmeter.pricing.price import canonical_condition
 from tokenmeter.processes import is_disabled
 from tokenmeter.providers import dialect_for, error_in, observe, to_wire
 from tokenmeter.providers.hosts import billing_name
-from tokenmeter.providers.registry import FORMATS, dialect, last_events
-from tokenmeter.providers.wire import is_array, is_object
+from tokenmeter.providers.registry import FORMATS, dialect, last_events, told_beside
+from tokenmeter.providers.wire import BodyError, events_in, is_array, is_object, split_failure
 from tokenmeter.usage import Observation
 
 log = logging.getLogger("tokenmeter")
@@ -380,21 +380,39 @@ def _seen(body: Any, call: Call, *, final_only: bool = True) -> Observation:
 
 def _read_all(body: Any, call: Call, status: Status, response_id: str | None) -> list[_Read]:
     """What each bill in a body says, and when it says that it was made."""
+    if events := events_in(body):
+        body, response_id = events, response_id or told_beside(body).get("id")
+    body, failure = _without_failure(body, call)
     bills = _bills(body, call)
-    found = [(_read(one, call, status, response_id), _made_at(one)) for one in bills]
+    failures = [None] * (len(bills) - 1) + [failure]  # of streams one after the other the last one failed
+    found = [
+        (_read(one, call, status, response_id, failed), _made_at(one))
+        for one, failed in zip(bills, failures, strict=True)
+    ]
     if response_id is None or not is_array(body) or _holds_many(call) or any(_is_event(one) for one, _ in found):
         return found
     whole = _as_one(bills, call)  # the caller says that it is one
-    return [(_read(whole, call, status, response_id), _made_at(whole))]
+    return [(_read(whole, call, status, response_id, failure), _made_at(whole))]
 
 
-def _read(body: Any, call: Call, status: Status, response_id: str | None) -> Outcome:
+def _without_failure(body: Any, call: Call) -> tuple[Any, BodyError | None]:
+    """The events of a stream that failed without those that say so, and how it did; any other body as it is."""
+    if not is_array(body) or _holds_many(call):
+        return body, None
+    rest, failure = split_failure(body)
+    ids = [_seen(one, call).response_id for one in rest] if failure else []
+    if len(ids) > 1 and all(ids) and len(set(ids)) == len(ids):
+        return body, None  # answers by themselves, one of them an error
+    return rest, failure
+
+
+def _read(body: Any, call: Call, status: Status, response_id: str | None, failure: BodyError | None = None) -> Outcome:
     """What the body says; it is billed once, whoever sees it again."""
-    seen = _seen(body, call, final_only=status == "ok")
+    seen = _seen(body, call, final_only=status == "ok" and failure is None)
     # A line of a batch is named within its file only, and nobody said which file that is: it goes by its answer's id.
     if isinstance(body, Mapping) and seen.bill_id in {body.get("custom_id"), body.get("key")}:  # pyright: ignore[reportUnknownMemberType]
         seen = replace(seen, bill_id=None)
-    error = error_in(body) if status == "ok" else None
+    error = (failure or error_in(body)) if status == "ok" else None
     if error is not None:
         status, error_type = "error", error.kind
         if not error.answered and _is_nothing(seen.raw_usage):  # a refusal costs nothing

@@ -210,3 +210,15 @@ def test_a_response_that_says_it_failed_is_an_error_and_is_charged(streamed, end
     assert (entry.status, entry.error_type) == (status, "server_error" if error else None)
     assert (entry.usage.input_tokens, entry.usage.output_tokens) == (70, 20)
     assert entry.billed_cost
+
+
+@pytest.mark.needs("openai.resources.responses:Responses")
+def test_a_response_that_an_event_says_has_failed_is_an_error(clients, books, provider):
+    opened = {"id": "resp_1", "object": "response", "model": "gpt-5-mini", "status": "in_progress", "output": []}
+    words = {"type": "response.output_text.delta", "sequence_number": 1, "delta": "The sea", "output_index": 0}
+    failed = {"type": "error", "sequence_number": 2, "code": "server_error", "message": "no", "param": None}
+    provider.answer(events=[{"type": "response.created", "sequence_number": 0, "response": opened}, words, failed])
+    with clients.make("OpenAI") as client:
+        list(client.responses.create(model="gpt-5-mini", input="Hello", stream=True))
+    entry = books.one()
+    assert (entry.status, entry.error_type, entry.cost_source) == ("error", "server_error", "estimated")

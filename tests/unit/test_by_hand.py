@@ -797,6 +797,97 @@ MINIMAX_1008 = {
 }
 
 
+def _chunks(error, **more):
+    chunk = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "model": "gpt-5-mini"}
+    chunks = [{**chunk, "choices": [{"index": 0, "delta": {"content": "The sea"}, "finish_reason": None}]}]
+    return [*chunks, *([{**chunk, "choices": [], **more}] if more else []), error]
+
+
+def _response_events(last):
+    opened = {"id": "resp_1", "object": "response", "model": "gpt-5-mini", "status": "in_progress", "output": []}
+    words = {"type": "response.output_text.delta", "delta": "The sea", "output_index": 0, "content_index": 0}
+    last = {**last, "response": {**opened, **last["response"]}} if "response" in last else last
+    return [{"type": "response.created", "response": opened}, words, last]
+
+
+_TOLD = {"id": "msg_1", "type": "message", "model": "claude-sonnet-4-5", "content": [], "usage": {"input_tokens": 25}}
+_MESSAGE = [
+    {"type": "message_start", "message": _TOLD},
+    {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "The sea"}},
+]
+_ENDING = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 7}}
+_OVERLOADED = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
+_PIECE = {"candidates": [{"content": {"parts": [{"text": "The sea"}]}}], "responseId": "g1"}
+_COUNTED = {"usageMetadata": {"promptTokenCount": 10, "candidatesTokenCount": 3, "totalTokenCount": 13}}
+_CONVERSED = [{"messageStart": {"role": "assistant"}}, {"contentBlockDelta": {"delta": {"text": "The sea"}}}]
+_METADATA = {"metadata": {"usage": {"inputTokens": 10, "outputTokens": 5, "totalTokens": 15}}}
+_COHERE = [
+    {"type": "message-start", "id": "c1", "delta": {"message": {"role": "assistant"}}},
+    {"type": "content-delta", "index": 0, "delta": {"message": {"content": {"text": "The sea"}}}},
+]
+_UNITS = {"usage": {"billed_units": {"input_tokens": 10, "output_tokens": 5}}}
+_FAULT = {"error": {"message": "The server had an error", "type": "server_error"}}
+_CHAT, _RESPONSES = ("openai", "chat.completions", "gpt-5-mini"), ("openai", "responses", "gpt-5-mini")
+_CLAUDE, _GEMINI = (
+    ("anthropic", "messages", "claude-sonnet-4-5"),
+    ("google", "models.generate_content", "gemini-2.5-pro"),
+)
+_BEDROCK = ("bedrock", "converse_stream", "amazon.nova-pro-v1:0")
+_RAW = ("bedrock", "invoke_model_with_response_stream", "anthropic.claude-sonnet-4-5-20250929-v1:0")
+_COMMAND = ("cohere", "chat", "command-a-03-2025")
+_GUESS, _NOBODY = {"estimated"}, {"usage_unknown"}
+#: What went wrong amid a stream: its events -> kind, tokens in and out, doubts, and where it was.
+FAILED_STREAMS = {
+    "a chat": (_chunks(_FAULT), "server_error", (0, 0), _GUESS | _NOBODY, _CHAT),
+    "a chat that had said its usage": (_chunks(_FAULT, usage=CHAT["usage"]), "server_error", (1000, 100), set(), _CHAT),
+    "a chat of another host's": (
+        _chunks({"object": "error", "message": "capacity exceeded", "code": "3505"}),
+        *("3505", (0, 0), _GUESS | _NOBODY, ("mistral", "chat.completions", "mistral-large-latest")),
+    ),
+    "a response by an event": (
+        _response_events({"type": "error", "code": "server_error", "message": "no"}),
+        *("server_error", (0, 0), _GUESS | _NOBODY, _RESPONSES),
+    ),
+    "a response that says so": (
+        _response_events(
+            {
+                "type": "response.failed",
+                "response": {"status": "failed", "usage": {"input_tokens": 9, "output_tokens": 2}},
+            }
+            | {"error": None}
+        ),
+        *("failed", (9, 2), set(), _RESPONSES),
+    ),
+    "Claude": ([*_MESSAGE, _OVERLOADED], "overloaded_error", (25, 2), _GUESS, _CLAUDE),
+    "Claude, all but its last event": ([*_MESSAGE, _ENDING, _OVERLOADED], "overloaded_error", (25, 7), set(), _CLAUDE),
+    "Gemini": ([{**_PIECE, **_COUNTED}, GOOGLE_429], "429", (10, 3), set(), _GEMINI),
+    "Gemini, uncounted": ([_PIECE, GOOGLE_429], "429", (0, 0), _NOBODY, _GEMINI),
+    "Cohere": (
+        [*_COHERE, {"type": "message-end", "delta": {"finish_reason": "ERROR", "error": "no", **_UNITS}}],
+        *("ERROR", (10, 5), set(), _COMMAND),
+    ),
+    "Cohere, uncounted": (
+        [*_COHERE, {"type": "message-end", "delta": {"finish_reason": "ERROR", "error": "no"}}],
+        *("ERROR", (0, 0), _NOBODY, _COMMAND),
+    ),
+    **{
+        f"Bedrock {kind}": ([*_CONVERSED, {kind: {"message": "no"}}], kind, (0, 0), _NOBODY, _BEDROCK)
+        for kind in ("throttlingException", "modelStreamErrorException", "internalServerException")
+    },
+    "Bedrock, counted": (
+        [*_CONVERSED, _METADATA, {"modelStreamErrorException": {"message": "no"}}],
+        *("modelStreamErrorException", (10, 5), set(), _BEDROCK),
+    ),
+    "Bedrock's frames": (
+        [
+            *({"chunk": {"bytes": json.dumps(one).encode()}} for one in _MESSAGE),
+            {"throttlingException": {"message": "no"}},
+        ],
+        *("throttlingException", (25, 2), _GUESS, _RAW),
+    ),
+}
+
+
 class TestErrorBodies:
     @pytest.mark.parametrize(
         ("body", "kind", "here"),
@@ -844,6 +935,39 @@ class TestErrorBodies:
     )
     def test_what_is_no_error_is_not_taken_for_one(self, meter, body):
         assert meter.record(body, **HERE, model="gpt-5-mini").status == "ok"
+
+    @pytest.mark.parametrize("held", [lambda events: events, lambda events: {"stream": events}], ids=["list", "held"])
+    @pytest.mark.parametrize(("events", "kind", "used", "doubts", "here"), FAILED_STREAMS.values(), ids=FAILED_STREAMS)
+    def test_at_the_end_of_a_stream_are_failed_calls_with_what_was_said_until_then(
+        self, meter, events, kind, used, doubts, here, held
+    ):
+        provider, endpoint, model = here
+        entry = meter.record(held(events), provider=provider, endpoint=endpoint, model=model)
+        assert (entry.status, entry.error_type) == ("error", kind)
+        assert (entry.usage.input_tokens, entry.usage.output_tokens) == used
+        assert {one for one in entry.flags if not one.startswith("assumed_usd=")} == doubts
+        source = "unpriced" if "usage_unknown" in doubts else "estimated" if doubts else "computed"
+        assert entry.cost_source == source
+        assert len(list(meter.entries())) == 1
+        assert meter.report().totals.errors == 1
+
+    @pytest.mark.parametrize("held", [lambda events: events, lambda events: {"stream": events}], ids=["list", "held"])
+    @pytest.mark.parametrize("event", [{"throttlingException": {"message": "slow down"}}, ANTHROPIC_401, GOOGLE_429])
+    def test_alone_in_a_stream_are_refusals(self, meter, event, held):
+        entry = meter.record(
+            held([event]), provider="bedrock", endpoint="converse_stream", model="amazon.nova-pro-v1:0"
+        )
+        assert (entry.status, entry.cost_source, entry.usage.total_tokens) == ("error", "none", 0)
+
+    def test_behind_answers_of_their_own_are_none_of_theirs(self, meter):
+        entry = meter.record([CHAT, {**CHAT, "id": "chatcmpl-2"}, {"object": "error", "message": "no"}], **HERE)
+        assert (entry.status, entry.usage.input_tokens, entry.usage.output_tokens) == ("ok", 2000, 200)
+
+    def test_a_price_is_of_what_came_before(self, meter):
+        events, _, _, _, (provider, endpoint, model) = FAILED_STREAMS["Claude, all but its last event"]
+        whole = meter.price(events[:-1], provider=provider, endpoint=endpoint, model=model)
+        assert meter.price(events, provider=provider, endpoint=endpoint, model=model) == whole
+        assert whole.flags == frozenset()
 
     @with_budget(limit_usd=1)
     def test_free_what_was_held(self, meter):

@@ -33,4 +33,6 @@ def billed_units(usage: JSON) -> Reading:
     return said_by(Usage({**quantities, **pieces}), prompt, flags, {"input": prompt, "output": answer})
 
 
-SHAPES = (Shape(billed_units, own=frozenset(("billed_units",)), nested=("meta",)),)
+SHAPES = (
+    Shape(billed_units, own=frozenset(("billed_units",)), nested=("meta",), last=(("delta", "usage", "billed_units"),)),
+)

@@ -13,7 +13,17 @@ from tokenmeter.call import RequestFacts
 from tokenmeter.errors import PricingError
 from tokenmeter.providers.context import Context, joined
 from tokenmeter.providers.prompts import PromptRule
-from tokenmeter.providers.wire import JSON, is_array, is_object, members, section, text, to_wire
+from tokenmeter.providers.wire import (
+    JSON,
+    events_in,
+    is_array,
+    is_object,
+    members,
+    section,
+    split_failure,
+    text,
+    to_wire,
+)
 from tokenmeter.usage import Observation
 
 if TYPE_CHECKING:
@@ -231,6 +241,9 @@ def observe(
         PricingError: `body` is no body at all.
     """
     wire = to_wire(body)
+    wire = events_in(wire) or wire
+    if is_array(wire):
+        wire, _ = split_failure(wire)
     if not isinstance(wire, dict | list) or not wire:
         raise PricingError(
             f"{type(body).__name__} is no response body: pass what the SDK returned, its .usage, or the decoded JSON."

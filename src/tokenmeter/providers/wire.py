@@ -315,6 +315,9 @@ _TELLING = ("detail", "message", "msg", "error_message", "error_msg", "title", "
 _KINDS = ("code", "type", "status", "error_code", "error_type", "statusCode", "status_code")
 _ANSWERS = ("choices", "content", "output", "candidates", "data", "results", "embeddings", "text")
 _HTTP_ERROR = 400
+_EXCEPTION = "Exception"
+#: Under which an answer has all events of its stream in a list.
+_EVENTS = ("stream", "body")
 
 
 def error_in(body: Any) -> BodyError | None:
@@ -337,10 +340,45 @@ def error_in(body: Any) -> BodyError | None:
     said = body.get("error") or body.get("errors") or (refused and {"code": refused})
     marked = bool(said) or "error" in (body.get("type"), body.get("object"))  # a tuple: either may be what has no hash
     if not marked and not (body.keys() <= _OF_ERRORS and any(isinstance(body.get(name), str) for name in _TELLING)):
-        return None
+        return _error_of_event(body)
     told = said[0] if is_array(said) and said else said
     answered = any(body.get(name) for name in _ANSWERS)
     return BodyError(_kind(told if is_object(told) else {}, body), answered)
+
+
+def _error_of_event(event: JSON) -> BodyError | None:
+    """What went wrong, as an event says it that is called by it, or that ends a message with it."""
+    delta = section(event, "delta")
+    if delta.get("error"):
+        return BodyError(text(delta, "finish_reason") or "error", answered=False)
+    name = next(iter(event)) if len(event) == 1 else ""
+    return BodyError(name, answered=False) if name.endswith(_EXCEPTION) and section(event, name) else None
+
+
+def events_in(body: Any) -> list[Any]:
+    """The events of a stream that was read into a list where its answer had the stream; none of any other body."""
+    for name in _EVENTS if is_object(body) else ():
+        found = body.get(name)
+        if is_array(found) and found and all(map(is_object, found)):
+            return found
+    return []
+
+
+def split_failure(events: list[Any]) -> tuple[list[Any], BodyError | None]:
+    """What came of a stream before it failed, and how it did; all of it and None where its last event is no error.
+
+    An event that says what was used beside what went wrong is kept.
+    """
+    parts = [one for one in events if is_object(one)]
+    failure = error_in(parts[-1]) if parts else None
+    if failure is None:
+        return events, None
+    rest = [one for one in parts if error_in(one) is None or _says_usage(one)]
+    return (rest, failure._replace(answered=True)) if rest else (events, None)
+
+
+def _says_usage(event: JSON) -> bool:
+    return bool(section(event, "usage", "response") or section(section(event, "delta"), "usage"))
 
 
 def _error_of_line(line: JSON) -> BodyError | None:

@@ -11,7 +11,7 @@ from tokenmeter.providers.base import Read, SocketEvents, StreamReader
 from tokenmeter.providers.context import Context, joined, pending, unknown
 from tokenmeter.providers.openai.extras import executed_tools, message_bytes, own_tools
 from tokenmeter.providers.prompts import tokens_of
-from tokenmeter.providers.wire import JSON, count, is_object, latest, members, section, text, utf8_length
+from tokenmeter.providers.wire import JSON, count, error_in, is_object, latest, members, section, text, utf8_length
 from tokenmeter.usage import Observation
 
 _ESTIMATED = frozenset({"estimated"})
@@ -176,6 +176,8 @@ RUN_ENDINGS = frozenset(
 )
 #: Events that hold a response which has ended, over a stream or a socket.
 ANSWERS = TERMINAL | {"response.done"}
+#: An event after which no more comes.
+_ERROR = "error"
 _OPENING = frozenset({"response.created", "response.queued", "response.in_progress"})
 #: Deltas that are not text: base64 audio.
 _BINARY = ("response.audio.delta", "response.output_audio.delta")
@@ -184,7 +186,7 @@ _BINARY = ("response.audio.delta", "response.output_audio.delta")
 class ResponseStream:
     """Events of a Responses API stream: the terminal event carries the whole response, usage included."""
 
-    __slots__ = ("_bytes", "_context", "_final", "_items", "_opened", "_read", "_whole")
+    __slots__ = ("_bytes", "_context", "_failed", "_final", "_items", "_opened", "_read", "_whole")
 
     def __init__(self, context: Context, read: Read) -> None:
         self._context = context
@@ -193,6 +195,7 @@ class ResponseStream:
         self._items: list[dict[str, Any]] = []
         self._opened: dict[str, Any] = {}
         self._final: Observation | None = None
+        self._failed: str | None = None
         self._whole: JSON | None = None
 
     @property
@@ -213,6 +216,9 @@ class ResponseStream:
         if kind in TERMINAL:
             self._final = self._read(event, replace(self._context, received=self._bytes))
             self._whole = section(event, "response")
+        elif kind == _ERROR:
+            error = error_in(event)
+            self._failed = error.kind if error else _ERROR
         elif kind in _OPENING:
             body = section(event, "response")
             self._opened = {k: body[k] for k in ("id", "model", "service_tier", "background", "tools") if body.get(k)}
@@ -235,7 +241,7 @@ class ResponseStream:
             return pending(opened)  # it goes on without us, and is billed when it is retrieved
         body = {**opened, "object": "response", "output": self._items}
         seen = self._read(body, replace(self._context, received=self._bytes))
-        return replace(seen, flags=seen.flags | _ESTIMATED)
+        return replace(seen, flags=seen.flags | _ESTIMATED, error_type=self._failed)
 
 
 #: Events that end one answer: several may come in one stream (two images, two turns of a session).
