@@ -28,6 +28,8 @@ from tokenmeter.providers.wire import (
 from tokenmeter.usage import Consumption, Observation, Quantity, Usage
 
 #: Chat models that search the web on every request (https://developers.openai.com/api/docs/guides/tools-web-search).
+#: A deployment of Azure's model router, by the name of what it deploys: it bills the prompt beside the model it chose.
+_ROUTER = re.compile(r"(^|[^a-z])model-router($|[^a-z])", re.IGNORECASE)
 _SEARCHERS = frozenset({"azure", "openai"})
 _SEARCHES_ALWAYS = re.compile(r"-search-(preview|api)\b")
 #: Perplexity's research model bills what it read and thought at rates of their own; the other models bill the request.
@@ -142,6 +144,9 @@ def extra_meters(
     provider = context.provider
     if model and "-search-" in model and provider in _SEARCHERS and (found := _SEARCHES_ALWAYS.search(model)):
         meters["web_searches_preview" if found[1] == "preview" else "web_searches"] = 1
+    asked = context.request.model
+    if asked and provider == "azure" and _ROUTER.search(asked):
+        flags.add("router_fee_unknown")
     if states_tools(usage):
         meters |= _stated_tools(usage, flags)
     elif any(usage.get(name) for name in _TOOLS):
