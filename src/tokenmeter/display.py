@@ -72,11 +72,26 @@ def compact(quantity: Decimal | int) -> str:
     number = Decimal(quantity)
     if number.copy_abs() < 10_000:  # noqa: PLR2004 - five characters are as short as it gets
         return count(quantity)
-    for size, letter in ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k")):
-        if number.copy_abs() >= size:
-            scaled = EXACT.divide(number, Decimal(size))
-            return f"{round_to(scaled, 1 if scaled.copy_abs() < 100 else 0):f}{letter}"  # noqa: PLR2004 - digits
-    return count(quantity)
+    size, letter = _size(number)
+    scaled = EXACT.divide(number, size)
+    return f"{round_to(scaled, 1 if scaled.copy_abs() < 100 else 0):f}{letter}"  # noqa: PLR2004 - digits
+
+
+def compact_alike(quantities: Sequence[Decimal]) -> list[str]:
+    """Whole quantities as marks of one axis, in one unit and to one precision: ``0``, ``0.5M``, ``1.0M``."""
+    greatest = max(one.copy_abs() for one in quantities)
+    if greatest < 10_000:  # noqa: PLR2004 - as `compact`
+        return [count(int(one)) for one in quantities]
+    size, letter = _size(greatest)
+    scaled = [EXACT.divide(one, size) for one in quantities]
+    decimals = max(-int(one.normalize(EXACT).as_tuple().exponent) for one in scaled if one)
+    return [f"{round_to(one, max(decimals, 0)):f}{letter}" if one else "0" for one in scaled]
+
+
+def _size(number: Decimal) -> tuple[Decimal, str]:
+    """By what a quantity of four digits or more is divided, and the letter that says so."""
+    sizes = ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k"))
+    return next((Decimal(size), letter) for size, letter in sizes if number.copy_abs() >= size)
 
 
 def share(part: Decimal | None) -> str:

@@ -125,6 +125,22 @@ def test_percentiles_of_members_and_days_come_from_the_same_calls(meter, record)
     assert drawn.data["words"] == "over all calls"
 
 
+@pytest.mark.parametrize(
+    ("output", "labels"),
+    [
+        (7_000, ["0", "2,000", "4,000", "6,000", "8,000"]),
+        (19_000, ["0", "5k", "10k", "15k", "20k"]),
+        (1_800_000, ["0", "0.5M", "1.0M", "1.5M", "2.0M"]),
+        (190 * 10**12, ["0", "50T", "100T", "150T", "200T"]),
+    ],
+)
+def test_the_marks_of_an_axis_are_in_one_unit_and_to_one_precision(meter, record, output, labels):
+    """It was 50.0T below 100T, and 500k below 1.0M."""
+    record(at=NOW, output=output)
+    drawn = draw(asked(meter, "period=last-7d&show=output"), "", lambda _: "")
+    assert [tick.label for tick in drawn.up] == labels
+
+
 def test_how_long_calls_took_is_not_known_of_a_meter(meter, record):
     record(at=NOW, fields={"latency_us": 10})
     answer = asked(meter, "period=today&by=sku_meter&show=latency-p50")

@@ -14,10 +14,11 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 from tokenmeter.dashboard.explore import REST, Finding, Series
-from tokenmeter.dashboard.figures import compact, exact, money, name, places, share
+from tokenmeter.dashboard.figures import exact, money, name, places, share
 from tokenmeter.dashboard.outlook import Forecast
 from tokenmeter.dashboard.questions import Form, Measure, Question, decimals_of, lasting, shown_as
 from tokenmeter.dashboard.view import find_marks
+from tokenmeter.display import compact_alike
 from tokenmeter.money import EXACT, ZERO, add, multiply, ratio, round_to, subtract, total
 from tokenmeter.reports import Row
 from tokenmeter.values import dataclass
@@ -312,7 +313,11 @@ def _scale(values: Sequence[Decimal | int], measure: Measure, form: Form) -> tup
     while marks[-1] < plane.high:
         marks.append(add(marks[-1], step))
     decimals = 0 if step == round_to(step, 0) else places([step])
-    return plane, [Tick(plane.percent(mark), _mark(mark, measure, form, decimals)) for mark in marks]
+    if form == "share" or decimals or measure.unit in {"usd", "share", "ms"}:
+        texts = [_mark(mark, measure, form, decimals) for mark in marks]
+    else:
+        texts = compact_alike(marks)
+    return plane, [Tick(plane.percent(mark), text) for mark, text in zip(marks, texts, strict=True)]
 
 
 def _mark(value: Decimal, measure: Measure, form: Form, decimals: int) -> str:
@@ -322,7 +327,7 @@ def _mark(value: Decimal, measure: Measure, form: Form, decimals: int) -> str:
         return money(value, decimals)
     if measure.unit == "ms":
         return lasting(value)
-    return compact(int(value)) if value == round_to(value, 0) else exact(value)
+    return exact(value)
 
 
 def _round_step(length: Decimal) -> Decimal:
