@@ -685,3 +685,20 @@ def test_a_bill_that_two_wrote_down_at_once_is_one(store, make_entry, monkeypatc
         store.append([(replace(make_entry(), dedup_key="bill-1"), ()), (make_entry(), ())])
         assert store.verify().ok
     assert sorted(entry.dedup_key is None for entry in store.entries()) == [False, True, True]
+
+
+def test_what_is_recorded_is_followed_in_the_order_of_the_chain(store, make_entry, noon):
+    store.append([(make_entry(member="ada"), ())])
+    place, found = store.follow()
+    assert (store.follow(place), found) == ((place, []), [])
+    late = [replace(make_entry(member=f"m{n % 2}"), occurred_at=noon - timedelta(hours=n)) for n in range(1200)]
+    store.append([(entry, ()) for entry in late])
+    seen, before, only = [], place, []
+    while (step := store.follow(place))[0] != place:
+        place, some = step
+        seen += some
+    assert [entry.entry_id for entry in seen] == [entry.entry_id for entry in late]
+    while (step := store.follow(before, EntryFilter(where={"member": frozenset({"m1"})})))[0] != before:
+        before, some = step
+        only += some
+    assert [entry.entry_id for entry in only] == [entry.entry_id for entry in late[1::2]]

@@ -1094,6 +1094,11 @@ def test_who_reads_many_does_not_ask_for_each(store, make_entry, monkeypatch):
     ever = [datetime(2020, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)]
     assert len(store.aggregate(ever, ["end_user", "tag:job"])) == 300
     assert 0 < len(asked) < 60
+    asked.clear()
+    days = [datetime(2026, 9, 1, tzinfo=UTC) + timedelta(days=n) for n in range(92)]
+    assert sum(one.requests for one in store.aggregate(days, ["end_user", "tag:job"])) == 300
+    assert len(asked) < 30
+    asked.clear()
     assert len({entry.attribution.end_user for entry in store.entries()}) == 300
     assert store.verify().entries == 300
     assert store.rebuild(dry_run=True) == []

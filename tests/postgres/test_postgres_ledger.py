@@ -360,3 +360,14 @@ def test_rows_whose_commit_failed_are_made_again(store, query, make_entry):
     query("DROP TRIGGER fails ON accounts")
     assert store.verify(deep=True).ok
     assert [entry.attribution.member for entry in store.entries()] == ["eve"]
+
+
+def test_names_of_many_entries_are_asked_for_at_once(opened, postgres_url, query, make_entry, asked):
+    store, again = opened(postgres_url), opened(postgres_url.replace("/spool", "/other"))
+    for one in (store, again):
+        asked.clear()
+        one.append([(replace(entry, dedup_key=None), ()) for entry in _of_many(make_entry, 300, "some")])
+        assert sum("find_name(" in statement for statement in asked) == 1
+        assert query("SELECT count(*) FROM names") == [(900,)]
+    assert len(store.aggregate(EVER, ["member", "end_user", "tag:job"])) == 300
+    assert store.verify(deep=True).ok

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
-from datetime import timedelta
 from enum import StrEnum
 from itertools import islice
 from pathlib import Path
@@ -21,16 +19,15 @@ from tokenmeter.cli.frame import Frame, command, emit, ended_by_hanging_up, show
 from tokenmeter.cli.options import OverwriteOption, SelectionOptions, SplitOptions, TzOption, Where
 from tokenmeter.display import amount, count, counted, visible
 from tokenmeter.errors import ConfigurationError
-from tokenmeter.ledger import Entry, utcnow
+from tokenmeter.ledger import Entry
 from tokenmeter.periods import zone
 from tokenmeter.reports import Manifest, Query, export_charges, export_entries, export_focus, read_entries, read_report
 from tokenmeter.reports.export import Origin, write
 from tokenmeter.reports.fields import entry_fields
+from tokenmeter.reports.query import follow_entries
 from tokenmeter.reports.writers import EXPORT_FORMATS, is_stream
 from tokenmeter.stores.base import Store
 
-#: How long a call may have been on its way before it is recorded, and how far two looks overlap.
-_LATE, _OVERLAP = timedelta(hours=1), timedelta(seconds=5)
 #: Wider than any report.
 _WHOLE = 100_000
 #: Entries that are asked for by number.
@@ -105,22 +102,19 @@ def tail(
 ) -> None:
     """Calls as they come in, until Ctrl+C; from every process that writes to this ledger."""
     query = SelectionOptions(where=where, tz=tz).query()
-    seen: deque[str] = deque(maxlen=10_000)
     with frame.ledger() as opened, suppress(KeyboardInterrupt), ended_by_hanging_up():
-        found = list(islice(read_entries(opened, query, newest_first=True), limit))
-        since = utcnow()
-        while True:
-            for entry in reversed(found):
-                if entry.entry_id not in seen:
-                    seen.append(entry.entry_id)
+        place, _ = opened.follow()
+        begun = list(islice(read_entries(opened, query, newest_first=True), limit))
+        for entry in reversed(begun):
+            _tell_entry(frame, entry, tz)
+        told = {entry.entry_id for entry in begun}  # some may have come since `place`
+        while not once:
+            before, (place, found) = place, follow_entries(opened, query, place)
+            for entry in found:
+                if entry.entry_id not in told:
                     _tell_entry(frame, entry, tz)
-            if once:
-                return
-            time.sleep(every)
-            start = since - _LATE  # a long call is recorded when it ends, under the instant at which it began
-            recent = replace(query, period=replace(query.period, start=start))
-            found = list(read_entries(opened, recent, newest_first=True))
-            found = [entry for entry in found if entry.recorded_at > since - _OVERLAP or entry.entry_id in seen]
+            if place == before:
+                time.sleep(every)
 
 
 def _tell_entry(frame: Frame, entry: Entry, tz: str) -> None:

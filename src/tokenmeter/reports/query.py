@@ -95,6 +95,13 @@ def read_entries(store: Store, query: Query, *, newest_first: bool = False) -> I
     return found if meters is None else (_narrowed(entry, meters) for entry in found)
 
 
+def follow_entries(store: Store, query: Query, after: int) -> tuple[int, Sequence[Entry]]:
+    """Entries that were recorded since, as `read_entries` gives them; see `Store.follow`."""
+    place, found = store.follow(after, query.filter)
+    meters = query.where.get("sku_meter")
+    return place, found if meters is None else [_narrowed(entry, meters) for entry in found]
+
+
 def _narrowed(entry: Entry, meters: frozenset[str | None]) -> Entry:
     charges = tuple(charge for charge in entry.charges if charge.sku_meter in meters)
     quantities = {meter: quantity for meter, quantity in entry.usage.quantities.items() if meter in meters}

@@ -255,6 +255,11 @@ class Lens:
         narrowed = self._narrow(which)
         return iter(()) if narrowed is None else self._store.entries(narrowed, newest_first=newest_first)
 
+    def follow(self, after: int | None = None, which: EntryFilter | None = None) -> tuple[int, Sequence[Entry]]:
+        """What of the scope has been recorded since."""
+        narrowed = self._narrow(which)
+        return (self._store.follow()[0], ()) if narrowed is None else self._store.follow(after, narrowed)
+
     def span(self, since: datetime | None, until: datetime | None) -> tuple[datetime, datetime] | None:
         """Where the scope's first and last entry lie; the ledger's, where archived months cannot be read."""
         which = EntryFilter(since=since, until=until)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import islice
+from itertools import chain
 from types import MappingProxyType
 from typing import Any
 
@@ -19,7 +19,7 @@ from tokenmeter.stores.base import Fault, Verification
 from tokenmeter.stores.definitions import PERSONAL, Account, name_digest
 from tokenmeter.stores.documents import MERGED
 from tokenmeter.stores.encoding import digest_of
-from tokenmeter.stores.engine import Engine, Readable, Rows, declared_tables, look_up
+from tokenmeter.stores.engine import Engine, Readable, Rows, declared_tables, in_pages, look_up
 from tokenmeter.stores.fold import AMOUNTS
 from tokenmeter.stores.packing import differing
 from tokenmeter.stores.rebuilding import SharedRows, Wrong, days, joined_amounts, longer, wrong_hours
@@ -29,8 +29,6 @@ from tokenmeter.stores.walking import EMPTY, Walk, erasures
 _FIELDS = Account._fields
 #: Where fields are that rows have as the number of a name.
 _PERSONAL = tuple(place for place, name in enumerate(_FIELDS) if name in PERSONAL)
-#: Accounts that are looked at together.
-_PAGE = 500
 _UNDEFINED = "What entries share in this row is gone: every process says it before its first entry."
 _CHANGED = "Somebody changed the ledger other than with tokenmeter: restore a backup (`tokenmeter db restore`)."
 
@@ -223,8 +221,7 @@ def _definitions(connection: Rows, engine: Engine) -> dict[tuple[str, str], set[
 def _rows_shared(connection: Rows, *, engine: Engine) -> list[Fault]:
     run = connection.execute
     found: list[Fault] = []
-    accounts: Iterator[Any] = iter(run(f"SELECT id, digest, body, {', '.join(_FIELDS)} FROM accounts"))  # noqa: S608 - names of our own
-    while page := list(islice(accounts, _PAGE)):
+    for page in in_pages(connection, f"id, digest, body, {', '.join(_FIELDS)}", "accounts"):
         numbers = {row[3 + at] for row in page for at in _PERSONAL}
         names = dict(look_up(connection, "SELECT id, digest FROM names WHERE id IN", numbers - {None}))
         for number, digest, body, *columns in page:
@@ -251,7 +248,8 @@ def _names(connection: Rows) -> list[Fault]:
         erased |= dict.fromkeys(erasure.names, erasure.pseudonym)
     # Names that were erased elsewhere come with a merge, without anything but their digest.
     merged = connection.execute("SELECT 1 FROM documents WHERE kind = ? LIMIT 1", (MERGED,)).fetchone() is not None
-    for number, digest, salt, kind, value in connection.execute("SELECT id, digest, salt, kind, value FROM names"):
+    names = chain.from_iterable(in_pages(connection, "id, digest, salt, kind, value", "names"))
+    for number, digest, salt, kind, value in names:
         if merged and (salt, kind, value) == (None, "", None):
             continue
         said = erased.pop(digest.hex(), None)

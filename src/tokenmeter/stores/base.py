@@ -463,6 +463,18 @@ class Store(Protocol):
         """Entries in order of their occurrence, lazily and in short read transactions."""
         ...
 
+    def follow(self, after: int | None = None, which: EntryFilter | None = None) -> tuple[int, Sequence[Entry]]:
+        """What has been recorded since, in the order of the chain, some hundreds at once.
+
+        Args:
+            after: The number that the question before gave; None = nothing yet.
+            which: Conditions; its since/until are ignored.
+
+        Returns:
+            The number of the last record that was looked at, and the entries. It is `after` once there is no more.
+        """
+        ...
+
     def span(self, since: datetime | None, until: datetime | None) -> tuple[datetime, datetime] | None:
         """Where the first and last entry in between lie at most, without a look into files; None where none does."""
         ...

@@ -7,10 +7,11 @@ is in no record that the chain covers: those hold the digest of a *name*, salted
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from functools import lru_cache
 from operator import attrgetter
@@ -24,6 +25,8 @@ from tokenmeter.stores.encoding import FORMAT, LONGEST, compact_json, digest_of,
 _CALL = ("kind", "provider", "endpoint", "operation", "request_model", "response_model", "status", "service_tier")
 _KEY = ("api_key_fingerprint", "api_key_last4", "api_key_alias")
 _FIELDS = (*_CALL, "cost_source", *KEPT_WHO, *_KEY, "price_list_hash")
+#: Digests of many names, by kind and text, in order; None for each that is not kept. Empty where nobody can say.
+_FindNames = Callable[[Sequence[tuple[str, str]]], Sequence[str | None]]
 #: What every account says: no table takes one without.
 ALWAYS = frozenset({"kind", "provider", "endpoint", "operation", "status", "cost_source"})
 
@@ -207,6 +210,7 @@ class Definitions:
         self._names: dict[tuple[str, str], str] = {}
         self._accounts: dict[Account, str] = {}
         self._shortened: set[str] = set()
+        self._absent: frozenset[tuple[str, str]] = frozenset()
         self._rates: dict[Rate, str] = {}
         self._of_entries: dict[Any, str] = {}
         self._of_charges: dict[Any, str] = {}
@@ -221,12 +225,32 @@ class Definitions:
         self._of_entries, self._of_charges = {}, {}
         self._shortened = set()
 
+    @contextlib.contextmanager
+    def meeting(self, entries: Iterable[Entry], find: _FindNames) -> Generator[None]:
+        """Encode `entries` within: their names are asked for together, and not one by one.
+
+        Args:
+            entries: What is about to be encoded.
+            find: Digests of names, in order, by kind and text; None for each that is not kept yet.
+        """
+        met = dict.fromkeys(pair for entry in entries for pair in _names_of(entry) if pair not in self._names)
+        asked = [(kind, storable_text(value)) for kind, value in met]
+        found = dict(zip(met, find(asked) if asked else (), strict=False))
+        for pair, digest in found.items():
+            if digest is not None:
+                _remember(self._names, pair, digest, self.MOST)
+        self._absent = frozenset(name for name, pair in zip(asked, met, strict=True) if found.get(pair, "") is None)
+        try:
+            yield
+        finally:
+            self._absent = frozenset()
+
     def name(self, kind: str, value: str) -> str:
         """The digest that stands for `value`."""
         known = self._names.get((kind, value))
         if known is None:
             value = storable_text(value)
-            known = self._find(kind, value)
+            known = None if (kind, value) in self._absent else self._find(kind, value)
             if known is None:
                 made = make_name(kind, value)
                 self._define([encode_json({"format": FORMAT, "record": "name", **made._asdict()})])
@@ -281,6 +305,14 @@ class Definitions:
             self._define([body])
             _remember(self._rates, rate, known, self.MOST)
         return known
+
+
+def _names_of(entry: Entry) -> Iterator[tuple[str, str]]:
+    """Kind and text of each name that an entry has."""
+    who, key = entry.attribution, entry.api_key
+    whose = (*kept_who(who), None if key is None else key.alias, who.end_user)
+    yield from ((kind, value) for kind, value in zip((*PERSONAL, "end_user"), whose, strict=True) if value is not None)
+    yield from ((f"tag:{tag}", value) for tag, value in who.tags.items())
 
 
 def _remember(known: dict[Any, str], key: object, digest: str, most: int) -> None:

@@ -43,6 +43,15 @@ def look_up(connection: Rows, statement: str, keys: Iterable[Any]) -> Iterator[A
         yield from connection.execute(f"{statement} ({', '.join('?' * len(some))})", some).fetchall()
 
 
+def in_pages(connection: Rows, columns: str, table: str) -> Iterator[list[Any]]:
+    """All rows of a table by their ``id``, which comes first in `columns`; so many at once that memory stays flat."""
+    page: list[Any] = connection.execute(f"SELECT {columns} FROM {table} ORDER BY id LIMIT {_PAGE}").fetchall()  # noqa: S608 - names of our own
+    while page:
+        yield page
+        statement = f"SELECT {columns} FROM {table} WHERE id > ? ORDER BY id LIMIT {_PAGE}"  # noqa: S608 - as above
+        page = connection.execute(statement, (page[-1][0],)).fetchall()
+
+
 class Definition(NamedTuple):
     """Something that has a definition in SQL, which `tokenmeter.stores.audit` compares with the one it was made by.
 
@@ -90,6 +99,8 @@ class Engine:
     keeps_secret: Callable[[Any], bool]
 
 
+#: Rows that are read at once.
+_PAGE = 2000
 #: Keys that one statement names at most; SQLite allowed no more than 999 before 3.32.
 _TOGETHER = 512
 _DECLARED = re.compile(

@@ -31,7 +31,7 @@ from tokenmeter.stores.sketch import Latencies
 from tokenmeter.stores.slots import Level, Stretch, Term, is_slot, slots, terms
 
 #: So many stretches of entries are asked for one by one: nothing between them is read then.
-_FEW_TERMS = 4
+FEW_TERMS = 4
 #: Accounts whose sums are looked up one by one, unless they are more than one of so many: then all rows are read.
 _FEW_ACCOUNTS, _ONE_OF = 1_000, 4
 #: A question about more months is about all time: only those of the ledger are looked for.
@@ -181,7 +181,7 @@ class Grouping(ABC, Generic[T]):
 
     def _archived(self, loose: Sequence[tuple[int, Term]]) -> Iterator[Pieces]:
         """What is to be asked of the archive for these terms: one question for many of them, one each for a few."""
-        groups = [loose] if len(loose) > _FEW_TERMS else [[one] for one in loose]
+        groups = [loose] if len(loose) > FEW_TERMS else [[one] for one in loose]
         for group in groups if self._cells else ():
             edges = sorted({edge for _, term in group for edge in (term.start, term.end)})
             files, archived_to = self._archives.within(self._connection, edges[0], edges[-1])

@@ -24,6 +24,7 @@ from tokenmeter.stores.engine import (
     ArchiveFilter,
     Readable,
     Rows,
+    Where,
     check_dimensions,
     conditions,
     filter_of,
@@ -143,6 +144,24 @@ class EntryReader:
             except _ArchiveMovedError:
                 continue
             return
+
+    def follow(self, after: int | None, where: Where) -> tuple[int, list[Entry]]:
+        """See `tokenmeter.stores.base.Store.follow`."""
+        check_dimensions((), where)
+
+        def work(connection: Rows) -> tuple[int, list[Entry]]:
+            (head,) = read_head(connection, "seq")
+            if after is None or after >= head:
+                return head, []
+            self._called = self._keys.read(connection)
+            wanted = self._called.by_fingerprint(where)
+            statement = f"SELECT seq, account, body FROM entries WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT {_PAGE}"  # noqa: S608 - a number of our own
+            rows = connection.execute(statement, (after, head)).fetchall()
+            entries = self.decode(connection, [row[1:] for row in rows])
+            found = [entry for entry in entries if not wanted or matches(entry, wanted)]
+            return (rows[-1][0] if len(rows) == _PAGE else head), found
+
+        return self._database.read(work)
 
     def span(self, since: datetime | None, until: datetime | None) -> tuple[datetime, datetime] | None:
         """Where the first and the last entry in between lie at most: of a month in a file, as its manifest says."""

@@ -251,6 +251,12 @@ class BookStore(ABC, Generic[B, J]):
         self._keys.make_fingerprints()
         yield from self._reader.entries(which or EntryFilter(), newest_first=newest_first)
 
+    def follow(self, after: int | None = None, which: EntryFilter | None = None) -> tuple[int, Sequence[Entry]]:
+        """What has been recorded since, in the order of the chain, some hundreds at once."""
+        self._look()
+        self._keys.make_fingerprints()
+        return self._reader.follow(after, (which or EntryFilter()).where)
+
     def span(self, since: datetime | None, until: datetime | None) -> tuple[datetime, datetime] | None:
         """Where the first and the last entry in between lie at most."""
         self._look()

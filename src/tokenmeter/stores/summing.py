@@ -15,7 +15,7 @@ from tokenmeter.stores.base import Aggregate
 from tokenmeter.stores.encoding import compact_json
 from tokenmeter.stores.engine import conditions
 from tokenmeter.stores.fold import MICRO, NANO, TYPED, AccountFacts, measured, split_lines
-from tokenmeter.stores.grouping import Cell, Group, Grouping, Pieces, in_order
+from tokenmeter.stores.grouping import FEW_TERMS, Cell, Group, Grouping, Pieces, in_order
 from tokenmeter.stores.packed import WIDTHS, Packed, PackedKind, PackedReader
 from tokenmeter.stores.packing import Place, read_packed, worth_packing
 from tokenmeter.stores.slots import Term
@@ -122,8 +122,11 @@ class Summing(Grouping[Aggregate]):
         self._accounts: dict[int | bytes, AccountFacts] = {}
         self._rates: dict[str, str] = {}
         kept, loose = self._cut(instants, fine=self._fine or self._mixed, hours=not self._by_meter)
-        for bucket, term in loose:
-            self._add_entries(bucket, term)
+        if self._by_meter or len(loose) <= FEW_TERMS:
+            for bucket, term in loose:
+                self._add_entries(bucket, term)
+        else:
+            self._add_stretches(loose)
         if kept and self._cells:
             self._add_kept(kept)
         for archived in self._archived(loose):
@@ -220,18 +223,34 @@ class Summing(Grouping[Aggregate]):
             )
             self._add_measured(bucket, term.sign, rows.fetchall())
             return
-        rows = self._connection.execute(
-            f"SELECT {self._cell} AS spot, {self._own}, {_OF_ENTRIES} FROM entries WHERE {clause} GROUP BY 1, 2, 3",  # noqa: S608 - names of our own
-            values,
-        ).fetchall()
-        for spot, end_user, tags, *sums in rows:
+        self._add_counted(f"SELECT {bucket},", f"FROM entries WHERE {clause}", values)
+
+    def _add_stretches(self, loose: Sequence[tuple[int, Term]]) -> None:
+        """Add the entries of many stretches, which take a question for all of them and not one for each."""
+        wanted, values = conditions(self._where, None, None)
+        listed = compact_json([(bucket, term.start, term.end) for bucket, term in loose])
+        within = "entries ON occurred_at >= since AND occurred_at < until"
+        self._add_counted(
+            f"WITH stretch (place, since, until) AS ({self._engine.slots}) SELECT place,",
+            f"FROM stretch {self._engine.join} {within} WHERE {' AND '.join(wanted) or '1 = 1'}",
+            [listed, *values],
+        )
+
+    def _add_counted(self, select: str, of: str, values: Sequence[Any]) -> None:
+        """Add entries as the database adds them up, and what they used beside the meters that have columns.
+
+        Args:
+            select: The statement's begin, up to the bucket.
+            of: Its end: which entries.
+            values: Its values.
+        """
+        run = self._connection.execute
+        statement = f"{select} {self._cell} AS spot, {self._own}, {_OF_ENTRIES} {of} GROUP BY 1, 2, 3, 4"
+        for bucket, spot, end_user, tags, *sums in run(statement, values).fetchall():
             if spot is not None and sums[0]:
                 self._add(bucket, self._cells[int(spot)], None, sums, self._group(spot, end_user, tags))
-        rows = self._connection.execute(
-            f"SELECT {self._cell}, {self._own}, more FROM entries WHERE {clause} AND more IS NOT NULL",  # noqa: S608 - names of our own
-            values,
-        ).fetchall()
-        for spot, end_user, tags, more in rows:
+        rest = run(f"{select} {self._cell}, {self._own}, more {of} AND more IS NOT NULL", values).fetchall()
+        for bucket, spot, end_user, tags, more in rest:
             if spot is not None:
                 self._add_more(bucket, self._group(spot, end_user, tags), more, 1)
 

@@ -253,6 +253,25 @@ def test_tail_begins_with_the_last_calls_in_their_order(run: Callable[..., Outco
     assert len(run("tail", "--once", "--json", "-n", "1").out.splitlines()) == 1
 
 
+def test_tail_tells_each_of_very_many_calls_once(
+    run: Callable[..., Outcome], ledger: Path, make_entry: Callable[..., Entry], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, one = [10_050, 0, 1], make_entry("2026-11-04T10:00", who={"member": "eve"}, input=1, output=1)
+    writer = open_store(ledger)
+
+    def sleep(_: float) -> None:
+        if not looks:
+            raise KeyboardInterrupt
+        at = utcnow()
+        some = [replace(one, entry_id=new_id(), occurred_at=at, recorded_at=at) for _ in range(looks.pop(0))]
+        writer.append([(entry, ()) for entry in some])
+
+    monkeypatch.setattr("tokenmeter.cli.reading.time.sleep", sleep)
+    lines = run("tail", "--json", "--where", "member=eve").out.splitlines()
+    writer.close()
+    assert len({json.loads(line)["entry_id"] for line in lines}) == len(lines) == 10_051
+
+
 def test_audit_counts_every_budget_again(run: Callable[..., Outcome], ledger: Path, place: Path) -> None:
     (place / "tokenmeter.toml").write_text(f'store = "sqlite:///{ledger}"\n[[budgets]]\nmember = "*"\nlimit_usd = 1\n')
     outcome = run("audit")

@@ -106,7 +106,7 @@ def _keeps_secret(rows: ServerRows) -> bool:
 
 ENGINE = Engine(
     slots=(
-        "SELECT (value->>0)::integer, (value->>1)::integer, (value->>2)::bigint "
+        "SELECT (value->>0)::integer, (value->>1)::bigint, (value->>2)::bigint "
         "FROM json_array_elements(CAST(? AS json)) AS j (value)"
     ),
     join="JOIN",

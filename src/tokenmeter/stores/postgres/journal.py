@@ -300,7 +300,8 @@ class ServerJournal(LeasingWriter):
 
     def post_all(self, batch: Sequence[tuple[Entry, Sequence[Posting]]]) -> Sequence[Settlement]:
         """Write many entries at once: all, or none when one cannot be written or the server is away."""
-        encoded = [encode_entry(entry, self.definitions) for entry, _ in batch]
+        with self.definitions.meeting((entry for entry, _ in batch), self._server.find_names):
+            encoded = [encode_entry(entry, self.definitions) for entry, _ in batch]
         keys = [kept_key(entry.dedup_key) for entry, _ in batch]
         self.send()
         asked = {entry.entry_id for entry, _ in batch if not self._written.is_new(entry.entry_id)}
