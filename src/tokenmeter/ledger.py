@@ -18,7 +18,7 @@ from tokenmeter.dimensions import REQUESTS_AS, TOOL_OPERATION, WHO, CostSource, 
 from tokenmeter.display import dollars, facts_html, number_text
 from tokenmeter.errors import ConfigurationError, shown
 from tokenmeter.money import COSTS, PICODOLLAR, negate, quantize, total
-from tokenmeter.processes import after_fork_in_child
+from tokenmeter.processes import KNOWN, after_fork_in_child, notice_fork
 from tokenmeter.texts import check_text
 from tokenmeter.usage import Quantity, Usage
 from tokenmeter.values import dataclass
@@ -61,6 +61,8 @@ def new_id() -> str:
 
     32 hex digits. Ids of one process ascend; those of several say nothing about time.
     """
+    if not KNOWN[0]:
+        notice_fork()
     return _writer + next(_counter).to_bytes(6).hex()
 
 

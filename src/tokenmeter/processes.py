@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import hashlib
+import mmap
 import os
 import socket
 import sys
@@ -27,28 +28,97 @@ Ts = TypeVarTuple("Ts")
 
 #: None on Windows.
 _register = getattr(os, "register_at_fork", None)
+#: What is done in a forked child, in this order.
+_in_child: list[Callable[[], object]] = []
 
 
 def after_fork_in_child(mend: Callable[[], object]) -> Callable[[], object]:
-    """Have `mend` called in every forked child, first thing. Usable as a decorator of a module's function.
+    """Have `mend` called in every forked child, before anything of ours. Usable as a decorator of a module's function.
 
     A lock that another thread held at the fork is never freed in the child: `make_lock`, or renew it. What only the
     parent may write down or close is forgotten.
     """
-    return around_fork(child=mend)
+    _in_child.append(mend)
+    return mend
 
 
-def around_fork(
-    *,
-    child: Callable[[], object],
-    before: Callable[[], object] | None = None,
-    parent: Callable[[], object] | None = None,
-) -> Callable[[], object]:
-    """Have `before` called before every fork, then `parent` in the parent and `child` in the child."""
+def around_fork(*, before: Callable[[], object], parent: Callable[[], object], child: Callable[[], object]) -> None:
+    """Have `before` called before every fork of Python's, then `parent` in the parent and `child` in the child."""
+    after_fork_in_child(child)
     if _register is not None:
-        hooks = {"before": before, "after_in_parent": parent, "after_in_child": child}
-        _register(**{name: hook for name, hook in hooks.items() if hook is not None})
-    return child
+        _register(before=before, after_in_parent=parent)
+
+
+#: Linux's ``MADV_WIPEONFORK``, for which Python has no name.
+_WIPE_ON_FORK = 18
+
+
+class _ByPid:
+    """Where memory that a fork empties cannot be had, the system is asked each time."""
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+
+    def __getitem__(self, _: int) -> int:
+        return os.getpid() == self._pid
+
+    def __setitem__(self, _: int, value: int) -> None:
+        self._pid = os.getpid()
+
+
+def _make_mark() -> mmap.mmap | _ByPid:
+    if sys.platform != "linux":
+        return _ByPid()
+    page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        page.madvise(_WIPE_ON_FORK)
+    except OSError:
+        return _ByPid()
+    page[0] = 1
+    return page
+
+
+#: ``KNOWN[0]`` is 0 in a forked child, however it was forked, until `notice_fork`. To look takes no time.
+KNOWN = _make_mark()
+#: Whether Python still counts threads that only a parent has: to look at what they run ends the process.
+has_lost_threads = False
+#: The process and thread in which `_in_child` is being done.
+_mender = (0, 0)
+_mending = threading.Lock()
+
+
+def notice_fork(*, told: bool = False) -> None:
+    """Put right what a fork left, if it was not yet. Asked for where ``KNOWN[0]`` is 0, before anything else is done.
+
+    Python is not told of every fork: uWSGI forks its workers so. Two of them that took each other for one process would
+    give the same ids, and write over each other's records.
+
+    Args:
+        told: Whether Python was told, and has forgotten the parent's threads.
+    """
+    global _mender, has_lost_threads
+    me = os.getpid(), threading.get_ident()
+    if _mender == me:  # what is being done asks
+        return
+    with _mending:
+        if KNOWN[0]:
+            return
+        _mender, has_lost_threads = me, not told
+        for mend in _in_child:
+            try:
+                mend()
+            except Exception as error:  # noqa: BLE001 - the others are done, and the call that noticed goes on
+                sys.excepthook(type(error), error, error.__traceback__)
+        KNOWN[0] = 1
+
+
+def _mend_at_fork() -> None:
+    _mending._at_fork_reinit()  # type: ignore[attr-defined]  # noqa: SLF001 - as `concurrent.futures` does
+    notice_fork(told=True)
+
+
+if _register is not None:
+    _register(after_in_child=_mend_at_fork)
 
 
 #: What `run_at_exit` was given, in that order.
@@ -105,7 +175,7 @@ def _run_after_threads() -> None:
             stack.callback(work)
 
 
-#: Another object in every forked child: whose something is, is told by it without asking the system each time.
+#: Another object in every forked child: whose something is, is told by it. ``KNOWN`` is looked at before.
 this_process = object()
 
 
@@ -113,6 +183,13 @@ this_process = object()
 def _renew_process() -> None:
     global this_process  # noqa: PLW0603 - the child is another process
     this_process = object()
+
+
+def is_parents(made_in: object) -> bool:
+    """Whether something is a parent's of this process, since `this_process` was another one when it was made."""
+    if not KNOWN[0]:
+        notice_fork()
+    return made_in is not this_process
 
 
 _name: tuple[int, str] = (0, "")

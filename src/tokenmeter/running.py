@@ -16,6 +16,7 @@ from contextvars import ContextVar
 from types import FrameType
 from typing import Any, ParamSpec, TypeVar, cast
 
+from tokenmeter import processes
 from tokenmeter.errors import ConfigurationError, shown
 from tokenmeter.interrupts import let_interrupt_through
 
@@ -304,9 +305,11 @@ class _Work:
 
 def _find(open_in: dict[int, tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
     work = _Work()
-    frames = sys._current_frames()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - the only way to see them
-    # Itself among its own values, with whoever called it, would be left to the garbage collector.
-    frames.pop(threading.get_ident(), None)  # gevent gives greenlets numbers of their own
+    frames: dict[int, FrameType] = {}
+    if open_in and not processes.has_lost_threads:
+        frames = sys._current_frames()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - the only way to see them
+        # Itself among its own values, with whoever called it, would be left to the garbage collector.
+        frames.pop(threading.get_ident(), None)  # gevent gives greenlets numbers of their own
     for ident, scopes in tuple(open_in.items()):
         if ident in frames and work.is_awaited_at(frames[ident]):
             yield scopes

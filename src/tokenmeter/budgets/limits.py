@@ -75,6 +75,8 @@ class AskedLimits:
         self._loop: asyncio.AbstractEventLoop | None = None  # where an async function was answered last
         self._answers: dict[tuple[str, str], _LimitAnswer] = {}
         self._asking: dict[tuple[str, str], _Inquiry] = {}
+        if not processes.KNOWN[0]:
+            processes.notice_fork()
         self._process = processes.this_process
         self._forgotten = 0  # how often anything was
         self._told: dict[str, float] = {}  # budget -> when its function's failure was logged last; not money
@@ -126,7 +128,7 @@ class AskedLimits:
             if not renew and inspect.iscoroutinefunction(function):
                 # Who looks back does so in a thread of its own, before a call said where the application's loop is.
                 raise LimitUnknownError(f"The limit function of budget {budget.name!r} was not asked yet.")
-            if self._process is not processes.this_process:  # a lock that the parent held is never freed here
+            if processes.is_parents(self._process):  # a lock that the parent held is never freed here
                 self._process, self._asking = processes.this_process, {}
             question = self._asking.setdefault(key, _Inquiry())
             if question.age > _GIVEN_UP:

@@ -138,6 +138,8 @@ class InFlight:
         self.lost_try = False
         self.usage_asked = False
         self._body = body
+        if not processes.KNOWN[0]:
+            processes.notice_fork()
         self._made_in = processes.this_process
         self.streamed = streamed
         self.answers: list[Exchange] = []
@@ -378,7 +380,7 @@ class InFlight:
     def line(self, seen: Observation, request_id: str | None) -> Settling | None:
         """One of many bills in an answer; None when it is not billed."""
         learn_size(self.meter, seen)
-        if self._is_left_out(seen) or self._made_in is not processes.this_process:
+        if self._is_left_out(seen) or processes.is_parents(self._made_in):
             return None
         outcome = Outcome(observation=seen, request_id=request_id, last=False)
         return self._read_elsewhere().line(self.authorization, outcome)
@@ -392,7 +394,8 @@ class InFlight:
 
         None until the call has returned: middleware may send again, and only then is it known which was the last.
         """
-        if self._made_in is not processes.this_process:  # forked on its way: it is the parent's to write down
+        # Forked on its way, it is the parent's to write down.
+        if not processes.KNOWN[0] or self._made_in is not processes.this_process:
             return []
         if not self._returned:
             return None
@@ -518,7 +521,7 @@ class InFlight:
                 exchange.stop(error)
             return self._due()
         self._returned = True
-        if self._made_in is not processes.this_process:
+        if processes.is_parents(self._made_in):
             return []
         if not self.attempts or not self.endpoint.billed:  # nothing ever left, or it was free
             self._release(interrupted=came_from_outside(error))
@@ -535,7 +538,7 @@ class InFlight:
         return [Settling(self.meter, self.authorization, outcome)]
 
     def _release(self, *, interrupted: bool = False) -> None:
-        if self._made_in is not processes.this_process:
+        if processes.is_parents(self._made_in):
             return
         if self._holds:
             self.meter.release(self.authorization)

@@ -95,6 +95,8 @@ class Conversation:
         waits: bool,
         attached_to: str | None = None,
     ) -> None:
+        if not processes.KNOWN[0]:
+            processes.notice_fork()
         self._made_in = processes.this_process
         self.meter = meter
         self._dialect = dialect
@@ -202,7 +204,7 @@ class Conversation:
 
     def abandon(self) -> None:
         """The connection is over: what was asked for and not answered may be billed all the same. Never raises."""
-        if self._made_in is not processes.this_process:
+        if processes.is_parents(self._made_in):
             return
         twice(self.meter, self._end)
 

@@ -164,6 +164,8 @@ class Exchange:
         self._pending: list[Settling] | None = None
         self._error_type: str | None = None
         self._bystander = id(sys.exception())  # a caller may be handling an error of his own
+        if not processes.KNOWN[0]:
+            processes.notice_fork()
         self._made_in = processes.this_process
 
     # -- what the response says
@@ -417,7 +419,7 @@ class Exchange:
         return raised is not None and id(raised) != self._bystander
 
     def _close(self) -> list[Settling]:
-        if self._made_in is not processes.this_process:
+        if processes.is_parents(self._made_in):
             return []
         if not self.closed:
             self._learn_end()

@@ -20,7 +20,7 @@ from pydantic_core import from_json, to_json
 
 from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError
 from tokenmeter.ledger import CounterKey
-from tokenmeter.processes import HURRY, lock_file, may_wait, process_name, unlock_file
+from tokenmeter.processes import HURRY, KNOWN, lock_file, may_wait, notice_fork, process_name, unlock_file
 from tokenmeter.stores.definitions import Definitions
 from tokenmeter.stores.effects import Book, Shared, Standing, apply_effects
 from tokenmeter.stores.encoding import FORMAT, quoted
@@ -136,6 +136,8 @@ class Writer(Shared):
             StoreBusyError: somebody has them, and this thread must not wait; or a finaliser or signal handler came in
                 the middle of it, in this very thread.
         """
+        if not KNOWN[0]:
+            notice_fork()
         if self._owned():
             raise StoreBusyError("The ledger's counters are being changed further up in this thread.")
         try:
@@ -396,6 +398,8 @@ class Writer(Shared):
         self._append(framed)
 
     def _append(self, framed: bytes, *, there: bool = False) -> None:
+        if not KNOWN[0]:
+            notice_fork()
         try:
             segment = self._segment or self._last_segment()
             size = segment.append(framed, there=there)

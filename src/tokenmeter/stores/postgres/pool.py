@@ -14,7 +14,7 @@ from typing import TypeVar
 import psycopg
 
 from tokenmeter.errors import ConfigurationError, StoreUnavailableError
-from tokenmeter.processes import after_fork_in_child
+from tokenmeter.processes import KNOWN, after_fork_in_child, notice_fork
 from tokenmeter.stores.postgres.sessions import (
     STATEMENT_SECONDS,
     Address,
@@ -98,8 +98,8 @@ class Pool:
             StoreUnavailableError: the server cannot be used.
             psycopg.Error: the statement itself is refused.
         """
-        if self._pid != os.getpid():
-            self.after_fork_in_child()
+        if not KNOWN[0]:
+            notice_fork()
         self._ask_leave()
         deadline = time.monotonic() + _RETRY_SECONDS
         conflicts = lost = 0
@@ -153,8 +153,8 @@ class Pool:
         Raises:
             StoreUnavailableError: the server cannot be used.
         """
-        if self._pid != os.getpid():
-            self.after_fork_in_child()
+        if not KNOWN[0]:
+            notice_fork()
         connection: Connection | None = None
         try:
             with ExitStack() as scope:

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from tokenmeter.errors import ConfigurationError, StoreBusyError, StoreError, StoreUnavailableError
 from tokenmeter.paths import full_path
-from tokenmeter.processes import run_at_exit
+from tokenmeter.processes import KNOWN, notice_fork, run_at_exit
 from tokenmeter.stores.sqlite.opened import (
     FORK_PATIENCE,
     OpenFile,
@@ -113,7 +113,8 @@ class Database:
             StoreBusyError: this thread is in the middle of a write: a finaliser or a signal handler asks for another.
             StoreUnavailableError: the file cannot be written; nothing was.
         """
-        self._check_process()
+        if not KNOWN[0]:
+            notice_fork()
         if self._owned():
             raise StoreBusyError(f"{self.path} is being written to further up in this thread.")
 
@@ -132,7 +133,8 @@ class Database:
         Raises:
             StoreUnavailableError: the file cannot be read.
         """
-        self._check_process()
+        if not KNOWN[0]:
+            notice_fork()
         reading = ReadUnderWay()
         try:
             try:
@@ -168,7 +170,8 @@ class Database:
         Raises:
             StoreUnavailableError: it is gone, or another ledger is in its place.
         """
-        self._check_process()
+        if not KNOWN[0]:
+            notice_fork()
 
         def look(deadline: float) -> tuple[int, int]:
             if self._session(deadline).moved():
@@ -457,10 +460,6 @@ class Database:
             self._lock.release()
 
     # -- processes
-
-    def _check_process(self) -> None:
-        if self._pid != os.getpid():  # a fork that Python's hooks did not see
-            self.after_fork_in_child()
 
     def before_fork(self) -> None:
         """Close what can be closed: a child that inherits an open SQLite file believes it holds locks it does not."""
