@@ -234,3 +234,80 @@ async def test_hishel_replays_what_was_billed_once(meter, fake_provider, tmp_pat
         for _ in range(3):
             await asking.responses.create(model="gpt-5-mini", input="Hi")
     assert len(list(meter.entries())) == len(fake_provider.billed) == 5
+
+
+GATEWAY_HITS = [
+    {"x-litellm-cache-key": "8c2f"},
+    {"cf-aig-cache-status": "HIT"},
+    {"Helicone-Cache": "HIT", "Helicone-Cache-Bucket-Idx": "0"},
+    {"x-portkey-cache-status": "HIT"},
+    {"x-portkey-cache-status": "SEMANTIC HIT"},
+]
+NO_HITS = [
+    {"x-litellm-cache-key": ""},
+    {"x-litellm-model-id": "8c2f"},
+    {"cf-aig-cache-status": "MISS"},
+    {"cf-cache-status": "HIT"},  # a content network's word
+    {"x-cache": "HIT"},
+    {"Helicone-Cache": "MISS"},
+    {"x-portkey-cache-status": "SEMANTIC MISS"},
+    {"x-portkey-cache-status": "DISABLED"},
+    {"x-portkey-cache-status": "REFRESH"},
+]
+
+
+@pytest.mark.parametrize(
+    ("said", "billed"), [*((one, False) for one in GATEWAY_HITS), *((one, True) for one in NO_HITS)], ids=str
+)
+async def test_an_answer_out_of_a_gateways_cache_is_no_bill(said, billed, fake_provider):
+    """Each header as its gateway documents it, for sync, async and streamed calls of both SDKs."""
+    anthropic = pytest.importorskip("anthropic")
+    budget = tokenmeter.Budget(limit_requests=50, name="few")
+    meter = tokenmeter.make_meter(store="memory:", config={}, budgets=[budget])
+    url, claude_url = fake_provider.openai_url, fake_provider.anthropic_url
+    client = tokenmeter.wrap(openai.OpenAI(base_url=url, api_key="k"), meter)
+    loop = tokenmeter.wrap(openai.AsyncOpenAI(base_url=url, api_key="k"), meter)
+    claude = tokenmeter.wrap(anthropic.Anthropic(base_url=claude_url, api_key="k"), meter)
+    claude_loop = tokenmeter.wrap(anthropic.AsyncAnthropic(base_url=claude_url, api_key="k"), meter)
+    message = {"model": "claude-sonnet-5", "max_tokens": 9, "messages": ASK["messages"]}
+
+    async def ask() -> None:
+        assert client.chat.completions.create(**ASK).usage.prompt_tokens
+        assert client.chat.completions.with_raw_response.create(**ASK).parse().usage.prompt_tokens
+        assert list(client.chat.completions.create(**ASK, stream=True))
+        assert list(client.responses.create(model="gpt-5-mini", input="Hi", stream=True))
+        assert client.embeddings.create(model="text-embedding-3-small", input="Hi").data
+        assert (await loop.chat.completions.create(**ASK)).choices
+        assert [one async for one in await loop.chat.completions.create(**ASK, stream=True)]
+        assert claude.messages.create(**message).content
+        with claude.messages.stream(**message) as stream:
+            assert stream.get_final_message().content
+        assert (await claude_loop.messages.create(**message)).content
+        assert [one async for one in await claude_loop.messages.create(**message, stream=True)]
+
+    await ask()
+    fake_provider.answer(headers=said, times=11)
+    with tokenmeter.attribute(member="ada") as scope:
+        await ask()
+    await loop.close()
+    await claude_loop.close()
+    calls = 22 if billed else 11
+    assert len(list(meter.entries())) == calls
+    (left,) = meter.remaining()
+    assert (scope.requests, left.spent, left.reserved) == (calls - 11, calls, 0)
+    meter.close()
+
+
+def test_a_gateways_hit_after_a_try_that_nobody_answered_stands_for_it(meter):
+    """The gateway may have kept the very answer that was billed and lost."""
+    http, tries = flavour(), []
+
+    def handler(request):
+        tries.append(request)
+        if len(tries) == 1:
+            raise http.ReadTimeout("lost", request=request)
+        return http.Response(200, json=ANSWER, headers={"cf-aig-cache-status": "HIT"})
+
+    make({"http_client": http.Client(transport=http.MockTransport(handler))}, meter).chat.completions.create(**ASK)
+    (entry,) = meter.entries()
+    assert (entry.flags, entry.usage.input_tokens) == (("lost_try",), 12)

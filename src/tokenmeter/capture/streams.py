@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 
 #: With this header an SDK hands out the response itself: ``stream`` for one whose body the caller reads.
 RAW_RESPONSE_HEADER = "x-stainless-raw-response"
+#: What gateways say of an answer out of their own cache, which no provider was asked for. LiteLLM names the key of
+#: its cache then, and only then; Cloudflare's, Helicone's and Portkey's say of each answer what it was.
+_LITELLM_HIT = b"x-litellm-cache-key"
+_CACHES = frozenset({_LITELLM_HIT, b"cf-aig-cache-status", b"helicone-cache", b"x-portkey-cache-status"})
+_HITS = frozenset({b"HIT", b"SEMANTIC HIT"})
 #: Name of the attribute of the hook of ``_process_response_data`` that is the SDK's own.
 PLAIN = "_tokenmeter_plain"
 
@@ -37,12 +42,13 @@ def responded(call: InFlight, response: Any, *, streamed: bool, again: bool = Fa
             call.answering = None
             return None
         told = response.extensions  # by hishel: the caller's own HTTP cache may have given what was billed before
-        if (
-            (told.get("hishel_from_cache") is True or told.get("from_cache") is True)
-            and call.endpoint.billed
-            and not call.lost_try
-        ):
-            call.attempts -= 1  # this one never left
+        kept = told.get("hishel_from_cache") is True or told.get("from_cache") is True
+        for name, value in response.headers.raw:  # or a gateway's, on the way
+            key = name.lower()
+            if key in _CACHES and (value if key == _LITELLM_HIT else value.upper() in _HITS):
+                kept = True
+        if kept and call.endpoint.billed and not call.lost_try:
+            call.attempts -= 1  # this one never got to the provider
             call.answering = None
             return None
         form = call.endpoint.form
