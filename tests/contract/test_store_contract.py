@@ -149,6 +149,17 @@ class TestEntries:
         assert list(store.append([])) == []
         assert store.verify().ok
 
+    def test_a_bill_whose_key_reads_like_an_entrys_identity_is_another(self, store, make_entry):
+        first, bill, last = make_entry(), make_entry(dedup_key="batch-1"), make_entry(entry_id="batch-1")
+        store.append([(first, ()), (bill, ())])
+        late = make_entry(dedup_key=first.entry_id)
+        for repeated in (False, True):
+            done = store.append([(late, ()), (last, ()), (first, ()), (bill, ())])
+            assert [one.recorded for one in done] == [not repeated, not repeated, False, False]
+        together = [make_entry(entry_id="batch-2"), make_entry(dedup_key="batch-2")]
+        assert [one.recorded for one in store.append([(entry, ()) for entry in together])] == [True, True]
+        assert store.verify().ok
+
     def test_of_many_none_is_appended_when_one_cannot_be(self, store, make_entry):
         with pytest.raises(ValueError, match="quantize"):
             store.append([(make_entry(), ()), (make_entry(billed_cost=Decimal("1E-13")), ())])
@@ -680,7 +691,7 @@ class TestCare:
 
 def test_a_bill_that_two_wrote_down_at_once_is_one(store, make_entry, monkeypatch):
     """Neither saw the other's when it looked; the others of the same transaction are taken."""
-    monkeypatch.setattr(store._book, "known", lambda *_: set())
+    monkeypatch.setattr(store._book, "known", lambda *_: (set(), set()))
     for _ in range(2):
         store.append([(replace(make_entry(), dedup_key="bill-1"), ()), (make_entry(), ())])
         assert store.verify().ok

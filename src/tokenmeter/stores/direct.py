@@ -198,14 +198,15 @@ class DirectJournal(Shared):
         """Write many entries at once, each of them once."""
 
         def work(transaction: Transaction) -> list[Posted]:
-            seen: set[str] = set()
+            seen, billed = set[str](), set[str]()
             added: dict[CounterKey, int] = {}
             done: list[Posted] = []
             for record, entry_id, dedup_key, posts in items:
-                if {entry_id, dedup_key} & seen or transaction.has_entry(entry_id, dedup_key):
+                if entry_id in seen or dedup_key in billed or transaction.has_entry(entry_id, dedup_key):
                     done.append(Posted(recorded=False))
                     continue
-                seen |= {entry_id} if dedup_key is None else {entry_id, dedup_key}
+                seen.add(entry_id)
+                billed |= {dedup_key} if dedup_key is not None else set()
                 reached: list[Post] = []
                 for slot, amount in posts:
                     added[slot.key] = added.get(slot.key, 0) + amount

@@ -104,8 +104,8 @@ class Book(Protocol):
         """Whether the entry or its bill is in the book."""
         ...
 
-    def known(self, entry_ids: Sequence[str], dedup_keys: Sequence[str | None]) -> set[str]:
-        """Those of the identities and keys that are in the book."""
+    def known(self, entry_ids: Sequence[str], dedup_keys: Sequence[str | None]) -> tuple[set[str], set[str]]:
+        """Those of the identities, and those of the keys, that are in the book: one may read like another's other."""
         ...
 
     def hold(self, hold_id: str) -> Sequence[Sequence[Any]] | None:

@@ -227,18 +227,18 @@ class Journal(Writer):
 
         def work(live: Live) -> list[Posted]:
             asked = [entry_id for _, entry_id, _, _ in items if not self._written.first_time(entry_id)]
-            known = self._book.known(asked, [key for _, _, key, _ in items])
+            known, billed = self._book.known(asked, [key for _, _, key, _ in items])
             live = self._place([post for item in items for post in item[3]], live)
             moved: dict[int, bytes] = {}
             framed: list[bytes] = []
             done: list[Posted] = []
             for record, entry_id, dedup_key, posts in items:
-                if entry_id in known or (dedup_key is not None and dedup_key in known):
+                if entry_id in known or dedup_key in billed:
                     done.append(_REPEATED)
                     continue
                 known.add(entry_id)
                 if dedup_key is not None:
-                    known.add(dedup_key)
+                    billed.add(dedup_key)
                 if not posts:
                     framed.append(frame(record))
                     done.append(_RECORDED)

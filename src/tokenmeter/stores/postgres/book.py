@@ -140,20 +140,20 @@ class PostgresBook(FoldingBook):
             return [None if digest is None else bytes(digest).hex() for (digest,) in found]
         return []
 
-    def known(self, entry_ids: Sequence[str], dedup_keys: Sequence[str | None]) -> set[str]:
+    def known(self, entry_ids: Sequence[str], dedup_keys: Sequence[str | None]) -> tuple[set[str], set[str]]:
         """See `tokenmeter.stores.effects.Book`."""
 
-        def work(rows: ServerRows) -> set[str]:
+        def work(rows: ServerRows) -> tuple[set[str], set[str]]:
             live = rows.execute(
-                "SELECT entry_id FROM entries WHERE entry_id = ANY (?) "
-                "UNION ALL SELECT key FROM dedup WHERE key = ANY (?)",
+                "SELECT entry_id, NULL FROM entries WHERE entry_id = ANY (?) "
+                "UNION ALL SELECT NULL, key FROM dedup WHERE key = ANY (?)",
                 (list(entry_ids), [key for key in dedup_keys if key is not None]),
-            )
-            found = {row[0] for row in live.fetchall()}
+            ).fetchall()
+            found, billed = ({row[place] for row in live if row[place] is not None} for place in (0, 1))
             archives, strangers = self.archives, set[bytes]()
             if archives is not None:
                 found |= {one for one in entry_ids if one not in found and archives.has(rows, one, strangers)}
-            return found
+            return found, billed
 
         return self.run(work)
 

@@ -305,14 +305,15 @@ class ServerJournal(LeasingWriter):
         keys = [kept_key(entry.dedup_key) for entry, _ in batch]
         self.send()
         asked = {entry.entry_id for entry, _ in batch if not self._written.is_new(entry.entry_id)}
-        known = self._server.known(list(asked), keys)
+        known, billed = self._server.known(list(asked), keys)
         fresh: list[bool] = []
         framed: list[bytes] = []
         for (entry, postings), record, key in zip(batch, encoded, keys, strict=True):
-            new = entry.entry_id not in known and (key is None or key not in known)
+            new = entry.entry_id not in known and key not in billed
             fresh.append(new)
             if new:
-                known |= {entry.entry_id} | ({key} if key is not None else set())
+                known.add(entry.entry_id)
+                billed |= {key} if key is not None else set()
                 effects = _effects(postings, None, seek=entry.entry_id in asked)
                 framed.append(frame(record, self._with_heard(effects)))
         if framed:

@@ -186,17 +186,17 @@ class SQLiteBook(FoldingBook):
         rows = self.fetch("SELECT digest FROM names WHERE kind = ? AND value = ? ORDER BY id LIMIT 1", (kind, value))
         return rows[0][0].hex() if rows else None
 
-    def known(self, entry_ids: Sequence[str], dedup_keys: Sequence[str | None]) -> set[str]:
+    def known(self, entry_ids: Sequence[str], dedup_keys: Sequence[str | None]) -> tuple[set[str], set[str]]:
         """See `tokenmeter.stores.effects.Book`."""
         columns = {identity_column(entry_id): entry_id for entry_id in entry_ids}
         keys = [key for key in dedup_keys if key is not None]
 
-        def work(connection: Connection) -> set[str]:
+        def work(connection: Connection) -> tuple[set[str], set[str]]:
             found = {columns[one] for one in _among(connection, "entry_id", "entries", list(columns))}
             archives, strangers = self.archives, set[bytes]()
             if archives is not None and archives.has_any(connection):
                 found |= {one for one in entry_ids if one not in found and archives.has(connection, one, strangers)}
-            return found | _among(connection, "key", "dedup", keys)
+            return found, _among(connection, "key", "dedup", keys)
 
         return self.database.read(work)
 
