@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import hashlib
+import importlib
 import mmap
 import os
 import socket
@@ -63,7 +64,7 @@ class _ByPid:
         return os.getpid() == self._pid
 
     def __setitem__(self, _: int, value: int) -> None:
-        self._pid = os.getpid()
+        self._pid = os.getpid() if value else 0
 
 
 def _make_mark() -> mmap.mmap | _ByPid:
@@ -119,6 +120,17 @@ def _mend_at_fork() -> None:
 
 if _register is not None:
     _register(after_in_child=_mend_at_fork)
+
+
+def _mend_after_restore() -> None:
+    KNOWN[0] = 0
+    notice_fork(told=True)
+
+
+# SnapStart of AWS Lambda begins many instances with the memory of one process: each is a process of its own.
+if os.environ.get("AWS_LAMBDA_INITIALIZATION_TYPE") == "snap-start":
+    with contextlib.suppress(ImportError):  # it is part of that runtime
+        importlib.import_module("snapshot_restore_py").register_after_restore(_mend_after_restore)
 
 
 #: What `run_at_exit` was given, in that order.

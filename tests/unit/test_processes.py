@@ -1,5 +1,6 @@
 """Processes are told apart, also from later ones of the same number."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -37,6 +38,35 @@ def test_of_others_nothing_is_said(name):
     assert not has_ended(name)
     host, pid, *_ = process_name().split(":")
     assert not has_ended(f"{host}:{pid}")
+
+
+RESTORED = """
+import os, sys
+import snapshot_restore_py
+import tokenmeter
+from tokenmeter.ledger import is_own, new_id
+from tokenmeter.stores import open_store
+
+store = open_store(sys.argv[1])
+before = new_id()
+writer = store.journal._mutex
+for restored, given, named in snapshot_restore_py.get_after_restore():
+    restored(*given, **named)
+assert not is_own(before) and new_id()[:20] != before[:20]
+assert store.journal._mutex is not writer  # it begins anew
+print("restored")
+"""
+
+
+def test_an_instance_that_was_given_the_memory_of_another_is_a_process_of_its_own(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", RESTORED, f"sqlite:///{tmp_path / 'ledger.db'}"],
+        env={**os.environ, "AWS_LAMBDA_INITIALIZATION_TYPE": "snap-start"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "restored\n", "")
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # said from Python 3.12 on
