@@ -625,6 +625,30 @@ def test_an_error_inside_a_stream_is_recorded(client, provider, books):
     assert entry.usage["input"] == 9
 
 
+@since(1, 55)
+def test_an_error_after_the_usage_was_told_is_a_failed_call(client, provider, books):
+    words = {"content": {"parts": [{"text": "Hi"}]}, "finishReason": "STOP"}
+    usage = {"promptTokenCount": 9, "candidatesTokenCount": 4, "totalTokenCount": 13}
+    ended = {"candidates": [words], "usageMetadata": usage, "modelVersion": MODEL}
+    failed = {"error": {"code": 503, "message": "gone", "status": "UNAVAILABLE"}}
+
+    async def read():
+        async for _ in await client.aio.models.generate_content_stream(model=MODEL, contents="Hi"):
+            pass
+
+    for work in (
+        lambda: list(client.models.generate_content_stream(model=MODEL, contents="Hi")),
+        lambda: asyncio.run(read()),
+    ):
+        provider.answer(events=[ended, failed])
+        with pytest.raises(errors.ServerError):
+            work()
+    for entry in books.all():
+        assert (entry.status, entry.error_type, entry.cost_source) == ("error", "ServerError", "computed")
+        assert dict(entry.usage.quantities) == {"input": 9, "output": 4}
+    assert len(books.all()) == 2
+
+
 @since(1, 32)
 def test_retries_are_one_call(provider, meter, books):
     again = types.HttpRetryOptions(attempts=3, initial_delay=0.001, max_delay=0.001)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import itertools
 import json
@@ -120,6 +121,70 @@ async def test_what_is_stated_beside_an_error_is_recorded(name, clients, books, 
     assert (entry.status, entry.error_type) == ("error", "APIError")
     assert dict(entry.usage.quantities) == {"input": 40, "output": 5}
     assert "estimated" in entry.flags
+
+
+def _as_event(event):
+    return f"event: {event['type']}\ndata: {json.dumps(event)}\n\n"
+
+
+_STATED = {"type": "message_delta", "delta": {"stop_reason": "end_turn", "stop_sequence": None}}
+_SAID = [
+    {"type": "message_start", "message": {"id": "msg_1", "type": "message", "role": "assistant", "content": []}},
+    {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+    {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "The sea"}},
+    {"type": "content_block_stop", "index": 0},
+    {**_STATED, "usage": {"output_tokens": 20}},
+]
+_SAID[0]["message"] |= {"model": "claude-sonnet-5", "usage": {"input_tokens": 40, "output_tokens": 1}}
+_OVERLOADED = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
+
+
+@pytest.mark.needs("openai.resources.responses:Responses")  # older SDKs do not close the response
+@pytest.mark.parametrize("name", ["Anthropic", "AsyncAnthropic"])
+@pytest.mark.parametrize("last", [[], [{"type": "message_stop"}]], ids=["stated", "stopped"])
+async def test_an_error_after_the_usage_was_stated_is_a_failed_call(name, last, clients, books, provider, do):
+    provider.answer(events=list(map(_as_event, [*_SAID, *last, _OVERLOADED])))
+    with pytest.raises(anthropic.APIStatusError):
+        _ = [event async for event in do.each(clients.make(name).messages.create(**MESSAGE))]
+    entry = books.one()
+    assert (entry.status, entry.error_type, entry.cost_source) == ("error", "APIStatusError", "computed")
+    assert dict(entry.usage.quantities) == {"input": 40, "output": 20}
+
+
+@pytest.mark.needs("openai.resources.responses:Responses")
+def test_an_error_that_only_the_bytes_tell_is_a_failed_call(clients, books, provider):
+    provider.answer(events=list(map(_as_event, [*_SAID, _OVERLOADED])))
+    with clients.anthropic().messages.with_streaming_response.create(**MESSAGE) as response:
+        list(response.iter_bytes())
+    entry = books.one()
+    assert (entry.status, entry.error_type, entry.usage.output_tokens) == ("error", "overloaded_error", 20)
+
+
+@pytest.mark.needs("openai.resources.responses:Responses")
+@pytest.mark.parametrize("error", [{"type": "error", "code": "server_error"}, {"error": {"code": "server_error"}}])
+def test_an_error_after_a_response_has_completed_is_a_failed_call(error, clients, books, provider):
+    usage = {"input_tokens": 40, "output_tokens": 20, "total_tokens": 60}
+    body = {"id": "resp_1", "object": "response", "model": "gpt-5-mini", "status": "completed", "output": []}
+    done = {"type": "response.completed", "sequence_number": 1, "response": {**body, "usage": usage}}
+    provider.answer(events=[f"data: {json.dumps(event)}\n\n" for event in (done, {"message": "no", **error})])
+    with contextlib.suppress(openai.APIError):  # as it raises for the one, and hands on the other
+        list(clients.openai().responses.create(model="gpt-5-mini", input="Hello", stream=True))
+    entry = books.one()
+    assert (entry.status, entry.cost_source, entry.usage.input_tokens) == ("error", "computed", 40)
+
+
+@pytest.mark.needs("openai.resources.responses:Responses")
+def test_a_stream_that_stands_in_for_one_that_failed_is_a_call_of_its_own(clients, books, provider):
+    """It is made and read where the error of the first is handled."""
+    provider.answer(events=list(map(_as_event, [*_SAID, _OVERLOADED])))
+    client = clients.anthropic()
+    try:
+        list(client.messages.create(**MESSAGE))
+    except anthropic.APIStatusError:
+        list(client.messages.create(**MESSAGE))
+    first, second = books.all()
+    assert (first.status, second.status) == ("error", "ok")
+    assert not {"estimated"} & {*second.flags}
 
 
 @pytest.mark.needs("openai.resources.responses:Responses")

@@ -430,20 +430,23 @@ class Exchange:
         if raised is not None and not self.ended and self.is_disturbed() and self.status is None:
             self._stopped_by(raised)
         try:
-            if raised is not None and self._stream is not None and (event := _refused(raised)):
+            event = _refused(raised) if raised is not None and self.is_disturbed() else {}
+            if event and raised is not None and self._stream is not None:
                 self._stream.feed(event)
-            self._conclude()
+                self.failed(raised)
+            self._conclude(refused=bool(event))
         except Exception as error:  # noqa: BLE001 - the caller gets his answer
             self.misread(error)
         self._raw = None
         self.closed = self._deaf = True
 
-    def _conclude(self) -> None:
+    def _conclude(self, *, refused: bool) -> None:
         if self._raw is not None:
             self._raw.close()
             if self.ended and self._stream is None and self._observation is None and not self._many:
                 self.saw_body(None)
-        if self._stream is not None and self._stream.terminal:
+        # What breaks after the end is the connection alone, unless the provider says that the answer failed.
+        if self._stream is not None and self._stream.terminal and not refused:
             self.status, self._error_type = "ok", None
             self.body = self._stream.body()
 
@@ -489,6 +492,9 @@ def _refused(error: BaseException) -> dict[str, Any]:
 
     A host may state the usage beside an error.
     """
+    kept = getattr(error, "details", None)  # Google's SDK hands it on with the error
+    if is_object(kept) and kept.get("error"):
+        return dict(kept)
     trace = error.__traceback__
     while trace is not None:
         written = getattr(trace.tb_frame.f_locals.get("sse"), "data", None)

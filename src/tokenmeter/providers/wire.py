@@ -346,6 +346,12 @@ def error_in(body: Any) -> BodyError | None:
     return BodyError(_kind(told if is_object(told) else {}, body), answered)
 
 
+def kind_of_error(event: JSON) -> str:
+    """What an event of a stream that says that it failed calls it."""
+    error = error_in(event)
+    return error.kind if error else "error"
+
+
 def _error_of_event(event: JSON) -> BodyError | None:
     """What went wrong, as an event says it that is called by it, or that ends a message with it."""
     delta = section(event, "delta")

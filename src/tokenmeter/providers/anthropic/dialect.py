@@ -18,6 +18,7 @@ from tokenmeter.providers.wire import (
     MOST,
     count,
     is_object,
+    kind_of_error,
     latest,
     section,
     text,
@@ -181,8 +182,8 @@ class MessageStream:
     """Events of one message. Lifetimes of cache writes, tier, speed and geography stay as the start gave them."""
 
     __slots__ = (
-        *("_bytes", "_called", "_content", "_context", "_counted", "_message", "_read", "_searches", "_stop"),
-        *("_terminal", "_usage"),
+        *("_bytes", "_called", "_content", "_context", "_counted", "_failed", "_message", "_read", "_searches"),
+        *("_stop", "_terminal", "_usage"),
     )
 
     def __init__(self, context: Context, read: Read) -> None:
@@ -193,6 +194,7 @@ class MessageStream:
         self._called: list[JSON] = []  # the first search that code asked for
         self._content = False
         self._counted = False  # the output, that is: the start only holds its place
+        self._failed: str | None = None
         self._message: dict[str, Any] = {}
         self._stop: str | None = None
         self._terminal = False
@@ -233,6 +235,8 @@ class MessageStream:
         elif kind == "message_stop":
             self._count(section(event, "usage") or section(section(event, "message"), "usage"))
             self._terminal = True
+        elif kind == "error":
+            self._failed = kind_of_error(event)
         elif kind == "content_block_start":
             self._content = True
             block = section(event, "content_block")
@@ -254,7 +258,7 @@ class MessageStream:
 
     def body(self) -> Any:
         """The message."""
-        if not (self._terminal and self._counted and self._content):
+        if self._failed or not (self._terminal and self._counted and self._content):
             return None
         return {**self._message, "stop_reason": self._stop, "usage": self._usage, **self._shown()}
 
@@ -275,4 +279,6 @@ class MessageStream:
                 usage["output_tokens"] = received
         body = {**self._message, "stop_reason": self._stop, "usage": usage, **self._shown()}
         seen = self._read(body, replace(self._context, received=self._bytes))
+        if self._failed:
+            seen = replace(seen, error_type=self._failed)
         return seen if final else replace(seen, flags=seen.flags | _ESTIMATED)

@@ -13,7 +13,7 @@ from tokenmeter.providers.base import Read
 from tokenmeter.providers.context import Context, pending
 from tokenmeter.providers.google.answers import MEDIA, is_unknown_step, is_unknown_tool, part_bytes, step_bytes
 from tokenmeter.providers.prompts import tokens_of
-from tokenmeter.providers.wire import JSON, count, is_object, latest, members, section, text
+from tokenmeter.providers.wire import JSON, count, is_object, kind_of_error, latest, members, section, text
 from tokenmeter.usage import Observation
 
 _ESTIMATED = frozenset({"estimated"})
@@ -27,7 +27,10 @@ class AnswerStream:
     chunk leaves out stays as it was. Grounding may come with any chunk.
     """
 
-    __slots__ = ("_body", "_bytes", "_candidates", "_context", "_counted", "_finished", "_read", "_usage", "_words")
+    __slots__ = (
+        *("_body", "_bytes", "_candidates", "_context", "_counted", "_failed", "_finished", "_read", "_usage"),
+        "_words",
+    )
 
     def __init__(self, context: Context, read: Read) -> None:
         self._context = context
@@ -35,6 +38,7 @@ class AnswerStream:
         self._bytes = self._words = 0
         self._counted = 0  # bytes that had come when the usage was last stated
         self._body: dict[str, Any] = {}
+        self._failed: str | None = None
         self._finished = False
         self._candidates: list[JSON] = []
         self._usage: dict[str, Any] = {}
@@ -51,6 +55,8 @@ class AnswerStream:
         for name in _NAMES:
             if value := event.get(name):
                 self._body[name] = value
+        if event.get("error"):
+            self._failed = kind_of_error(event)
         if section(event, "promptFeedback").get("blockReason"):
             self._finished = True
         for candidate in members(event, "candidates"):
@@ -77,7 +83,7 @@ class AnswerStream:
 
     def body(self) -> Any:
         """The answer, as far as its bill goes."""
-        if not self.terminal:
+        if self._failed or not self.terminal:
             return None
         return {**self._body, "usageMetadata": self._usage, "candidates": self._candidates}
 
@@ -91,6 +97,8 @@ class AnswerStream:
         body = {**self._body, "usageMetadata": usage, "candidates": self._candidates}
         apart = count(usage, "thoughtsTokenCount", flags=set())  # so that thoughts are no words that may be uncounted
         seen = self._read(body, replace(self._context, received=self._words if apart else self._bytes))
+        if self._failed:
+            seen = replace(seen, error_type=self._failed)
         return seen if self.terminal else replace(seen, flags=seen.flags | _ESTIMATED)
 
 

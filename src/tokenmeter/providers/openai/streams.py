@@ -11,7 +11,7 @@ from tokenmeter.providers.base import Read, SocketEvents, StreamReader
 from tokenmeter.providers.context import Context, joined, pending, unknown
 from tokenmeter.providers.openai.extras import executed_tools, message_bytes, own_tools
 from tokenmeter.providers.prompts import tokens_of
-from tokenmeter.providers.wire import JSON, count, error_in, is_object, latest, members, section, text, utf8_length
+from tokenmeter.providers.wire import JSON, count, is_object, kind_of_error, latest, members, section, text, utf8_length
 from tokenmeter.usage import Observation
 
 _ESTIMATED = frozenset({"estimated"})
@@ -52,7 +52,7 @@ class ChatStream:
         self._counted = 0  # bytes that had come when the usage was last stated
         self._builtin: list[JSON] = []
         self._executed: list[JSON] = []
-        self._failed = False
+        self._failed: str | None = None
         self._finished = 0
 
     @property
@@ -81,7 +81,7 @@ class ChatStream:
         if not self._said:
             self._name(event)
         before, usage = self._usage, event.get("usage")
-        self._failed = self._failed or bool(event.get("error"))
+        self._failed = kind_of_error(event) if event.get("error") else self._failed
         if usage and is_object(usage):
             self._state(event, usage)
         try:
@@ -155,6 +155,8 @@ class ChatStream:
         seen = self._read(body, replace(self._context, received=self._bytes))
         if not whole:
             seen = replace(seen, raw_usage=dict(self._usage))
+        if self._failed:
+            seen = replace(seen, error_type=self._failed)
         # Hosts that count up with every chunk have only said what was used so far.
         return seen if self.terminal and whole else replace(seen, flags=seen.flags | _ESTIMATED)
 
@@ -217,8 +219,7 @@ class ResponseStream:
             self._final = self._read(event, replace(self._context, received=self._bytes))
             self._whole = section(event, "response")
         elif kind == _ERROR:
-            error = error_in(event)
-            self._failed = error.kind if error else _ERROR
+            self._failed = kind_of_error(event)
         elif kind in _OPENING:
             body = section(event, "response")
             self._opened = {k: body[k] for k in ("id", "model", "service_tier", "background", "tools") if body.get(k)}
@@ -230,12 +231,12 @@ class ResponseStream:
 
     def body(self) -> Any:
         """The response that the terminal event carries."""
-        return self._whole
+        return None if self._failed else self._whole
 
     def observation(self) -> Observation:
         """The terminal event's usage; before it an estimate of the input and of what came back."""
         if self._final is not None:
-            return self._final
+            return replace(self._final, error_type=self._failed) if self._failed else self._final
         opened = self._opened
         if opened.get("background") is True or self._context.request.background:
             return pending(opened)  # it goes on without us, and is billed when it is retrieved
