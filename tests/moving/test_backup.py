@@ -50,6 +50,7 @@ def test_what_waits_in_the_tail_is_in_the_backup(open_meter, record, url, tmp_pa
 
 
 def test_a_backup_is_one_private_file_with_nothing_beside_it(filled, url, tmp_path):
+    (tmp_path / "backups").mkdir()
     made = filled(url).backup(tmp_path / "backups" / "ledger.db")
     assert [file.name for file in (tmp_path / "backups").iterdir()] == ["ledger.db"]
     assert stat.S_IMODE(made.path.stat().st_mode) == 0o600
@@ -245,6 +246,15 @@ def test_an_unfinished_restoration_of_another_ledger_is_let_be(filled, url, tmp_
         restore(other.path, postgres_url, check=False, progress=end_it)
     with pytest.raises(ConfigurationError, match="never replaced"):
         restore(made.path, postgres_url)
+
+
+def test_a_backup_makes_no_folder(filled, url, tmp_path, run_command):
+    """As an export: a disk that is not mounted is no reason to write beside it."""
+    filled(url).close()
+    code, _, said = run_command("db", "backup", tmp_path / "none" / "backup.db", "--store", url)
+    assert code == 2
+    assert "does not exist; make it first" in " ".join(said.split())
+    assert not (tmp_path / "none").exists()
 
 
 def test_the_commands_say_what_they_did(filled, url, tmp_path, run_command):

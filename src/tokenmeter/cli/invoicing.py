@@ -35,7 +35,7 @@ from tokenmeter.billing.rated import check_dimensions
 from tokenmeter.billing.receivables import ask_credit
 from tokenmeter.cli.app import Exit, Group, commands, out
 from tokenmeter.cli.frame import Frame, command, emit, show_table
-from tokenmeter.cli.options import BillPeriod, BooksTzOption, complete_account, parse_pairs
+from tokenmeter.cli.options import BillPeriod, BooksTzOption, complete_account, parse_account
 from tokenmeter.dimensions import ACCOUNTS
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import round_money
@@ -98,10 +98,10 @@ class DraftOptions:
 
     def drafts(self, frame: Frame, store: Store) -> list[Invoice]:
         """The drafts; one unless an invoice is wanted for each of many."""
-        scope = parse_pairs(self.account or [])
-        if set(scope) - set(ACCOUNTS) or not all(scope.values()) or not (scope or self.by):
+        scope = parse_account(self.account or [])
+        if not (scope or self.by):
             raise ConfigurationError(
-                f"Name the account as FIELD=VALUE with {', '.join(ACCOUNTS)}; or --by member for an invoice to each."
+                "Name the account as FIELD=VALUE, such as member=ada; or --by member for an invoice to each."
             )
         check_dimensions(self.lines_by, what="--lines-by")
         if self.by:

@@ -197,12 +197,14 @@ def parse_account(parts: Sequence[str]) -> dict[str, str]:
     """``["member=ada"]`` as the account that is meant.
 
     Raises:
-        ConfigurationError: a part that is not FIELD=VALUE, or no account's field.
+        ConfigurationError: a part that is not FIELD=VALUE, or no account's field; or a field has two values.
     """
-    account = dict(part.split("=", 1) for part in parts if "=" in part)
+    account = parse_pairs([part for part in parts if part.find("=") > 0])
     if len(account) < len(set(parts)) or not set(account) <= set(ACCOUNTS) or not all(account.values()):
         meant = next(filter(None, (suggest(name, ACCOUNTS) for name in account if name not in ACCOUNTS)), "")
-        raise ConfigurationError(f"Name the account as FIELD=VALUE with {', '.join(ACCOUNTS)}.{meant}")
+        raise ConfigurationError(
+            f"Name the account as FIELD=VALUE, such as member=ada, with {', '.join(ACCOUNTS)}.{meant}"
+        )
     return account
 
 

@@ -102,7 +102,7 @@ def back_up(
         What is in it.
 
     Raises:
-        ConfigurationError: the file is there already, or is the ledger itself.
+        ConfigurationError: the file is there already, or is the ledger itself; or its folder is not there.
         StoreUnavailableError: the ledger cannot be read as a whole, the file not be written, or it is damaged.
     """
     path = expand(target)
@@ -110,6 +110,8 @@ def back_up(
         raise ConfigurationError(f"{path} is the ledger itself; name another file for the backup.")
     if path.exists() and not overwrite:
         raise ConfigurationError(f"{path} exists; name another file, or allow it to be replaced (--overwrite).")
+    if not path.parent.is_dir():  # a slip of the pen, or a disk that is not there: a backup is not made beside it
+        raise ConfigurationError(f"The folder {str(path.parent)!r} does not exist; make it first.")
     remove_abandoned(Path(f"{path}.partial-"))
     partial = Path(f"{path}.partial-{os.getpid()}")
     try:
