@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -114,6 +115,166 @@ def test_what_a_killed_process_was_about_to_deliver_the_next_one_delivers_once(s
         meter.close()
     assert [one["alert_id"] for one in receiver.told] == [first["alert_id"]] * 2
     assert (first["budget"], first["threshold"], first["scope"]) == ("one each", 100, {"member": "ada"})
+
+
+class Hook(BaseHTTPRequestHandler):
+    """Takes alerts, and keeps them in `told`; refuses the members of `refused`, or everybody, with 503."""
+
+    server: Any
+
+    def do_POST(self):
+        alert = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        refused = {"everybody", alert["scope"]["member"]} & self.server.refused
+        self.server.asked.append(alert["scope"]["member"])
+        if not refused:
+            self.server.told.append(alert["scope"]["member"])
+        self.send_response(503 if refused else 200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_):
+        """Say nothing."""
+
+
+@contextlib.contextmanager
+def listening(port=0):
+    """A real HTTP server at `port`; nobody answers there before and after."""
+    server: Any = ThreadingHTTPServer(("127.0.0.1", port), Hook)
+    server.told, server.asked, server.refused = [], [], set[str]()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@EVERY
+class TestOutage:
+    MEMBERS = tuple(f"m{number:02}" for number in range(30))
+
+    def backlog(self, store_url, monkeypatch, port, *, members=MEMBERS):
+        """A meter that has missed the alerts of all members, and a function that has it look after so many minutes."""
+        pauses: list[int] = []
+        meter = meter_at(store_url, Webhook(f"http://127.0.0.1:{port}/", sleep=pauses.append), budgets=[ONE_EACH])
+        bare = Meter(store=meter.store, pricer=Pricer(PriceList()), budgets=[ONE_EACH])
+        now = meter.store.now()
+
+        def look(passed):
+            monkeypatch.setattr(meter.store, "now", lambda: now + timedelta(minutes=passed))
+            meter.budgets.alerts.catch_up()
+            assert meter.budgets.alerts.flush(60)
+
+        look(0)
+        for member in members:
+            bare.settle(bare.authorize(replace(CALL, attribution=Attribution(member=member))), ANSWER)
+        assert len(meter.budgets.in_force) == 1
+        return meter, look, pauses
+
+    def test_nobody_goes_on_to_ask_who_is_away_and_all_are_told_in_order_once_it_is_back(
+        self, store_url, monkeypatch, caplog
+    ):
+        with listening() as gone:
+            port = gone.server_port
+        meter, look, pauses = self.backlog(store_url, monkeypatch, port)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, logger="tokenmeter"):
+            for minutes in (20, 25, 30):
+                look(minutes)
+            assert len(pauses) == 3 * 2 * 3, "of 30 alerts the first and the last are tried, at each of three looks"
+            (outage,) = caplog.messages
+            assert outage.startswith(
+                f"An alert was not delivered: <Webhook http://127.0.0.1:{port}> did not take alert "
+            )
+            assert outage.endswith("It is tried again while calls are made; besides it wait: 29.")
+            with listening(port) as back:
+                for minutes in (35, 40, 60 * 24):
+                    look(minutes)
+                assert back.told == list(self.MEMBERS)
+        assert caplog.messages[1:] == [
+            f"<Webhook http://127.0.0.1:{port}> answers again; alerts that waited and follow now: 29."
+        ]
+        meter.close()
+
+    def test_who_goes_away_amid_a_backlog_and_comes_back_is_told_the_rest(self, store_url, monkeypatch, caplog):
+        with listening() as hook:
+            meter, look, _ = self.backlog(store_url, monkeypatch, hook.server_port, members=self.MEMBERS[:10])
+            take = hook.told.append
+
+            class Told(list):
+                def append(self, member):
+                    take(member)
+                    if len(hook.asked) == 5:
+                        hook.refused.add("everybody")
+
+            told, hook.told = hook.told, Told()
+            look(20)
+            assert (told, hook.asked[5:]) == (list(self.MEMBERS[:5]), [self.MEMBERS[5]] * 4 + [self.MEMBERS[9]] * 4)
+            hook.refused.clear()
+            look(25)
+            assert told == list(self.MEMBERS[:10])
+        assert [record.levelname for record in caplog.records if "Webhook" in record.getMessage()] == [
+            "ERROR",
+            "WARNING",
+        ]
+        meter.close()
+
+    def test_an_alert_that_is_not_taken_keeps_no_other_from_being_told(self, store_url, monkeypatch, caplog):
+        first, second, *others = self.MEMBERS[:8]
+        with listening() as hook:
+            meter, look, _ = self.backlog(store_url, monkeypatch, hook.server_port, members=self.MEMBERS[:8])
+            hook.refused |= {first, second}
+            look(20)
+            assert sorted(hook.told) == others
+            hook.refused.clear()
+            look(25)  # what it did not take while it took others waits for longer
+            assert sorted(hook.told) == others
+            look(36)
+            assert hook.told[-2:] == [first, second]
+        assert [record.levelname for record in caplog.records if "Webhook" in record.getMessage()] == ["ERROR", "ERROR"]
+        meter.close()
+
+    def test_while_a_target_is_away_new_alerts_wait_for_the_next_look(self, store_url, monkeypatch, caplog):
+        with listening() as hook:
+            meter, look, _ = self.backlog(store_url, monkeypatch, hook.server_port, members=self.MEMBERS[:2])
+            meter.budgets.telling.catch_up_sometimes()  # so that the call below does not
+            hook.refused.add("everybody")
+            look(20)
+            meter.settle(meter.authorize(replace(CALL, attribution=Attribution(member="new"))), ANSWER)
+            assert meter.budgets.alerts.flush(60)
+            assert "new" not in hook.asked
+            hook.refused.clear()
+            look(22)
+            assert hook.told == [*self.MEMBERS[:2], "new"]
+        assert sum("not delivered" in message for message in caplog.messages) == 1
+        meter.close()
+
+    def test_what_another_process_told_meanwhile_is_not_told_again(self, store_url, monkeypatch):
+        with listening() as hook:
+            meter, look, _ = self.backlog(store_url, monkeypatch, hook.server_port, members=self.MEMBERS[:5])
+            other = Meter(
+                store=meter.store,
+                pricer=Pricer(PriceList()),
+                alerts=[Webhook(f"http://127.0.0.1:{hook.server_port}/")],
+                budgets=[ONE_EACH],
+            )
+            assert len(other.budgets.in_force) == 1
+            missed, first = delivery.Deliveries.missed, [True]
+
+            def missed_by_both(deliveries, target):
+                found = missed(deliveries, target)
+                if first:
+                    first.clear()
+                    other.budgets.alerts.catch_up()
+                    assert other.budgets.alerts.flush(60)
+                return found
+
+            monkeypatch.setattr(delivery.Deliveries, "missed", missed_by_both)
+            look(20)
+            assert hook.told == list(self.MEMBERS[:5])
+        meter.close()
 
 
 @EVERY

@@ -15,9 +15,10 @@ import os
 import queue
 import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta
+from functools import partial
 from itertools import chain
 
 from tokenmeter.budgets.alerts import Alert, AlertTarget, Notice
@@ -39,8 +40,10 @@ EXIT_SECONDS = 10
 _NEWS_FOR = timedelta(days=7)
 #: How long an alert is left to the process that found it: one that has said so, or one that had no time to.
 _LEFT_TO_ITS_OWN, _LEFT_UNCLAIMED = timedelta(minutes=15), timedelta(minutes=1)
-#: Between two attempts at a target that takes nothing: longer each time, up to this.
+#: Between two attempts at what a target does not take while it takes others: longer each time, up to this.
 _LONGEST_PAUSE = timedelta(hours=6)
+#: Alerts that a target refuses in a row before it is left alone until the next look.
+_REFUSALS = 2
 #: A ledger's first alert may be as old as the call that crossed the threshold took.
 _FIRST_CALL = timedelta(minutes=1)
 #: The flags of deliveries, kept as counters: each is set once, by whoever comes first.
@@ -83,8 +86,16 @@ class Deliveries:
         """The ledger's clock."""
         return self._store.now()
 
-    def missed(self, target: str) -> list[Alert | Notice]:
+    def was_told(self, alert_id: str, target: str) -> bool:
+        """Whether nothing is to be done about an alert at `target` any more."""
+        key = _key(_DELIVERED, alert=alert_id, target=target)
+        return bool(self._store.counters([key])[key].settled)
+
+    def missed(self, target: str) -> list[tuple[str, Callable[[], Alert | Notice | None]]]:
         """What `target` should have been told by now and was not, the first first.
+
+        Returns:
+            Of each its `Alert.alert_id`, and what makes it: an alert says the limit, which may have to be asked for.
 
         Raises:
             StoreUnavailableError: the ledger cannot be read or written.
@@ -98,11 +109,13 @@ class Deliveries:
         keys = {one: _key(_DELIVERED, alert=one, target=target) for one in found}
         told = self._store.counters(list(keys.values()))
         left = {one: found[one] for one, key in keys.items() if not told[key].settled}
-        claims = self._claims() if left else {}
+        # Of what is older nobody is asked who claimed it: that goes through every counter there is.
+        claims = self._claims() if any(now - at < _LEFT_TO_ITS_OWN for at, _ in left.values()) else {}
         due = sorted((at, one) for one, (at, _) in left.items() if _is_left(claims.get(one, []), now - at))
-        # Only of what is to be told an alert is made: it says the limit, which may have to be asked for.
-        alerts = (event if isinstance(event := found[one][1], Notice) else self._alert_of(event) for _, one in due)
-        return [alert for alert in alerts if alert is not None]
+        return [(one, partial(self._make, found[one][1])) for _, one in due]
+
+    def _make(self, event: ThresholdCrossing | Notice) -> Alert | Notice | None:
+        return event if isinstance(event, Notice) else self._alert_of(event)
 
     def _since(self, target: str, now: datetime) -> datetime:
         """When `target` was first heard of: what happened before is not told."""
@@ -232,8 +245,12 @@ class _Outbox:
         self._queue: queue.SimpleQueue[Alert | Notice | _CatchUp | threading.Event | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._busy = False
-        #: Alerts that the target did not take: how often, and when it is asked again.
+        #: Alerts that the target did not take while it took others: how often, and when it is asked again.
         self._failed: dict[str, tuple[int, datetime]] = {}
+        #: The alert that it refused last, if it took none after it in the same look.
+        self._refused: str | None = None
+        #: Whether it refused one alert after another, and whether the log says of a refusal; until it takes one.
+        self._away = self._complained = False
 
     @property
     def waiting(self) -> bool:
@@ -292,40 +309,74 @@ class _Outbox:
                 item.set()
                 continue
             self._busy = True
-            for alert in self._missed() if isinstance(item, _CatchUp) else (item,):
-                self._deliver(alert)
+            if isinstance(item, _CatchUp):
+                self._tell_missed()
+            elif not self._away:  # else it waits in the ledger for the next look
+                self._deliver(item)
             self._busy = False
 
-    def _missed(self) -> list[Alert | Notice]:
+    def _tell_missed(self) -> None:
+        """Deliver what the ledger says was not, the first first, until the target refuses one alert and another."""
         assert self._deliveries is not None  # noqa: S101 - only then is anything asked for
+        self._refused, in_a_row = None, 0
         try:
             now = self._deliveries.now()
-            missed = self._deliveries.missed(self._name)
+            waiting = deque(
+                (one, make)
+                for one, make in self._deliveries.missed(self._name)
+                if one not in self._failed or now >= self._failed[one][1]
+            )
+            while waiting and in_a_row < _REFUSALS:
+                one, make = waiting.popleft()
+                alert = None if self._deliveries.was_told(one, self._name) else make()  # another process may be at it
+                if alert is not None and self._deliver(alert, len(waiting)):
+                    in_a_row = 0
+                elif alert is not None:
+                    in_a_row += 1
+                    waiting.rotate()  # the newest tells whether it is the target, or what these first ones say
         except Exception as error:  # noqa: BLE001 - it is asked again
             log.info("tokenmeter could not look for alerts that were not delivered: %s", error)
-            return []
-        return [one for one in missed if one.alert_id not in self._failed or now >= self._failed[one.alert_id][1]]
 
-    def _deliver(self, alert: Alert | Notice) -> None:
+    def _deliver(self, alert: Alert | Notice, others: int = 0) -> bool:
+        """Whether nothing is left to do about `alert`; so many `others` are known to wait, too."""
         self._remember(lambda deliveries: deliveries.claim(alert))
         try:
             self.target(alert)
         except Exception as error:
             final = isinstance(error, TargetError) and error.final
-            if isinstance(error, TargetError):  # its words say all there is
+            if not final and self._deliveries is not None and self._complained:
+                log.info("An alert was not delivered to %r again: %s", self.target, error)
+            elif isinstance(error, TargetError):  # its words say all there is
                 again = "It is not tried again" if final else "It is tried again while calls are made"
-                log.error("An alert was not delivered: %s %s.", error, again)  # noqa: TRY400 - see above
+                too = f"; besides it wait: {others}" if others and not final else ""
+                log.error("An alert was not delivered: %s %s%s.", error, again, too)  # noqa: TRY400 - see above
             else:
-                log.exception("tokenmeter could not deliver an alert to %r", self.target)
+                log.exception("tokenmeter could not deliver an alert to %r; besides it wait: %d", self.target, others)
             if not final:
-                self._remember(lambda deliveries: self._put_off(alert, deliveries.now()))
-                return
+                self._complained = True
+                if self._deliveries is not None and self._refused not in {None, alert.alert_id}:
+                    self._away = True
+                self._refused = alert.alert_id
+                return False
+        self._finish(alert, others)
+        return True
+
+    def _finish(self, alert: Alert | Notice, others: int) -> None:
+        """The target answered: what it refused just before is what it does not take, and it is not away."""
+        refused = self._refused
+        if refused is not None and refused != alert.alert_id:
+            self._remember(lambda deliveries: self._put_off(refused, deliveries.now()))
+        elif self._complained:
+            self._away = True
+        if self._away and self._deliveries is not None:
+            log.warning("%r answers again; alerts that waited and follow now: %d.", self.target, others)
+        self._refused, self._away, self._complained = None, False, False
         self._failed.pop(alert.alert_id, None)
         self._remember(lambda deliveries: deliveries.note(alert, self._name))
 
-    def _put_off(self, alert: Alert | Notice, now: datetime) -> None:
-        times, _ = self._failed.get(alert.alert_id, (0, now))
-        self._failed[alert.alert_id] = (times + 1, now + min(_LEFT_TO_ITS_OWN * 2**times, _LONGEST_PAUSE))
+    def _put_off(self, alert_id: str, now: datetime) -> None:
+        times, _ = self._failed.get(alert_id, (0, now))
+        self._failed[alert_id] = (times + 1, now + min(_LEFT_TO_ITS_OWN * 2**times, _LONGEST_PAUSE))
 
     def _remember(self, write: Callable[[Deliveries], None]) -> None:
         if self._deliveries is not None:
