@@ -23,6 +23,7 @@ import tokenmeter
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.importing import import_usage
 from tokenmeter.importing.sources import usual_folders
+from tokenmeter.reconciliation import reconcile
 
 
 @pytest.fixture
@@ -1280,3 +1281,16 @@ def test_a_call_whose_line_names_no_model_has_none_rather_than_an_empty_name(met
     import_usage(meter, write("a.jsonl", [row]))
     (entry,) = meter.store.entries()
     assert (entry.request_model, entry.response_model, entry.billed_cost) == (None, None, None)
+
+
+def test_sums_are_sent_where_they_can_be_compared(meter, tmp_path):
+    row = {"day": "2026-10-05", "model": "openai/gpt-5", "total_cost": 1.25, "request_count": 10}
+    told = tmp_path / "vercel.json"
+    told.write_text(json.dumps({"results": [row]}))
+    (left_out,) = import_usage(meter, told).left_out
+    assert "write the rows of a JSON file as one" in left_out.reason
+    written = tmp_path / "vercel.csv"
+    written.write_text(",".join(row) + "\n" + ",".join(map(str, row.values())) + "\n")
+    columns = {"day": "day", "model": "model", "cost": "total_cost", "requests": "request_count"}
+    outcome = reconcile(meter.store, provider="vercel", period="2026-10", source=written, columns=columns)
+    assert str(outcome.theirs.cost) == "1.25"

@@ -62,7 +62,10 @@ _WHOLE: Mapping[str, Callable[[Given], _WholeReader]] = {
     "aider": agents.Aider,
 }
 #: Transcripts are told by the agent, not by the provider.
-_SUMS = "sums over many calls, without ids: compare them with `tokenmeter reconcile --file`; they are not imported"
+_SUMS = (
+    "sums over many calls, without ids: they are not imported; compare them with `tokenmeter reconcile --file`, which "
+    "reads CSV (write the rows of a JSON file as one) and takes `--column day=day` for headings that it does not know"
+)
 _AN_ESTIMATE = "Transcripts are the agent's own account; what is billed is in the provider's console."
 
 
