@@ -85,7 +85,7 @@ KNOWN = _make_mark()
 has_lost_threads = False
 #: The process and thread in which `_in_child` is being done.
 _mender = (0, 0)
-_mending = threading.Lock()
+_mending = threading.RLock()
 
 
 def notice_fork(*, told: bool = False) -> None:
@@ -97,20 +97,24 @@ def notice_fork(*, told: bool = False) -> None:
     Args:
         told: Whether Python was told, and has forgotten the parent's threads.
     """
-    global _mender, has_lost_threads
-    me = os.getpid(), threading.get_ident()
-    if _mender == me:  # what is being done asks
+    if _mender != (os.getpid(), threading.get_ident()):  # else what is being done asks
+        run_alone(_mending, _mend, told)
+
+
+def _mend(told: bool) -> None:
+    global _mender, has_lost_threads  # noqa: PLW0603 - the child is another process
+    if KNOWN[0]:
         return
-    with _mending:
-        if KNOWN[0]:
-            return
-        _mender, has_lost_threads = me, not told
+    _mender, has_lost_threads = (os.getpid(), threading.get_ident()), not told
+    try:
         for mend in _in_child:
             try:
                 mend()
             except Exception as error:  # noqa: BLE001 - the others are done, and the call that noticed goes on
                 sys.excepthook(type(error), error, error.__traceback__)
         KNOWN[0] = 1
+    finally:  # after an interrupt it is done again
+        _mender = (0, 0)
 
 
 def _mend_at_fork() -> None:

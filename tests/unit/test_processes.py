@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from forking import run_in_child
-from tokenmeter import default
+from tokenmeter import default, processes
 from tokenmeter.attribution import NOBODY, Scope
 from tokenmeter.budgets import delivery, registry, tokens
 from tokenmeter.budgets.runs import budget
@@ -67,6 +67,27 @@ def test_an_instance_that_was_given_the_memory_of_another_is_a_process_of_its_ow
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "restored\n", "")
+
+
+def test_what_a_fork_left_is_put_right_though_an_interrupt_came_amid_it(monkeypatch):
+    done = []
+
+    def interrupted():
+        done.append(1)
+        if len(done) == 1:
+            raise KeyboardInterrupt
+
+    mark = processes._ByPid()
+    mark[0] = 0
+    monkeypatch.setattr(processes, "KNOWN", mark)
+    monkeypatch.setattr(processes, "_in_child", [interrupted, processes.notice_fork, lambda: done.append(2)])
+    with pytest.raises(KeyboardInterrupt):
+        processes.notice_fork(told=True)
+    assert not mark[0]
+    processes.notice_fork(told=True)
+    processes.notice_fork(told=True)
+    assert mark[0]
+    assert done == [1, 1, 2]
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # said from Python 3.12 on
