@@ -146,8 +146,9 @@ _ends_itself = 0
 def run_at_exit(work: Callable[[], object]) -> Callable[[], object]:
     """Have `work` called when this process ends in order, what was given last first. Usable as a decorator.
 
-    A child of `multiprocessing` that was forked, by a fork server, too, ends without `atexit`: there it is called once
-    the child's work is done and its threads have ended. `work` may be called twice.
+    A child of `multiprocessing` or its like that was forked, by a fork server, too, ends without `atexit`: there it is
+    called once the child's work is done and, where anybody waits for them, its threads have ended. `work` may be called
+    twice.
     """
     atexit.register(work)
     _at_exit.append(work)
@@ -155,15 +156,28 @@ def run_at_exit(work: Callable[[], object]) -> Callable[[], object]:
     return work
 
 
+#: `multiprocessing`, and those that are made of it: of datasets and notebooks, and of Celery.
+_KINDS = ("multiprocessing", "multiprocess", "billiard")
+
+
+def _is_child_of(package: str) -> bool:
+    process = sys.modules.get(f"{package}.process")
+    if process is None:
+        return False
+    if hasattr(process, "parent_process"):
+        return process.parent_process() is not None
+    return getattr(process.current_process(), "_parent_pid", None) is not None
+
+
 def _follow_multiprocessing(_key: object = None) -> None:
-    """In a child of `multiprocessing`: have `_end` called at its end. Nothing is imported for it."""
+    """In a child of `multiprocessing` or its like: have `_end` called at its end. Nothing is imported for it."""
     global _ends_itself  # noqa: PLW0603 - once per process
-    process = sys.modules.get("multiprocessing.process")
-    util = sys.modules.get("multiprocessing.util")
-    if process is None or util is None or process.parent_process() is None or _ends_itself == os.getpid():
-        return
-    _ends_itself = os.getpid()
-    util.Finalize(None, _end, exitpriority=_LAST)
+    for package in _KINDS if _ends_itself != os.getpid() else ():
+        if (util := sys.modules.get(f"{package}.util")) and _is_child_of(package):
+            _ends_itself = os.getpid()
+            # Celery's children wait for no threads: what is to be done, this one does.
+            util.Finalize(None, _run_last if package == "billiard" else _end, exitpriority=_LAST)
+            return
 
 
 #: Less than whatever else is to be done at the end of such a child: its queues are flushed at -5.
@@ -173,8 +187,9 @@ _LAST = -1000
 @after_fork_in_child
 def _follow_fork() -> None:
     # What is to be done at its end `multiprocessing` forgets in a new child, and then calls what is named here.
-    if util := sys.modules.get("multiprocessing.util"):
-        util.register_after_fork(_follow_fork, _follow_multiprocessing)
+    for package in _KINDS:
+        if util := sys.modules.get(f"{package}.util"):
+            util.register_after_fork(_follow_fork, _follow_multiprocessing)
 
 
 def _end() -> None:
@@ -186,6 +201,10 @@ def _run_after_threads() -> None:
     ours = {threading.current_thread(), threading.main_thread()}
     while others := [thread for thread in threading.enumerate() if not thread.daemon and thread not in ours]:
         others[0].join()
+    _run_last()
+
+
+def _run_last() -> None:
     with contextlib.ExitStack() as stack:
         for work in _at_exit:
             stack.callback(work)

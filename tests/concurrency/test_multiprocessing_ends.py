@@ -1,5 +1,6 @@
-"""Children of `multiprocessing` end without `atexit`: what they left open is written down at their end all the same."""
+"""Children of `multiprocessing` and its like end without `atexit`: what they left open is written down at their end."""
 
+import importlib
 import multiprocessing
 import threading
 
@@ -46,8 +47,8 @@ def leave_a_stream_to_a_thread(store_url, base_url):
     multiprocessing.util.Finalize(None, work_is_done.set, exitpriority=-2000)
 
 
-def run(method, work, *given):
-    child = multiprocessing.get_context(method).Process(target=work, args=given)
+def run(method, work, *given, package="multiprocessing"):
+    child = importlib.import_module(package).get_context(method).Process(target=work, args=given)
     child.start()
     child.join(120)
     return child.exitcode
@@ -64,6 +65,19 @@ def test_a_stream_that_a_child_leaves_open_is_recorded_at_its_end(store_url, met
     assert (entry.status, entry.attribution.member) == ("aborted", "ada")
     assert "expired_hold" not in entry.flags
     assert meter.sweep() == 0
+    meter.close()
+
+
+@METHODS
+@pytest.mark.parametrize("package", ["multiprocess", "billiard"])
+def test_children_of_its_like_do_so_too(tmp_path, package, method, provider):
+    pytest.importorskip(package)
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    meter = tokenmeter.make_meter(store=url, config={})
+    provider.answer("word " * 200, chunk_delay=0.01, times=None)
+    assert run(method, leave_a_stream_open, url, provider.openai_url, package=package) == 0
+    (entry,) = meter.entries()
+    assert (entry.status, entry.attribution.member) == ("aborted", "ada")
     meter.close()
 
 
