@@ -423,7 +423,7 @@ def _check_dollars(where: str, name: str, value: Decimal | int | None) -> None:
 
 
 def _check_number(where: str, value: object, most: int) -> None:
-    if type(value) is int:
+    if isinstance(value, int) and not isinstance(value, bool):
         fits = -most <= value <= most
     elif isinstance(value, Decimal):
         if not value.is_finite():

@@ -71,6 +71,9 @@ def _make_mark() -> mmap.mmap | _ByPid:
     if sys.platform != "linux":
         return _ByPid()
     page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):
+        page.madvise(-1)
+        return _ByPid()  # whoever takes any advice (an emulator) follows none
     try:
         page.madvise(_WIPE_ON_FORK)
     except OSError:
@@ -83,29 +86,26 @@ def _make_mark() -> mmap.mmap | _ByPid:
 KNOWN = _make_mark()
 #: Whether Python still counts threads that only a parent has: to look at what they run ends the process.
 has_lost_threads = False
-#: The process and thread in which `_in_child` is being done.
-_mender = (0, 0)
+#: The last process that Python was told of, and process and thread in which `_in_child` is being done.
+_told_pid, _mender = os.getpid(), (0, 0)
 _mending = threading.RLock()
 
 
-def notice_fork(*, told: bool = False) -> None:
+def notice_fork() -> None:
     """Put right what a fork left, if it was not yet. Asked for where ``KNOWN[0]`` is 0, before anything else is done.
 
     Python is not told of every fork: uWSGI forks its workers so. Two of them that took each other for one process would
     give the same ids, and write over each other's records.
-
-    Args:
-        told: Whether Python was told, and has forgotten the parent's threads.
     """
     if _mender != (os.getpid(), threading.get_ident()):  # else what is being done asks
-        run_alone(_mending, _mend, told)
+        run_alone(_mending, _mend)
 
 
-def _mend(told: bool) -> None:
+def _mend() -> None:
     global _mender, has_lost_threads  # noqa: PLW0603 - the child is another process
     if KNOWN[0]:
         return
-    _mender, has_lost_threads = (os.getpid(), threading.get_ident()), not told
+    _mender, has_lost_threads = (os.getpid(), threading.get_ident()), _told_pid != os.getpid()
     try:
         for mend in _in_child:
             try:
@@ -117,24 +117,22 @@ def _mend(told: bool) -> None:
         _mender = (0, 0)
 
 
-def _mend_at_fork() -> None:
+def _begin_anew() -> None:
+    """Python knows that this is another process now, and has none of a parent's threads in its books."""
+    global _told_pid  # noqa: PLW0603 - as above
+    _told_pid = os.getpid()
     _mending._at_fork_reinit()  # type: ignore[attr-defined]  # noqa: SLF001 - as `concurrent.futures` does
-    notice_fork(told=True)
+    KNOWN[0] = 0
+    notice_fork()
 
 
 if _register is not None:
-    _register(after_in_child=_mend_at_fork)
-
-
-def _mend_after_restore() -> None:
-    KNOWN[0] = 0
-    notice_fork(told=True)
-
+    _register(after_in_child=_begin_anew)
 
 # SnapStart of AWS Lambda begins many instances with the memory of one process: each is a process of its own.
 if os.environ.get("AWS_LAMBDA_INITIALIZATION_TYPE") == "snap-start":
     with contextlib.suppress(ImportError):  # it is part of that runtime
-        importlib.import_module("snapshot_restore_py").register_after_restore(_mend_after_restore)
+        importlib.import_module("snapshot_restore_py").register_after_restore(_begin_anew)
 
 
 #: What `run_at_exit` was given, in that order.

@@ -188,6 +188,21 @@ def test_a_stream_that_stands_in_for_one_that_failed_is_a_call_of_its_own(client
 
 
 @pytest.mark.needs("openai.resources.responses:Responses")
+def test_an_error_of_another_call_that_closes_a_stream_is_not_its_own(clients, books, provider):
+    def read_one_amid_another():
+        with clients.openai().chat.completions.create(**CHAT) as stream:
+            while not (next(stream).choices or [None])[0].finish_reason:
+                pass
+            provider.answer(events=list(map(_as_event, [*_SAID, _OVERLOADED])))
+            list(clients.anthropic().messages.create(**MESSAGE))
+
+    with pytest.raises(anthropic.APIStatusError):
+        read_one_amid_another()
+    chat, message = sorted(books.all(), key=lambda entry: entry.provider != "openai")
+    assert (chat.status, chat.error_type, message.status) == ("ok", None, "error")
+
+
+@pytest.mark.needs("openai.resources.responses:Responses")
 @pytest.mark.parametrize("name", ["OpenAI", "AsyncOpenAI"])
 async def test_a_chunk_that_the_sdk_refuses_is_recorded_before_the_error_goes(name, clients, books, provider, do):
     told = {"id": "c", "model": "gpt-5-mini", "choices": "none", "usage": {"prompt_tokens": 40}}

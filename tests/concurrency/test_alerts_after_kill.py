@@ -198,6 +198,16 @@ class TestOutage:
         ]
         meter.close()
 
+    def test_two_that_are_not_taken_for_what_they_say_keep_nobody_between_them(self, store_url, monkeypatch):
+        with listening() as hook:
+            members = self.MEMBERS[:6]
+            meter, look, _ = self.backlog(store_url, monkeypatch, hook.server_port, members=members)
+            hook.refused |= {members[0], members[-1]}
+            for minutes in (20, 25, 30):
+                look(minutes)
+            assert sorted(hook.told) == list(members[1:-1])
+        meter.close()
+
     def test_who_goes_away_amid_a_backlog_and_comes_back_is_told_the_rest(self, store_url, monkeypatch, caplog):
         with listening() as hook:
             meter, look, _ = self.backlog(store_url, monkeypatch, hook.server_port, members=self.MEMBERS[:10])

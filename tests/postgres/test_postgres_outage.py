@@ -1,6 +1,7 @@
 """The spool: entries through outages of the server, full and read-only disks, forks and kills."""
 
 import contextlib
+import json
 import os
 import resource
 import signal
@@ -18,6 +19,8 @@ from tokenmeter.processes import run_at_once
 from tokenmeter.stores import open_store
 from tokenmeter.stores.base import CapReachedError
 from tokenmeter.stores.postgres.pool import Pool
+from tokenmeter.stores.record import encode_entry
+from tokenmeter.stores.tail import frame
 
 
 @pytest.fixture
@@ -282,6 +285,14 @@ class TestSpool:
         assert (facts["refused_records"], facts["spool_waiting"]) == (1, 0)
         assert "picky" in store.health().warnings[0]
         assert len(_ids(store)) == 4
+
+    @pytest.mark.parametrize("wrong", [{"dedup_key": 5}, {"id": 5}, {"dedup_key": ["k"]}])
+    def test_an_identity_that_is_no_text_does_not_block_others(self, store, make_entry, wrong):
+        record = json.loads(encode_entry(make_entry(dedup_key="k"), store.journal.definitions))
+        store.journal._append(frame(json.dumps({**record, **wrong}).encode(), b'{"seek":true}'))
+        assert store.settle(make_entry(dedup_key="another")).recorded
+        assert store.flush(10) == 0
+        assert len(_ids(store)) + store.health().facts["refused_records"] == 2
 
     def test_a_row_that_another_session_has_locked_is_no_outage(
         self, store, query, postgres_server_url, make_entry, make_hold, make_posting, key, monkeypatch

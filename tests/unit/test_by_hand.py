@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from datetime import UTC, datetime
 from decimal import Decimal
 
 import openai
@@ -371,6 +372,10 @@ class TestRecord:
         entry = meter.record(CHAT, **HERE, at="2026-03-04T05:06:07Z", attribution=Attribution(member="ada"))
         assert entry.occurred_at.isoformat() == "2026-03-04T05:06:07+00:00"
         assert meter.report("member", period="2026-03").totals.requests == 1
+
+    def test_a_clock_that_is_years_behind_keeps_no_call_from_being_recorded(self, meter, monkeypatch):
+        monkeypatch.setattr(meter.store, "now", lambda: datetime(2012, 1, 14, tzinfo=UTC))
+        assert meter.record(CHAT, **HERE).occurred_at.year == 2012
 
     def test_what_an_unknown_host_says_is_kept_and_unpriced(self, meter):
         entry = meter.record({"id": "x", "nothing": "known"}, provider="acme", endpoint="answers.create")

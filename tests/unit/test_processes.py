@@ -69,6 +69,28 @@ def test_an_instance_that_was_given_the_memory_of_another_is_a_process_of_its_ow
     assert (done.returncode, done.stdout, done.stderr) == (0, "restored\n", "")
 
 
+ADVICE = """
+import mmap, os, sys
+
+class Lenient(mmap.mmap):  # as an emulator's: whatever is advised, nothing is done and all is well
+    def madvise(self, *_): pass
+
+mmap.mmap = Lenient
+from tokenmeter.ledger import is_own, new_id
+mine = new_id()
+if os.fork() == 0:
+    os._exit(1 if is_own(mine) or new_id()[:20] == mine[:20] else 0)
+assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
+assert is_own(mine)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_forked_child_is_known_where_the_system_heeds_no_advice():
+    done = subprocess.run([sys.executable, "-c", ADVICE], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_what_a_fork_left_is_put_right_though_an_interrupt_came_amid_it(monkeypatch):
     done = []
 
@@ -82,10 +104,10 @@ def test_what_a_fork_left_is_put_right_though_an_interrupt_came_amid_it(monkeypa
     monkeypatch.setattr(processes, "KNOWN", mark)
     monkeypatch.setattr(processes, "_in_child", [interrupted, processes.notice_fork, lambda: done.append(2)])
     with pytest.raises(KeyboardInterrupt):
-        processes.notice_fork(told=True)
+        processes.notice_fork()
     assert not mark[0]
-    processes.notice_fork(told=True)
-    processes.notice_fork(told=True)
+    processes.notice_fork()
+    processes.notice_fork()
     assert mark[0]
     assert done == [1, 1, 2]
 

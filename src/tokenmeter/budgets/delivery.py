@@ -251,6 +251,8 @@ class _Outbox:
         self._refused: str | None = None
         #: Whether it refused one alert after another, and whether the log says of a refusal; until it takes one.
         self._away = self._complained = False
+        #: Looks in a row that ended with refusals.
+        self._in_vain = 0
 
     @property
     def waiting(self) -> bool:
@@ -327,13 +329,18 @@ class _Outbox:
                 if one not in self._failed or now >= self._failed[one][1]
             )
             while waiting and in_a_row < _REFUSALS:
-                one, make = waiting.popleft()
+                # After a refusal another tells whether it is the target, or what that one says: at each look in vain
+                # one more before the newest, as two may be refused for what they say.
+                place = len(waiting) - 1 - self._in_vain % len(waiting) if in_a_row else 0
+                one, make = waiting[place]
+                del waiting[place]
                 alert = None if self._deliveries.was_told(one, self._name) else make()  # another process may be at it
                 if alert is not None and self._deliver(alert, len(waiting)):
                     in_a_row = 0
                 elif alert is not None:
                     in_a_row += 1
-                    waiting.rotate()  # the newest tells whether it is the target, or what these first ones say
+            if in_a_row == _REFUSALS:
+                self._in_vain += 1
         except Exception as error:  # noqa: BLE001 - it is asked again
             log.info("tokenmeter could not look for alerts that were not delivered: %s", error)
 
@@ -371,6 +378,7 @@ class _Outbox:
         if self._away and self._deliveries is not None:
             log.warning("%r answers again; alerts that waited and follow now: %d.", self.target, others)
         self._refused, self._away, self._complained = None, False, False
+        self._in_vain = 0
         self._failed.pop(alert.alert_id, None)
         self._remember(lambda deliveries: deliveries.note(alert, self._name))
 

@@ -430,7 +430,7 @@ class Exchange:
         if raised is not None and not self.ended and self.is_disturbed() and self.status is None:
             self._stopped_by(raised)
         try:
-            event = _refused(raised) if raised is not None and self.is_disturbed() else {}
+            event = self._refused(raised) if raised is not None and self.is_disturbed() else {}
             if event and raised is not None and self._stream is not None:
                 self._stream.feed(event)
                 self.failed(raised)
@@ -439,6 +439,30 @@ class Exchange:
             self.misread(error)
         self._raw = None
         self.closed = self._deaf = True
+
+    def _refused(self, error: BaseException) -> dict[str, Any]:
+        """The event for which the SDK raised `error`, and that it shows to nobody; an empty one where there is none.
+
+        A host may state the usage beside an error. That of another call, made while this stream is open, is not its.
+        """
+        kept = getattr(error, "details", None)  # Google's SDK hands it on with the error
+        if is_object(kept) and kept.get("error") and isinstance(error, self._sdk.error):
+            return dict(kept)
+        trace = error.__traceback__
+        while trace is not None:
+            seen = trace.tb_frame.f_locals
+            written = getattr(seen.get("sse"), "data", None)
+            if isinstance(written, str) and trace.tb_frame.f_code.co_name == "__stream__":
+                body = getattr(getattr(seen.get("self"), "response", None), "stream", None)
+                if getattr(body, "_exchange", self) is not self:
+                    return {}
+                try:
+                    event: Any = json.loads(written)
+                except (ValueError, RecursionError):
+                    return {}
+                return cast("dict[str, Any]", event) if isinstance(event, dict) and "error" in event else {}
+            trace = trace.tb_next
+        return {}
 
     def _conclude(self, *, refused: bool) -> None:
         if self._raw is not None:
@@ -485,27 +509,6 @@ def _raised_in(package: str, error: Exception) -> bool:
             return True
         trace = trace.tb_next
     return False
-
-
-def _refused(error: BaseException) -> dict[str, Any]:
-    """The event for which an SDK raised `error`, and that it shows to nobody; an empty one where there is none.
-
-    A host may state the usage beside an error.
-    """
-    kept = getattr(error, "details", None)  # Google's SDK hands it on with the error
-    if is_object(kept) and kept.get("error"):
-        return dict(kept)
-    trace = error.__traceback__
-    while trace is not None:
-        written = getattr(trace.tb_frame.f_locals.get("sse"), "data", None)
-        if isinstance(written, str) and trace.tb_frame.f_code.co_name == "__stream__":
-            try:
-                event: Any = json.loads(written)
-            except (ValueError, RecursionError):
-                return {}
-            return cast("dict[str, Any]", event) if isinstance(event, dict) and "error" in event else {}
-        trace = trace.tb_next
-    return {}
 
 
 #: Who closes a body whose connection broke, before the error gets any further.

@@ -113,8 +113,12 @@ def tail(
             for entry in found:
                 if entry.entry_id not in told:
                     _tell_entry(frame, entry, tz)
-            if place == before:
+            if place - before < _MANY:  # else more may be there already
                 time.sleep(every)
+
+
+#: Calls of one look after which the next follows at once.
+_MANY = 100
 
 
 def _tell_entry(frame: Frame, entry: Entry, tz: str) -> None:

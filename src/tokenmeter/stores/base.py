@@ -464,7 +464,7 @@ class Store(Protocol):
         ...
 
     def follow(self, after: int | None = None, which: EntryFilter | None = None) -> tuple[int, Sequence[Entry]]:
-        """What has been recorded since, in the order of the chain, some hundreds at once.
+        """What has been recorded since, in the order of the chain, some hundreds at once; not what is archived by now.
 
         Args:
             after: The number that the question before gave; None = nothing yet.

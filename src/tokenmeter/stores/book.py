@@ -568,12 +568,12 @@ class Folding(ABC):
 
     def _add(self, connection: Any, record: bytes, values: Mapping[str, Any]) -> bool:
         book = self.book
-        entry_id: str = values["id"]
+        entry_id: Any = values["id"]
         key: Any = values.get("dedup_key")
         account = book.account(connection, values["account"])
         found = measured(values, account, self._meter_of)
-        if not isinstance(key, str | None):
-            raise TypeError(f"dedup_key is no text: {key!r}")
+        if not isinstance(entry_id, str) or not isinstance(key, str | None):
+            raise TypeError(f"an identity that is no text: {entry_id!r}, {key!r}")
         if self._is_there(connection, entry_id, key):
             return False
         seq, digest = self._seq + 1, advance(self._hash, record)

@@ -484,12 +484,12 @@ class _Foreseen:
             self.names.update(dict.fromkeys(names))
             if tags:
                 self.tagsets[compact_json(tags)] = None
-            if careful or b'"seek":' in effects:
-                self.sought[values["id"]] = None
-                if (key := values.get("dedup_key")) is not None:
-                    self.keys[key] = None
-            if b'"needed":' in effects:
-                self.needed[from_json(effects)["needed"]] = None
+            entry_id, key = values["id"], values.get("dedup_key")
+            if (careful or b'"seek":' in effects) and isinstance(entry_id, str) and isinstance(key, str | None):
+                self.sought[entry_id] = None
+                self.keys.update(() if key is None else ((key, None),))
+            if b'"needed":' in effects and isinstance(needed := from_json(effects)["needed"], str):
+                self.needed[needed] = None
         elif kind in {"account", "rate", "name"}:
             check_definition(kind, values)
             self.defined[values["digest"] if kind == "name" else digest_of(record)] = None
