@@ -2,6 +2,7 @@
 
 import random
 import re
+import shutil
 import threading
 import time
 import uuid
@@ -371,3 +372,46 @@ def test_names_of_many_entries_are_asked_for_at_once(opened, postgres_url, query
         assert query("SELECT count(*) FROM names") == [(900,)]
     assert len(store.aggregate(EVER, ["member", "end_user", "tag:job"])) == 300
     assert store.verify(deep=True).ok
+
+
+@pytest.fixture
+def copied(postgres_url, opened, tmp_path):
+    """Opens the ledger on one of three hosts, of which two got a copy of the first one's spool by `copy`."""
+
+    class Copied:
+        def open_on(self, name):
+            return opened(re.sub(r"spool=[^&]+", f"spool={tmp_path / name}", postgres_url))
+
+        def copy(self):
+            for name in "bc":
+                shutil.copytree(tmp_path / "a", tmp_path / name)
+            return {name: self.open_on(name) for name in "abc"}
+
+    return Copied()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_hosts_with_copies_of_one_spool_lose_nothing(copied, make_entry, make_posting, key, seed, caplog):
+    """Of a machine's picture, an image that has one in it: each reads its own again where another has sent."""
+    dice, made = random.Random(seed), []
+
+    def settle(store, times):
+        entries = (make_entry(response_id="r" * dice.choice([1, 5, 5, 30])) for _ in range(times))
+        made.extend(store.settle(entry, [make_posting(1)]) for entry in entries)
+
+    first = copied.open_on("a")
+    settle(first, dice.choice([0, 1, 5]))
+    assert first.flush(20) == 0
+    first.close()
+    stores = copied.copy()
+    for _ in range(30):
+        name = dice.choice("abc")
+        if dice.random() < 0.1:
+            stores[name].close()
+            stores[name] = copied.open_on(name)
+        settle(stores[name], dice.choice([1, 1, 1, 4]))
+        assert dice.random() < 0.5 or stores[name].flush(20) == 0
+    assert [store.flush(20) for store in stores.values()] == [0, 0, 0]
+    assert len(list(stores["a"].entries())) == stores["a"].counters([key])[key].settled == len(made)
+    assert stores["a"].verify().ok
+    assert any("a copy of this spool" in message for message in caplog.messages)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import re
 import threading
 from collections import deque
@@ -34,9 +35,10 @@ from tokenmeter.stores.fold import AccountFacts, Batch, sum_rows
 from tokenmeter.stores.postgres.engine import ENGINE
 from tokenmeter.stores.postgres.pool import Pool
 from tokenmeter.stores.postgres.sessions import ServerRows, explain, is_refusal, reason_of
-from tokenmeter.stores.tail import segment_path, segments
+from tokenmeter.stores.tail import frames, segment_path, segments
 from tokenmeter.stores.trouble import Trouble
 
+log = logging.getLogger("tokenmeter")
 T = TypeVar("T")
 
 _MOST_TOLD = 50_000
@@ -49,6 +51,8 @@ _WAITS = 3
 #: Rows from which on they are sent by COPY.
 _COPY_FROM = 200
 _OCCURRED_AT = ENTRY_COLUMNS.index("occurred_at")
+#: Frames before a place by which it is told whose they are.
+_LAST_FRAMES = 64
 _HEARD = re.compile(rb'\{"heard":(\d+)')
 _FIND_NAMES = (
     "SELECT find_name(kind, value) FROM unnest(CAST(? AS text[]), CAST(? AS text[])) "
@@ -80,6 +84,7 @@ class PostgresBook(FoldingBook):
         late: Crossings that are to be reported; whoever takes one off tells it.
         policy: By what programs count; see `Store.policy`.
         reversals: Records that take back the estimates of holds, and what they name; it is asked within a fold.
+        has_told_copy: Whether the log says that another host has a copy of this one's spool.
     """
 
     engine = ENGINE
@@ -95,6 +100,7 @@ class PostgresBook(FoldingBook):
         self.policy: PolicyReader | None = None
         self.reversals: Callable[[Sequence[str]], Sequence[bytes]] = lambda _: ()
         self._waited = 0
+        self.has_told_copy = False
         self.after_fork_in_child()
 
     def after_fork_in_child(self) -> None:
@@ -504,6 +510,18 @@ _NAME_ROWS = "SELECT one, name_row(one) FROM unnest(CAST(? AS bytea[])) AS one"
 _TAGSET_ROWS = "SELECT one, tagset_row(one) FROM unnest(CAST(? AS text[])) AS one"
 
 
+def _identities(records: Iterable[bytes]) -> tuple[list[str], list[str]]:
+    """Those of the entries among records, and of their bills."""
+    ids, keys = list[str](), list[str]()
+    for record in records:
+        with contextlib.suppress(LookupError, ValueError, TypeError, AttributeError):
+            values = from_json(record)
+            if values["record"] == "entry" and isinstance(values["id"], str):
+                ids.append(values["id"])
+                keys += [key] if isinstance(key := values.get("dedup_key"), str) else []
+    return ids, keys
+
+
 _SOUGHT = (
     "SELECT 'entry_id', entry_id FROM entries WHERE entry_id = ANY (?) "
     "UNION ALL SELECT 'key', key FROM dedup WHERE key = ANY (?)"
@@ -554,7 +572,7 @@ class _FoldToServer(Folding):
         self._server = book
 
     def begin(self, connection: ServerRows) -> tuple[int, bytes, dict[int, int]]:
-        """See `Folding`. A segment that is shorter than what was folded of it (after a power cut) is read again."""
+        """See `Folding`. A segment of which something else was folded than what it holds is read again."""
         if self._tried:  # the commit failed, and may have taken back rows that were made
             self._server.forget_rows()
         self._tried = True
@@ -580,9 +598,46 @@ class _FoldToServer(Folding):
             )
         self.moved = told_of_move(head["moved"]) if head["moved"] else None
         self._folded: dict[int, int] = dict(head["places"])
-        path = self.book.path
-        places = {number: 0 if 0 < _size(path, number) < end else end for number, end in self._folded.items()}
+        places = {number: end if self._was_read(connection, number, end) else 0 for number, end in self._folded.items()}
         return head["seq"], bytes.fromhex(head["hash"]), places
+
+    def _was_read(self, connection: ServerRows, number: int, end: int) -> bool:
+        """Whether it was this segment that was folded up to `end`, as far as can be told.
+
+        It was not where it is shorter, after a power cut; nor where another host has a copy of this one's spool, and
+        with it its name: an image, a machine's picture. What that one has sent stands beside what this one holds.
+        """
+        path, before = segment_path(self.book.path, number), self._server.reached(number)
+        size = _size(self.book.path, number)
+        if not size or end == before:  # it is gone; or nobody else has folded
+            return True
+        if size < end:
+            return False
+        last, ended = deque[bytes](maxlen=_LAST_FRAMES), 0
+        for at, record, _ in frames(path, before if before < end else 0):
+            if at > end:
+                break
+            ended = at
+            last.append(record)
+        ids, keys = _identities(last)
+        if ended != end:
+            return self._tell_copy()
+        if not ids or connection.execute(_SOUGHT, (ids, keys)).fetchall():
+            return True
+        archives = self.book.archives
+        if archives is not None and any(archives.has(connection, one) for one in ids):
+            return True
+        return self._tell_copy()
+
+    def _tell_copy(self) -> bool:
+        if not self._server.has_told_copy:
+            self._server.has_told_copy = True
+            log.error(
+                "%s: another host sends from a copy of this spool. Nothing is lost, but each reads its own again and "
+                "again: stop one of them, remove its spool once tokenmeter.flush() says 0, and start it anew.",
+                self.book.path.parent,
+            )
+        return False
 
     def put_aside(
         self,
