@@ -1,5 +1,6 @@
 """The shared ledger: append-only, chained and checked; text PostgreSQL cannot hold; calls that must not wait."""
 
+import os
 import random
 import re
 import shutil
@@ -21,6 +22,7 @@ from tokenmeter.processes import run_at_once
 from tokenmeter.stores import open_store
 from tokenmeter.stores.postgres.sessions import ServerRows
 from tokenmeter.stores.record import encode_entry
+from tokenmeter.stores.tail import segment_path, segments
 
 EVER = (datetime(2020, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC))
 
@@ -415,3 +417,19 @@ def test_hosts_with_copies_of_one_spool_lose_nothing(copied, make_entry, make_po
     assert len(list(stores["a"].entries())) == stores["a"].counters([key])[key].settled == len(made)
     assert stores["a"].verify().ok
     assert any("a copy of this spool" in message for message in caplog.messages)
+
+
+def test_a_segment_that_was_cut_off_under_a_running_process_is_read_again(store, make_entry):
+    for _ in range(3):
+        store.settle(make_entry())
+    assert store.flush(20) == 0
+    book = store._book
+    (number,) = segments(book.path)
+    segment, end = segment_path(book.path, number), book.reached(number)
+    os.truncate(segment, segment.stat().st_size // 2)
+    read = book.folding(careful=True)
+    assert book.run(lambda rows: read.begin(rows)[2], scope="transaction") == {number: 0}
+    assert book.reached(number) == end
+    store.settle(make_entry())
+    assert store.flush(20) == 0
+    assert len(list(store.entries())) == 4

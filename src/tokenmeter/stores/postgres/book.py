@@ -128,10 +128,9 @@ class PostgresBook(FoldingBook):
         return status.st_dev, status.st_ino
 
     def stand(self, work: Callable[[Standing], T]) -> T:
-        """See `tokenmeter.stores.effects.Book`: nothing is counted here."""
-        return work(
-            _NothingStands({number: segment_path(self.path, number).stat().st_size for number in segments(self.path)})
-        )
+        """See `tokenmeter.stores.effects.Book`: nothing is counted here. A segment that was cut off is known by it."""
+        ends = {number: max(_size(self.path, number), self.reached(number)) for number in segments(self.path)}
+        return work(_NothingStands(ends))
 
     def find_name(self, kind: str, value: str) -> str | None:
         """See `tokenmeter.stores.effects.Book`."""
@@ -609,10 +608,10 @@ class _FoldToServer(Folding):
         """
         path, before = segment_path(self.book.path, number), self._server.reached(number)
         size = _size(self.book.path, number)
-        if not size or end == before:  # it is gone; or nobody else has folded
-            return True
         if size < end:
-            return False
+            return not size  # it is gone
+        if end == before:  # nobody else has folded
+            return True
         last, ended = deque[bytes](maxlen=_LAST_FRAMES), 0
         for at, record, _ in frames(path, before if before < end else 0):
             if at > end:
