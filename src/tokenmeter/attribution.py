@@ -504,8 +504,10 @@ class attribute:  # noqa: N801 - used as a verb, like contextlib.suppress
         elif kind is not GeneratorExit:  # a generator that nobody reads on may be closed anywhere
             self.warn(
                 "was left in another context than it was entered in: calls made meanwhile did not see it, are recorded "
-                "without it, and passed the budgets on it. A plain `def` dependency of FastAPI with `yield` does "
-                "this; make it `async def`, or use tokenmeter.web"
+                "without it, and passed the budgets on it. A `yield` inside the block does this where a framework "
+                "takes each step in another thread (answers that Gradio or Starlette stream, a `def` dependency of "
+                "FastAPI): end the block before the first `yield`, decorate the generator function with it, make the "
+                "dependency `async def`, or use tokenmeter.web"
             )
 
     def _look_for_strays(self, scope: Scope, *, failed: bool) -> None:

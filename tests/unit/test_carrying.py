@@ -242,6 +242,29 @@ class TestBlocksThatDidNotReach:
         assert "left in another context" in heard.text
         assert f"{__file__}:" in heard.text
 
+    def test_what_is_said_of_a_generator_that_is_stepped_elsewhere_mends_it(self, heard):
+        """Gradio and Starlette take each step of a streamed answer in a context of its own."""
+        seen = []
+
+        def with_a_block_inside():
+            with attribute(member="ada"):
+                seen.append(current_attribution().member)
+                yield
+                seen.append(current_attribution().member)
+
+        @attribute(member="ada")
+        def decorated():
+            for _ in range(2):
+                seen.append(current_attribution().member)
+                yield
+
+        for steps in (with_a_block_inside(), decorated()):
+            for _ in range(3):
+                contextvars.copy_context().run(next, steps, None)
+        assert seen == ["ada", None, "ada", "ada"]
+        assert len(heard.messages) == 1
+        assert "decorate the generator function" in heard.text
+
     def test_calls_in_a_bare_thread_are_told_of_once_with_place_and_thread(self, heard):
         for _ in range(3):
             with attribute(member="ada"):

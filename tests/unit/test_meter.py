@@ -1,9 +1,11 @@
 """The meter's own promises: identity, entries, faults that never reach the caller."""
 
+import copy
 import faulthandler
 import gc
 import hashlib
 import logging
+import pickle
 import shutil
 import threading
 import time
@@ -289,3 +291,9 @@ class TestClosing:
 
 def no_thread(_thread):
     raise RuntimeError("can't start new thread")
+
+
+@pytest.mark.parametrize("take", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_a_meter_that_is_sent_to_another_process_says_what_to_do_instead(make_meter, take):
+    with pytest.raises(TypeError, match=r"A Meter is not pickled or copied.*make the clients there.*tokenmeter\.toml"):
+        take([make_meter()] if take is not copy.copy else make_meter())

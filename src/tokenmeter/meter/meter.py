@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tokenmeter.arguments import tell_wrong_arguments
 from tokenmeter.attribution import ApiKey, Attribution
@@ -156,6 +156,14 @@ class Meter:
             self.fault,
             required=self.required,
             tells_all=bool(self._observers),
+        )
+
+    def __reduce__(self) -> NoReturn:
+        # Pools and clusters send what a function names, and repeat why they cannot: a lock tells nobody what to do.
+        raise TypeError(
+            "A Meter is not pickled or copied: it holds the ledger that this process has open. Leave it out of what is "
+            "sent to another process; configure tokenmeter and make the clients there (or keep the settings in "
+            "tokenmeter.toml, which each process reads)."
         )
 
     # -- identity
