@@ -32,8 +32,8 @@ from tokenmeter.pricing.price import canonical_condition
 from tokenmeter.processes import is_disabled
 from tokenmeter.providers import dialect_for, error_in, observe, to_wire
 from tokenmeter.providers.hosts import billing_name
-from tokenmeter.providers.registry import FORMATS, dialect, last_events, told_beside
-from tokenmeter.providers.wire import BodyError, events_in, is_array, is_object, split_failure
+from tokenmeter.providers.registry import FORMATS, dialect, last_events, split_failure, told_beside
+from tokenmeter.providers.wire import BodyError, events_in, is_array, is_object
 from tokenmeter.usage import Observation
 
 log = logging.getLogger("tokenmeter")
@@ -344,7 +344,7 @@ def _refuse_slip(provider: str, prices: PriceList) -> None:
 def _bills(body: Any, call: Call) -> Sequence[Any]:
     """The bills that a body holds: itself, or what a page, a list, or a batch that has its answers has in it.
 
-    The parts of a list or a page are bills of their own if they are streams, or each of them has an id.
+    The parts of a list or a page are bills of their own if they are streams, or each of them has an id or is an error.
     """
     room = dialect_for(call.provider, call.endpoint)
     if _holds_many(call):
@@ -353,7 +353,8 @@ def _bills(body: Any, call: Call) -> Sequence[Any]:
     parts = room.parts(body)
     if streams := room.split_streams(parts) or last_events(parts):
         return streams
-    return parts if parts and all(is_object(one) and _seen(one, call).response_id for one in parts) else (body,)
+    alone = all(is_object(one) and (_seen(one, call).response_id or error_in(one)) for one in parts)
+    return parts if parts and alone else (body,)
 
 
 def _holds_many(call: Call) -> bool:
@@ -401,9 +402,12 @@ def _without_failure(body: Any, call: Call) -> tuple[Any, BodyError | None]:
     if not is_array(body) or _holds_many(call):
         return body, None
     rest, failure = split_failure(body)
-    ids = [_seen(one, call).response_id for one in rest] if failure else []
-    if len(ids) > 1 and all(ids) and len(set(ids)) == len(ids):
-        return body, None  # answers by themselves, one of them an error
+    if failure is None:
+        return body, None
+    ids = [_seen(one, call).response_id for one in rest]
+    apart = len(ids) > 1 or dialect_for(call.provider, call.endpoint).is_whole(rest[0])
+    if apart and all(ids) and len(set(ids)) == len(ids):
+        return body, None  # answers by themselves, the last of them an error
     return rest, failure
 
 

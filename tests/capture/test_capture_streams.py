@@ -17,6 +17,7 @@ import openai
 import pytest
 
 from tokenmeter.adopt import wrap
+from tokenmeter.by_hand import record
 from tokenmeter.default import make_meter
 from tokenmeter.meter import Meter
 from tokenmeter.stores import open_store
@@ -158,6 +159,60 @@ def test_an_error_that_only_the_bytes_tell_is_a_failed_call(clients, books, prov
         list(response.iter_bytes())
     entry = books.one()
     assert (entry.status, entry.error_type, entry.usage.output_tokens) == ("error", "overloaded_error", 20)
+
+
+_ANSWERED = {"id": "c", "object": "chat.completion.chunk", "model": "gpt-5-mini"}
+_WORDS = {**_ANSWERED, "choices": [{"index": 0, "delta": {"content": "The sea"}, "finish_reason": None}]}
+_STOP = {**_ANSWERED, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+_TOTALS = {"usage": {"prompt_tokens": 40, "completion_tokens": 5, "total_tokens": 45}}
+_ALONE = {**_ANSWERED, "choices": [], **_TOTALS}
+_FAULT = {"error": {"code": "server_error", "message": "no"}}
+
+
+@pytest.mark.needs("openai.resources.responses:Responses")
+@pytest.mark.parametrize("raw", [False, True], ids=["events", "bytes"])
+@pytest.mark.parametrize(
+    ("events", "source"),
+    [
+        ([_WORDS, _STOP, _ALONE, _FAULT], "computed"),
+        ([_WORDS, _ALONE, _FAULT], "computed"),
+        ([_WORDS, _STOP, {**_FAULT, **_TOTALS}], "computed"),
+        ([{**_WORDS, **_TOTALS}, _FAULT], "estimated"),
+        ([_WORDS, {**_ALONE, **_FAULT}], "estimated"),
+    ],
+    ids=["ended", "counted", "ended and counted beside it", "so far", "counted beside it"],
+)
+def test_a_chat_that_fails_after_its_usage_is_as_sure_with_a_client_as_by_hand(
+    events, source, raw, clients, books, provider, meter
+):
+    provider.answer(events=[f"data: {json.dumps(event)}\n\n" for event in events])
+    chats = clients.openai().chat.completions
+    with contextlib.suppress(openai.APIError):
+        if raw:
+            with chats.with_streaming_response.create(**CHAT) as response:
+                list(response.iter_bytes())
+        else:
+            list(chats.create(**CHAT))
+    events = [{**one, "id": "d"} if "id" in one else one for one in events]  # else it is there already
+    record(meter, events, provider="openai", endpoint="chat.completions", model="gpt-5-mini")
+    by_client, by_hand = books.all()
+    assert (by_client.status, by_client.cost_source) == ("error", source)
+    assert (by_hand.status, by_hand.cost_source) == ("error", source)
+    assert dict(by_client.usage.quantities) == dict(by_hand.usage.quantities) == {"input": 40, "output": 5}
+
+
+@pytest.mark.needs("openai.resources.responses:Responses")
+@pytest.mark.parametrize("error", [{"type": "error", "code": "server_error"}, _FAULT])
+def test_an_error_that_only_the_bytes_of_a_response_tell_is_a_failed_call(error, clients, books, provider):
+    body = {"id": "resp_1", "object": "response", "model": "gpt-5-mini", "status": "in_progress", "output": []}
+    begun = {"type": "response.created", "sequence_number": 0, "response": body}
+    provider.answer(events=[f"data: {json.dumps(event)}\n\n" for event in (begun, error)])
+    with clients.openai().responses.with_streaming_response.create(
+        model="gpt-5-mini", input="Hello", stream=True
+    ) as response:
+        list(response.iter_bytes())
+    entry = books.one()
+    assert (entry.status, entry.error_type, entry.cost_source) == ("error", "server_error", "estimated")
 
 
 @pytest.mark.needs("openai.resources.responses:Responses")

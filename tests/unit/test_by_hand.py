@@ -824,6 +824,7 @@ _ENDING = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage
 _OVERLOADED = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
 _PIECE = {"candidates": [{"content": {"parts": [{"text": "The sea"}]}}], "responseId": "g1"}
 _COUNTED = {"usageMetadata": {"promptTokenCount": 10, "candidatesTokenCount": 3, "totalTokenCount": 13}}
+_LAST_PIECE = {"candidates": [{"content": {"parts": [{"text": "."}]}, "finishReason": "STOP"}], "responseId": "g1"}
 _CONVERSED = [{"messageStart": {"role": "assistant"}}, {"contentBlockDelta": {"delta": {"text": "The sea"}}}]
 _METADATA = {"metadata": {"usage": {"inputTokens": 10, "outputTokens": 5, "totalTokens": 15}}}
 _COHERE = [
@@ -840,18 +841,18 @@ _CLAUDE, _GEMINI = (
 _BEDROCK = ("bedrock", "converse_stream", "amazon.nova-pro-v1:0")
 _RAW = ("bedrock", "invoke_model_with_response_stream", "anthropic.claude-sonnet-4-5-20250929-v1:0")
 _COMMAND = ("cohere", "chat", "command-a-03-2025")
-_GUESS, _NOBODY = {"estimated"}, {"usage_unknown"}
+_GUESS, _NOBODY, _MORE = {"estimated"}, {"usage_unknown"}, {"estimated", "total_mismatch"}
 #: What went wrong amid a stream: its events -> kind, tokens in and out, doubts, and where it was.
 FAILED_STREAMS = {
-    "a chat": (_chunks(_FAULT), "server_error", (0, 0), _GUESS | _NOBODY, _CHAT),
+    "a chat": (_chunks(_FAULT), "server_error", (0, 0), _NOBODY, _CHAT),
     "a chat that had said its usage": (_chunks(_FAULT, usage=CHAT["usage"]), "server_error", (1000, 100), set(), _CHAT),
     "a chat of another host's": (
         _chunks({"object": "error", "message": "capacity exceeded", "code": "3505"}),
-        *("3505", (0, 0), _GUESS | _NOBODY, ("mistral", "chat.completions", "mistral-large-latest")),
+        *("3505", (0, 0), _NOBODY, ("mistral", "chat.completions", "mistral-large-latest")),
     ),
     "a response by an event": (
         _response_events({"type": "error", "code": "server_error", "message": "no"}),
-        *("server_error", (0, 0), _GUESS | _NOBODY, _RESPONSES),
+        *("server_error", (0, 0), _NOBODY, _RESPONSES),
     ),
     "a response that says so": (
         _response_events(
@@ -865,7 +866,10 @@ FAILED_STREAMS = {
     ),
     "Claude": ([*_MESSAGE, _OVERLOADED], "overloaded_error", (25, 2), _GUESS, _CLAUDE),
     "Claude, all but its last event": ([*_MESSAGE, _ENDING, _OVERLOADED], "overloaded_error", (25, 7), set(), _CLAUDE),
-    "Gemini": ([{**_PIECE, **_COUNTED}, GOOGLE_429], "429", (10, 3), set(), _GEMINI),
+    "Gemini": ([{**_PIECE, **_COUNTED}, GOOGLE_429], "429", (10, 3), _GUESS, _GEMINI),
+    "Gemini, in several chunks": ([_PIECE, {**_PIECE, **_COUNTED}, GOOGLE_429], "429", (10, 4), _MORE, _GEMINI),
+    "Gemini, after its end": ([_PIECE, {**_LAST_PIECE, **_COUNTED}, GOOGLE_429], "429", (10, 3), set(), _GEMINI),
+    "Gemini, counted beside it": ([_PIECE, {**GOOGLE_429, **_COUNTED}], "429", (10, 3), _GUESS, _GEMINI),
     "Gemini, uncounted": ([_PIECE, GOOGLE_429], "429", (0, 0), _NOBODY, _GEMINI),
     "Cohere": (
         [*_COHERE, {"type": "message-end", "delta": {"finish_reason": "ERROR", "error": "no", **_UNITS}}],
@@ -891,6 +895,56 @@ FAILED_STREAMS = {
         *("throttlingException", (25, 2), _GUESS, _RAW),
     ),
 }
+
+
+def _total(answer):
+    return {"usageMetadata": {"promptTokenCount": 10, "candidatesTokenCount": answer, "totalTokenCount": 10 + answer}}
+
+
+_AS_ANSWER = {"provider": "google", "endpoint": "models.generate_content"}
+
+
+class TestChunksOfGemini:
+    """Each repeats the id of the answer and a running total."""
+
+    STREAM = ({**_PIECE, **_total(1)}, {**_PIECE, **_total(4)}, {**_LAST_PIECE, **_total(7)})
+
+    @staticmethod
+    def named(name, events=STREAM):
+        return [{key: value for key, value in {**one, "responseId": name}.items() if value} for one in events]
+
+    @pytest.mark.parametrize("name", ["g1", None])
+    @pytest.mark.parametrize("dumped", [False, True], ids=["wire", "SDK"])
+    def test_are_one_answer_with_its_last_total(self, meter, name, dumped):
+        chunks = self.named(name)
+        if dumped:
+            types = pytest.importorskip("google.genai.types")
+            chunks = [types.GenerateContentResponse.model_validate(one) for one in chunks]
+        entry = meter.record(chunks, **_AS_ANSWER, model="gemini-2.5-pro")
+        assert [entry] == list(meter.entries())
+        assert (dict(entry.usage.quantities), entry.flags) == ({"input": 10, "output": 7}, ())
+        assert (entry.response_id, entry.cost_source) == (name, "computed")
+        rating = meter.price(chunks, **_AS_ANSWER, model="gemini-2.5-pro")
+        assert rating.list_cost == entry.list_cost
+
+    @pytest.mark.parametrize("names", [("g1", "g2"), (None, None), ("g1", None)])
+    def test_of_several_streams_are_an_answer_each(self, meter, names):
+        events = [one for name in names for one in self.named(name)]
+        meter.record(events, **_AS_ANSWER, model="gemini-2.5-pro")
+        assert [one.usage.output_tokens for one in meter.entries()] == [7, 7]
+
+    def test_of_candidates_that_end_one_after_the_other_are_one_answer(self, meter):
+        first, _, last = self.named(None)
+        other = [{**one, "candidates": [{**one["candidates"][0], "index": 1}]} for one in (first, last)]
+        meter.record([first, last, *other], **_AS_ANSWER, model="gemini-2.5-pro")
+        assert [one.usage.output_tokens for one in meter.entries()] == [7]
+
+    def test_without_the_last_are_an_estimate_that_the_whole_answer_replaces(self, meter):
+        entry = meter.record(self.STREAM[:2], **_AS_ANSWER, model="gemini-2.5-pro")
+        assert (entry.cost_source, entry.usage.output_tokens) == ("estimated", 4)
+        meter.record(self.STREAM, **_AS_ANSWER, model="gemini-2.5-pro")
+        totals = meter.report().totals
+        assert (totals.requests, totals.estimated, totals.usage.output_tokens) == (1, 0, 7)
 
 
 class TestErrorBodies:
@@ -964,9 +1018,36 @@ class TestErrorBodies:
         )
         assert (entry.status, entry.cost_source, entry.usage.total_tokens) == ("error", "none", 0)
 
-    def test_behind_answers_of_their_own_are_none_of_theirs(self, meter):
-        entry = meter.record([CHAT, {**CHAT, "id": "chatcmpl-2"}, {"object": "error", "message": "no"}], **HERE)
-        assert (entry.status, entry.usage.input_tokens, entry.usage.output_tokens) == ("ok", 2000, 200)
+    @pytest.mark.parametrize("place", [0, 1, 2])
+    def test_among_answers_of_their_own_are_none_of_theirs(self, meter, place):
+        answers = [CHAT, {**CHAT, "id": "chatcmpl-2"}]
+        entry = meter.record([*answers[:place], {"object": "error", "message": "no"}, *answers[place:]], **HERE)
+        assert entry.status == ("error" if place == 2 else "ok")
+        kinds = ["ok", "ok"]
+        kinds.insert(place, "error")
+        assert [one.status for one in meter.entries()] == kinds
+        totals = meter.report().totals
+        assert (totals.requests, totals.errors, totals.usage.input_tokens, totals.usage.output_tokens) == (
+            3,
+            1,
+            2000,
+            200,
+        )
+
+    @pytest.mark.parametrize(
+        ("body", "here"),
+        [
+            (CHAT, HERE),
+            (
+                {**_TOLD, "usage": {"input_tokens": 25, "output_tokens": 7}},
+                {"provider": "anthropic", "endpoint": "messages"},
+            ),
+        ],
+        ids=["a chat", "a message"],
+    )
+    def test_behind_one_answer_that_is_no_event_are_none_of_its(self, meter, body, here):
+        meter.record([body, ANTHROPIC_401], **here)
+        assert [(one.status, one.cost_source) for one in meter.entries()] == [("ok", "computed"), ("error", "none")]
 
     def test_a_price_is_of_what_came_before(self, meter):
         events, _, _, _, (provider, endpoint, model) = FAILED_STREAMS["Claude, all but its last event"]

@@ -251,6 +251,10 @@ class Dialect(ABC):
         """Whether an event may be the first of its stream, and is no whole body."""
         return not self.beginnings.isdisjoint(_names(event))
 
+    def is_whole(self, body: JSON) -> bool:
+        """Whether `body` says by what it is called that it is an answer, and no event of one."""
+        return not (self.bodies.isdisjoint(_names(body)) or self.begins_stream(body))
+
     def ends_stream(self, event: JSON) -> bool:
         """Whether an event holds all that its stream says: there is one to a stream."""
         del event
@@ -266,7 +270,7 @@ class Dialect(ABC):
             if (begins and not same) or (ends and over):
                 found.append([])
                 known, over = None, False
-            elif not found or not (begins or self.bodies.isdisjoint(_names(event))):
+            elif not found or self.is_whole(event):
                 return []  # each is an answer by itself
             found[-1].append(event)
             going, over, known = begins, over or ends, name or known

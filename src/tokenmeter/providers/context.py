@@ -174,6 +174,12 @@ def _estimated(reading: Reading, unsaid: frozenset[str], *, prompt: int, answer:
     return replace(reading, usage=usage, prompt_tokens=size, flags=reading.flags | _ESTIMATED, unsaid=frozenset())
 
 
+def as_estimate(seen: Observation) -> Observation:
+    """`seen`, of a stream whose end with its usage never came; where nothing stands in for it there is no estimate."""
+    said = any(group.usage or group.supplied_cost for group in seen.consumptions)
+    return replace(seen, flags=seen.flags | _ESTIMATED) if said else seen
+
+
 def observation(
     reading: Reading,
     group: Consumption,

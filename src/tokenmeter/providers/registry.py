@@ -15,12 +15,13 @@ from tokenmeter.providers.context import Context, joined
 from tokenmeter.providers.prompts import PromptRule
 from tokenmeter.providers.wire import (
     JSON,
+    BodyError,
+    error_in,
     events_in,
     is_array,
     is_object,
     members,
     section,
-    split_failure,
     text,
     to_wire,
 )
@@ -184,6 +185,23 @@ def _found_at(body: JSON, way: Iterable[str]) -> JSON:
     for key in way:
         body = section(body, key)
     return body
+
+
+def split_failure(events: list[Any]) -> tuple[list[Any], BodyError | None]:
+    """What came of a stream before it failed, and how it did; all of it and None where its last event is no error.
+
+    An event that says what was used beside what went wrong is kept.
+    """
+    parts = [one for one in events if is_object(one)]
+    failure = error_in(parts[-1]) if parts else None
+    if failure is None:
+        return events, None
+    rest = [one for one in parts if error_in(one) is None or _says_usage(one)]
+    return (rest, failure._replace(answered=True)) if rest else (events, None)
+
+
+def _says_usage(event: JSON) -> bool:
+    return bool(section(event, "response", *_nested_keys()) or section(section(event, "delta"), "usage"))
 
 
 def told_beside(body: JSON) -> dict[str, str]:

@@ -370,23 +370,6 @@ def events_in(body: Any) -> list[Any]:
     return []
 
 
-def split_failure(events: list[Any]) -> tuple[list[Any], BodyError | None]:
-    """What came of a stream before it failed, and how it did; all of it and None where its last event is no error.
-
-    An event that says what was used beside what went wrong is kept.
-    """
-    parts = [one for one in events if is_object(one)]
-    failure = error_in(parts[-1]) if parts else None
-    if failure is None:
-        return events, None
-    rest = [one for one in parts if error_in(one) is None or _says_usage(one)]
-    return (rest, failure._replace(answered=True)) if rest else (events, None)
-
-
-def _says_usage(event: JSON) -> bool:
-    return bool(section(event, "usage", "response") or section(section(event, "delta"), "usage"))
-
-
 def _error_of_line(line: JSON) -> BodyError | None:
     """What went wrong with a request of a batch."""
     result = section(line, "result")

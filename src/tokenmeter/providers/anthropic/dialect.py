@@ -9,7 +9,7 @@ from typing import Any
 from tokenmeter.call import PlainRequest, RequestFacts
 from tokenmeter.providers.anthropic import bodies, requests
 from tokenmeter.providers.base import Dialect, Endpoint, Plain, PlainReader, Read, StreamReader
-from tokenmeter.providers.context import Context
+from tokenmeter.providers.context import Context, as_estimate
 from tokenmeter.providers.prompts import are_functions, first_limit, measure_plain, named, tokens_of
 from tokenmeter.providers.registry import read_usage
 from tokenmeter.providers.wire import (
@@ -175,9 +175,6 @@ class AnthropicDialect(Dialect):
 DIALECT = AnthropicDialect()
 
 
-_ESTIMATED = frozenset({"estimated"})
-
-
 class MessageStream:
     """Events of one message. Lifetimes of cache writes, tier, speed and geography stay as the start gave them."""
 
@@ -281,4 +278,4 @@ class MessageStream:
         seen = self._read(body, replace(self._context, received=self._bytes))
         if self._failed:
             seen = replace(seen, error_type=self._failed)
-        return seen if final else replace(seen, flags=seen.flags | _ESTIMATED)
+        return seen if final else as_estimate(seen)

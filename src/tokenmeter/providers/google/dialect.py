@@ -10,7 +10,7 @@ from tokenmeter.providers.base import Dialect, Endpoint, Plain, PlainReader, Str
 from tokenmeter.providers.context import Context
 from tokenmeter.providers.google import bodies, requests
 from tokenmeter.providers.google.streams import ENDS, AnswerStream, InteractionStream
-from tokenmeter.providers.wire import JSON, MOST, is_array, is_object, text
+from tokenmeter.providers.wire import JSON, MOST, is_array, is_object, members, text
 from tokenmeter.usage import Observation
 
 # -- plain answers, read in one go, every count said: the general readers say the same of them
@@ -95,6 +95,19 @@ PLAIN = {"models.generate_content": PlainReader("error", None, read_answer)}
 
 # -- the dialect
 
+#: What a chunk of an answer has: its body, what the SDK puts beside it, and an error beside its usage.
+_CHUNK = frozenset(
+    {
+        *("automaticFunctionCallingHistory", "candidates", "createTime", "error", "modelStatus", "modelVersion"),
+        *("parsed", "promptFeedback", "responseId", "sdkHttpResponse", "serviceTier", "usageMetadata"),
+    }
+)
+
+
+def _is_whole(chunk: JSON) -> bool:
+    """Whether it can be an answer by itself: its candidates have ended, or it shows none."""
+    return all(one.get("finishReason") for one in members(chunk, "candidates"))
+
 
 class GoogleDialect(Dialect):
     """Google's wire format."""
@@ -125,6 +138,27 @@ class GoogleDialect(Dialect):
     def ends_stream(self, event: JSON) -> bool:
         """As `Dialect.ends_stream`."""
         return text(event, "event_type") in ENDS
+
+    def split_streams(self, events: Sequence[Any]) -> list[list[JSON]]:
+        """As `Dialect.split_streams`; the chunks of an answer have its id, or candidates that have not ended."""
+        if streams := super().split_streams(events):
+            return streams
+        found: list[list[JSON]] = []
+        known: str | None = None
+        ended: set[Any] = set()
+        for chunk in filter(is_object, bodies.as_on_wire([*events])):
+            if not _CHUNK.issuperset(chunk) or (chunk.get("error") and "usageMetadata" not in chunk):
+                return []
+            name, spoken = text(chunk, "responseId"), members(chunk, "candidates")
+            same = name == known if name and known else ended.isdisjoint(one.get("index") or 0 for one in spoken)
+            if not found or not same:
+                found.append([])
+                known = None
+                ended = set()
+            found[-1].append(chunk)
+            known = name or known
+            ended |= {one.get("index") or 0 for one in spoken if one.get("finishReason")}
+        return [] if all(len(chunks) == 1 and _is_whole(chunks[0]) for chunks in found) else found
 
     def endpoint(self, method: str, path: str) -> Endpoint:
         """The endpoint of an HTTP method and URL path."""

@@ -10,13 +10,12 @@ from dataclasses import replace
 from typing import Any
 
 from tokenmeter.providers.base import Read
-from tokenmeter.providers.context import Context, pending
+from tokenmeter.providers.context import Context, as_estimate, pending
 from tokenmeter.providers.google.answers import MEDIA, is_unknown_step, is_unknown_tool, part_bytes, step_bytes
 from tokenmeter.providers.prompts import tokens_of
 from tokenmeter.providers.wire import JSON, count, is_object, kind_of_error, latest, members, section, text
 from tokenmeter.usage import Observation
 
-_ESTIMATED = frozenset({"estimated"})
 _NAMES = ("modelVersion", "responseId", "serviceTier")
 
 
@@ -99,7 +98,7 @@ class AnswerStream:
         seen = self._read(body, replace(self._context, received=self._words if apart else self._bytes))
         if self._failed:
             seen = replace(seen, error_type=self._failed)
-        return seen if self.terminal else replace(seen, flags=seen.flags | _ESTIMATED)
+        return seen if self.terminal else as_estimate(seen)
 
 
 class LiveTurn:
@@ -176,7 +175,7 @@ ENDS = frozenset({"interaction.completed", "interaction.complete", "interaction.
 class InteractionStream:
     """The events of an interaction. Only the last has its usage; those of steps are inside it."""
 
-    __slots__ = ("_begun", "_bytes", "_context", "_ended", "_read")
+    __slots__ = ("_begun", "_bytes", "_context", "_ended", "_failed", "_read")
 
     def __init__(self, context: Context, read: Read) -> None:
         self._context = context
@@ -184,6 +183,7 @@ class InteractionStream:
         self._bytes = 0
         self._begun: dict[str, Any] = {}
         self._ended = False
+        self._failed: str | None = None
 
     @property
     def terminal(self) -> bool:
@@ -199,6 +199,8 @@ class InteractionStream:
             kept = {key: inner[key] for key in ("id", "model", "agent", "usage", "service_tier") if inner.get(key)}
             self._begun.update(kept)
         kind = text(event, "event_type") or text(event, "type") or ""
+        if event.get("error"):
+            self._failed = kind_of_error(event)
         if kind in ENDS:
             self._ended = True
             if used := section(event, "usage"):
@@ -212,11 +214,13 @@ class InteractionStream:
 
     def body(self) -> Any:
         """The interaction."""
-        return dict(self._begun) if self._ended else None
+        return dict(self._begun) if self._ended and not self._failed else None
 
     def observation(self) -> Observation:
         """Its usage; of a stream cut short an estimate of what was received, unless it can still be read to its end."""
         if not self._ended and (self._context.endpoint == "interactions.get" or self._context.request.background):
             return pending(self._begun)
         seen = self._read(dict(self._begun), replace(self._context, received=self._bytes))
-        return seen if self._ended else replace(seen, flags=seen.flags | _ESTIMATED)
+        if self._failed:
+            seen = replace(seen, error_type=self._failed)
+        return seen if self._ended else as_estimate(seen)

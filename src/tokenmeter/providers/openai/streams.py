@@ -8,13 +8,11 @@ from typing import Any
 
 from tokenmeter.money import ratio
 from tokenmeter.providers.base import Read, SocketEvents, StreamReader
-from tokenmeter.providers.context import Context, joined, pending, unknown
+from tokenmeter.providers.context import Context, as_estimate, joined, pending, unknown
 from tokenmeter.providers.openai.extras import executed_tools, message_bytes, own_tools
 from tokenmeter.providers.prompts import tokens_of
 from tokenmeter.providers.wire import JSON, count, is_object, kind_of_error, latest, members, section, text, utf8_length
 from tokenmeter.usage import Observation
-
-_ESTIMATED = frozenset({"estimated"})
 
 
 def open_stream(context: Context, read: Read) -> StreamReader:
@@ -58,7 +56,11 @@ class ChatStream:
     @property
     def terminal(self) -> bool:
         """Whether every answer asked for has given its reason to stop, and none that it failed."""
-        return not self._failed and self._finished >= self._context.request.choices
+        return not self._failed and self._is_finished
+
+    @property
+    def _is_finished(self) -> bool:
+        return self._finished >= self._context.request.choices
 
     def feed(self, event: Mapping[str, Any]) -> None:
         """Take a chunk."""
@@ -113,7 +115,7 @@ class ChatStream:
         """Take a usage. In a chunk without choices, after an answer, it is the last word."""
         self._usage = latest(self._usage, usage) if self._usage else usage
         self._name(event)
-        if self._bytes and event.get("choices") == []:
+        if self._bytes and event.get("choices") == [] and not self._failed:
             self._finished = max(self._finished, self._context.request.choices)
 
     def _take_other(self, delta: Mapping[str, Any]) -> None:
@@ -126,7 +128,7 @@ class ChatStream:
 
     def _end(self, event: Mapping[str, Any], choice: JSON) -> None:
         """Take the end of an answer, beside whose reason to stop Moonshot puts the usage."""
-        self._finished += 1
+        self._finished += not self._failed  # else it was broken off
         self._name(event)
         if not event.get("usage") and (usage := section(choice, "usage")):
             self._usage = latest(self._usage, usage)
@@ -144,7 +146,7 @@ class ChatStream:
         return {**self._said, "object": "chat.completion", "usage": self._usage}
 
     def observation(self) -> Observation:
-        """What is known now; without a final usage it is an estimate."""
+        """What is known now; without a final usage it is an estimate. An error behind the end changes nothing of it."""
         shown = {"tool_calls": self._builtin, "executed_tools": self._executed}
         choices: list[JSON] = [{"message": shown}] if self._builtin or self._executed else []
         usage = self._usage
@@ -158,7 +160,7 @@ class ChatStream:
         if self._failed:
             seen = replace(seen, error_type=self._failed)
         # Hosts that count up with every chunk have only said what was used so far.
-        return seen if self.terminal and whole else replace(seen, flags=seen.flags | _ESTIMATED)
+        return seen if self._is_finished and whole else as_estimate(seen)
 
     def _no_less_than_received(self) -> dict[str, Any]:
         """The usage, where words came after it was last stated: no count foresees them."""
@@ -218,7 +220,7 @@ class ResponseStream:
         if kind in TERMINAL:
             self._final = self._read(event, replace(self._context, received=self._bytes))
             self._whole = section(event, "response")
-        elif kind == _ERROR:
+        elif kind == _ERROR or (kind is None and event.get("error")):
             self._failed = kind_of_error(event)
         elif kind in _OPENING:
             body = section(event, "response")
@@ -242,7 +244,7 @@ class ResponseStream:
             return pending(opened)  # it goes on without us, and is billed when it is retrieved
         body = {**opened, "object": "response", "output": self._items}
         seen = self._read(body, replace(self._context, received=self._bytes))
-        return replace(seen, flags=seen.flags | _ESTIMATED, error_type=self._failed)
+        return replace(as_estimate(seen), error_type=self._failed)
 
 
 #: Events that end one answer: several may come in one stream (two images, two turns of a session).
@@ -272,13 +274,14 @@ _RUNNING = frozenset({"session.usage.updated", "session.closed"})
 class EventStream:
     """Typed events of the other endpoints: images, speech, transcription, runs, realtime and Live sessions."""
 
-    __slots__ = ("_begun", "_bytes", "_context", "_read", "_running", "_seen", "_terminal")
+    __slots__ = ("_begun", "_bytes", "_context", "_failed", "_read", "_running", "_seen", "_terminal")
 
     def __init__(self, context: Context, read: Read) -> None:
         self._context = context
         self._read = read
         self._bytes = 0
         self._begun: JSON | None = None
+        self._failed: str | None = None
         self._seen: list[Observation] = []
         self._running: Observation | None = None
         self._terminal = False
@@ -304,6 +307,8 @@ class EventStream:
         elif kind in _RUNNING:
             self._terminal = self._terminal or kind == "session.closed"
             self._running = self._read(event, replace(self._context, final_only=False))
+        elif kind == _ERROR or (kind is None and event.get("error")):
+            self._failed = kind_of_error(event)
         elif kind and kind.startswith("thread.run.") and _payload(event).get("object") == "thread.run":
             self._begun = {"id": _payload(event).get("id"), "object": "thread.run"}
 
@@ -317,6 +322,10 @@ class EventStream:
         Before any has it is as with a whole answer that says nothing: an estimate where words are billed, for a sound
         or a picture unknown. A run goes on, and is billed when it is read.
         """
+        found = self._found()
+        return replace(found, error_type=self._failed) if self._failed else found
+
+    def _found(self) -> Observation:
         seen = [*self._seen, *([self._running] if self._running else [])]
         if not seen:
             early = self._read(self._begun, replace(self._context, received=self._bytes))
@@ -324,7 +333,7 @@ class EventStream:
             return unknown({}, None, model=self._context.request.model) if nameless else early
         whole = joined(seen)
         if self._running and not self._terminal:
-            return replace(whole, flags=whole.flags | _ESTIMATED)
+            return as_estimate(whole)
         return whole
 
 
