@@ -1221,6 +1221,24 @@ def test_what_completes_an_answer_counts_in_budgets_and_is_priced_again_with_it(
     meter.close()
 
 
+def test_what_completes_answers_is_found_without_reading_their_days_for_each(meter, write, monkeypatch):
+    read = []
+
+    def entries(wanted=None):
+        for entry in (found(wanted) if wanted else found()):
+            read.append(entry)
+            yield entry
+
+    found = meter.store.entries
+    monkeypatch.setattr(meter.store, "entries", entries)
+    calls = 40
+    for output in (1, 340):
+        lines = [claude(f"msg_{number}", output) for number in range(calls)]
+        outcome = import_usage(meter, write("a.jsonl", lines))
+    assert outcome.completed == calls
+    assert len(read) <= 4 * calls  # of the day once, and then of each answer what is recorded of it
+
+
 def test_a_transcript_completes_nothing_that_a_metered_client_recorded(meter, write):
     import_usage(meter, write("a.jsonl", [claude("msg_1", 9)]))
     (entry,) = meter.store.entries()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
-from itertools import chain
 from typing import Any
 from unicodedata import category
 
@@ -28,7 +27,7 @@ from tokenmeter.texts import MAX_TEXT
 from tokenmeter.usage import Consumption, Observation, Usage
 
 _OPERATIONS = {"completions": "text_completion", "embeddings": "embeddings"}
-_DAY = timedelta(days=1)
+_DAY, _MOMENT = timedelta(days=1), timedelta(microseconds=1)
 _IMPORTED = "imported"
 _ONLY_IMPORTED = (_IMPORTED,)
 _NO_FLAGS: frozenset[str] = frozenset()
@@ -73,13 +72,18 @@ class KnownCalls:
         figures, known = _figures(entry), self._figures_of(entry)
         if known is None or known == figures or not _is_part(known, figures):
             return None
-        near = chain.from_iterable(map(self._entries_of, _around(entry)))
-        found = [one for one in near if one.corrects or one.response_id == entry.response_id]
-        parts = [one for one in found if one.kind == "usage" and one.response_id == entry.response_id]
+        if entry.response_id is None:
+            return None
+        days = sorted(_around(entry))
+        found = list(self._between(_begin(days[0]), _begin(days[-1]) + _DAY, response_id=entry.response_id))
+        parts = [one for one in found if one.kind == "usage"]
         if not parts or not all(_IMPORTED in part.flags for part in parts):
             return None
         self._figures.update(dict.fromkeys(_keys(entry), figures))
         self._rests.pop(str(entry.response_id), None)
+        # Corrections do not bear the answer's id, and lie at the moment of what they correct.
+        for at in sorted({part.occurred_at for part in parts}):
+            found += self._between(at, at + _MOMENT, kind="correction")
         names = {part.entry_id for part in parts}
         return completion(parts, [one for one in found if one.corrects in names], entry)
 
@@ -107,8 +111,15 @@ class KnownCalls:
                 self._figures.update(dict.fromkeys(_keys(entry), _figures(entry)))
 
     def _entries_of(self, day: date) -> Iterator[Entry]:
-        start = datetime.combine(day, time(), UTC)
-        return self._store.entries(EntryFilter(since=start, until=start + _DAY))
+        return self._between(_begin(day), _begin(day) + _DAY)
+
+    def _between(self, since: datetime, until: datetime, **where: str) -> Iterator[Entry]:
+        wanted = {name: frozenset[str | None]({one}) for name, one in where.items()}
+        return self._store.entries(EntryFilter(since=since, until=until, where=wanted))
+
+
+def _begin(day: date) -> datetime:
+    return datetime.combine(day, time(), UTC)
 
 
 def _around(entry: Entry) -> tuple[date, ...]:
