@@ -23,6 +23,8 @@ from types import FrameType
 from typing import Any, ParamSpec, TypeVar, TypeVarTuple, Unpack
 from weakref import WeakSet
 
+from tokenmeter.errors import StoreUnavailableError
+
 P = ParamSpec("P")
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -392,6 +394,43 @@ def run_alone(lock: Any, work: Callable[[Unpack[Ts]], T], *given: *Ts) -> T:
     finally:
         if lock._is_owned():  # noqa: SLF001 - as above
             lock.release()
+
+
+class OnceForAll:
+    """Work that many threads want done at once: one does it, for all that asked for it before it was begun."""
+
+    def __init__(self) -> None:
+        self._lock = make_lock()
+        self._begun = 0
+        self._came_of_it: tuple[Any, StoreUnavailableError | None] | None = None
+
+    def run(self, work: Callable[[], T]) -> T:
+        """What `work` gives, here or in the thread that was first.
+
+        Args:
+            work: The same for all. Where the store cannot be used, nobody tries once more; what else it raises is the
+                first one's, and the next one does it.
+        """
+        if not may_wait():
+            return work()
+        return run_alone(self._lock, self._run, work, self._begun)
+
+    def _run(self, work: Callable[[], T], asked: int) -> T:
+        if self._begun == asked or self._came_of_it is None:
+            self._begun += 1
+            self._came_of_it = None
+            try:
+                given = work()
+            except StoreUnavailableError as error:
+                self._came_of_it = None, error
+                raise
+            self._came_of_it = given, None
+            return given
+        found, failed = self._came_of_it
+        if failed is not None:
+            raise StoreUnavailableError(str(failed)) from failed
+        shared: T = found
+        return shared
 
 
 class _Hurry(threading.local):

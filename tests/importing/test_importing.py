@@ -1225,7 +1225,7 @@ def test_what_completes_answers_is_found_without_reading_their_days_for_each(met
     read = []
 
     def entries(wanted=None):
-        for entry in (found(wanted) if wanted else found()):
+        for entry in found(wanted) if wanted else found():
             read.append(entry)
             yield entry
 

@@ -1,5 +1,6 @@
 """Caps under concurrency: processes on two hosts (separate spools), threads, leases, deaths."""
 
+import contextlib
 import multiprocessing
 import threading
 import time
@@ -9,11 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from tokenmeter import Budget, make_meter
+from tokenmeter import Budget, BudgetExceededError, make_meter
 from tokenmeter.call import Call, Outcome, RequestFacts
 from tokenmeter.ledger import CounterKey, utcnow
 from tokenmeter.stores import open_store
 from tokenmeter.stores.base import CapReachedError
+from tokenmeter.stores.postgres.pool import Pool
 
 KEY = CounterKey("cap", "member=ada", 0)
 CAP = 60
@@ -101,3 +103,82 @@ def test_the_servers_clock_decides_the_window(postgres_url, monkeypatch):
 
 def _an_hour_ago_ns():
     return time.time_ns() - 3600 * 1_000_000_000
+
+
+def _in_threads(count, work):
+    """Run `work` in so many threads that begin together; what went wrong."""
+    begin, failed = threading.Barrier(count), []
+
+    def run():
+        begin.wait()
+        try:
+            work()
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return failed
+
+
+@pytest.fixture
+def connections(monkeypatch):
+    """How many connections are open, and how many were at most."""
+    seen = SimpleNamespace(open=0, most=0, made=0)
+    connect, close, lock = Pool._connect, Pool._close, threading.Lock()
+
+    def opening(pool, **given):
+        with lock:
+            seen.open += 1
+            seen.made += 1
+            seen.most = max(seen.most, seen.open)
+        return connect(pool, **given)
+
+    def closing(pool, connection):
+        close(pool, connection)
+        with lock:
+            seen.open -= 1
+
+    monkeypatch.setattr(Pool, "_connect", opening)
+    monkeypatch.setattr(Pool, "_close", closing)
+    return seen
+
+
+def test_a_crowd_of_first_calls_under_a_cap_looks_it_up_together(postgres_url, connections):
+    """Each looked up by itself what the ledger holds, by a connection of its own: more than a server has."""
+    meter = make_meter(store=postgres_url, budgets=[Budget(limit_requests=40, period="month")])
+    facts = RequestFacts(model="gpt-5-mini")
+
+    def make_call():
+        call = Call(provider="openai", endpoint="chat.completions", operation="chat", facts=facts)
+        with contextlib.suppress(BudgetExceededError):
+            meter.settle(meter.authorize(call), Outcome(status="ok"))
+
+    assert _in_threads(80, make_call) == []
+    assert sum(1 for _ in meter.store.entries()) == 40
+    assert connections.most <= 8  # twice `pool`
+    assert connections.made <= 20
+    meter.close()
+
+
+def test_as_many_read_at_a_time_as_there_are_connections_and_the_others_wait(postgres_url, opened, connections):
+    store = opened(f"{postgres_url}&pool=2")
+    inside, most, lock = [], [], threading.Lock()
+
+    def read():
+        def look(rows):
+            with lock:
+                inside.append(1)
+                most.append(len(inside))
+            store._book.read(lambda again: again.execute("SELECT 1").fetchone())  # who reads already need not wait
+            rows.execute("SELECT pg_sleep(0.01)")
+            with lock:
+                inside.pop()
+
+        store._book.read(look)
+
+    assert _in_threads(30, read) == []
+    assert max(most) <= 2

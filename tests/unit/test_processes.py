@@ -12,8 +12,9 @@ from tokenmeter import default, processes
 from tokenmeter.attribution import NOBODY, Scope
 from tokenmeter.budgets import delivery, registry, tokens
 from tokenmeter.budgets.runs import budget
+from tokenmeter.errors import StoreUnavailableError
 from tokenmeter.meter import meter as meter_module
-from tokenmeter.processes import has_ended, make_lock, process_name
+from tokenmeter.processes import OnceForAll, has_ended, make_lock, process_name
 from tokenmeter.stores.trouble import Trouble
 
 NAMED = "from tokenmeter.processes import process_name; print(process_name(), flush=True); input()"
@@ -160,3 +161,55 @@ class TestLocksInAForkedChild:
         with mine:
             assert fork(other, lambda: int(mine._is_owned())) == 1
         assert not mine._is_owned()
+
+
+@pytest.fixture
+def ask_together(monkeypatch):
+    """What twenty threads get that ask for some work while another one's is done."""
+    asked, alone = threading.Semaphore(0), processes.run_alone
+
+    def run_alone(lock, *what):
+        asked.release()
+        return alone(lock, *what)
+
+    def ask(work):
+        together, go, got = OnceForAll(), threading.Event(), []
+
+        def note():
+            try:
+                got.append(together.run(work))
+            except (StoreUnavailableError, ValueError) as error:
+                got.append(error)
+
+        threads = [threading.Thread(target=together.run, args=(go.wait,))]
+        threads += [threading.Thread(target=note) for _ in range(20)]
+        for thread in threads:
+            thread.start()
+            asked.acquire()
+        go.set()
+        for thread in threads:
+            thread.join()
+        return got
+
+    monkeypatch.setitem(OnceForAll.run.__globals__, "run_alone", run_alone)
+    return ask
+
+
+def test_what_many_ask_for_at_once_is_done_once(ask_together):
+    done = []
+    assert ask_together(lambda: done.append(1) or len(done)) == [1] * 20
+
+
+def test_where_the_store_is_away_one_finds_out_for_all_and_other_faults_are_ones_own(ask_together):
+    tried = []
+
+    def fail(error):
+        tried.append(error)
+        raise error
+
+    got = ask_together(lambda: fail(StoreUnavailableError("away")))
+    assert ([str(one) for one in got], len(tried)) == (["away"] * 20, 1)
+    assert len({id(one) for one in got}) == 20
+    tried.clear()
+    got = ask_together(lambda: fail(ValueError("wrong")))
+    assert len(tried) == 20

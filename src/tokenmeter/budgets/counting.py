@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import partial
 
 from tokenmeter.budgets.bounds import picodollars
 from tokenmeter.budgets.holds import Fault
@@ -27,7 +28,7 @@ from tokenmeter.ledger import CounterKey, Entry, Reservation
 from tokenmeter.money import ZERO, to_picodollars
 from tokenmeter.pricing import Pricer
 from tokenmeter.pricing.corrections import ASSUMED, TAKEN_BACK, assume, assumed_for, lacks_price
-from tokenmeter.processes import may_wait
+from tokenmeter.processes import OnceForAll, may_wait
 from tokenmeter.stores.base import Aggregate, EntryFilter, Store
 from tokenmeter.stores.base import Fault as CounterFault
 from tokenmeter.stores.slots import from_microseconds, to_microseconds
@@ -262,6 +263,8 @@ class Openings:
         self._pricer = pricer
         self._fault = fault
         self._opened: set[CounterKey] = set()
+        #: Counters that are being opened: of a thousand calls that come at once one looks them up, the others wait.
+        self._turns: dict[tuple[CounterKey, ...], OnceForAll] = {}
 
     def open(self, cap: Cap, scope: Mapping[str, str], keys: Iterable[tuple[CounterKey, int | None]]) -> None:
         """Open the counters `keys` of `cap` and `scope`, where that is due.
@@ -275,6 +278,13 @@ class Openings:
             return
         if not may_wait():
             raise StoreBusyError("A new budget has to be looked up in the ledger first; call again from a thread.")
+        name = tuple(self._named(cap, key) for key, _ in new)
+        try:
+            self._turns.setdefault(name, OnceForAll()).run(partial(self._open, cap, scope, new))
+        finally:
+            self._turns.pop(name, None)
+
+    def _open(self, cap: Cap, scope: Mapping[str, str], new: Sequence[tuple[CounterKey, int | None]]) -> None:
         if cap.opens_by_counter:
             known = self._store.counters([key for key, _ in new])
             for key, end in new:
@@ -289,7 +299,7 @@ class Openings:
                     self._store.open_counters({marks[key]: (1, end)})
         if len(self._opened) >= _MOST_OPENED:
             self._opened.clear()
-        self._opened.update(key if cap.opens_by_counter else _mark(key) for key, _ in new)
+        self._opened.update(self._named(cap, key) for key, _ in new)
 
     def open_quietly(self, cap: Cap, scope: Mapping[str, str], keys: Iterable[tuple[CounterKey, int | None]]) -> None:
         """As `open`, for an entry, which is recorded whatever comes of it.
@@ -307,7 +317,12 @@ class Openings:
     def _is_due(self, cap: Cap, key: CounterKey) -> bool:
         if key.window_start >= cap.counted_since_us or not cap.counts:
             return False
-        return (key if cap.opens_by_counter else _mark(key)) not in self._opened
+        return self._named(cap, key) not in self._opened
+
+    @staticmethod
+    def _named(cap: Cap, key: CounterKey) -> CounterKey:
+        """What is open once this counter is."""
+        return key if cap.opens_by_counter else _mark(key)
 
     def _fill(self, cap: Cap, scope: Mapping[str, str], start: int, end: int | None) -> None:
         """Give the counters of one window what the ledger holds, each if it never moved."""

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
 
 from tokenmeter.attribution import Attribution
@@ -25,7 +26,7 @@ from tokenmeter.errors import StoreBusyError
 from tokenmeter.ledger import Claim, CounterKey, Entry, Posting, Reservation, ThresholdCrossing, utcnow
 from tokenmeter.pricing import Pricer, Rating
 from tokenmeter.pricing.corrections import with_assumed
-from tokenmeter.processes import Background, process_name, run_at_once
+from tokenmeter.processes import Background, OnceForAll, process_name, run_at_once
 from tokenmeter.providers import dialect_for
 from tokenmeter.stores.base import Store, take_back
 from tokenmeter.stores.live import NEVER, Slot
@@ -153,6 +154,7 @@ class Holds:
         self._announce = announce
         self.sweep_due = time.monotonic() + _FIRST_SWEEP
         self._owners_due = time.monotonic()
+        self._room = OnceForAll()
 
     def extend(self, reservation_id: str) -> None:
         """Give a hold its full time again. Never waits, never raises; a store behind a network is told by a thread."""
@@ -242,7 +244,7 @@ class Holds:
         if owners:
             self._owners_due = time.monotonic() + _OWNERS_EVERY
         try:
-            return self.sweep(self._store.now(), owners=owners) > 0
+            return self._room.run(partial(self.sweep, self._store.now(), owners=owners)) > 0
         except StoreBusyError:
             raise
         except Exception as error:  # noqa: BLE001 - the cap is reached, whatever the sweep might have found

@@ -370,13 +370,13 @@ class ServerJournal(LeasingWriter):
             raise StoreBusyError(_NETWORK)
         if full or self.definitions.made != self._sent:
             self.send()  # whoever sweeps the hold has to be able to read it
-        deadline = time.monotonic() + _RECALL_SECONDS
-        tried = False
+        deadline, tried = 0.0, False
         while True:
             try:
                 self._hold(hold)
                 break
             except CapReachedError as stop:
+                deadline = deadline or time.monotonic() + _RECALL_SECONDS  # not before: it may have waited in a crowd
                 if not tried and self._server.waiting():
                     self.send()  # it may free room
                 elif not self._recall(stop, deadline):

@@ -6,12 +6,14 @@ import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
+from functools import partial
 from typing import Any
 
 import psycopg
 
 from tokenmeter.errors import StoreUnavailableError
 from tokenmeter.ledger import Claim, CounterKey
+from tokenmeter.processes import OnceForAll
 from tokenmeter.stores.base import CapReachedError
 from tokenmeter.stores.effects import NewHold, SlotClaim, Standing, claim_effects
 from tokenmeter.stores.live import Live
@@ -51,6 +53,7 @@ class LeasingWriter(Writer, ABC):
         self._holds: dict[str, int] = {}
         self._lessee = False
         self._held: dict[CounterKey, tuple[int, int]] = {}
+        self._recalls: dict[CounterKey, OnceForAll] = {}
 
     @abstractmethod
     def send(self) -> None:
@@ -206,11 +209,17 @@ class LeasingWriter(Writer, ABC):
         """After a refusal: have leases come back that would make the claim fit; False when there are none."""
         if not isinstance(stop, _LeasedError) or time.monotonic() > deadline:
             return False
-        self.give_back()
         key = stop.claim.key
+        try:
+            self._recalls.setdefault(key, OnceForAll()).run(partial(self._recall_of, key))
+        finally:
+            self._recalls.pop(key, None)
+        return True
+
+    def _recall_of(self, key: CounterKey) -> None:
+        self.give_back()
         if self._server.fetch("SELECT recall_leases(?, ?, ?)", parts(key))[0][0]:
             time.sleep(0.02)
-        return True
 
     def _stand(
         self,

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from random import SystemRandom
@@ -42,6 +43,54 @@ _LONGEST_PAUSE = 5.0
 _abandoned: list[Connection] = []
 
 
+class _Places:
+    """Room for so many at a time. Who waits gets it in turn, and goes on waiting as long as others are served."""
+
+    def __init__(self, count: int) -> None:
+        self._free = count
+        self._served = 0
+        self._mutex = threading.Lock()
+        self._waiting: deque[threading.Event] = deque()
+
+    def take(self, patience: float) -> bool:
+        """Whether a place was had before nobody gave one back for so many seconds."""
+        with self._mutex:
+            if self._free:
+                self._free -= 1
+                return True
+            if not patience:
+                return False
+            mine = threading.Event()
+            self._waiting.append(mine)
+        given = False
+        try:
+            served = None
+            while not given and served != self._served:
+                served = self._served
+                given = mine.wait(patience)
+            return given
+        finally:
+            if not given:
+                self._leave(mine)
+
+    def _leave(self, mine: threading.Event) -> None:
+        with self._mutex:
+            given = mine not in self._waiting
+            if not given:
+                self._waiting.remove(mine)
+        if given:
+            self.give_back()
+
+    def give_back(self) -> None:
+        """Give a place to whoever waits longest."""
+        with self._mutex:
+            self._served += 1
+            if self._waiting:
+                self._waiting.popleft().set()
+            else:
+                self._free += 1
+
+
 class Pool:
     """Connections to one server, opened when needed, at most `Address.pool` of them, and those of who reads.
 
@@ -76,7 +125,8 @@ class Pool:
         self._open: list[Connection] = []
         self._closer = weakref.finalize(self, _close_all, self._open, self._pid)
         self._mutex = threading.Lock()
-        self._places = threading.BoundedSemaphore(self.address.pool)
+        self._places, self._reading = _Places(self.address.pool), _Places(self.address.pool)
+        self._lent = threading.local()
         self._pause = 0.0
         self._resume_at = 0.0
         self._reason = ""
@@ -156,16 +206,36 @@ class Pool:
         if not KNOWN[0]:
             notice_fork()
         connection: Connection | None = None
+        with self._reading_place():
+            try:
+                with ExitStack() as scope:
+                    connection = self._begin_apart(scope, snapshot=snapshot)
+                    yield connection
+                self._works()  # no call has to wait for the end of its pause: whoever could read may write
+            except psycopg.Error as error:
+                raise explain(error, self.address) from error
+            finally:
+                if connection is not None:
+                    self._take_back(connection, again=snapshot)
+
+    @contextmanager
+    def _reading_place(self) -> Generator[None]:
+        """Room for one more who reads: a server has few connections, and a program may have a thousand threads.
+
+        A thread that reads already has it.
+        """
+        lent = self._lent
+        if getattr(lent, "within", False):
+            yield
+            return
+        places = self._reading
+        self._take_place(places)
+        lent.within = True
         try:
-            with ExitStack() as scope:
-                connection = self._begin_apart(scope, snapshot=snapshot)
-                yield connection
-            self._works()  # no call has to wait for the end of its pause: whoever could read may write
-        except psycopg.Error as error:
-            raise explain(error, self.address) from error
+            yield
         finally:
-            if connection is not None:
-                self._take_back(connection, again=snapshot)
+            lent.within = False
+            places.give_back()
 
     def _begin_apart(self, scope: ExitStack, *, snapshot: bool) -> Connection:
         """A connection with a transaction that ends with `scope`: the one that was kept, if the server still has it."""
@@ -240,18 +310,18 @@ class Pool:
                 else:
                     self._close(connection)
         finally:
-            places.release()
+            places.give_back()
 
-    def _take_place(self, places: threading.BoundedSemaphore) -> None:
-        if places.acquire(blocking=False):
+    def _take_place(self, places: _Places) -> None:
+        if places.take(0):
             return
-        if not places.acquire(timeout=_PATIENCE):
+        if not places.take(_PATIENCE):
             raise StoreUnavailableError(
                 f"All {self.address.pool} connections of this process were busy for {_PATIENCE:g} seconds; "
                 "add pool=N to the PostgreSQL URL."
             )
         if self.down:  # the server failed those who were before us
-            places.release()
+            places.give_back()
             raise self._away()
 
     def _connect(self, *, seconds: int | None = None) -> Connection:
