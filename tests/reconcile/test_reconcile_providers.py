@@ -1,12 +1,16 @@
 """Against providers that bill what passed us by, at other prices, late, rounded, or not at all: each is found."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, time, timedelta
 from decimal import Decimal
 from types import SimpleNamespace
 
 import pytest
 
+from tokenmeter.attribution import ApiKey, Attribution
+from tokenmeter.billing import draw_statement
 from tokenmeter.errors import ConfigurationError
+from tokenmeter.ledger import Charge, Entry, new_id
 from tokenmeter.periods import parse_period
 from tokenmeter.reconciliation import (
     file_reconciliation,
@@ -19,6 +23,7 @@ from tokenmeter.reconciliation import openai as openai_books
 from tokenmeter.reconciliation.paging import ReportPages
 from tokenmeter.reconciliation.statement import ExchangeRates
 from tokenmeter.testing import FakeProvider, Reports
+from tokenmeter.usage import Usage
 
 BOTH = pytest.mark.parametrize("name", ["openai", "anthropic"])
 COST = {"openai": Decimal("0.0029125"), "anthropic": Decimal("0.00519")}
@@ -191,6 +196,73 @@ def test_more_traffic_after_an_adjustment_is_a_difference_of_what_is_new(ask, ch
     detail = left.discrepancies[0].detail
     assert "on team=search, by kim; entry" in detail
     assert f"entry {posted.entry_id} on team=search, by ann" in detail
+
+
+@pytest.fixture
+def shop(meter, tmp_path):
+    """A key and a project that the provider counted thrice as much of; `compare(by)` puts both books side by side."""
+    cost = Decimal("1.25")
+    costs = {"list_cost": cost, "contracted_cost": cost, "billed_cost": cost}
+    tokens = {"sku_meter": "input", "quantity": 1_000_000, "unit": "Tokens", "list_unit_price": Decimal("0.00000125")}
+    call = {
+        "provider": "openai",
+        "endpoint": "chat.completions",
+        "operation": "chat",
+        "response_model": "gpt-5",
+        "usage": Usage({"input": 1_000_000}),
+        "charges": (Charge(model="gpt-5", **tokens, **costs),),
+        "cost_source": "computed",
+        **costs,
+    }
+    at = datetime(2026, 11, 1, 9, tzinfo=UTC)
+    meter.post(
+        Entry(occurred_at=at, api_key=ApiKey("a" * 32, "1234", "prod"), attribution=Attribution(project="shop"), **call)
+    )
+    meter.post(Entry(occurred_at=at, **call))
+    rows = "2026-11-01,gpt-5,prod,shop,3000000,3.75\n2026-11-01,gpt-5,,,3000000,3.75\n"
+    (tmp_path / "shop.csv").write_text(f"day,model,key,project,input,cost\n{rows}")
+
+    def compare(by):
+        columns = {"day": "day", "model": "model", "api_key": "key", "project": "project"}
+        given = {"source": tmp_path / "shop.csv", "columns": {**columns, "input": "input", "cost": "cost"}}
+        return reconcile(meter.store, provider="openai", period="2026-11", by=by, **given)
+
+    return compare
+
+
+@pytest.mark.parametrize("account", [{}, {"project": "platform", "team": "search"}])
+@pytest.mark.parametrize("by", ["model,api_key", "model,project", "model,api_key,project"])
+def test_an_adjustment_is_found_in_its_bucket_whoever_pays_for_it(meter, shop, by, account):
+    """Keys and projects, named or not: a further run finds that each was settled, and takes nothing back."""
+    outcome = shop(by)
+    posted = post_proposals(meter, outcome, attribution=account)
+    assert [entry.billed_cost for entry in posted] == [Decimal("2.50")] * 2
+    assert {entry.attribution.project for entry in posted} <= {account.get("project"), "shop"}
+    again = shop(by)
+    assert (again.ok, causes(again), again.proposals, again.difference) == (True, {"adjusted"}, (), 0)
+    assert post_proposals(meter, again, attribution=account) == []
+
+
+def test_the_same_adjustment_can_be_right_a_second_time(meter, shop):
+    """What was posted is taken back by hand: the same amount is due again, and each outcome posts it once."""
+    outcome = shop("model,api_key")
+    posted = post_proposals(meter, outcome)
+    for entry in posted:
+        costs = dict.fromkeys(("list_cost", "contracted_cost", "billed_cost"), -entry.billed_cost)
+        meter.post(replace(entry, entry_id=new_id(), dedup_key=None, charges=(), **costs))
+    kept = file_reconciliation(meter.store, shop("model,api_key"))
+    (filed,) = reconciliations(meter.store)
+    assert [entry.billed_cost for entry in post_proposals(meter, filed)] == [Decimal("2.50")] * 2
+    assert post_proposals(meter, kept) == post_proposals(meter, filed) == post_proposals(meter, outcome) == []
+    assert shop("model,api_key").ok
+
+
+def test_an_adjustment_stands_in_the_middle_of_the_day_it_is_for(meter, shop):
+    """So that books of New York have it in the month it is for, too."""
+    post_proposals(meter, shop("model"), attribution={"team": "search"})
+    for tz in ("Pacific/Honolulu", "America/New_York", "UTC", "Asia/Tokyo"):
+        (line,) = draw_statement(meter.store, team="search", period="2026-11", tz=tz).lines
+        assert (str(line.date), line.charges) == ("2026-11-01", Decimal("5.00"))
 
 
 def test_what_was_filed_has_no_statement_to_compare_again(ask, check, meter):

@@ -90,6 +90,7 @@ class Discrepancy:
         theirs_cost: Theirs.
         requests: Theirs less ours; None when theirs are not told.
         detail: The cause in words, with what is special here.
+        adjustments: How many adjustments ours had in it already.
     """
 
     bucket: Bucket
@@ -102,6 +103,7 @@ class Discrepancy:
     theirs_cost: Decimal | None = None
     requests: int | None = None
     detail: str = ""
+    adjustments: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values; decimals are text."""
@@ -119,6 +121,7 @@ class Discrepancy:
             "theirs_tokens": self.theirs_tokens,
             "requests": self.requests,
             "detail": self.detail,
+            "adjustments": self.adjustments,
         }
 
 
@@ -179,6 +182,7 @@ def judge(bucket: Bucket, ours: Side, theirs: Side, statement: ProviderStatement
         theirs_cost=theirs.cost,
         requests=requests,
         detail=f"{CAUSES[cause]}{f'; {detail}' if detail else ''}",
+        adjustments=len(ours.adjustments),
     )
 
 

@@ -5,6 +5,7 @@ One difference says where, how much, and why, most likely.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from dataclasses import field, replace
@@ -18,7 +19,7 @@ from tokenmeter.ledger import Charge, Entry
 from tokenmeter.money import EXACT, ONE, ZERO, magnitude, quantize, round_to, total
 from tokenmeter.periods import Period
 from tokenmeter.reconciliation.causes import CAUSES, HARMLESS, NO_TRAFFIC, POSTABLE, Cause, Discrepancy
-from tokenmeter.reconciliation.statement import POSTED_BY, Bucket
+from tokenmeter.reconciliation.statement import POSTED_BY, SETTLES, UNNAMED, Bucket
 from tokenmeter.values import dataclass
 
 if TYPE_CHECKING:
@@ -53,13 +54,15 @@ class Proposal:
     Attributes:
         discrepancy: What it settles.
         amount: US dollars, upstream cost; may be negative.
+        grain: What the comparison split by, besides the day.
     """
 
     discrepancy: Discrepancy
     amount: Decimal
+    grain: tuple[str, ...] = ()
 
     def entry(self, provider: str, *, by: str, attribution: Attribution = NOBODY, multiplier: Decimal = ONE) -> Entry:
-        """The adjustment as a ledger entry, on the day it is for.
+        """The adjustment as a ledger entry, at noon UTC of the day it is for: there is most of that day in every zone.
 
         Args:
             provider: Provider id.
@@ -68,11 +71,21 @@ class Proposal:
             multiplier: Platform multiplier on top of the upstream amount.
         """
         bucket = self.discrepancy.bucket
-        attribution = replace(attribution, tags={**attribution.tags, POSTED_BY: by})
+        # Whose account it is on says nothing of the bucket that it settles, by which a further run has to find it.
+        settles = {
+            tag: getattr(bucket, name) or UNNAMED
+            for name, tag in SETTLES.items()
+            if name in self.grain and (getattr(bucket, name) or getattr(attribution, name, None))
+        }
+        attribution = replace(attribution, tags={**attribution.tags, POSTED_BY: by, **settles})
         if bucket.project and attribution.project is None:
             attribution = replace(attribution, project=bucket.project)
         billed = quantize(EXACT.multiply(self.amount, multiplier))
-        names = "/".join(name or "-" for name in bucket[1:])
+        # No name in a key, which an erasure could not reach.
+        names = hashlib.sha256(json.dumps(bucket[1:]).encode()).hexdigest()[:16]
+        theirs = self.discrepancy.theirs_cost
+        # As a filed outcome has it: the same proposal is known from both.
+        told = None if theirs is None else quantize(theirs), self.discrepancy.adjustments
         charge = Charge(
             model=bucket.model,
             sku_meter="adjustment",
@@ -87,7 +100,7 @@ class Proposal:
         )
         return Entry(
             kind="adjustment",
-            occurred_at=datetime.combine(bucket.day, time(), UTC),
+            occurred_at=datetime.combine(bucket.day, time(12), UTC),
             provider=provider,
             endpoint=ENDPOINT,
             operation=ENDPOINT,
@@ -100,7 +113,7 @@ class Proposal:
             billed_cost=billed,
             cost_source="billed",
             flags=(f"reconciled_{self.discrepancy.cause}",),
-            dedup_key=f"{ENDPOINT}:{provider}:{bucket.day}:{names}:{self.discrepancy.theirs_cost}:{self.amount}",
+            dedup_key=f"{ENDPOINT}:{provider}:{bucket.day}:{names}:{told[0]}:{told[1]}:{self.amount}",
         )
 
 
@@ -185,7 +198,7 @@ class Reconciliation:
     def proposals(self) -> tuple[Proposal, ...]:
         """Adjustments that would settle the differences in cost. Nothing is posted until `post_proposals`."""
         return tuple(
-            Proposal(one, quantize(one.amount))
+            Proposal(one, quantize(one.amount), self.grain)
             for one in self.discrepancies
             if one.cause in POSTABLE and one.amount is not None and quantize(one.amount)
         )
@@ -279,6 +292,7 @@ def _discrepancy_of(values: Mapping[str, Any]) -> Discrepancy:
         theirs_cost=_amount_of(values["theirs_cost"]),
         requests=values["requests"],
         detail=values["detail"],
+        adjustments=values.get("adjustments", 0),
     )
 
 

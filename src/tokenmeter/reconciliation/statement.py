@@ -33,6 +33,10 @@ TOKEN_CLASSES = ("input", "cache_read", "cache_write", "output")
 GRAIN = ("model", "api_key", "project", "service_tier")
 #: Tag of an adjustment that says who posted it: of what is in the ledger for good, a tag can be erased.
 POSTED_BY = "posted_by"
+#: Tags of an adjustment that say which bucket it settles, apart from whose account it is on.
+SETTLES: Mapping[str, str] = {"api_key": "reconciled_api_key", "project": "reconciled_project"}
+#: What such a tag says where the bucket has no name.
+UNNAMED = "-"
 #: What an amount is for. Only ``usage`` is traffic that a ledger of calls could have.
 CostKind = Literal["usage", "credit", "refund", "tax", "fee"]
 #: What says so, whole words and those of languages that put no blanks between theirs.
@@ -386,6 +390,10 @@ class _BookReader:
             "project": entry.attribution.project,
             "service_tier": tier_name(entry.service_tier, batch=batch),
         }
+        if entry.kind == "adjustment":
+            for name, tag in SETTLES.items():
+                settled = entry.attribution.tags.get(tag, told[name])
+                told[name] = None if settled == UNNAMED else settled
         day = entry.occurred_at.astimezone(UTC).date()
         return Bucket(day, **{name: told[name] for name in self._statement.grain})
 
