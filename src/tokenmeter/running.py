@@ -274,8 +274,8 @@ class _Work:
         self.futures: list[Any] = []
         self.jobs: set[int] = set()
         for one in _frames(sys._getframe()):  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - as `logging` does
-            if _is(one, "run", _POOLS):
-                self.futures.append(one.f_locals["self"].future)
+            if _is(one, "run", _POOLS):  # since Python 3.14 a method of what has no future, too
+                self.futures += [one.f_locals["self"].future] if hasattr(one.f_locals.get("self"), "future") else []
             elif _is(one, "worker", _PROCESSES):
                 self.jobs.add(one.f_locals["job"])
 

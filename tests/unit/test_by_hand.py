@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import signal
 import subprocess
@@ -571,7 +572,7 @@ class TestAsynchronousVerbs:
     def test_their_names_tell_what_they_are(self):
         assert tokenmeter.areport.__name__ == "areport"
         assert "tokenmeter.report" in tokenmeter.areport.__doc__
-        assert asyncio.iscoroutinefunction(tokenmeter.averify)
+        assert inspect.iscoroutinefunction(tokenmeter.averify)
 
 
 def test_a_meter_of_ones_own_has_the_verbs():

@@ -143,6 +143,7 @@ class _Http:
                 if pause is None:
                     self._give_up(error, reading)
                     return
+                error.close()
                 time.sleep(pause)
             except (OSError, http.client.HTTPException) as error:
                 raise HandOverError(

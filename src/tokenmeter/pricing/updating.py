@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import threading
+import urllib.error
 import urllib.request
 import weakref
 import zlib
@@ -97,6 +98,8 @@ def fetch(source: str | Path | None = None) -> Edition:
     try:
         content = wait_for(lambda _: _fetched(where, request), _LONGEST)
     except (OSError, HTTPException, ValueError) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
         raise PricingError(f"The price list at {where} could not be fetched: {reason_of(error)}.") from error
     return Edition.parse(_unpacked(content, where))
 
