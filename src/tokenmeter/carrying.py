@@ -151,14 +151,13 @@ def from_headers(headers: Mapping[str, Any]) -> Attribution:
         raise ConfigurationError(
             f"from_headers takes a mapping of names to values, not {shown(headers)}; make one of pairs with dict(...)."
         )
-    return from_baggage(next((value for name, value in headers.items() if _is_baggage(name)), ""))
+    return from_baggage(",".join(_as_text(value) for name, value in headers.items() if _is_baggage(name)))
 
 
 def from_baggage(value: object) -> Attribution:
     """The attribution that `to_baggage` put into `value`; nobody's for what is no such value."""
-    text = value.decode("latin-1") if isinstance(value, bytes) else str(value)
     found = NOBODY
-    for member in _members(text):
+    for member in _members(_as_text(value)):
         key, _, encoded = member.partition(";")[0].partition("=")
         key, content = key.strip().removeprefix(_OURS), unquote(encoded.strip())
         if not member.startswith(_OURS):
@@ -175,8 +174,11 @@ def from_baggage(value: object) -> Attribution:
 
 
 def _is_baggage(name: Any) -> bool:
-    text = name.decode("latin-1") if isinstance(name, bytes) else str(name)
-    return text.lower() == BAGGAGE
+    return _as_text(name).lower() == BAGGAGE
+
+
+def _as_text(value: object) -> str:
+    return value.decode("latin-1") if isinstance(value, bytes) else str(value)
 
 
 def _members(baggage: str) -> list[str]:

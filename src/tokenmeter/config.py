@@ -29,6 +29,7 @@ from tokenmeter.settings import (
     Settings,
     SettingsArguments,
     TokenSettings,
+    resolve,
 )
 
 FILE_NAME = "tokenmeter.toml"
@@ -108,8 +109,12 @@ def load_settings(**given: Unpack[SettingsArguments]) -> Settings:
             values[name] = _lay_over(name, value, values.get(name))
         else:
             values[name] = value
+    if isinstance(store := values.get("store"), str) and store.startswith("env:"):
+        values["store"] = resolve(store, "store")
     settings = _validate(values, source)
     settings._keys = KeysAtHand(_plain_keys(arguments.get("api_keys")))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    if source is not None:
+        settings._rows_of_file = {name: len(rows) for name, rows in of_file.items()}  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
     settings._tokens_of_file = source is not None and "dashboard" not in arguments  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
     return settings
 

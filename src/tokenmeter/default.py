@@ -248,9 +248,12 @@ def _make_budgets(settings: Settings) -> tuple[tuple[Budget, ...], set[str]]:
         row if isinstance(row, Budget) else Budget.parse(row, file=file, number=number)
         for number, row in enumerate(settings.budgets)
     ]
-    lines = settings.lines("budgets")
-    places = [f"{file}, line {line}" if line else "the code of this program" for line in lines]
-    in_file = {budget.name for budget, line in zip(budgets, lines, strict=False) if line}
+    lines, in_code = settings.lines("budgets"), settings.rows_in_code("budgets")
+    places = [
+        f"{file}, line {line}" if line else "the code of this program" if number < in_code else file
+        for number, line in enumerate(lines)
+    ]
+    in_file = {budget.name for budget in budgets[in_code:]}
     return check_consistent(budgets, places), in_file
 
 

@@ -42,6 +42,16 @@ def _check_text(value: object) -> object:
 Text = Annotated[str, BeforeValidator(_check_text)]
 
 
+def _check_reference(value: object) -> object:
+    if isinstance(value, str) and value.startswith("env:") and not ENV.match(value):
+        raise ValueError("must be env:NAME, the variable that holds it: letters, digits and _ after env:")
+    return _check_text(value)
+
+
+#: A text, or the variable that holds it.
+Told = Annotated[str, BeforeValidator(_check_reference)]
+
+
 def _parse_cost_unit(value: object) -> object:
     """A unit of costs by its name, or as a positive number of US dollars."""
     if value is None or (isinstance(value, str) and value in {"usd", "cents", "ignore"}):
@@ -61,7 +71,7 @@ def _parse_instant(value: object) -> object:
 
 
 #: An http(s) URL, or the variable that holds it.
-Address = Annotated[str, BeforeValidator(_check_text), Field(pattern=ADDRESS)]
+Address = Annotated[str, BeforeValidator(_check_reference), Field(pattern=ADDRESS)]
 
 
 class EmailSettings(BaseModel):
@@ -69,13 +79,18 @@ class EmailSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    to: list[Text] = Field(min_length=1)
-    sender: Text = Field(alias="from")
-    host: Text
+    to: list[Told] = Field(min_length=1)
+    sender: Told = Field(alias="from")
+    host: Told
     port: int | None = Field(default=None, ge=1, le=65_535)
     security: Literal["starttls", "tls", "none"] = "starttls"
-    user: Text | None = None
-    password: Text | None = Field(default=None, pattern=IN_ENVIRONMENT)
+    user: Told | None = None
+    password: Told | None = Field(default=None, pattern=IN_ENVIRONMENT)
+
+    @property
+    def texts(self) -> list[str]:
+        """All that may name a variable."""
+        return [*self.to, self.sender, self.host, self.user or "", self.password or ""]
 
 
 class AlertSettings(BaseModel):
@@ -95,10 +110,10 @@ class AlertSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     webhook: Address | None = None
-    secret: Text | None = None
+    secret: Told | None = None
     slack: Address | None = None
     teams: Address | None = None
-    pagerduty: Text | None = None
+    pagerduty: Told | None = None
     email: EmailSettings | None = None
 
     @property
@@ -118,7 +133,8 @@ class AlertSettings(BaseModel):
 
     def unset(self) -> list[str]:
         """The environment variables it names that are not set here."""
-        said = [self.webhook, self.secret, self.slack, self.teams, self.pagerduty, self.email and self.email.password]
+        said = [self.webhook, self.secret, self.slack, self.teams, self.pagerduty]
+        said += self.email.texts if self.email else []
         named = [found["name"] for value in said if value and (found := ENV.match(value))]
         return [name for name in named if not os.environ.get(name)]
 
@@ -133,28 +149,29 @@ class AlertSettings(BaseModel):
 
         if self.email is not None:
             said = self.email
-            password = None if said.password is None else _resolve(said.password, "alerts.email.password")
             return targets.Email(
-                said.to,
-                sender=said.sender,
-                host=said.host,
+                [resolve(one, "alerts.email.to") for one in said.to],
+                sender=resolve(said.sender, "alerts.email.from"),
+                host=resolve(said.host, "alerts.email.host"),
                 port=said.port,
                 security=said.security,
-                user=said.user,
-                password=password,
+                user=None if said.user is None else resolve(said.user, "alerts.email.user"),
+                password=None if said.password is None else resolve(said.password, "alerts.email.password"),
             )
-        where = _resolve(getattr(self, kind), f"alerts.{kind}")
+        where = resolve(getattr(self, kind), f"alerts.{kind}")
         if self.webhook is not None:
-            return targets.Webhook(
-                where, secret=None if self.secret is None else _resolve(self.secret, "alerts.secret")
-            )
+            return targets.Webhook(where, secret=None if self.secret is None else resolve(self.secret, "alerts.secret"))
         if self.slack is not None:
             return targets.Slack(where)
         return targets.Teams(where) if self.teams is not None else targets.PagerDuty(where)
 
 
-def _resolve(said: str, name: str) -> str:
-    """`said`, or what the variable holds that it names by ``env:NAME``."""
+def resolve(said: str, name: str) -> str:
+    """`said`, or what the variable holds that it names by ``env:NAME``.
+
+    Raises:
+        ConfigurationError: the variable is not set; the message calls the setting `name`.
+    """
     found = ENV.match(said)
     if found is None:
         return said
@@ -390,6 +407,7 @@ class Settings(BaseModel):
     hold_seconds: int = Field(default=900, ge=10, le=86_400)
     source: str | None = None
     _tokens_of_file: bool = PrivateAttr(default=False)
+    _rows_of_file: dict[str, int] = PrivateAttr(default_factory=dict[str, int])
     _keys: KeysAtHand = PrivateAttr(default_factory=KeysAtHand)
 
     @property
@@ -402,12 +420,17 @@ class Settings(BaseModel):
         """Whether `dashboard` is what the file says, and code says nothing of it."""
         return self._tokens_of_file
 
+    def rows_in_code(self, table: str) -> int:
+        """How many rows of `table` code gave; they come before the file's."""
+        return len(getattr(self, table)) - self._rows_of_file.get(table, 0)
+
     def lines(self, table: str) -> list[int]:
-        """Line in the file of each row of `table`, for messages; 0 for rows given in code, which come first."""
+        """Line in the file of each row of `table`, for messages; 0 where it has no header of its own, as in code."""
         if self.source is None:
             return []
         found = table_lines(Path(self.source).read_text(encoding="utf-8-sig"), table)
-        return [*[0] * (len(getattr(self, table)) - len(found)), *found]
+        rows = len(getattr(self, table))
+        return [*[0] * (rows - len(found)), *found] if len(found) == rows - self.rows_in_code(table) else [0] * rows
 
     def key_hashes(self) -> dict[str, str]:
         """SHA-256 of each known API key -> its alias. An ``env:`` variable that is not set is skipped."""

@@ -451,12 +451,14 @@ class _Sum:
     entry_ids: tuple[str, ...] = ()
 
     def plus(self, entry: Entry) -> _Sum:
+        # What takes an estimate back takes back what it counted.
+        sign = -1 if entry.requests < 0 else 1
         return _Sum(
-            self.calls + 1,
+            self.calls + entry.requests,
             self.usage + entry.usage,
             EXACT.add(self.list_cost, entry.list_cost or ZERO),
             EXACT.add(self.billed_cost, entry.billed_cost or ZERO),
-            self.unpriced + (entry.cost_source == "unpriced"),
+            self.unpriced + sign * (entry.cost_source == "unpriced"),
             (*self.entry_ids, entry.entry_id)[-_MOST_IDS:],
         )
 

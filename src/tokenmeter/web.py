@@ -39,7 +39,7 @@ class Request(Mapping[str, Any]):
     def __init__(self, server: Mapping[str, Any]) -> None:
         self._server = server
         if "wsgi.version" in server:
-            self.path = f"{server.get('PATH_INFO') or '/'}"
+            self.path = _from_wsgi(f"{server.get('PATH_INFO') or '/'}")
             self.method = f"{server.get('REQUEST_METHOD', '')}"
             self.headers = dict(_wsgi_headers(server))
         else:
@@ -243,6 +243,14 @@ def _asgi_headers(scope: Mapping[str, Any]) -> dict[str, str]:
         name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
         headers[name] = f"{headers[name]},{value}" if name in headers else value
     return headers
+
+
+def _from_wsgi(text: str) -> str:
+    """A text as it was sent: WSGI has its bytes as letters of Latin-1 (PEP 3333)."""
+    try:
+        return text.encode("latin-1").decode("utf-8", "replace")
+    except UnicodeEncodeError:  # a server that decoded it
+        return text
 
 
 def _wsgi_headers(environ: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -79,6 +79,33 @@ def test_dramatiq(load, accounts, warnings):
     assert "attribute" not in warnings.text
 
 
+def test_a_dramatiq_message_that_is_sent_twice_is_each_senders():
+    import dramatiq
+    from dramatiq.brokers.stub import StubBroker
+
+    from tokenmeter.queues.dramatiq import AttributionMiddleware
+
+    broker = StubBroker()
+    broker.add_middleware(AttributionMiddleware())
+    seen = []
+    note = dramatiq.actor(
+        lambda: seen.append(tokenmeter.attribution.current_attribution().member), actor_name="note", broker=broker
+    )
+    message = note.message()
+    for member in ("ada", "grace"):
+        with tokenmeter.attribute(member=member):
+            broker.enqueue(message)
+    worker = dramatiq.Worker(broker, worker_timeout=50, worker_threads=1)
+    worker.start()
+    try:
+        broker.join(note.queue_name)
+        worker.join()
+    finally:
+        worker.stop()
+        broker.close()
+    assert seen == ["ada", "grace"]
+
+
 def test_rq(load, accounts, warnings):
     app = load("with_rq")
     from fakeredis import FakeStrictRedis

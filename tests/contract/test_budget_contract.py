@@ -566,6 +566,13 @@ class TestHolds:
 
 
 class TestRaises:
+    def test_of_a_budget_with_several_limits_the_one_that_is_named_is_raised(self, metered):
+        meter = metered(Budget(limit_usd=50, limit_requests=2, name="all"))
+        with pytest.raises(ConfigurationError, match="unit="):
+            meter.raise_budget("all", 1, by="grace", reason="launch")
+        assert meter.raise_budget("all", 1, by="grace", reason="launch", unit="requests").unit == "requests"
+        assert {one.unit: one.limit for one in meter.remaining()} == {"usd": 50, "requests": 3}
+
     def test_a_raise_is_recorded_and_gives_room_at_once(self, metered, store):
         meter = metered(Budget(member="*", limit_usd=100, name="members"))
         spend(meter, a_call(size=0), 100)

@@ -414,11 +414,31 @@ class TestSettings:
             ({"slack": "env:NOT_SET_ANYWHERE"}, "alerts.slack: the environment variable NOT_SET_ANYWHERE is not set"),
             ({"slack": "hooks"}, "slack"),
             ({"email": {"to": ["a@b.c"], "from": "m@b.c", "host": "h", "password": "secret"}}, "password"),
+            ({"pagerduty": "env:PD-KEY"}, r"alerts\[0\].pagerduty.*env:NAME"),
+            ({"slack": "env:SLACK-URL"}, r"alerts\[0\].slack.*env:NAME"),
+            ({"webhook": "https://a.b", "secret": "env: SECRET"}, r"alerts\[0\].secret.*env:NAME"),
+            ({"email": {"to": ["env:"], "from": "m@b.c", "host": "h"}}, r"alerts\[0\].email.to.*env:NAME"),
+            (
+                {"email": {"to": ["a@b.c"], "from": "m@b.c", "host": "h", "user": "env:NOT_SET_ANYWHERE"}},
+                "alerts.email.user: the environment variable NOT_SET_ANYWHERE is not set",
+            ),
         ],
     )
     def test_a_wrong_row_is_refused(self, row, problem):
         with pytest.raises(ConfigurationError, match=problem):
             [one.make() for one in load_settings(config={"alerts": [row]}).alerts]
+
+    def test_any_text_of_a_row_may_be_in_a_variable(self, monkeypatch):
+        values = {"TO": "a@b.c", "FROM": "m@b.c", "HOST": "mail.b.c", "USER_": "u", "PASSWORD": "p"}
+        for name, value in values.items():
+            monkeypatch.setenv(name, value)
+        told = {"from": "env:FROM", "host": "env:HOST", "user": "env:USER_", "password": "env:PASSWORD"}
+        rows = [{"email": {"to": ["env:TO", "d@b.c"], **told}}]
+        (target,) = [row.make() for row in load_settings(config={"alerts": rows}).alerts]
+        written = [row.make() for row in load_settings(config={"alerts": [{"email": {
+            "to": ["a@b.c", "d@b.c"], "from": "m@b.c", "host": "mail.b.c", "user": "u", "password": "env:PASSWORD",
+        }}]}).alerts]  # fmt: skip
+        assert vars(target) == vars(written[0])
 
 
 def test_two_limits_of_one_budget_are_two_alerts():

@@ -201,6 +201,13 @@ class TestHeaders:
     def test_properties_are_left_out_and_bytes_are_read(self):
         assert from_headers({"baggage": b"tokenmeter.member = ada ;x=1"}) == Attribution(member="ada")
 
+    def test_of_several_headers_of_that_name_all_are_read(self):
+        class Headers(dict):
+            def items(self):
+                return [("baggage", "userId=1"), (b"Baggage", b"tokenmeter.member=ada"), ("accept", "*/*")]
+
+        assert from_headers(Headers()) == Attribution(member="ada")
+
     def test_pairs_of_bytes_are_read_once_they_are_a_mapping(self):
         pairs = [(b"host", b"a"), (b"Baggage", b"tokenmeter.member=ada")]
         with pytest.raises(ConfigurationError, match=r"dict\("):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from decimal import Decimal
 
 import pytest
@@ -19,6 +20,49 @@ def _clean(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[[budgets]]\nmember = "*"\nlimit_usd = {}\nname = "m"\n',
+        'budgets = [ {{ member = "*", limit_usd = {}, name = "m" }} ]\n',
+        'budgets = [\n  {{ member = "*", limit_usd = {}, name = "m" }},\n]\n',
+        '[[ "budgets" ]]\nmember = "*"\nlimit_usd = {}\nname = "m"\n',
+    ],
+    ids=["a table", "inline", "inline, in lines", "a quoted table"],
+)
+def test_a_budget_of_the_file_is_the_files_however_it_is_written(tmp_path, monkeypatch, text, caplog):
+    """Two programs share a file: what it says now is a change that was deployed."""
+    file, limits = tmp_path / "tokenmeter.toml", []
+    for program, limit in (("web.py", 50), ("worker.py", 20)):
+        monkeypatch.setattr("sys.argv", [program])
+        file.write_text(text.format(limit))
+        with closing(make_meter(config=file, store=f"sqlite:///{tmp_path}/l.db")) as meter:
+            meter.budgets.declare()
+            limits += [(one.limit_usd, meter.budgets.history()[-1].source) for one in meter.budgets.in_force]
+    assert limits == [(50, str(file)), (20, str(file))]
+    assert caplog.messages == []
+
+
+def test_rows_of_code_stand_before_those_of_the_file_however_these_are_written(tmp_path):
+    file = tmp_path / "tokenmeter.toml"
+    file.write_text('budgets = [ { limit_usd = 5, name = "file" } ]\n')
+    settings = load_settings(config=file, budgets=[{"limit_usd": 5, "name": "code"}])
+    assert (settings.rows_in_code("budgets"), settings.lines("budgets")) == (1, [0, 0])
+    file.write_text('[[budgets]]\nlimit_usd = 5\nname = "file"\n')
+    settings = load_settings(config=file, budgets=[{"limit_usd": 5, "name": "code"}])
+    assert (settings.rows_in_code("budgets"), settings.lines("budgets")) == (1, [0, 1])
+    assert load_settings(config={"budgets": [{"limit_usd": 5}]}).rows_in_code("budgets") == 1
+
+
+def test_a_store_may_be_in_a_variable(tmp_path, monkeypatch):
+    file = tmp_path / "tokenmeter.toml"
+    file.write_text('store = "env:THE_LEDGER"\n')
+    with pytest.raises(ConfigurationError, match="store: the environment variable THE_LEDGER is not set"):
+        load_settings(config=file)
+    monkeypatch.setenv("THE_LEDGER", "memory:")
+    assert load_settings(config=file).store == "memory:"
 
 
 def test_without_any_setting_everything_has_its_default():

@@ -330,6 +330,28 @@ class TestSpans:
             "tokenmeter.entry_ids": (first.entry_id, second.entry_id),
         }
 
+    def test_an_answer_that_is_recorded_after_its_estimate_is_counted_once(self, exporter, client, fake_provider):
+        import openai
+
+        fake_provider.answer("one two three four five six seven eight nine ten " * 5)
+        with exporter.tracer.start_as_current_span("request"), tokenmeter.attribute(member="ada") as block:
+            stream = client.responses.create(model="gpt-5-mini", input="Hi", stream=True)
+            for number, event in enumerate(stream):
+                if number == 0:
+                    asked = event.response.id
+                if number == 6:
+                    break
+            stream.close()
+            with openai.OpenAI(base_url=fake_provider.openai_url, api_key="sk-spans-test-0001") as plain:
+                answer = plain.responses.retrieve(asked)
+            client.meter.record(answer, provider="openai", endpoint="responses")
+        told = exporter.told()["request"]
+        entries = list(client.meter.entries())
+        assert len(entries) == 3  # the estimate, what takes it back, and the answer
+        assert told["tokenmeter.calls"] == block.requests == 1
+        assert told["tokenmeter.output_tokens"] == answer.usage.output_tokens
+        assert told["tokenmeter.billed_cost"] == pytest.approx(float(block.billed_cost))
+
     def test_a_stream_belongs_to_the_span_it_was_opened_in(self, exporter, client):
         with exporter.tracer.start_as_current_span("opened"):
             stream = client.chat.completions.create(**self.ASK, stream=True)

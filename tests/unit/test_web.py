@@ -92,6 +92,20 @@ def test_a_wsgi_request_and_every_piece_of_its_body():
     assert current_attribution() is NOBODY
 
 
+@pytest.mark.parametrize("path", ["/x/größe", "/x/résumé", "/x/日本", "/x/a b", "/"])
+async def test_a_path_is_what_the_application_sees_in_any_letters(path):
+    of_path = AttributionMiddleware(wsgi, attribution=lambda request: {"route": request.path})
+    as_sent = path.encode().decode("latin-1")  # PEP 3333
+    assert list(of_path(environ(PATH_INFO=as_sent), lambda *_: None)) == [Attribution(route=path)]
+    of_asgi = AttributionMiddleware(asgi, attribution=lambda request: {"route": request.path})
+    assert await answer(of_asgi, {**SCOPE, "path": path}) == [Attribution(route=path)]
+
+
+def test_a_path_that_the_server_decoded_is_taken_as_it_is():
+    of_path = AttributionMiddleware(wsgi, attribution=lambda request: {"route": request.path})
+    assert list(of_path(environ(PATH_INFO="/x/日本"), lambda *_: None)) == [Attribution(route="/x/日本")]
+
+
 def test_a_block_inside_a_body_holds_from_piece_to_piece_and_not_in_the_next_request():
     """As a view that streams an agent's turns; between two pieces the server's thread may do other work."""
 

@@ -19,6 +19,7 @@ from tokenmeter.budgets.delivery import EXIT_SECONDS
 from tokenmeter.budgets.holds import PlannedHold
 from tokenmeter.budgets.limits import LimitUnknownError
 from tokenmeter.budgets.matching import Required
+from tokenmeter.budgets.policy import Unit
 from tokenmeter.budgets.rules import Rule
 from tokenmeter.budgets.status import check_scope
 from tokenmeter.call import ActiveSpan, Call, Outcome
@@ -460,7 +461,7 @@ class Meter:
             if self.post(back):
                 self.budgets.settle_runs(call, back, None)
                 _count_in_blocks(call, back)
-                self._tell(back, None)
+                self._tell(back, call.span)
         except StoreError as error:  # the whole answer is recorded
             self.fault("take back an estimate", error)
 
@@ -580,6 +581,7 @@ class Meter:
         *,
         by: str,
         reason: str,
+        unit: Unit | None = None,
         scope: Mapping[str, str] | None = None,
         at: datetime | date | str | None = None,
     ) -> Grant:
@@ -590,6 +592,7 @@ class Meter:
             amount: How much is added to its limit, in its unit.
             by: Who decided it.
             reason: Why.
+            unit: Which of its limits, where it has several: ``usd``, ``tokens``, ``requests`` or ``in_flight``.
             scope: Which counter, where the budget has a ``"*"``: ``{"member": "ada"}``.
             at: An instant in the window that is meant (a date or ISO text, too); default: now.
 
@@ -599,7 +602,7 @@ class Meter:
         """
         if parse_decimal(amount, name="amount") <= 0:
             raise ConfigurationError(f"amount must be positive, not {amount}; budgets.grant() also takes back.")
-        return self.budgets.grant(name, amount, by=by, reason=reason, at=at, scope=scope)
+        return self.budgets.grant(name, amount, by=by, reason=reason, unit=unit, at=at, scope=scope)
 
     def audit_budgets(self, *, repair: bool = False) -> Sequence[Fault]:
         """Counters that differ from the ledger; see `Budgets.audit`."""

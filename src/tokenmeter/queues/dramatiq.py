@@ -24,9 +24,8 @@ class AttributionMiddleware(Middleware):
         self._running: dict[str, TaskBlock] = {}
 
     def before_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:  # noqa: ARG002
-        """Put the attribution into the message, unless it has one already: a retry is sent by its worker."""
-        if find_sender(message.options.get) is NOBODY:
-            put_sender(message.options)
+        """Put the attribution into the message; where nobody is present, as for a retry, it keeps the one it has."""
+        put_sender(message.options)
 
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:  # noqa: ARG002
         """Open the message's block."""
