@@ -376,6 +376,47 @@ def test_names_of_many_entries_are_asked_for_at_once(opened, postgres_url, query
     assert store.verify(deep=True).ok
 
 
+def test_a_report_of_many_stretches_asks_for_the_entries_of_all_at_once(store, make_entry, asked):
+    """Ends that lie on no slot, where meters or times are told apart: each stretch had a statement of its own."""
+    begin = datetime(2026, 3, 1, 0, 20, tzinfo=UTC)
+    store.append(
+        [(make_entry(occurred_at=begin + timedelta(hours=3 * n), latency_us=1000 + n), ()) for n in range(240)]
+    )
+    asked_for = []
+    for count in (6, 30):
+        cuts = [begin + timedelta(days=n) for n in range(count + 1)]
+        asked.clear()
+        sums, times = store.aggregate(cuts, ["sku_meter"]), store.latencies(cuts)
+        asked_for.append(len(asked))
+        assert [(one.bucket, one.requests, dict(one.quantities)) for one in sums] == [
+            (n, 8, {"input": 80}) for n in range(count)
+        ]
+        assert [(one.bucket, one.duration.total_us) for one in times] == [
+            (n, sum(range(1000 + 8 * n, 1008 + 8 * n))) for n in range(count)
+        ]
+    assert asked_for[0] == asked_for[1]
+
+
+def test_no_statement_of_a_report_or_a_rebuild_holds_all_entries_of_a_day(store, make_entry, monkeypatch):
+    fetched, execute = [], ServerRows.execute
+
+    def counted(rows, statement, values=()):
+        cursor = execute(rows, statement, values)
+        fetched.append(cursor.rowcount)
+        return cursor
+
+    noon = datetime(2026, 3, 1, 12, tzinfo=UTC)
+    store.append([(make_entry(occurred_at=noon + timedelta(seconds=n), latency_us=9), ()) for n in range(2_100)])
+    store.flush()
+    monkeypatch.setattr(ServerRows, "execute", counted)
+    assert store.rebuild() == []
+    cuts = [noon + timedelta(minutes=n) for n in (0, 20, 50)]
+    (first, second) = store.aggregate(cuts, ["sku_meter"])
+    assert (first.requests, second.requests) == (1_200, 900)
+    assert [one.duration.count for one in store.latencies(cuts)] == [1_200, 900]
+    assert max(fetched) < 500
+
+
 @pytest.fixture
 def copied(postgres_url, opened, tmp_path):
     """Opens the ledger on one of three hosts, of which two got a copy of the first one's spool by `copy`."""

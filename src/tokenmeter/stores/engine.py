@@ -43,6 +43,12 @@ def look_up(connection: Rows, statement: str, keys: Iterable[Any]) -> Iterator[A
         yield from connection.execute(f"{statement} ({', '.join('?' * len(some))})", some).fetchall()
 
 
+def each(connection: Rows, statement: str, values: Sequence[Any] = ()) -> Iterator[Any]:
+    """Rows of a statement, one after the other: a server's driver would hold all of them. In a transaction."""
+    stream: Callable[[str, Sequence[Any]], Iterator[Any]] = getattr(connection, "stream", connection.execute)
+    return stream(statement, values)
+
+
 def in_pages(connection: Rows, columns: str, table: str) -> Iterator[list[Any]]:
     """All rows of a table by their ``id``, which comes first in `columns`; so many at once that memory stays flat."""
     page: list[Any] = connection.execute(f"SELECT {columns} FROM {table} ORDER BY id LIMIT {_PAGE}").fetchall()  # noqa: S608 - names of our own

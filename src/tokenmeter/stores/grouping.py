@@ -14,6 +14,7 @@ from tokenmeter.dimensions import REQUESTS_AS, TOOL_OPERATION
 from tokenmeter.stores.archive.archives import ParquetArchives
 from tokenmeter.stores.archive.manifest import ArchivedMonth
 from tokenmeter.stores.base import Aggregate
+from tokenmeter.stores.encoding import compact_json
 from tokenmeter.stores.engine import (
     FILTERS,
     SHARED,
@@ -23,6 +24,8 @@ from tokenmeter.stores.engine import (
     account_conditions,
     asked,
     check_dimensions,
+    conditions,
+    each,
     filter_of,
 )
 from tokenmeter.stores.packed import PackedKind
@@ -178,6 +181,33 @@ class Grouping(ABC, Generic[T]):
         if not (is_slot(Level.MONTH, first) and is_slot(Level.MONTH, last)):
             return wanted if first is not None else range(0)
         return range(max(wanted.start, first), min(wanted.stop, last + 1))
+
+    def _questions(self, loose: Sequence[tuple[int, Term]]) -> Iterator[tuple[str, str, Sequence[Any]]]:
+        """What asks for the entries of some stretches: one statement for many of them, one each for a few.
+
+        Returns:
+            Of each statement its begin, up to the stretch's place (as of `Place`), the rest of it from ``FROM`` on, and
+            its values.
+        """
+        placed = [(term.sign * (bucket + 1), term.start, term.end) for bucket, term in loose]
+        if len(placed) <= FEW_TERMS:
+            for place, start, end in placed:
+                wanted, values = conditions(self._where, start, end)
+                yield f"SELECT {place},", f"FROM entries WHERE {' AND '.join(wanted)}", values
+            return
+        wanted, values = conditions(self._where, None, None)
+        within = "entries ON occurred_at >= since AND occurred_at < until"
+        yield (
+            f"WITH stretch (place, since, until) AS ({self._engine.slots}) SELECT place,",
+            f"FROM stretch {self._engine.join} {within} WHERE {' AND '.join(wanted) or '1 = 1'}",
+            [compact_json(placed), *values],
+        )
+
+    def _entries(self, columns: str, loose: Sequence[tuple[int, Term]]) -> Iterator[tuple[int, int, Sequence[Any]]]:
+        """Columns of the entries of some stretches: bucket, sign, and the columns, one entry after the other."""
+        for select, of, values in self._questions(loose):
+            for place, *row in each(self._connection, f"{select} {columns} {of}", values):
+                yield abs(place) - 1, 1 if place > 0 else -1, row
 
     def _archived(self, loose: Sequence[tuple[int, Term]]) -> Iterator[Pieces]:
         """What is to be asked of the archive for these terms: one question for many of them, one each for a few."""

@@ -18,7 +18,7 @@ from pydantic_core import from_json
 from tokenmeter.stores.archive.archives import ParquetArchives
 from tokenmeter.stores.base import SumsDifference
 from tokenmeter.stores.book import LATENCIES, SUM_COLUMNS, SUM_TABLES
-from tokenmeter.stores.engine import ArchiveFilter, Rows, look_up
+from tokenmeter.stores.engine import ArchiveFilter, Rows, each, look_up
 from tokenmeter.stores.fold import AMOUNTS, METER_AMOUNTS, MICRO, NANO, AccountFacts, Batch, measured, sum_rows
 from tokenmeter.stores.packing import differing, drop
 from tokenmeter.stores.reading import UNREADABLE
@@ -138,7 +138,8 @@ def wrong_sums(connection: Rows, day: int, batch: Batch) -> list[Wrong]:
     """Sums of a day and its hours that are kept otherwise than its entries, which `batch` has, come to."""
     found: list[Wrong] = []
     for table, rows in sum_rows(batch):
-        kept = connection.execute(
+        kept = each(
+            connection,
             f"SELECT {SUM_COLUMNS[table]} FROM {table} "  # noqa: S608 - names of our own
             "WHERE level = 0 AND slot BETWEEN ? AND ? OR level = 1 AND slot = ?",
             (day * 24, day * 24 + 23, day),
@@ -163,7 +164,7 @@ def _counted(connection: Rows, day: int, shared: SharedRows, archives: ParquetAr
     span = (day * DAY, (day + 1) * DAY)
     which = "FROM entries WHERE occurred_at >= ? AND occurred_at < ?"
     shared.meet(connection, (number for (number,) in connection.execute(f"SELECT DISTINCT account {which}", span)))
-    rows = connection.execute(f"SELECT body {which}", span)
+    rows = each(connection, f"SELECT body {which}", span)
     files, archived_to = archives.within(connection, *span)
     archived = archives.shelf.records(files, span, archived_to, ArchiveFilter()) if files else ()
     for *_, body in itertools.chain(rows, archived):
@@ -185,13 +186,15 @@ def wrong_hours(connection: Rows, until: int) -> list[Wrong]:
         key, amounts = [account, *more[: SUM_TABLES[table] - 3]], more[SUM_TABLES[table] - 3 :]
         added = ", ".join(f"sum({name})" for name in amounts)
         day = "(slot - (slot % 24 + 24) % 24) / 24"
-        by_hours = connection.execute(
+        by_hours = each(
+            connection,
             f"SELECT 1, {day}, {', '.join(key)}, {added} FROM {table} "  # noqa: S608 - names of our own
             f"WHERE level = 0 AND slot BETWEEN ? AND ? GROUP BY {day}, {', '.join(key)}",
             (_FIRST_DAY * 24, until * 24 - 1),
         )
         due = [tuple(map(_whole, row)) for row in by_hours]
-        kept = connection.execute(
+        kept = each(
+            connection,
             f"SELECT {SUM_COLUMNS[table]} FROM {table} WHERE level = 1 AND slot BETWEEN ? AND ?",  # noqa: S608 - as above
             (_FIRST_DAY, until - 1),
         )
@@ -222,7 +225,8 @@ def longer(connection: Rows, instead: Sequence[Wrong] = (), *, since: int | None
         slots = ((Level.MONTH, month_of), (Level.WEEK, week_of)) if table in _BY_WEEK else ((Level.MONTH, month_of),)
         due: dict[tuple[Any, ...], tuple[Any, ...]] = {}
         added = _added if table == "latency_sums" else add
-        rows = connection.execute(
+        rows = each(
+            connection,
             f"SELECT {SUM_COLUMNS[table]} FROM {table} WHERE level = 1 AND slot BETWEEN ? AND ?",  # noqa: S608 - names of our own
             (first_day, _LAST_DAY),
         )
@@ -236,7 +240,7 @@ def longer(connection: Rows, instead: Sequence[Wrong] = (), *, since: int | None
                 key = (int(level), slot, *row[2:width])
                 before = due.get(key)
                 due[key] = amounts if before is None else tuple(map(added, before, amounts))
-        kept = connection.execute(f"SELECT {SUM_COLUMNS[table]} FROM {table} WHERE {which}")  # noqa: S608 - as above
+        kept = each(connection, f"SELECT {SUM_COLUMNS[table]} FROM {table} WHERE {which}")  # noqa: S608 - as above
         found += _compared(table, kept, ((*key, *amounts) for key, amounts in due.items()))
     return found
 

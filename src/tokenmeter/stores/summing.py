@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -13,9 +13,9 @@ from pydantic_core import from_json
 from tokenmeter.money import EXACT, to_dollars
 from tokenmeter.stores.base import Aggregate
 from tokenmeter.stores.encoding import compact_json
-from tokenmeter.stores.engine import conditions
+from tokenmeter.stores.engine import each
 from tokenmeter.stores.fold import MICRO, NANO, TYPED, AccountFacts, measured, split_lines
-from tokenmeter.stores.grouping import FEW_TERMS, Cell, Group, Grouping, Pieces, in_order
+from tokenmeter.stores.grouping import Cell, Group, Grouping, Pieces, in_order
 from tokenmeter.stores.packed import WIDTHS, Packed, PackedKind, PackedReader
 from tokenmeter.stores.packing import Place, read_packed, worth_packing
 from tokenmeter.stores.slots import Term
@@ -122,11 +122,7 @@ class Summing(Grouping[Aggregate]):
         self._accounts: dict[int | bytes, AccountFacts] = {}
         self._rates: dict[str, str] = {}
         kept, loose = self._cut(instants, fine=self._fine or self._mixed, hours=not self._by_meter)
-        if self._by_meter or len(loose) <= FEW_TERMS:
-            for bucket, term in loose:
-                self._add_entries(bucket, term)
-        else:
-            self._add_stretches(loose)
+        self._add_entries(loose)
         if kept and self._cells:
             self._add_kept(kept)
         for archived in self._archived(loose):
@@ -213,28 +209,14 @@ class Summing(Grouping[Aggregate]):
 
     # -- entries
 
-    def _add_entries(self, bucket: int, term: Term) -> None:
-        wanted, values = conditions(self._where, term.start, term.end)
-        clause = " AND ".join(wanted)
+    def _add_entries(self, loose: Sequence[tuple[int, Term]]) -> None:
         if self._by_meter:
-            rows = self._connection.execute(
-                f"SELECT {self._cell} AS spot, account, {self._own}, body FROM entries WHERE {clause}",  # noqa: S608 - names of our own
-                tuple(values),
-            )
-            self._add_measured(bucket, term.sign, rows.fetchall())
+            columns = f"{self._cell} AS spot, account, {self._own}, body"
+            for bucket, sign, row in self._entries(columns, loose):
+                self._add_measured(bucket, sign, row)
             return
-        self._add_counted(f"SELECT {bucket},", f"FROM entries WHERE {clause}", values)
-
-    def _add_stretches(self, loose: Sequence[tuple[int, Term]]) -> None:
-        """Add the entries of many stretches, which take a question for all of them and not one for each."""
-        wanted, values = conditions(self._where, None, None)
-        listed = compact_json([(bucket, term.start, term.end) for bucket, term in loose])
-        within = "entries ON occurred_at >= since AND occurred_at < until"
-        self._add_counted(
-            f"WITH stretch (place, since, until) AS ({self._engine.slots}) SELECT place,",
-            f"FROM stretch {self._engine.join} {within} WHERE {' AND '.join(wanted) or '1 = 1'}",
-            [listed, *values],
-        )
+        for select, of, values in self._questions(loose):
+            self._add_counted(select, of, values)
 
     def _add_counted(self, select: str, of: str, values: Sequence[Any]) -> None:
         """Add entries as the database adds them up, and what they used beside the meters that have columns.
@@ -244,15 +226,15 @@ class Summing(Grouping[Aggregate]):
             of: Its end: which entries.
             values: Its values.
         """
-        run = self._connection.execute
         statement = f"{select} {self._cell} AS spot, {self._own}, {_OF_ENTRIES} {of} GROUP BY 1, 2, 3, 4"
-        for bucket, spot, end_user, tags, *sums in run(statement, values).fetchall():
+        for place, spot, end_user, tags, *sums in each(self._connection, statement, values):
             if spot is not None and sums[0]:
-                self._add(bucket, self._cells[int(spot)], None, sums, self._group(spot, end_user, tags))
-        rest = run(f"{select} {self._cell}, {self._own}, more {of} AND more IS NOT NULL", values).fetchall()
-        for bucket, spot, end_user, tags, more in rest:
+                group = self._group(spot, end_user, tags)
+                self._add(place - 1, self._cells[int(spot)], None, sums, group)
+        rest = f"{select} {self._cell}, {self._own}, more {of} AND more IS NOT NULL"
+        for place, spot, end_user, tags, more in each(self._connection, rest, values):
             if spot is not None:
-                self._add_more(bucket, self._group(spot, end_user, tags), more, 1)
+                self._add_more(place - 1, self._group(spot, end_user, tags), more, 1)
 
     def _add_more(self, bucket: int, group: Group, more: str, count: int) -> None:
         for meter, nano in json.loads(more).items():
@@ -263,7 +245,7 @@ class Summing(Grouping[Aggregate]):
         if self._by_meter:
             for piece, *row in shelf.records(*asked):
                 for bucket, sign in archived.buckets.get(piece, ()):
-                    self._add_measured(bucket, sign, [row])
+                    self._add_measured(bucket, sign, row)
             return
         sums, rare = shelf.sums(*asked, (*_MARKS, *TYPED, *_COSTS), own=self._own)
         for piece, spot, end_user, tags, *amounts in sums:
@@ -273,31 +255,30 @@ class Summing(Grouping[Aggregate]):
             for bucket, _ in archived.buckets.get(piece, ()):
                 self._add_more(bucket, self._group(spot, end_user, tags), more, count)
 
-    def _add_measured(self, bucket: int, sign: int, rows: Iterable[Any]) -> None:
-        """Entries meter by meter; where meters are not told apart, each counts once, at the first that is asked for.
+    def _add_measured(self, bucket: int, sign: int, row: Any) -> None:
+        """An entry meter by meter; where meters are not told apart it counts once, at the first that is asked for.
 
         Args:
             bucket: See `Aggregate`.
             sign: See `Term`.
-            rows: Number of the cell, account, end user, tags and record of each.
+            row: Number of the cell, account, end user, tags and record.
         """
-        for spot, account, end_user, tags, body in rows:
-            if spot is None:
+        spot, account, end_user, tags, body = row
+        if spot is None:
+            return
+        found = measured(from_json(body), self._facts(account), self._meter)
+        group = self._group(spot, end_user, tags)
+        first = True
+        for meter, (count, unpriced, estimated, reasoning, nano, *costs) in split_lines(found[:2]):
+            if self._meters is not None and (meter or None) not in self._meters:
                 continue
-            record = from_json(body)
-            found = measured(record, self._facts(account), self._meter)
-            group = self._group(spot, end_user, tags)
-            first = True
-            for meter, (count, unpriced, estimated, reasoning, nano, *costs) in split_lines(found[:2]):
-                if self._meters is not None and (meter or None) not in self._meters:
-                    continue
-                marks = (count, unpriced, estimated)
-                if self._mixed:
-                    marks = (1, found.unpriced, found.estimated) if first else (0, 0, 0)
-                parts = (divmod(cost, MICRO) for cost in costs)
-                sums = (*marks, reasoning, *divmod(nano, NANO), *chain.from_iterable(parts))
-                self._add(bucket, self._cells[int(spot)], meter, [sign * value for value in sums], group)
-                first = False
+            marks = (count, unpriced, estimated)
+            if self._mixed:
+                marks = (1, found.unpriced, found.estimated) if first else (0, 0, 0)
+            parts = (divmod(cost, MICRO) for cost in costs)
+            sums = (*marks, reasoning, *divmod(nano, NANO), *chain.from_iterable(parts))
+            self._add(bucket, self._cells[int(spot)], meter, [sign * value for value in sums], group)
+            first = False
 
     def _facts(self, account: int | bytes) -> AccountFacts:
         if account not in self._accounts:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.stores.encoding import compact_json
-from tokenmeter.stores.engine import conditions
 from tokenmeter.stores.grouping import Group, Grouping, in_order
 from tokenmeter.stores.packed import WIDTHS, Packed, PackedKind, PackedReader
 from tokenmeter.stores.packing import Place, read_packed, worth_packing
@@ -110,8 +109,7 @@ class Timing(Grouping[Latencies]):
             raise ConfigurationError("A call takes its time as a whole: latencies cannot be told apart by sku_meter.")
         self._found: dict[tuple[int, Group], Latencies] = {}
         kept, loose = self._cut(instants, fine=self._fine, hours=False)
-        for bucket, term in loose:
-            self._add_entries(bucket, term)
+        self._add_entries(loose)
         if kept and self._cells:
             self._add_kept(kept)
         for archived in self._archived(loose):
@@ -172,19 +170,14 @@ class Timing(Grouping[Latencies]):
             one.generated += sign * kept.sums[3]
         return sum(len(kept.duration) for kept in found.values())
 
-    def _add_entries(self, bucket: int, term: Term) -> None:
-        wanted, values = conditions(self._where, term.start, term.end)
+    def _add_entries(self, loose: Sequence[tuple[int, Term]]) -> None:
         duration, first_token = (
             f"CAST({self._engine.member.format(name)} AS bigint)" for name in ("latency_us", "first_token_us")
         )
-        rows = self._connection.execute(
-            f"SELECT {self._cell}, {self._own}, {duration}, {first_token}, output FROM entries "  # noqa: S608 - names of our own
-            f"WHERE {' AND '.join(wanted)}",
-            values,
-        ).fetchall()
-        for spot, end_user, tags, *times in rows:
+        columns = f"{self._cell}, {self._own}, {duration}, {first_token}, output"
+        for bucket, sign, (spot, end_user, tags, *times) in self._entries(columns, loose):
             if spot is not None:
-                self._add_call(bucket, (int(spot), end_user, tags), times, term.sign)
+                self._add_call(bucket, (int(spot), end_user, tags), times, sign)
 
     def _add_call(self, bucket: int, whose: tuple[int, Any, Any], times: Sequence[Any], sign: int) -> None:
         whole, first, output = times

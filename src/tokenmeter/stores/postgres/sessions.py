@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
 import socket
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import field
 from functools import lru_cache
@@ -267,6 +268,14 @@ class ServerRows:
         """Run one statement."""
         return self.connection.execute(_translated(statement), values)
 
+    def stream(self, statement: str, values: Sequence[Any] = ()) -> Iterator[Any]:
+        """Rows of one statement, some of them at a time. In a transaction."""
+        # All rows are wanted, and not the first ones soon.
+        self.connection.execute("SET LOCAL cursor_tuple_fraction = 1")
+        with self.connection.cursor(f"tokenmeter_{next(_CURSORS)}") as cursor:
+            cursor.itersize = _AT_ONCE
+            yield from cursor.execute(_translated(statement), values)
+
     def copy(self, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """Send rows into a table of the session."""
         into = sql.SQL("COPY pg_temp.{} ({}) FROM STDIN").format(
@@ -293,6 +302,9 @@ def read_whole_numbers(connection: psycopg.Connection[Any]) -> None:
     """Have sums and counters come as integers of any size."""
     connection.adapters.register_loader("numeric", _WholeNumber)
 
+
+#: Rows of a stream that are fetched at a time, and numbers for the cursors' names.
+_AT_ONCE, _CURSORS = 2_000, itertools.count()
 
 _SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 _HOST = r"(?:\[[^\]]*\]|[^:,\[]*)(?::\d*)?"
