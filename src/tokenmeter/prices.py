@@ -16,6 +16,7 @@ from tokenmeter.money import multiply
 from tokenmeter.paths import expand
 from tokenmeter.periods import parse_instant
 from tokenmeter.pricing import Price, PriceList, updating
+from tokenmeter.pricing.card import find_in_force
 from tokenmeter.values import dataclass
 
 
@@ -66,12 +67,7 @@ def show(
             "for it."
         )
     moment = utcnow() if at is None else parse_instant(at)
-    rows: dict[tuple[object, ...], Price] = {}
-    for row in listed.card.rows:
-        if row.holds(moment):
-            key = (row.sku_meter, row.conditions)
-            rows[key] = max(rows.get(key, row), row, key=_layer)
-    return sorted(rows.values(), key=_order)
+    return sorted(listed.card.in_force(moment), key=_order)
 
 
 def diff(*, at: datetime | date | str | None = None, price_list: PriceList | None = None) -> list[Difference]:
@@ -87,19 +83,16 @@ def diff(*, at: datetime | date | str | None = None, price_list: PriceList | Non
 
 
 def _differences(rows: Iterable[Price], price_list: PriceList, at: datetime) -> Iterator[Difference]:
-    for row in rows:
-        if not row.holds(at):
-            continue
+    for row in find_in_force(rows, at):
         listed = price_list.find(row.provider, row.model)
+        catalog = [other for other in (listed.card.rows if listed else ()) if other.origin == "genai-prices"]
         base = [
             multiply(other.per_unit, row.per)
-            for other in (listed.card.rows if listed else ())
-            if other.origin == "genai-prices"
-            and other.holds(at)
-            and (other.sku_meter, other.conditions) == (row.sku_meter, row.conditions)
+            for other in find_in_force(catalog, at)
+            if (other.sku_meter, other.conditions) == (row.sku_meter, row.conditions)
         ]
-        if not base or base[-1] != row.unit_price:
-            yield Difference(price=row, catalog_unit_price=base[-1] if base else None)
+        if base != [row.unit_price]:
+            yield Difference(price=row, catalog_unit_price=base[0] if base else None)
 
 
 def update(
@@ -135,11 +128,6 @@ def update(
     updating.check(edition, updating.newest(path))
     updating.keep(edition, path)
     return PriceList.load(user_rows, user_file, newest=edition)
-
-
-def _layer(row: Price) -> tuple[int, int]:
-    strength = {"user": 3, "project": 2, "tokenmeter": 1, "genai-prices": 0}
-    return strength[row.origin], row.rank
 
 
 def _order(row: Price) -> tuple[int, str, str]:

@@ -12,6 +12,7 @@ from anthropic.types.model import Model
 from openai.types import AudioModel, EmbeddingModel, ImageModel, ModerationModel, VideoModel
 from openai.types.shared.all_models import AllModels
 
+import tokenmeter
 from tokenmeter import prices
 from tokenmeter.errors import UnknownModelError
 from tokenmeter.pricing import Price, PriceList, parse_prices
@@ -135,6 +136,63 @@ def test_show_gives_the_rows_of_a_model_on_a_day():
     after = {row.sku_meter: row for row in prices.show("o3", at="2025-06-11") if not row.conditions.described()}
     assert (before["input"].unit_price, before["cache_read"].unit_price) == (10, Decimal("2.5"))
     assert (after["input"].unit_price, after["cache_read"].unit_price) == (2, Decimal("0.5"))
+
+
+def own_rows(*rows):
+    shared = {"provider": "openai", "model": "my-model", "sku_meter": "input"}
+    return PriceList.load(parse_prices([{**shared, **row} for row in rows], file="f"))
+
+
+RENEWED = [
+    {"unit_price": "3", "effective_from": "2026-01-01"},
+    {"unit_price": "5", "effective_from": "2026-11-01"},
+    {"unit_price": "1", "processing": "batch"},
+]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_show_and_diff_give_the_price_that_a_call_pays(order):
+    listed = own_rows(*RENEWED[::order])
+    usage = {"prompt_tokens": 1_000_000, "completion_tokens": 0, "total_tokens": 1_000_000}
+    answer = {"model": "my-model", "usage": usage}
+    for day, standard in (("2026-10-15", 3), ("2026-11-20", 5)):
+        paid = tokenmeter.price(
+            answer, provider="openai", endpoint="chat.completions", at=day, price_list=listed
+        ).billed_cost
+        shown = [row.unit_price for row in prices.show("my-model", at=day, price_list=listed) if row.model != "*"]
+        differing = [
+            one.price.unit_price for one in prices.diff(at=day, price_list=listed) if one.price.origin == "user"
+        ]
+        assert paid == standard
+        assert shown == [standard, 1]
+        assert sorted(differing) == [1, standard]
+
+
+def test_show_leaves_out_what_a_row_of_ones_own_replaces():
+    listed = own_rows(
+        {"model": "gpt-5.5", "unit_price": "9"}, {"model": "gpt-5.5-2026-01-05", "unit_price": "7", "region": "eu"}
+    )
+    found = [row for row in prices.show("gpt-5.5", at="2026-11-20", price_list=listed) if row.sku_meter == "input"]
+    standard = [row for row in found if {"service_tier", "processing", "speed"}.isdisjoint(row.conditions.described())]
+    assert [(row.unit_price, row.origin) for row in standard] == [(9, "user")], "nor the tier for long prompts"
+    found = prices.show("gpt-5.5-2026-01-05", at="2026-11-20", price_list=listed)
+    assert {(row.unit_price, row.conditions.region) for row in found if row.origin == "user"} == {(9, None), (7, "eu")}
+
+
+def test_each_shipped_row_that_show_gives_is_chosen_for_a_call_under_its_conditions(listed):
+    at = datetime(2026, 11, 20, tzinfo=UTC)
+    checked = 0
+    for provider, model in {(row.provider, row.model) for row in listed.rows_of(None) if row.model != "*"}:
+        card = listed.find(provider, model).card
+        for row in prices.show(model, provider=provider, at=at, price_list=listed):
+            asked = row.conditions
+            if asked.hours or asked.weekdays:
+                continue
+            context = Circumstances(*(getattr(asked, name) for name in Circumstances._fields))
+            quoted = card.quote(row.sku_meter, context, at, asked.min_input_tokens + 1).row
+            checked += 1
+            assert quoted is row or quoted.conditions.hours or quoted.conditions.weekdays
+    assert checked > 1000
 
 
 def test_show_of_an_unknown_model_says_what_to_do():

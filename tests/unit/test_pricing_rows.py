@@ -10,6 +10,7 @@ from tokenmeter.attribution import ApiKey, Attribution
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import multiply
 from tokenmeter.pricing import PriceList, Pricer, Terms, parse_discounts, parse_multipliers, parse_prices, price
+from tokenmeter.pricing.names import undated
 from tokenmeter.pricing.price import Multipliers
 from tokenmeter.usage import Consumption, Observation, Usage
 
@@ -164,6 +165,45 @@ def test_of_rows_of_one_layer_the_sellers_own_go_first_and_then_those_that_name_
     assert search_at("azure", *rows) == 4
     assert search_at("azure", *[row for row in rows if row[:2] != ("azure", "gpt-4o")]) == 3
     assert search_at("azure", *[row for row in rows if row[0] == "openai"]) == 2
+
+
+SNAPSHOT = "my-model-2026-01-05"
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize(
+    "family", [{}, {"effective_from": "2026-11-01"}, {"endpoint": "responses"}, {"min_input_tokens": 10}]
+)
+@pytest.mark.parametrize("provider", ["openai", "azure"])
+def test_a_row_of_a_snapshot_goes_before_one_of_its_family(order, family, provider):
+    rows = [{**ROW, "model": SNAPSHOT, "unit_price": "9"}, {**ROW, "model": "my-model", "unit_price": "2", **family}]
+    pricer = Pricer(PriceList.load(parse_prices([{**row, "provider": provider} for row in rows[::order]], file="f")))
+
+    def of(model):
+        return cost(pricer, one_million(model=model, prompt_tokens=MILLION), provider=provider).list_cost
+
+    assert of(SNAPSHOT) == 9
+    assert of("my-model") == 2
+    assert of("my-model-2026-03-03") == 2, "a snapshot without a row of its own costs what its family does"
+
+
+@pytest.mark.parametrize("provider", ["openai", "azure"])
+def test_a_snapshot_of_a_listed_family_has_its_own_row_also_where_another_resells_it(provider):
+    rows = [{**ROW, "model": "gpt-5-2026-01-05", "unit_price": "9"}, {**ROW, "unit_price": "2"}]
+    pricer = Pricer(PriceList.load(parse_prices(rows, file="f")))
+    assert cost(pricer, one_million(model="gpt-5-2026-01-05"), provider=provider).list_cost == 9
+    assert cost(pricer, one_million(model="gpt-5"), provider=provider).list_cost == 2
+
+
+def test_each_shipped_row_of_a_snapshot_is_what_a_call_to_it_pays():
+    pricer = Pricer(PriceList.load())
+    rows = [row for row in pricer.price_list.own_rows if undated(row.model) and row.holds(AT)]
+    assert {"gpt-4o-audio-preview-2024-10-01", "gpt-4o-2024-05-13"} <= {row.model for row in rows}
+    for row in rows:
+        asked = one_million(row.sku_meter, row.model, prompt_tokens=row.conditions.min_input_tokens + 1)
+        (charge,) = cost(pricer, asked, provider=row.provider).charges
+        assert charge.list_cost == multiply(row.per_unit, MILLION), row
+        assert charge.price_id == row.identity(pricer.price_list.hash)
 
 
 def test_what_is_shipped_for_a_seller_goes_before_its_makers_rows():

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, cast
@@ -28,6 +27,7 @@ from tokenmeter.money import ZERO, add
 from tokenmeter.paths import expand
 from tokenmeter.periods import parse_instant
 from tokenmeter.pricing import Price, PriceList, Pricer, updating
+from tokenmeter.pricing.card import find_in_force
 
 app = typer.Typer(cls=Group, help="The price list in force: your own rows over the shipped ones.", no_args_is_help=True)
 commands.add_typer(app, name="prices")
@@ -55,7 +55,7 @@ def show(
     if model and provider:
         rows = prices.show(model, provider=provider, at=moment, price_list=listed)
     else:
-        rows = [row for row in _find_rows(listed, provider, model) if row.holds(moment)]
+        rows = list(find_in_force(_find_rows(listed, provider, model), moment))
     wanted = [row for row in rows if meter in {None, row.sku_meter}]
     if frame.as_json:
         emit([dict(row.to_dict()) for row in wanted])
@@ -103,7 +103,7 @@ def diff(
     else:
         later = utcnow() if until is None else parse_instant(until, tz)
         rows = list(_find_rows(listed, provider, model))
-        pairs = _pair_changes(_find_in_force(rows, parse_instant(since, tz)), _find_in_force(rows, later))
+        pairs = _pair_changes(find_in_force(rows, parse_instant(since, tz)), find_in_force(rows, later))
         heads = ("before", "after")
     _show_changes(frame, pairs, heads)
 
@@ -126,10 +126,10 @@ def update(
     """
     now = utcnow()
     path = updating.kept_path() if save is None else expand(save)
-    before = _find_in_force(list(_find_rows(PriceList.load(newest=updating.newest(path)), provider, None)), now)
+    before = list(_find_rows(PriceList.load(newest=updating.newest(path)), provider, None))
     listed = prices.update(url=url, save=path)
-    after = _find_in_force(list(_find_rows(listed, provider, None)), now)
-    pairs = _pair_changes(before, after)
+    after = _find_rows(listed, provider, None)
+    pairs = _pair_changes(find_in_force(before, now), find_in_force(after, now))
     if not frame.as_json:
         used = frame.settings.price_list
         setting = "auto" if save is None else str(path)
@@ -141,12 +141,17 @@ def update(
     _show_changes(frame, pairs, ("before", "after"), found=False)
 
 
-def _pair_changes(before: Mapping[_Key, Price], after: Mapping[_Key, Price]) -> list[_Pair]:
+def _pair_changes(before: Iterable[Price], after: Iterable[Price]) -> list[_Pair]:
+    old, new = ({_key_of(row): row for row in rows} for rows in (before, after))
     return [
-        (before.get(key), after.get(key))
-        for key in sorted(before.keys() | after.keys())
-        if key not in before or key not in after or before[key].per_unit != after[key].per_unit
+        (old.get(key), new.get(key))
+        for key in sorted(old.keys() | new.keys())
+        if key not in old or key not in new or old[key].per_unit != new[key].per_unit
     ]
+
+
+def _key_of(row: Price) -> _Key:
+    return (row.provider, row.model, row.sku_meter, str(row.conditions.described()))
 
 
 def _at_price(row: Price, unit_price: Decimal | None) -> Price | None:
@@ -175,17 +180,6 @@ def _load_price_list(frame: Frame) -> PriceList:
 
 def _find_rows(listed: PriceList, provider: str | None, model: str | None) -> Iterator[Price]:
     return (row for row in listed.rows_of(provider) if model in {None, row.model})
-
-
-def _find_in_force(rows: list[Price], at: datetime) -> dict[_Key, Price]:
-    """The strongest row per (provider, model, meter, conditions); `rows` come strongest layer first."""
-    found: dict[_Key, Price] = {}
-    for row in rows:
-        # Of one layer the row of higher rank counts; one of a layer below never does.
-        key = (row.provider, row.model, row.sku_meter, str(row.conditions.described()))
-        if row.holds(at) and (key not in found or (row.origin == found[key].origin and row.rank > found[key].rank)):
-            found[key] = row
-    return found
 
 
 def _describe_row(row: Price) -> tuple[str, str, str, str]:

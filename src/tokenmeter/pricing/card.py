@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, time, timedelta
 from decimal import Decimal
+from operator import itemgetter
 from typing import NamedTuple
 
 from tokenmeter.money import EXACT, ONE
@@ -100,6 +101,7 @@ class RateCard:
         rows: Its prices of all layers, the strongest layer first.
         rules: Rules; those about this provider and model count.
         name: How the call named the model, where that differs.
+        names: What the rows may call it, the most literal first.
         doubted: When nobody recorded what the name meant or cost, so that the price is an assumption.
     """
 
@@ -111,14 +113,16 @@ class RateCard:
         rules: Iterable[RateRule],
         *,
         name: str | None = None,
+        names: Iterable[str] = (),
         doubted: Doubt | None = None,
     ) -> None:
         self.doubted = doubted
         self.provider = provider
         self.model = model
         self.rows = tuple(rows)
-        names = (model, name.lower()) if name else (model,)
-        self.rules = tuple(rule for rule in rules if provider in rule.providers and rule.covers(names))
+        known = (model, name.lower()) if name else (model,)
+        self.rules = tuple(rule for rule in rules if provider in rule.providers and rule.covers(known))
+        self._literal = {each: -place for place, each in enumerate(names, 1)}
         self._by_meter: dict[str, list[Price]] = {}
         for row in self.rows:
             self._by_meter.setdefault(row.sku_meter, []).append(row)
@@ -198,11 +202,48 @@ class RateCard:
         best: Price | None = None
         best_key: tuple[int, ...] = ()
         for position, row in enumerate(self._by_meter.get(sku_meter, ())):
-            if row.holds(at) and _met(row, context, at, prompt_tokens):
-                key = _strength(row, position, self.provider)
+            if row.holds(at) and row.conditions.hold_at(at) and _met(row, context, prompt_tokens):
+                key = self._strength(row, position)
                 if best is None or key > best_key:
                     best, best_key = row, key
         return best
+
+    def in_force(self, at: datetime) -> Iterator[Price]:
+        """The rows by which calls are priced at `at`, at whatever hour: those that no stronger row leaves unused."""
+        for rows in self._by_meter.values():
+            held = [(self._strength(row, position), row) for position, row in enumerate(rows) if row.holds(at)]
+            for _, row in held:
+                asked = row.conditions
+                context = Circumstances(*(getattr(asked, name) for name in Circumstances._fields))
+                rivals = (
+                    (strength, other)
+                    for strength, other in held
+                    if other.conditions.hours in {None, asked.hours}
+                    and other.conditions.weekdays in {None, asked.weekdays}
+                    and _met(other, context, asked.min_input_tokens + 1)
+                )
+                if max(rivals, key=itemgetter(0))[1] is row:
+                    yield row
+
+    def _strength(self, row: Price, position: int) -> tuple[int, ...]:
+        """How strong a row is among those that hold: the first part that differs decides.
+
+        The user's rows go before the project's, and those before all others. Then a row of the seller itself goes
+        before one of the maker whose model it resells; then one that names the model before one for every model. (What
+        is shipped for every model only fills gaps: the catalog goes before it.) Then the name that is nearest to the
+        call's: a snapshot's row goes before its family's. Then the narrower place or hours, the rank, the higher tier,
+        the later date, the later row.
+        """
+        conditions = row.conditions
+        named = row.model != EVERY_MODEL
+        known = 2 if named and row.origin != "genai-prices" else int(row.origin != "tokenmeter")
+        literal = self._literal.get(row.model, -len(self._literal) - 1)
+        narrowing = (conditions.geo, conditions.region, conditions.endpoint, conditions.hours, conditions.weekdays)
+        narrow = sum(value is not None for value in narrowing)
+        since = int(row.effective_from.timestamp()) if row.effective_from else 0
+        own = row.provider == self.provider
+        layer = _LAYERS.get(row.origin, 0)
+        return layer, own, known, literal, narrow, row.rank, conditions.min_input_tokens, since, position
 
     def assumes(self, quote: Quote, sku_meter: str, context: Circumstances) -> bool:
         """Whether a quote stands in for the rate of a cached class that nobody publishes.
@@ -254,26 +295,22 @@ _MIDNIGHT = time(tzinfo=UTC)
 _LAYERS = {"user": 2, "project": 1}
 
 
-def _strength(row: Price, position: int, seller: str) -> tuple[int, ...]:
-    """How strong a row is among those that hold: the first part that differs decides.
+def find_in_force(rows: Iterable[Price], at: datetime) -> Iterator[Price]:
+    """Of rows of many models those by which calls to each are priced at `at`, model by model.
 
-    The user's rows go before the project's, and those before all others. Then a row of the `seller` itself goes before
-    one of the maker whose model it resells; then one that names the model before one for every model. (What is shipped
-    for every model only fills gaps: the catalog goes before it.) Then the narrower place or hours, the rank, the higher
-    tier, the later date, the later row.
+    Args:
+        rows: Of each model the strongest layer first.
+        at: Aware UTC.
     """
-    conditions = row.conditions
-    named = row.model != EVERY_MODEL
-    known = 2 if named and row.origin != "genai-prices" else int(row.origin != "tokenmeter")
-    narrowing = (conditions.geo, conditions.region, conditions.endpoint, conditions.hours, conditions.weekdays)
-    narrow = sum(value is not None for value in narrowing)
-    since = int(row.effective_from.timestamp()) if row.effective_from else 0
-    own = row.provider == seller
-    layer = _LAYERS.get(row.origin, 0)
-    return layer, own, known, narrow, row.rank, conditions.min_input_tokens, since, position
+    models: dict[tuple[str, str], list[Price]] = {}
+    for row in rows:
+        models.setdefault((row.provider, row.model.lower()), []).append(row)
+    for (provider, model), each in models.items():
+        yield from RateCard(provider, model, each, ()).in_force(at)
 
 
-def _met(row: Price, context: Circumstances, at: datetime, prompt_tokens: int) -> bool:
+def _met(row: Price, context: Circumstances, prompt_tokens: int) -> bool:
+    """Whether a row's conditions are met, those of the clock aside."""
     conditions = row.conditions
     return (
         conditions.service_tier == context.service_tier
@@ -283,7 +320,6 @@ def _met(row: Price, context: Circumstances, at: datetime, prompt_tokens: int) -
         and conditions.region in {None, context.region}
         and (conditions.endpoint is None or _is_of(context.endpoint, conditions.endpoint))
         and (not conditions.min_input_tokens or prompt_tokens > conditions.min_input_tokens)
-        and conditions.hold_at(at)
     )
 
 

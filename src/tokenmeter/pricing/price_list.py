@@ -241,15 +241,16 @@ class PriceList:
         aliases = self._overrides.aliases.get(provider, {}) if self._overrides else {}
         names += tuple(aliases[each] for each in names if each in aliases)
         listed = self._catalog.find(provider, names) if self._catalog else None
-        keys = [(provider, each) for each in names if each != EVERY_MODEL]
         if listed is not None:
-            keys.append((provider, listed.model.lower()))
-        rows = [row for key in dict.fromkeys(keys) for row in self._rows_of(*key)]
+            names += (listed.model.lower(),)
+        names = tuple(dict.fromkeys(each for each in names if each != EVERY_MODEL))
+        rows = [row for each in names for row in self._rows_of(provider, each)]
         if listed is not None and listed.provider != provider:
             if any(row.origin == "tokenmeter" and row.sku_meter == "input" for row in rows):
                 listed = listed._replace(rows=())  # it is sold at a price of its own, which leaves the maker's none
             else:
-                rows += self._rows_of(listed.provider, listed.model.lower())
+                literal = names[: names.index(listed.model.lower()) + 1]
+                rows += [row for each in literal for row in self._rows_of(listed.provider, each)]
         if not rows and listed is None and not self._prices_tokens_of_every_model(provider):
             return None
         sellers = dict.fromkeys((provider, listed.provider if listed else provider))
@@ -263,6 +264,7 @@ class PriceList:
             (*rows, *(listed.rows if listed else ())),
             self._overrides.rules if self._overrides else (),
             name=name,
+            names=names,
             doubted=self._overrides.doubts.get((provider, name.lower())) if self._overrides else None,
         )
         limit = self._overrides.max_output_tokens(model.lower()) if self._overrides else None

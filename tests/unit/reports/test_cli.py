@@ -660,6 +660,18 @@ def test_prices_diff_says_what_changed_between_two_days(run: Callable[..., Outco
     assert (same.code, same.out.strip()) == (0, "No price differs.")
 
 
+def test_a_later_row_is_in_force_although_the_earlier_one_has_no_end(run: Callable[..., Outcome], place: Path) -> None:
+    row = "[[prices]]\nprovider = 'openai'\nmodel = 'our-own'\nsku_meter = 'input'\nsource = 'contract'\n"
+    (place / "tokenmeter.toml").write_text(
+        f"{row}unit_price = '3'\neffective_from = 2026-01-01\n{row}unit_price = '5'\neffective_from = 2026-11-01\n"
+    )
+    changed = run("prices", "diff", "2026-10-15", "2026-11-20", "--model", "our-own")
+    assert changed.out.splitlines()[-1].split()[3:5] == ["$3", "$5"]
+    for more in ((), ("--provider", "openai")):
+        shown = json.loads(run("prices", "show", "our-own", *more, "--at", "2026-11-20", "--json").out)
+        assert [row["unit_price"] for row in shown if row["model"] == "our-own"] == ["5"]
+
+
 def test_prices_diff_without_dates_compares_with_the_catalog(run: Callable[..., Outcome], place: Path) -> None:
     (place / "tokenmeter.toml").write_text(
         "[[prices]]\nprovider = 'openai'\nmodel = 'our-own'\nsku_meter = 'input'\n"
