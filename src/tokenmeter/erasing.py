@@ -29,7 +29,7 @@ from tokenmeter.stores.archive.manifest import KIND as ARCHIVE
 from tokenmeter.stores.archive.manifest import PLACE
 from tokenmeter.stores.base import EntryFilter, Store
 from tokenmeter.stores.copying import End
-from tokenmeter.stores.documents import ERASURE, MERGED, MOVED, Filing, NewDocument
+from tokenmeter.stores.documents import ERASURE, MERGED, MOVED, Filing, NewDocument, name_in, owners_in
 from tokenmeter.stores.encoding import compact_json, storable_text
 from tokenmeter.stores.slots import from_microseconds
 from tokenmeter.texts import check_reason, suggest
@@ -140,7 +140,7 @@ def erase(store: Store, dimension: str, value: str, *, reason: str, by: str, pse
     Amounts, counts, sums and the chain stay as they are; entries of the person show the pseudonym, and the same
     person's later calls are somebody new. Neither the pseudonym nor the record can be traced back. Documents that the
     law wants kept (closed periods, invoices) are listed with the day; called again after it, this takes the name out of
-    them, too.
+    them, too. Until then the record says where in them the name stands, for what was billed not to be billed again.
 
     Args:
         store: The ledger.
@@ -244,6 +244,7 @@ class _Erasing:
         self.entries = 0
         self.changed: list[tuple[int, str, str]] = []
         self.kept: list[KeptDocument] = []
+        self.standing: list[tuple[int, int]] = []
         self.nothing = False
 
     def run(self, rows: Any) -> NewDocument:
@@ -280,6 +281,7 @@ class _Erasing:
             "names": self.digests,
             "pseudonym": self.pseudonym,
             "documents": self.changed,
+            **({"standing": self.standing} if self.standing else {}),
             "reason": self._reason,
             "by": self._by,
         }
@@ -331,11 +333,11 @@ class _Erasing:
 
     def _change_documents(self, rows: Any) -> None:
         """Put the pseudonym in the name's place in documents that need not be kept."""
-        self.changed, self.kept = [], []
+        self.changed, self.kept, self.standing = [], [], []
         today = utcnow().date()
         writing = _Writing(self._kind, self._value, self.pseudonym)
-        found = rows.execute("SELECT seq, kind, body, leaf FROM documents ORDER BY seq").fetchall()
-        for seq, kind, body, leaf in found:
+        found = rows.execute("SELECT seq, position, kind, body, leaf FROM documents ORDER BY seq").fetchall()
+        for seq, position, kind, body, leaf in found:
             record = from_json(body)
             said = [record["key"], from_json(record["body"])]
             keep_until = date(from_microseconds(record["recorded_at"]).year + KEEP_YEARS, 12, 31)
@@ -349,6 +351,8 @@ class _Erasing:
             if kind in _BOOKS and today <= keep_until:
                 if due != said:
                     self.kept.append(_kept(record, keep_until, _BY_LAW))
+                    places = enumerate(name_in(one, writing.name) for one in owners_in(said[1]))
+                    self.standing += [(position, place) for place, name in places if name == self._value][:1]
                 continue
             if due != said:
                 same = rows.execute(
@@ -378,15 +382,15 @@ class _Writing:
     """Writes a pseudonym where a document has a name: as what its dimension is, in scopes, and in prose."""
 
     def __init__(self, kind: str, value: str, pseudonym: str) -> None:
-        self._name = "api_key" if kind == "api_key_alias" else kind
+        self.name = "api_key" if kind == "api_key_alias" else kind
         self._value, self._pseudonym = value, pseudonym
-        scoped = rf"(?<![\w]){re.escape(scope_text({self._name: value}))}(?![\w@+-])"
+        scoped = rf"(?<![\w]){re.escape(scope_text({self.name: value}))}(?![\w@+-])"
         # A number, or one plain word for a thing that is no person, may stand in prose for something else.
         person = kind in {"member", "end_user", "api_key_alias"} or kind.startswith("tag:")
         worded = any(map(str.isalpha, value)) and (person or not value.isalpha())
         text = rf"|(?<![\w@+-])(?<!\w\.){re.escape(value)}(?!\w|[.@+-]\w)" if worded else ""
         self._pattern = re.compile(f"({scoped}){text}")
-        self._scoped = scope_text({self._name: pseudonym})
+        self._scoped = scope_text({self.name: pseudonym})
 
     def without(self, part: Any, name: str = "", *, of_budget: bool = False) -> Any:
         """A part of a document with the pseudonym in place of the name.
@@ -397,7 +401,7 @@ class _Writing:
             of_budget: Leave names of budgets alone.
         """
         if isinstance(part, str):
-            if name == self._name:
+            if name == self.name:
                 return self._pseudonym if part == self._value else part
             other = name in _FIXED or name in _KINDS or name.startswith("tag:")
             if other or (of_budget and name in {"", "name", "budget", "grant_id"}):
@@ -410,7 +414,7 @@ class _Writing:
                 self._keyed(key): self.without(value, f"{prefix}{key}", of_budget=of_budget)
                 for key, value in values.items()
             }
-            if "buyer" in made and values.get("scope") == {self._name: self._value}:
+            if "buyer" in made and values.get("scope") == {self.name: self._value}:
                 made["buyer"] = {"name": self._pseudonym}
             return made
         if isinstance(part, list):

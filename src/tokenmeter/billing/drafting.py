@@ -11,7 +11,7 @@ from typing import Any, Unpack
 from tokenmeter.arguments import tell_wrong_arguments
 from tokenmeter.billing.invoice import Invoice
 from tokenmeter.billing.lines import make_lines, sum_up
-from tokenmeter.billing.period import ClosedPeriod, corrections, find_closed
+from tokenmeter.billing.period import ClosedPeriod, call_now, corrections, find_closed
 from tokenmeter.billing.profile import BillingProfile, Party, read_lines
 from tokenmeter.billing.rated import Rated, Tally, account_name, check_account, check_dimensions
 from tokenmeter.dimensions import ACCOUNTS, AccountArguments
@@ -20,11 +20,14 @@ from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import EXACT, ZERO, ExchangeRate, check_currency, magnitude, negate
 from tokenmeter.periods import Period, parse_period
 from tokenmeter.stores.base import EntryFilter, Store
+from tokenmeter.stores.naming import NamesNow
 from tokenmeter.values import dataclass
 
 
 class Billable:
     """What a period has to bill: its own rows, and the corrections of earlier ones that belong to it.
+
+    Accounts have today's names, however a closing called them.
 
     Args:
         store: The ledger.
@@ -33,7 +36,9 @@ class Billable:
     """
 
     def __init__(self, store: Store, period: Period, scope: Mapping[str, str] | None = None) -> None:
-        self.closed: ClosedPeriod | None = find_closed(store, period)
+        self.names = NamesNow(store)
+        closed = find_closed(store, period)
+        self.closed: ClosedPeriod | None = None if closed is None else call_now(closed, self.names)
         self.period = period if self.closed is None else self.closed.period
         rows = self._live(store, scope or {}) if self.closed is None else self.closed.rows
         self.rows: list[tuple[Period, Rated]] = [(self.period, row) for row in rows]
@@ -53,10 +58,12 @@ class Billable:
         """Which of `rows` are on an account."""
         if not scope:
             return list(range(len(self.rows)))
-        first = next(iter(scope))
-        found = self._by(first).get(scope[first], [])
-        rest = [(name, value) for name, value in scope.items() if name != first]
-        return [at for at in found if all(self.rows[at][1].rate.about(name) == value for name, value in rest)]
+        # A key is found by an earlier name, too.
+        earlier = self.names.called(scope["api_key"]) if "api_key" in scope else frozenset[str]()
+        wanted = {name: {value} | (earlier if name == "api_key" else set[str]()) for name, value in scope.items()}
+        first, *rest = wanted
+        found = (at for value in wanted[first] for at in self._by(first).get(value, []))
+        return sorted(at for at in found if all(self.rows[at][1].rate.about(name) in wanted[name] for name in rest))
 
     def parts(self, scope: Mapping[str, str]) -> list[tuple[Period, list[Rated]]]:
         """The rows on an account, by period."""
@@ -191,7 +198,8 @@ def draft_invoice(
     terms = _parse_terms(profile)
     asked = period if isinstance(period, Period) else parse_period(period, tz or terms.tz)
     made = _Drafting(terms, lines_by=lines_by, currency=currency, exchange_rate=exchange_rate, notes=notes)
-    return made.draft(Billable(store, asked, scope), scope, buyer)
+    billable = Billable(store, asked, scope)
+    return made.draft(billable, billable.names.rename(scope), buyer)
 
 
 @tell_wrong_arguments
@@ -232,6 +240,7 @@ def draft_invoices(
     terms = _parse_terms(profile)
     asked = period if isinstance(period, Period) else parse_period(period, tz or terms.tz)
     billable = Billable(store, asked, within)
+    within = billable.names.rename(within)
     made = _Drafting(terms, lines_by=lines_by, currency=currency, exchange_rate=exchange_rate, notes=notes)
     scopes = ({**within, dimension: name} for name in billable.accounts(dimension))
     # In the table's order, however they were asked for: an account has one name.

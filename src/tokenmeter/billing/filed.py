@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import date, datetime
 from decimal import Decimal
@@ -17,6 +17,7 @@ from tokenmeter.billing.invoice import Invoice, InvoiceStatus, number_text
 from tokenmeter.errors import ConfigurationError, LedgerError, shown
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.documents import Document, DocumentQuery
+from tokenmeter.stores.naming import NamesNow
 
 INVOICE, EVENT = "invoice", "invoice_event"
 _LEAST_DIGITS = 5
@@ -41,6 +42,13 @@ def invoices(
         raise ConfigurationError(f"An invoice is {', '.join(get_args(InvoiceStatus))}, not {shown(status)}.")
     found = read_filed(store, store.documents(DocumentQuery(INVOICE)), lines=lines)
     return [one for one in found if period in {None, one.period.label} and status in {None, one.status}]
+
+
+def invoices_of(store: Store, scope: Mapping[str, str]) -> list[Invoice]:
+    """An account's invoices without their lines, those too that name it as it was called then."""
+    names = NamesNow(store)
+    asked = names.rename(scope)
+    return [one for one in invoices(store, lines=False) if names.rename(one.scope, one.document) == asked]
 
 
 def read_filed(store: Store, filed: Iterable[Document], *, lines: bool) -> list[Invoice]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, field, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -26,6 +26,7 @@ from tokenmeter.money import EXACT, ZERO
 from tokenmeter.periods import Period, parse_period
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.documents import Document, DocumentQuery, NewDocument
+from tokenmeter.stores.naming import FINGERPRINT, NamesNow
 from tokenmeter.texts import acting, require_reason
 from tokenmeter.values import dataclass
 
@@ -189,7 +190,8 @@ def hand_over(
         target: `StripeMeters`, `Lago` or `OpenMeter`.
         period: ``"2026-11"``, ... or a `Period`.
         each: Dimension of the accounts.
-        customers: Account -> customer there; None = they are called the same. Accounts without one are not sent.
+        customers: Account -> customer there; None = they are called the same. Accounts without one are not sent. An API
+            key is found by an earlier name, too.
         arrived: Identifiers of uncertain readings that were found there: they count as sent.
         lost: Identifiers of those that were not: they are sent anew.
         allow_overlap: Why usage that was sent by other accounts, or in another period, is sent again.
@@ -211,18 +213,22 @@ def hand_over(
         require_reason(allow_overlap, "allow_overlap")
     else:
         _refuse_overlap(store, target.name, asked, dimension)
-    run = _Handover(store, target, asked, at=at, by=acting(by), overlap=allow_overlap)
+    billable = Billable(store, asked)
+    run = _Handover(store, target, asked, at=at, by=acting(by), overlap=allow_overlap, names=billable.names)
     run.clear_up(frozenset(arrived), frozenset(lost))
     try:
         run.send_again()
-        idle = dict.fromkeys(f"{dimension}={account}" for account in customers or ())
-        for account, quantities in _read_usage(store, asked, dimension):
-            customer = account if customers is None else customers.get(account)
-            name = f"{dimension}={account}"
-            idle.pop(name, None)
-            for sku_meter, quantity in quantities.items():
-                run.send(name, customer, sku_meter, quantity)
-        run.outcome.idle.extend(idle)
+        now = {account: billable.names.rename({dimension: account})[dimension] for account in customers or ()}
+        # What is said of a present name goes before an earlier one's.
+        known = {now[account]: customer for account, customer in (customers or {}).items()} | dict(customers or {})
+        used: set[str] = set()
+        for usage in _read_usage(billable, dimension):
+            customer = usage.account if customers is None else known.get(usage.account)
+            name = f"{dimension}={usage.account}"
+            used.add(usage.account)
+            for sku_meter, quantity in usage.quantities.items():
+                run.send(name, customer, sku_meter, quantity, usage.keys)
+        run.outcome.idle += [f"{dimension}={account}" for account in now if not used & {account, now[account]}]
     except HandOverError as error:
         error.done = run.outcome
         raise
@@ -254,31 +260,51 @@ def _refuse_overlap(store: Store, target: str, period: Period, dimension: str) -
             )
 
 
-def _read_usage(store: Store, period: Period, dimension: str) -> Iterator[tuple[str, dict[str, Decimal]]]:
-    billable = Billable(store, period)
+class _AccountUsage(NamedTuple):
+    """What an account used of each meter, and the fingerprints of the keys in it, where accounts are keys."""
+
+    account: str
+    quantities: dict[str, Decimal]
+    keys: tuple[str, ...]
+
+
+def _read_usage(billable: Billable, dimension: str) -> Iterator[_AccountUsage]:
     for account in billable.accounts(dimension):
         sums: dict[str, Decimal] = {}
+        keys: set[str] = set()
         for _, rows in billable.parts({dimension: account}):
             for row in rows:
                 # Amounts of money are no usage: the other system has prices of its own.
                 if row.rate.kind != "adjustment" and row.rate.unit != "USD":
                     sums[row.rate.sku_meter] = EXACT.add(sums.get(row.rate.sku_meter, ZERO), row.quantity)
-        yield account, sums
+                if dimension == "api_key" and row.rate.fingerprint is not None:
+                    keys.add(row.rate.fingerprint)
+        yield _AccountUsage(account, sums, tuple(sorted(keys)))
 
 
 class _Prepared(NamedTuple):
-    """A reading that was written down before it was sent: its document's key, and when."""
+    """A reading that was written down before it was sent: its document's key, when, and whose it is by today's name."""
 
     key: str
     reading: Reading
     at: datetime
+    account: str
 
 
 class _Handover:
     def __init__(
-        self, store: Store, target: Target, period: Period, *, at: datetime, by: str, overlap: str | None
+        self,
+        store: Store,
+        target: Target,
+        period: Period,
+        *,
+        at: datetime,
+        by: str,
+        overlap: str | None,
+        names: NamesNow,
     ) -> None:
         self.outcome = HandOver()
+        self._names = names
         self._overlap = {} if overlap is None else {"overlap": overlap}
         self._store, self._target, self._at, self._by = store, target, at, by
         self._label, self._ledger = period.label, store.identity()[:_LEDGER_DIGITS]
@@ -287,6 +313,7 @@ class _Handover:
         self._unclear: dict[str, _Prepared] = {}
         self._found: set[str] = set()  # keys of what was there before this ledger had sent it
         self._refusals: Counter[tuple[str, str]] = Counter()
+        self._filed: set[str] = set()  # keys of all readings: an account may be called as another was
         for document in store.documents(DocumentQuery(KIND, self._prefix)):
             self._take(document)
 
@@ -304,13 +331,22 @@ class _Handover:
         else:
             told: dict[str, Any] = body["reading"]
             told["at"] = datetime.fromisoformat(told["at"])
-            made = _Prepared(document.key, Reading(**told), datetime.fromisoformat(body["at"]))
+            account = self._call_now(told["account"], body.get("keys", ()), document)
+            made = _Prepared(document.key, Reading(**told), datetime.fromisoformat(body["at"]), account)
             self._unclear[made.key] = made
-            self._prepared.setdefault((made.reading.account, made.reading.sku_meter), []).append(made)
+            self._filed.add(made.key)
+            self._prepared.setdefault((account, made.reading.sku_meter), []).append(made)
+
+    def _call_now(self, account: str, keys: Sequence[str], document: Document) -> str:
+        """An account by today's name, given the keys that were in it. Of keys that part it stays as it was."""
+        dimension, _, name = account.partition("=")
+        owners = [{dimension: name, FINGERPRINT: key} for key in keys] or [{dimension: name}]
+        called = {self._names.rename(owner, document)[dimension] for owner in owners}
+        return f"{dimension}={called.pop()}" if len(called) == 1 else account
 
     def _forget(self, made: _Prepared) -> None:
         """It is not there: what it would have told is still to be sent, under another identifier."""
-        name = made.reading.account, made.reading.sku_meter
+        name = made.account, made.reading.sku_meter
         self._prepared[name].remove(made)
         self._refusals[name] += 1
 
@@ -338,7 +374,9 @@ class _Handover:
             elif not self._deliver(made, again=True):
                 self._forget(made)
 
-    def send(self, account: str, customer: str | None, sku_meter: str, quantity: Decimal) -> None:
+    def send(
+        self, account: str, customer: str | None, sku_meter: str, quantity: Decimal, keys: tuple[str, ...]
+    ) -> None:
         """What is new of one account's meter."""
         name = f"{account} {sku_meter}"
         # The systems count in whole numbers, and a rounded reading would never add up again.
@@ -347,19 +385,23 @@ class _Handover:
             return
         earlier = self._prepared.get((account, sku_meter), [])
         more = int(quantity) - sum(one.reading.value for one in earlier)
-        if customer is None:
+        if customer is None and (more > 0 or not earlier):
             self.outcome.unknown[account] = self.outcome.unknown.get(account, 0) + int(quantity)
         elif more < 0:
             self.outcome.owed[name] = -more
         elif not more:
             # What this run has sent again, or may be there or not, is told as that.
             self.outcome.unchanged += any(one.key not in self._unclear for one in earlier)
-        else:
-            self._send_new(account, customer, sku_meter, more, len(earlier) + self._refusals[account, sku_meter] + 1)
+        elif customer is not None:
+            self._send_new(account, customer, sku_meter, more, keys)
 
-    def _send_new(self, account: str, customer: str, sku_meter: str, value: int, revision: int) -> None:
-        kind, _, name = account.partition("=")
-        whose = name if kind == "member" else account  # a team may be called as a member is
+    def _send_new(self, account: str, customer: str, sku_meter: str, value: int, keys: tuple[str, ...]) -> None:
+        name = account, sku_meter
+        revision = len(self._prepared.get(name, [])) + self._refusals[name] + 1
+        # Another account may have been called so when it was sent.
+        while (key := f"{self._prefix}{account} {sku_meter} r{revision}") in self._filed:
+            revision += 1
+        whose = account.removeprefix("member=")  # a team may be called as a member is
         # With the ledger in it: a customer's other ledgers hand over to the same system, which would drop theirs.
         identifier = f"tm-{self._ledger}-{self._label}-{whose}-{sku_meter}-r{revision}"
         # The systems take short identifiers of plain letters; a hash says as well which reading it is.
@@ -376,10 +418,10 @@ class _Handover:
             revision=revision,
         )
         reading = replace(reading, at=reading.at.replace(microsecond=0))
-        key = f"{self._prefix}{account} {sku_meter} r{revision}"
         # Written down before it is sent: a run that breaks off between the two is known to the next as uncertain.
-        made = _Prepared(key, reading, utcnow())
-        body = {"reading": _told(reading), "by": self._by, "at": made.at.isoformat(), **self._overlap}
+        made = _Prepared(key, reading, utcnow(), account)
+        told = {"reading": _told(reading), "by": self._by, "at": made.at.isoformat(), **self._overlap}
+        body = {**told, "keys": keys} if keys else told
         if self._store.file(NewDocument(kind=KIND, key=key, body=json.dumps(body, ensure_ascii=False))).recorded:
             self._deliver(made)
 

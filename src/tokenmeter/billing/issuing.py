@@ -18,8 +18,10 @@ from tokenmeter.billing.drafting import Billable, Coverage
 from tokenmeter.billing.einvoice import load_facturx, missing_for_einvoice
 from tokenmeter.billing.filed import INVOICE, read_filed
 from tokenmeter.billing.invoice import Invoice
+from tokenmeter.billing.lines import LineItem
 from tokenmeter.billing.period import zone_of_books
 from tokenmeter.billing.profile import BillingProfile
+from tokenmeter.billing.rated import account_name
 from tokenmeter.display import counted, some_of
 from tokenmeter.errors import ConfigurationError, LedgerError, TokenmeterError
 from tokenmeter.ledger import utcnow
@@ -46,7 +48,7 @@ def invoice_coverage(store: Store, *, period: str | Period, tz: str | None = Non
     asked = period if isinstance(period, Period) else parse_period(period, zone_of_books(store, tz))
     billable = Billable(store, asked)
     standing = _LiveInvoices(store, billable.period)
-    return Coverage.of(billable, [one.scope for one in standing.invoices])
+    return Coverage.of(billable, [billable.names.rename(one.scope, one.document) for one in standing.invoices])
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,9 +243,20 @@ class _Issuing:
             self._count_in(one)
 
     def _count_in(self, invoice: Invoice) -> None:
-        self._by_account[invoice.account] = invoice
-        for at in self._billable.positions(invoice.scope):
+        scope = self._scope_of(invoice)
+        self._by_account[account_name(scope)] = invoice
+        for at in self._billable.positions(scope):
             self._billed_by.setdefault(at, invoice)
+
+    def _scope_of(self, invoice: Invoice) -> dict[str, str]:
+        """Whose an invoice is, by today's names."""
+        return self._billable.names.rename(invoice.scope, invoice.document)
+
+    def _list_lines(self, invoice: Invoice) -> list[LineItem]:
+        """Its lines by today's names, in an order that no name decides."""
+        names, document = self._billable.names, invoice.document
+        lines = (replace(line, position=0, group=names.rename(line.group, document)) for line in invoice.lines)
+        return sorted(lines, key=repr)
 
     def look_at(self, draft: Invoice) -> ConfigurationError | LedgerError | None:
         """Why a draft must not be issued, and what to do; one that may be counts as issued for those that follow."""
@@ -307,10 +320,12 @@ class _Issuing:
 
     def standing_of(self, draft: Invoice) -> Invoice | None:
         """The account's standing invoice, if it says what this draft says."""
-        standing = self._by_account.get(draft.account)
+        standing = self._by_account.get(account_name(self._scope_of(draft)))
         if standing is None:
             return None
-        if (standing.lines, standing.totals, standing.currency) == (draft.lines, draft.totals, draft.currency):
+        if (standing.totals, standing.currency) == (draft.totals, draft.currency) and (
+            standing.lines == draft.lines or self._list_lines(standing) == self._list_lines(draft)
+        ):
             return standing
         raise LedgerError(
             f"{draft.account} has invoice {standing.number} for {draft.period.label}. Credit it, or void it and issue "

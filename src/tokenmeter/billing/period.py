@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import field
+from dataclasses import field, replace
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
 from tokenmeter.arguments import tell_wrong_arguments
-from tokenmeter.billing.rated import Rated, RateKey, Tally, add, decode, encode, minus
+from tokenmeter.billing.rated import Rated, RateKey, Tally, add, decode, encode, minus, rename
 from tokenmeter.dimensions import ACCOUNTS
 from tokenmeter.display import counted
 from tokenmeter.errors import LedgerError
@@ -23,6 +23,7 @@ from tokenmeter.money import COSTS, ZERO, Costs, subtract, total
 from tokenmeter.periods import Period, parse_instant, parse_period, zone
 from tokenmeter.stores.base import EntryFilter, Store
 from tokenmeter.stores.documents import Document, DocumentQuery, NewDocument
+from tokenmeter.stores.naming import NamesNow
 from tokenmeter.texts import acting
 from tokenmeter.values import dataclass
 
@@ -233,6 +234,18 @@ def zone_of_books(store: Store, tz: str | None) -> str:
     return str(json.loads(filed[-1].body)["period"]["tz"]) if filed else "UTC"
 
 
+def call_now(closed: ClosedPeriod, names: NamesNow) -> ClosedPeriod:
+    """A closing, on accounts by today's names: what was billed under an earlier name is billed."""
+    late = tuple(replace(one, rows=rename(one.rows, names, closed.document)) for one in closed.late)
+    return replace(closed, rows=rename(closed.rows, names, closed.document), late=late)
+
+
+def _call_all_now(store: Store, closed: Sequence[ClosedPeriod] | None) -> list[ClosedPeriod]:
+    found = closed_periods(store) if closed is None else closed
+    names = NamesNow(store) if found else None
+    return [call_now(one, names) for one in found] if names else []
+
+
 def find_closed(store: Store, period: Period) -> ClosedPeriod | None:
     """The closing of exactly this period, or None."""
     same = (one for one in closed_periods(store) if (one.period.start, one.period.end) == (period.start, period.end))
@@ -242,7 +255,7 @@ def find_closed(store: Store, period: Period) -> ClosedPeriod | None:
 @tell_wrong_arguments
 def late_entries(store: Store, closed: Sequence[ClosedPeriod] | None = None) -> list[Late]:
     """What closed periods hold that no closing has told: the corrections the next closing will take up."""
-    closings = closed_periods(store) if closed is None else closed
+    closings = _call_all_now(store, closed)
     found = (Late(one.period, tuple(_untold(store, one.period, _told(one, closings)))) for one in closings)
     return [late for late in found if late.rows]
 
@@ -251,11 +264,12 @@ def late_entries(store: Store, closed: Sequence[ClosedPeriod] | None = None) -> 
 def late_costs(store: Store, closed: Sequence[ClosedPeriod] | None = None) -> list[tuple[ClosedPeriod, Decimal]]:
     """The periods of `late_entries` with what they add up to, in US dollars: from the kept sums, no entry is read."""
     closings = closed_periods(store) if closed is None else closed
+    named = _call_all_now(store, closings)
     found: list[tuple[ClosedPeriod, Decimal]] = []
-    for one in closings:
-        told, now = _account_sums(_told_rows(one, closings)), _ledger_sums(store, one.period)
+    for as_filed, one in zip(closings, named, strict=True):
+        told, now = _account_sums(_told_rows(one, named)), _ledger_sums(store, one.period)
         if told != now:
-            found.append((one, subtract(_billed(now), _billed(told))))
+            found.append((as_filed, subtract(_billed(now), _billed(told))))
     return found
 
 
@@ -285,7 +299,13 @@ def _untold(store: Store, period: Period, told: Mapping[RateKey, Rated]) -> list
     if _account_sums(told.values()) == _ledger_sums(store, period):
         return []
     now = Tally.of(store.entries(EntryFilter(since=period.start, until=period.end)))
-    return minus(now.rows, told)
+    # A manifest that does not say which key it was is compared by the key's name.
+    unsure = {rate.about("api_key") for rate in told if rate.fingerprint is None}
+    rows = (
+        row._replace(rate=row.rate._replace(fingerprint=None)) if row.rate.about("api_key") in unsure else row
+        for row in now.rows.values()
+    )
+    return minus(add(rows), told)
 
 
 def _ledger_sums(store: Store, period: Period) -> dict[tuple[Any, ...], Costs]:

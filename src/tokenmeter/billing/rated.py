@@ -11,6 +11,8 @@ from tokenmeter.dimensions import ACCOUNTS, COUNTED_AS, EntryKind
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Charge, Entry
 from tokenmeter.money import EXACT, ZERO
+from tokenmeter.stores.documents import Document
+from tokenmeter.stores.naming import FINGERPRINT, NamesNow
 from tokenmeter.texts import check_text, suggest
 from tokenmeter.values import dataclass
 
@@ -62,7 +64,7 @@ class RateKey(NamedTuple):
 
     `account` has a value for each of `ACCOUNTS`, in their order. `conditions` is what the price was chosen by
     (``processing=batch``), empty for the ordinary one. Multipliers are ``((name, factor), ...)`` in the order they
-    apply.
+    apply. `fingerprint` is the API key itself, whose name may change; None without a key, and in the first manifests.
     """
 
     account: tuple[str | None, ...]
@@ -74,11 +76,17 @@ class RateKey(NamedTuple):
     conditions: str
     list_unit_price: Decimal | None
     multipliers: tuple[tuple[str, Decimal], ...]
+    fingerprint: str | None = None
 
     @property
     def owner(self) -> dict[str, str]:
         """Whose it is: the accounts that are known."""
         return {name: value for name, value in zip(ACCOUNTS, self.account, strict=True) if value is not None}
+
+    @property
+    def kept_owner(self) -> dict[str, str]:
+        """The same for a document, which keeps the key itself beside its name."""
+        return self.owner if self.fingerprint is None else {**self.owner, FINGERPRINT: self.fingerprint}
 
     def about(self, name: str) -> str | None:
         """The value of one of `ACCOUNTS`."""
@@ -160,6 +168,7 @@ def _rate(entry: Entry, charge: Charge | None) -> RateKey:
         conditions="",
         list_unit_price=None,
         multipliers=(),
+        fingerprint=None if entry.api_key is None else entry.api_key.fingerprint,
     )
     if charge is None:
         return rate
@@ -212,12 +221,25 @@ def minus(now: Mapping[RateKey, Rated], before: Mapping[RateKey, Rated]) -> list
     return [row for row in found if any(row[1:])]
 
 
+def rename(rows: Iterable[Rated], names: NamesNow, document: Document | None) -> tuple[Rated, ...]:
+    """Rows that are filed in `document`, on accounts by today's names."""
+    known: dict[tuple[Any, ...], tuple[str | None, ...]] = {}
+    found: list[Rated] = []
+    for row in rows:
+        whose = row.rate.account, row.rate.fingerprint
+        if whose not in known:
+            renamed = names.rename(row.rate.kept_owner, document)
+            known[whose] = tuple(renamed.get(name) for name in ACCOUNTS)
+        found.append(row._replace(rate=row.rate._replace(account=known[whose])))
+    return tuple(found)
+
+
 def encode(rows: Iterable[Rated]) -> list[list[Any]]:
     """Rows as JSON-ready values, in a stable order; decimals are text."""
     encoded = [
         [
-            row.rate.owner,
-            *row.rate[1:-2],
+            row.rate.kept_owner,
+            *row.rate[1:-3],
             None if row.rate.list_unit_price is None else str(row.rate.list_unit_price),
             [[name, str(factor)] for name, factor in row.rate.multipliers],
             *(str(amount) for amount in row[1:5]),
@@ -241,6 +263,7 @@ def _decoded(*values: Any) -> Rated:
         **known,
         list_unit_price=None if price is None else Decimal(price),
         multipliers=tuple((name, Decimal(factor)) for name, factor in factors),
+        fingerprint=owner.get(FINGERPRINT),
     )
     return Rated(
         rate, Decimal(quantity), Decimal(list_cost), Decimal(contracted_cost), Decimal(billed_cost), int(unpriced)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, Unpack
 
 from tokenmeter.arguments import tell_wrong_arguments
 from tokenmeter.billing.events import MOVED_TEXT, movements
-from tokenmeter.billing.filed import invoices
+from tokenmeter.billing.filed import invoices, invoices_of
 from tokenmeter.billing.invoice import Invoice, party_lines
 from tokenmeter.billing.paper import Cell, Printable, PrintedRow, PrintedSheet
 from tokenmeter.billing.period import days_of, period_dict, zone_of_books
@@ -237,7 +237,7 @@ def _find_parties(
         return terms.seller if known else None, next(
             (found for name, value in scope.items() if (found := terms.buyers.get(f"{name}={value}"))), None
         )
-    last = next((one for one in reversed(invoices(store, lines=False)) if one.scope == scope), None)
+    last = next(reversed(invoices_of(store, scope)), None)
     return (None, None) if last is None else (last.seller, last.buyer)
 
 
@@ -298,9 +298,8 @@ def _draw_by_invoices(store: Store, scope: Mapping[str, str], period: Period) ->
 def _find_movements(store: Store, scope: Mapping[str, str]) -> list[_BalanceChange]:
     """What moved the account's balance, by the day it counts for, as in the journal; within a day as it was filed."""
     moved: list[_BalanceChange] = []
-    for invoice in invoices(store, lines=False):
-        if invoice.scope == scope:
-            moved += _moved_by(invoice)
+    for invoice in invoices_of(store, scope):
+        moved += _moved_by(invoice)
     return sorted(moved, key=lambda one: (one.on, one.filed_at))
 
 

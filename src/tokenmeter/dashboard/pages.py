@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from tokenmeter.billing import invoices
+from tokenmeter.billing.filed import invoices_of
 from tokenmeter.budgets import Balance
 from tokenmeter.dashboard.budgets import standings
 from tokenmeter.dashboard.care import checks, estimated, price_card, price_rows, unpriced, used_prices
@@ -205,7 +205,7 @@ class Pages:
 
         view, seen = self._overview(asked, state)
         base, now = base_of(request), store.now()
-        bills = invoices(store, lines=False) if dimension in ACCOUNTS else []
+        bills = invoices_of(store, scope) if dimension in ACCOUNTS else []
         calls: list[Entry] = []
         unread = ""
         try:
@@ -225,7 +225,7 @@ class Pages:
             answer=seen.answer,
             chart=draw(seen.answer, base, lambda question: f"{base}/explore{view.url(*question.items())}"),
             standings=standings(self._meter, now, scope) if dimension in SCOPE_FIELDS else [],
-            invoices=[one for one in bills if one.scope == scope],
+            invoices=bills,
             today=now.astimezone(zone(view.tz)).date(),
             billed=dimension in ACCOUNTS,
             entries=calls,

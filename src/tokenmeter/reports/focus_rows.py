@@ -18,6 +18,7 @@ from tokenmeter.periods import Period, floor
 from tokenmeter.providers.hosts import host_of
 from tokenmeter.reports.query import BEGINNING
 from tokenmeter.stores.documents import DocumentQuery
+from tokenmeter.stores.naming import NamesNow
 from tokenmeter.values import dataclass
 
 if TYPE_CHECKING:
@@ -228,7 +229,7 @@ class Issued:
         number: ``INV-00001``.
         start: Begin of the period it bills, aware UTC.
         end: Its end.
-        scope: Whose usage.
+        scope: Whose usage, by today's names.
         seller: Who issued it.
         issued_on: Its day, as it stands on it.
         due_on: Day by which it is to be paid.
@@ -271,6 +272,7 @@ class IssuedByAccount:
 
 def read_issued(store: Store) -> IssuedByAccount:
     """The invoices that are not void, in the order of their filing."""
+    names = NamesNow(store)
     void: set[str] = set()
     for document in store.documents(DocumentQuery("invoice_event")):
         if document.series is None and json.loads(document.body)["kind"] == "void":
@@ -287,7 +289,7 @@ def read_issued(store: Store) -> IssuedByAccount:
                     number,
                     start,
                     end,
-                    body["scope"],
+                    names.rename(body["scope"], document),
                     body["seller"]["name"],
                     issued_on,
                     due_on,

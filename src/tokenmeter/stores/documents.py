@@ -7,13 +7,15 @@ ledger cannot be rewritten behind an issued invoice unseen.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 from tokenmeter.values import dataclass
 
 #: Kind of the document that says that a name was erased. Its body names digests, pseudonym, reason, by whom, and for
-#: each document that was changed its record's number, SHA-256 as it was filed and SHA-256 as it is now.
+#: each document that was changed its record's number, SHA-256 as it was filed and SHA-256 as it is now; of those that
+#: keep the name for now, position and place in `owners_in`, so that nothing but the document itself says whose it is.
 ERASURE = "erasure"
 #: Kind of the document that says which ledger was taken in; its body names that ledger, its head and the counts.
 MERGED = "merged"
@@ -28,6 +30,26 @@ def told_of_move(record: str) -> str:
         f"This ledger moved to {to}: point store= there. What programs still record here waits beside it, and running "
         "`tokenmeter db copy --retire` once more hands it on."
     )
+
+
+def owners_in(body: Any) -> Iterator[Mapping[str, Any]]:
+    """Every mapping of a document's content (JSON), in order: among them those that say whose something is."""
+    if isinstance(body, Mapping):
+        mapping = cast("Mapping[str, Any]", body)
+        yield mapping
+        body = mapping.values()
+    elif not isinstance(body, list):
+        return
+    for part in cast("list[Any]", body):
+        yield from owners_in(part)
+
+
+def name_in(owner: Mapping[str, Any], dimension: str) -> str | None:
+    """Whom one of `owners_in` names: by the dimension itself, or as ``{"account": "member=ada"}``."""
+    if (name := owner.get(dimension)) is not None:
+        return str(name)
+    kind, _, name = str(owner.get("account", "")).partition("=")
+    return name if kind == dimension else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

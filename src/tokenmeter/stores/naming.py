@@ -1,4 +1,6 @@
-"""What API keys are called now. A key is its fingerprint; a name that it is given later is its name for all it did.
+"""What API keys and erased persons are called now, in entries and in documents that were filed under earlier names.
+
+A key is its fingerprint; a name that it is given later is its name for all it did.
 
 The ledger knows the names that were used or said. Settings are laid over it for readers; nothing is written.
 """
@@ -7,11 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 from pydantic_core import from_json
 
 from tokenmeter.attribution import ApiKey
+from tokenmeter.stores.base import EntryFilter, Store
+from tokenmeter.stores.documents import ERASURE, Document, DocumentQuery, name_in, owners_in
 from tokenmeter.stores.encoding import storable_text
 from tokenmeter.stores.engine import Rows, Where, asked, read_head
 from tokenmeter.stores.slots import HOUR, Level, start_of
@@ -21,8 +26,10 @@ NAMES_KIND, NAMES_PREFIX = "budget", "key "
 #: More accounts than these are picked out of all rows.
 _FEW_ACCOUNTS = 1_000
 _ENDLESS = 2**62
+_INSTANT = timedelta(microseconds=1)
 _KEY = "api_key"
-_FINGERPRINT = "api_key_fingerprint"
+#: Beside ``api_key`` in what documents say of whose something is: which key it was.
+FINGERPRINT = "api_key_fingerprint"
 
 
 class NamesInForce(NamedTuple):
@@ -56,7 +63,7 @@ class NamesInForce(NamedTuple):
             if name != _KEY:
                 continue
             keys = frozenset(each for value in accepted for each in self._keys(value))
-            among = _FINGERPRINT if wanted else f"{_FINGERPRINT}!"
+            among = FINGERPRINT if wanted else f"{FINGERPRINT}!"
             if (other := found.get(among)) is not None:
                 keys = keys & other if wanted else keys | other
             found[among] = keys
@@ -120,6 +127,88 @@ class KeyNames:
                 names = names._replace(labels={**names.labels, **own})
             self._known = (stamp, names)
         return names
+
+
+class NamesNow:
+    """What those whom documents name are called now: a key may have another alias since, a person a pseudonym.
+
+    What a period, an invoice or a reading says of whose it is can so be compared with entries, which show names as they
+    are now. Good for one answer: it does not hear of what changes meanwhile.
+
+    Args:
+        store: The ledger.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._labels: Mapping[str, str] | None = None
+        self._borne: frozenset[str | None] | None = None
+        self._called: dict[str, frozenset[str]] = {}
+        self._read: dict[int, Mapping[tuple[str, str], str]] = {}
+        self._erased: dict[int, list[tuple[int, str, str]]] = {}
+        for record in store.documents(DocumentQuery(ERASURE)):
+            said: dict[str, Any] = json.loads(record.body)
+            dimension = _KEY if said["kind"] == "api_key_alias" else said["kind"]
+            for position, place in said.get("standing", ()):
+                self._erased.setdefault(position, []).append((place, dimension, said["pseudonym"]))
+
+    def rename(self, owner: Mapping[str, Any], document: Document | None = None) -> dict[str, Any]:
+        """Whose something is, by today's names.
+
+        Args:
+            owner: Dimension -> name; where it says the fingerprint of the key, too, its alias is known for sure. What
+                is no dimension stays as it is.
+            document: Where it is filed; None = nowhere yet.
+        """
+        erased = self._erased_in(document)
+        found: dict[str, Any] = {name: erased.get((name, text), text) for name, text in owner.items()}
+        if (alias := found.get(_KEY)) is not None:
+            found[_KEY] = self._label(found.get(FINGERPRINT), alias)
+        return found
+
+    def called(self, alias: str) -> frozenset[str]:
+        """The present names of the keys that a name means, as filters have it: of none, if no key ever bore it."""
+        if self._borne is None:
+            self._borne = self._keys_of({})
+        if alias in self._borne:
+            return frozenset({alias})
+        if alias not in self._called:
+            self._called[alias] = frozenset(filter(None, self._keys_of({_KEY: frozenset({alias})})))
+        return self._called[alias]
+
+    def _keys_of(self, where: Where) -> frozenset[str | None]:
+        """The names of keys that made calls, from kept sums."""
+        span = self._store.span(None, None)
+        if span is None:
+            return frozenset()
+        first, last = span
+        groups = self._store.aggregate([first, last + _INSTANT], [_KEY], EntryFilter(where=where))
+        return frozenset(group.group[0] for group in groups)
+
+    def _label(self, fingerprint: str | None, alias: str) -> str:
+        if fingerprint is not None:
+            if self._labels is None:
+                self._labels = self._store.key_labels()
+            return self._labels.get(fingerprint, alias)
+        # A document that does not say which key it was; where its name means several now, nobody can.
+        called = self.called(alias)
+        return next(iter(called)) if len(called) == 1 else alias
+
+    def _erased_in(self, document: Document | None) -> Mapping[tuple[str, str], str]:
+        """Dimension and name, as they stand in a document -> pseudonym."""
+        places = None if document is None else self._erased.get(document.position)
+        if document is None or not places:
+            return {}
+        if document.position not in self._read:
+            owners = list(owners_in(json.loads(document.body)))
+            found: dict[tuple[str, str], str] = {}
+            for place, dimension, pseudonym in places:
+                name = name_in(owners[place], dimension) if place < len(owners) else None
+                if name is not None:
+                    # Of several who bore a name, a document from before them all names the first.
+                    found.setdefault((dimension, name), pseudonym)
+            self._read[document.position] = found
+        return self._read[document.position]
 
 
 def _read(connection: Rows) -> NamesInForce:
