@@ -11,13 +11,17 @@ import sys
 import threading
 from pathlib import Path
 
+import openai
 import pytest
 
 import tokenmeter
 from tokenmeter.errors import ConfigurationError, LedgerError, StoreUnavailableError
 from tokenmeter.stores import backup, open_store
 from tokenmeter.stores.backup import back_up, restore
+from tokenmeter.stores.journal import Journal
+from tokenmeter.stores.sqlite import database
 from tokenmeter.stores.tail import segment_path, segments
+from tokenmeter.testing import FakeProvider
 
 
 @pytest.fixture
@@ -292,3 +296,123 @@ def test_without_room_for_a_copy_its_file_is_named_and_nothing_is_left(filled, u
         assert str(named) in " ".join(done.stderr.split())
         assert list(named.parent.iterdir()) == []
     assert tokenmeter.make_meter(store=url).verify().ok
+
+
+# -- programs that have the ledger open when another takes its place
+
+
+def _restored(meter, path, backup):
+    restore(backup, path, overwrite=True)
+
+
+def _without_counters(meter, path, backup):
+    Path(f"{path}-live").unlink()
+    open_store(path).close()  # another program makes them anew
+
+
+def _by_hand(meter, path, backup):
+    for file in [path, *(Path(f"{path}{end}") for end in ("-wal", "-shm"))]:
+        if file.exists():
+            file.rename(f"{file}.aside")
+    path.write_bytes(backup.read_bytes())
+    list(meter.entries())  # until it reads, or folds in the background, a program without a cap sees nothing of it
+
+
+@pytest.fixture
+def grown(open_meter, record, url, tmp_path):
+    """A meter whose ledger has a backup that lacks a person's definition, which was in a segment that is gone."""
+
+    def make():
+        meter = open_meter(url)
+        record(meter, "first", member="bob")
+        backup = meter.backup(tmp_path / "backup.db").path
+        record(meter, "second", member="ada")
+        for number in range(3):
+            if isinstance(meter.store.journal, Journal):
+                meter.store.journal.turn_over()
+            record(meter, f"bob-{number}", member="bob")
+            list(meter.entries())
+        return meter, meter.store.path, backup
+
+    return make
+
+
+def _members(meter):
+    return {entry.attribution.member for entry in meter.entries()}
+
+
+@pytest.mark.parametrize(
+    ("replace", "is_network"),
+    [(_restored, False), (_without_counters, False), (_by_hand, False), (_restored, True), (_by_hand, True)],
+)
+def test_a_program_that_goes_on_with_another_ledger_says_anew_whose_calls_are(
+    grown, record, replace, is_network, monkeypatch, open_meter
+):
+    """Its calls were recorded as nobody's, and `verify` failed for good."""
+    monkeypatch.setattr(database, "is_network", lambda path: is_network)
+    meter, path, backup = grown()
+    replace(meter, path, backup)
+    entries = [record(meter, f"after-{number}", member="ada") for number in range(2)]
+    other = open_meter(meter.store.url)
+    for reader in (meter, other):
+        assert [reader.store.entry(entry.entry_id).attribution.member for entry in entries] == ["ada", "ada"]
+        assert reader.verify().ok
+
+
+@pytest.mark.parametrize("replace", [_restored, _by_hand])
+def test_who_reads_a_ledger_that_took_anothers_place_reads_its_names(grown, record, replace, open_meter):
+    """Rows were decoded as those of the ledger before: carol's calls were ada's."""
+    meter, path, backup = grown()
+    assert _members(meter) == {"ada", "bob"}
+    replace(meter, path, backup)
+    record(open_meter(meter.store.url), "third", member="carol")
+    for reader in (meter, open_meter(meter.store.url)):
+        assert _members(reader) == {"bob", "carol"}
+        assert {row["member"] for row in reader.report("member").rows} == {"bob", "carol"}
+
+
+@pytest.mark.parametrize("replace", [_restored, _without_counters, _by_hand])
+def test_a_program_that_goes_on_with_another_ledger_obeys_a_cap_that_is_filed_there(
+    open_meter, record, url, tmp_path, replace
+):
+    meter = open_meter(url)
+    with FakeProvider() as provider, openai.OpenAI(api_key="sk-test", base_url=provider.openai_url) as plain:
+        client = tokenmeter.wrap(plain, meter=meter)
+
+        def ask():
+            client.chat.completions.create(model="gpt-5-mini", messages=[{"role": "user", "content": "Hi"}])
+
+        ask(), ask()
+        backup = meter.backup(tmp_path / "backup.db").path
+        replace(meter, meter.store.path, backup)
+        ask()
+        open_meter(url).budgets.set(tokenmeter.Budget(name="stop", limit_usd=0), by="ops", reason="halt")
+        with pytest.raises(tokenmeter.BudgetExceededError):
+            ask()
+    assert meter.store.health().facts["entries"] == 3
+
+
+@pytest.mark.parametrize("replace", [_restored, _without_counters])
+def test_calls_under_way_are_counted_once_where_another_ledger_takes_the_place(open_meter, url, tmp_path, replace):
+    """Live counters went on with what had been held, and no more with what was settled."""
+    meter = open_meter(url, budgets=[tokenmeter.Budget(name="all", limit_requests=3)])
+    with FakeProvider() as provider, openai.OpenAI(api_key="sk-test", base_url=provider.openai_url) as plain:
+        client = tokenmeter.wrap(plain, meter=meter)
+
+        def ask(**more):
+            return client.chat.completions.create(
+                model="gpt-5-mini", messages=[{"role": "user", "content": "Hi"}], **more
+            )
+
+        ask()
+        backup = meter.backup(tmp_path / "backup.db").path
+        with ask(stream=True) as stream:
+            replace(meter, meter.store.path, backup)
+            list(stream)
+        for reader in (meter, open_meter(url, budgets=[tokenmeter.Budget(name="all", limit_requests=3)])):
+            assert [(one.spent, one.reserved) for one in reader.remaining()] == [(2, 0)]
+            kept = dict(reader.store.all_counters())
+            assert reader.store.counters(list(kept)) == kept
+        ask()
+        with pytest.raises(tokenmeter.BudgetExceededError):
+            ask()

@@ -15,11 +15,13 @@ from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError, LedgerError, StoreUnavailableError
 from tokenmeter.ledger import utcnow
 from tokenmeter.paths import expand, full_path, remove_abandoned
+from tokenmeter.processes import CAN_SHARE
 from tokenmeter.stores import open_store, store_path
 from tokenmeter.stores.audit import audit
 from tokenmeter.stores.base import Store, Verification
 from tokenmeter.stores.copying import End, Progress, carry, hash_at
 from tokenmeter.stores.engine import read_head
+from tokenmeter.stores.live import lock_live, remove_live
 from tokenmeter.stores.sqlite import SQLiteStore
 from tokenmeter.stores.sqlite.end import LedgerFile, SQLiteEnd, copy_file
 from tokenmeter.stores.tail import owner_of, segment_path, segments
@@ -271,18 +273,29 @@ def _restore_file(file: LedgerFile, path: Path, *, overwrite: bool) -> Path | No
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Generator[None]:
-    """Nobody folds meanwhile."""
-    lock = SideLock(path)
+    """Nobody folds or holds anything meanwhile; then programs that have the ledger open begin as if started anew."""
+    lock, counters = SideLock(path), Path(f"{path}-live")
+    live: int | None = None
     until = time.monotonic() + _PATIENCE
+
+    def pause() -> None:
+        if time.monotonic() > until:
+            raise StoreUnavailableError(f"{path} is being written to without a pause; stop programs that use it.")
+        time.sleep(0.01)  # seconds, not money
+
     try:
+        while CAN_SHARE and live is None:  # first, as a program that makes its counters anew and so reads the ledger
+            live = lock_live(counters, path)
+            if live is None:
+                pause()
         while not lock.acquire():
-            if time.monotonic() > until:
-                raise StoreUnavailableError(f"{path} is being written to without a pause; stop programs that use it.")
-            time.sleep(0.01)  # seconds, not money
+            pause()
         yield
     finally:
         lock.release()
         lock.close()
+        if live is not None:
+            remove_live(live, counters)
 
 
 def _put_aside(path: Path, identity: bytes, now: datetime) -> Path | None:
@@ -292,7 +305,6 @@ def _put_aside(path: Path, identity: bytes, now: datetime) -> Path | None:
     for number in segments(path):
         if owner_of(segment_path(path, number)) not in {identity, None}:
             rename(segment_path(path, number), segment_path(aside, number))
-    Path(f"{path}-live").unlink(missing_ok=True)  # counters that all processes share are made anew
     Path(f"{path}-shm").unlink(missing_ok=True)
     log = Path(f"{path}-wal")
     if log.exists():

@@ -6,10 +6,12 @@ write, and Windows, which has no shared locks on files. The same promises, more 
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
+from tokenmeter.errors import StoreUnavailableError
 from tokenmeter.ledger import CounterKey
 from tokenmeter.processes import process_name
 from tokenmeter.stores.base import Counter
@@ -65,6 +67,10 @@ class DirectBook(Book, Protocol):
         """A number that grows with every definition of a budget."""
         ...
 
+    def file(self) -> tuple[int, int]:
+        """See `tokenmeter.stores.effects.Book`."""
+        ...
+
 
 class DirectJournal(Shared):
     """See `tokenmeter.stores.journal.Journal`, whose methods these are.
@@ -77,6 +83,8 @@ class DirectJournal(Shared):
         super().__init__(book.find_name, self._define)
         self._book = book
         self._generation, self._looked_at = 0, 0
+        #: The file that definitions were made in, and how often another took its place.
+        self._file, self._replaced = book.file(), 0
 
     def _define(self, records: Sequence[bytes]) -> None:
         def work(transaction: Transaction) -> None:
@@ -92,11 +100,17 @@ class DirectJournal(Shared):
 
     @property
     def generation(self) -> int:
-        """Changes when a plan may be out of date; looked up once a second."""
+        """Changes when a plan may be out of date: at once when the file was replaced; else looked up once a second."""
+        file = self._file
+        with contextlib.suppress(StoreUnavailableError):  # it is gone: whoever reads or writes is told
+            file = self._book.file()
+        if file != self._file:
+            self._file, self._replaced = file, self._replaced + 1
+            self.renew_generation()
         now = time.monotonic_ns() // 1_000_000_000
         if now - self._looked_at >= _LOOK_EVERY:
             self._looked_at = now
-            self._generation = self._book.count_changes()
+            self._generation = self._book.count_changes() + (self._replaced << 32)
         return self._generation
 
     def _check(self, generation: int | None) -> None:
@@ -178,8 +192,10 @@ class DirectJournal(Shared):
         dedup_key: str | None = None,
         hold_id: str | None = None,
         only_if_held: bool = False,
+        generation: int | None = None,
     ) -> Posted:
         """`settle` for any entry: one that may be there already, or whose hold may be gone."""
+        self._check(generation)
 
         def work(transaction: Transaction) -> Posted:
             found = hold_id is not None and transaction.hold(hold_id) is not None
@@ -194,8 +210,11 @@ class DirectJournal(Shared):
 
         return self._book.transact(work)
 
-    def post_all(self, items: Sequence[tuple[bytes, str, str | None, Sequence[Post]]]) -> list[Posted]:
+    def post_all(
+        self, items: Sequence[tuple[bytes, str, str | None, Sequence[Post]]], *, generation: int | None = None
+    ) -> list[Posted]:
         """Write many entries at once, each of them once."""
+        self._check(generation)
 
         def work(transaction: Transaction) -> list[Posted]:
             seen, billed = set[str](), set[str]()

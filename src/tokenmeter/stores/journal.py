@@ -174,10 +174,12 @@ class Journal(Writer):
         dedup_key: str | None = None,
         hold_id: str | None = None,
         only_if_held: bool = False,
+        generation: int | None = None,
     ) -> Posted:
         """`settle` for any entry: one that may be there already, or whose hold may be gone.
 
         Raises:
+            OutdatedError: see `append`.
             StoreUnavailableError: nothing was written.
             StoreBusyError: nothing was written: see `_locked`.
         """
@@ -185,8 +187,8 @@ class Journal(Writer):
             try:
                 held = None if hold_id is None else self._take(hold_id)
                 self._written.first_time(entry_id)  # before: after an interrupt nobody can tell whether it was written
-                reached = self._settle(record, posts, hold_id, held)
-            except StoreBusyError:
+                reached = self._settle(record, posts, hold_id, held, generation)
+            except (StoreBusyError, OutdatedError):
                 self._written.forget(entry_id)
                 raise
             except StoreUnavailableError as error:
@@ -208,6 +210,7 @@ class Journal(Writer):
                     dedup_key=dedup_key,
                     hold_id=hold_id,
                     only_if_held=only_if_held,
+                    generation=generation,
                 ),
             )
         except (StoreUnavailableError, SchemaVersionError):
@@ -218,14 +221,22 @@ class Journal(Writer):
             self._count()
             return Posted(recorded=True, reached=tuple(reached))
 
-    def post_all(self, items: Sequence[tuple[bytes, str, str | None, Sequence[Post]]]) -> list[Posted]:
+    def post_all(
+        self, items: Sequence[tuple[bytes, str, str | None, Sequence[Post]]], *, generation: int | None = None
+    ) -> list[Posted]:
         """Write many entries at once, each of them once.
 
         Args:
             items: Record, identity, dedup key and postings of each.
+            generation: See `append`.
+
+        Raises:
+            OutdatedError: see `append`.
         """
 
         def work(live: Live) -> list[Posted]:
+            if generation is not None and generation != self._as_of:
+                raise OutdatedError
             asked = [entry_id for _, entry_id, _, _ in items if not self._written.first_time(entry_id)]
             known, billed = self._book.known(asked, [key for _, _, key, _ in items])
             live = self._place([post for item in items for post in item[3]], live)
@@ -347,7 +358,7 @@ class Journal(Writer):
             HoldGoneError: as said there.
         """
         live = self._live
-        if live is not None and live.whole and live.map[STATE] != self._state:
+        if live is not None and not (live.there and live.map[STATE] == self._state):
             self._renew_if_possible()
             live = self._live
         if live is not None and live.whole and live.map[SWEPT] != self._unswept:
@@ -396,7 +407,10 @@ class Journal(Writer):
         dedup_key: str | None,
         hold_id: str | None,
         only_if_held: bool,
+        generation: int | None,
     ) -> Posted:
+        if generation is not None and generation != self._as_of:
+            raise OutdatedError
         rows = None if hold_id is None else self._book.hold(hold_id)
         claims = () if rows is None else self.claims(rows)
         found = rows is not None

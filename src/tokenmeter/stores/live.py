@@ -24,8 +24,6 @@ from tokenmeter.stores.encoding import compact_json
 from tokenmeter.stores.urls import open_beside
 from tokenmeter.values import dataclass
 
-#: Not for programs that are started; Windows has no such flag.
-
 #: Where in the mapping `Live.state` is, that with the generation, both with `Live.dirty`, and that alone, for who looks
 #: before every record.
 STATE, SITUATION, QUIET, DIRTY = slice(8, 16), slice(8, 24), slice(8, 25), 24
@@ -37,7 +35,7 @@ _MAGIC = b"tmlive1\n"
 #: magic, retired, segment, generation, dirty, ledger, capacity, used, floor, boot, device, inode
 _HEAD = struct.Struct("<8sIIQ8x16sQQq16sQQ")
 _GENERATION = struct.Struct("<Q")
-_SEGMENT_AT, _GENERATION_AT, _USED_AT = 12, 16, 56
+_RETIRED_AT, _SEGMENT_AT, _GENERATION_AT, _USED_AT = 8, 12, 16, 56
 #: epoch, when leases lapse, and the latest expiry of a hold made from them
 _LEASE_AT, _LEASE = 104, struct.Struct("<8sQQ")
 _BASE, _WIDTH = 256, 48
@@ -238,7 +236,7 @@ class Live:
 
     def retire(self) -> None:
         """Tell everyone who has it mapped to look for the new one."""
-        self.map[8] = 1
+        self.map[_RETIRED_AT] = 1
 
     @property
     def generation(self) -> int:
@@ -323,6 +321,30 @@ def pack(settled: int, reserved: int) -> bytes:
         OverflowError: one has more than 127 bits.
     """
     return settled.to_bytes(16, "little", signed=True) + reserved.to_bytes(16, "little", signed=True)
+
+
+def lock_live(path: Path, ledger: Path) -> int | None:
+    """Keep everyone from a ledger's live counters: the file, made if there is none, locked; None while it is not free.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    descriptor = open_beside(path, ledger)
+    if lock_file(descriptor, wait=False) and os.fstat(descriptor).st_nlink:
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+def remove_live(descriptor: int, path: Path) -> None:
+    """Have whoever has the file that `lock_live` locked make the counters anew; unlocks it."""
+    try:
+        if os.fstat(descriptor).st_size > _BASE:
+            for place in (DIRTY, _RETIRED_AT):
+                os.pwrite(descriptor, b"\1", place)
+        path.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
 
 
 def _allocate(descriptor: int, size: int) -> None:

@@ -35,7 +35,7 @@ Ts = TypeVarTuple("Ts")
 #: Size at which a segment of the tail is followed by a new one.
 SEGMENT_BYTES = 8 << 20
 _DAY = 86_400_000_000
-_GONE, _END = (0, 0), os.SEEK_END
+_GONE = (0, 0)
 #: More than a file system's clock may be behind, in nanoseconds (FAT writes down every other second).
 _TICK_NS = 3_000_000_000
 _TAKEN = "The ledger's counters are being changed by others; call again from a thread."
@@ -82,12 +82,14 @@ class Writer(Shared):
     def generation(self) -> int:
         """Changes when a plan may be out of date: a budget was defined anew, a name erased, the ledger replaced."""
         live = self._live
-        whole = False
-        if live is not None and os.lseek(live.descriptor, 0, _END) == live.size:
-            if live.map[SITUATION] == self._situation:
+        there = False
+        if live is not None:
+            status = os.fstat(live.descriptor)
+            # Nobody changes what a file without a name says: whoever comes next makes another one.
+            there = bool(status.st_size == live.size and status.st_nlink)
+            if there and live.map[SITUATION] == self._situation:
                 return self._generation
-            whole = True
-        if live is None or not whole or live.state != self._state:
+        if live is None or not there or live.state != self._state:
             self._renew_if_possible()
             live = self._live
         if live is not None and live.whole:
@@ -170,8 +172,9 @@ class Writer(Shared):
             if not lock_file(live.descriptor, wait=wait):
                 raise StoreBusyError(_TAKEN)
             memory = live.map
-            # What is gone of a mapping must not be touched.
-            if os.lseek(live.descriptor, 0, _END) == live.size:
+            status = os.fstat(live.descriptor)
+            # What is gone of a mapping must not be touched; and a file without a name is nobody else's any more.
+            if status.st_size == live.size and status.st_nlink:
                 if memory[QUIET] == self._quiet:
                     return live
                 if memory[STATE] == self._state and not memory[DIRTY]:
@@ -226,7 +229,11 @@ class Writer(Shared):
                     self._live = live
                     return live
             self._live = live
-            return self._remake()
+            try:
+                return self._remake()
+            except BaseException:  # what it says is of another file: nothing is to be held by it
+                self._live = None
+                raise
         finally:
             if bare is not None:
                 os.close(bare)
@@ -253,7 +260,10 @@ class Writer(Shared):
             self._book.identity,
             self._file,
             number,
-            time.time_ns() if before is None or before.ledger != self._book.identity else before.generation,
+            # Of another file nobody knows what it says of budgets, and what it has of definitions.
+            before.generation
+            if before is not None and (before.ledger, before.file) == (self._book.identity, self._file)
+            else time.time_ns(),
             floor,
         )
         try:
@@ -393,8 +403,12 @@ class Writer(Shared):
 
     def _write(self, framed: bytes) -> None:
         live = self._live
-        if live is None or os.lseek(live.descriptor, 0, _END) != live.size or live.map[STATE] != self._state:
-            self._renew_if_possible()
+        if live is not None:
+            status = os.fstat(live.descriptor)
+            if status.st_size == live.size and status.st_nlink and live.map[STATE] == self._state:
+                self._append(framed)
+                return
+        self._renew_if_possible()
         self._append(framed)
 
     def _append(self, framed: bytes, *, there: bool = False) -> None:
@@ -468,7 +482,10 @@ class Writer(Shared):
             log.warning("%s was renamed or replaced; what was written to it is in %s", left.path, self._segment.path)
 
     def check_tail(self) -> None:
-        """See whether the segment that is written to is still where a fold looks for it."""
+        """See whether the ledger, and the segment that is written to, are still those that a fold finds."""
+        with contextlib.suppress(StoreError, OSError):  # told by the fold; a program that gave up its rights goes on
+            if _file_at(self._ledger_name) not in {self._file, _GONE}:
+                self._with_lock(lambda live: self._note(self._check_files(live)))
         segment = self._segment
         if segment is not None and not segment.in_place and self._ledger.exists():
             with contextlib.suppress(StoreError):  # told by the fold

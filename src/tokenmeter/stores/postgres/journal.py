@@ -387,6 +387,9 @@ class ServerJournal(LeasingWriter):
     def _is_held(self, hold_id: str) -> bool:
         """Whether nobody can have swept a hold of this process: by its time, nor on this machine by another clock."""
         live = self._live
+        if live is not None and not live.there:
+            self._renew_if_possible()
+            live = self._live
         if live is not None and live.whole and (live.map[SWEPT], live.map[STATE]) != (self._unswept, self._state):
             self._forget_holds(live)
         return self._holds.get(hold_id, 0) > self._now()

@@ -29,7 +29,7 @@ from tokenmeter.stores.base import (
 )
 from tokenmeter.stores.direct import DirectJournal, Transaction
 from tokenmeter.stores.documents import Filing, NewDocument
-from tokenmeter.stores.effects import Posted
+from tokenmeter.stores.effects import OutdatedError, Posted
 from tokenmeter.stores.fold import advance
 from tokenmeter.stores.journal import Journal
 from tokenmeter.stores.live import NEVER, Slot
@@ -54,6 +54,8 @@ else:  # no call needs it
 #: What becomes of an entry that no budget is about.
 _RECORDED, _REPEATED = Settlement(recorded=True), Settlement(recorded=False)
 _MOST_TOLD = 50_000
+#: Times that records are made anew because the ledger changed under them.
+_ATTEMPTS = 3
 
 
 T = TypeVar("T")
@@ -90,6 +92,7 @@ class SQLiteStore(BookStore[SQLiteBook, Journal | DirectJournal]):
         self.hears_late = isinstance(self.journal, DirectJournal)
         self._generation = self.journal.generation
         self._told: set[tuple[CounterKey, int]] = set()
+        self._told_as_of = self._generation
 
     def now(self) -> datetime:
         """This machine's clock."""
@@ -106,13 +109,16 @@ class SQLiteStore(BookStore[SQLiteBook, Journal | DirectJournal]):
         only_if_held: bool = False,
     ) -> Settlement:
         """Write `entry`, move the counters and free the hold; the sums follow with the next fold."""
-        posted = self.journal.post(
-            encode_entry(entry, self.journal.definitions),
-            [(self.journal.slot(posting.key, posting.window_end), posting.amount) for posting in postings],
-            entry_id=entry.entry_id,
-            dedup_key=kept_key(entry.dedup_key),
-            hold_id=reservation_id,
-            only_if_held=only_if_held,
+        posted = self._write_as_of_now(
+            lambda generation: self.journal.post(
+                encode_entry(entry, self.journal.definitions),
+                [(self.journal.slot(posting.key, posting.window_end), posting.amount) for posting in postings],
+                entry_id=entry.entry_id,
+                dedup_key=kept_key(entry.dedup_key),
+                hold_id=reservation_id,
+                only_if_held=only_if_held,
+                generation=generation,
+            )
         )
         return Settlement(posted.recorded, self._crossed(entry, postings, posted), posted.hold_found)
 
@@ -121,16 +127,19 @@ class SQLiteStore(BookStore[SQLiteBook, Journal | DirectJournal]):
         if not batch:
             return []
         slot, definitions = self.journal.slot, self.journal.definitions
-        done = self.journal.post_all(
-            [
-                (
-                    encode_entry(entry, definitions),
-                    entry.entry_id,
-                    kept_key(entry.dedup_key),
-                    [(slot(one.key, one.window_end), one.amount) for one in postings] if postings else (),
-                )
-                for entry, postings in batch
-            ]
+        done = self._write_as_of_now(
+            lambda generation: self.journal.post_all(
+                [
+                    (
+                        encode_entry(entry, definitions),
+                        entry.entry_id,
+                        kept_key(entry.dedup_key),
+                        [(slot(one.key, one.window_end), one.amount) for one in postings] if postings else (),
+                    )
+                    for entry, postings in batch
+                ],
+                generation=generation,
+            )
         )
         return [
             Settlement(posted.recorded, self._crossed(entry, postings, posted))
@@ -140,6 +149,13 @@ class SQLiteStore(BookStore[SQLiteBook, Journal | DirectJournal]):
             else _REPEATED
             for (entry, postings), posted in zip(batch, done, strict=True)
         ]
+
+    def _write_as_of_now(self, write: Callable[[int | None], T]) -> T:
+        """Run `write`, given the generation that its definitions are of: again where that changes before it writes."""
+        for _ in range(_ATTEMPTS):
+            with contextlib.suppress(OutdatedError):
+                return write(self.journal.generation)
+        return write(None)
 
     def _crossed(self, entry: Entry, postings: Sequence[Posting], posted: Posted) -> tuple[ThresholdCrossing, ...]:
         reached = [
@@ -159,6 +175,9 @@ class SQLiteStore(BookStore[SQLiteBook, Journal | DirectJournal]):
             at: When, aware.
             reached: Counters, each with its thresholds (ascending) and its settled amount.
         """
+        if self._told_as_of != (now := self.journal.generation):  # a ledger in its place was told less
+            self._told_as_of = now
+            self._told.clear()
         wanted = [
             ThresholdCrossing(slot.key, threshold, settled)
             for slot, thresholds, settled in reached
@@ -187,6 +206,7 @@ class SQLiteStore(BookStore[SQLiteBook, Journal | DirectJournal]):
             self._fold()
             if self._book.hold(hold_id) is not None:
                 return
+        self.generation()  # what its call shares with others is defined again where the ledger was replaced
         super().reserve(reservation)
 
     def recount(self, count: Callable[[], Mapping[CounterKey, tuple[int, int | None]]]) -> None:
