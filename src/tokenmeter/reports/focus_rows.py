@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from bisect import bisect_left, bisect_right
 from dataclasses import field, replace
-from datetime import date, datetime
+from datetime import date, datetime, time
 from decimal import Decimal
+from itertools import accumulate
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,7 +16,7 @@ from tokenmeter.attribution import Attribution
 from tokenmeter.dimensions import ACCOUNTS, COUNTED_AS, WHO
 from tokenmeter.ledger import Charge, Entry
 from tokenmeter.money import EXACT, ONE, ZERO, Costs, add, quantize
-from tokenmeter.periods import Period, floor
+from tokenmeter.periods import Period, floor, zone
 from tokenmeter.providers.hosts import host_of
 from tokenmeter.reports.query import BEGINNING
 from tokenmeter.stores.documents import DocumentQuery
@@ -64,7 +66,10 @@ class Owner(NamedTuple):
 
 
 class CostKey(NamedTuple):
-    """What one row of Cost and Usage has in common."""
+    """What one row of Cost and Usage has in common.
+
+    `billed_at` is an instant of the period that bills it; `late` says that this is not the one in which it was used.
+    """
 
     hour_start: datetime
     hour_end: datetime
@@ -72,6 +77,7 @@ class CostKey(NamedTuple):
     billing_end: datetime
     kind: EntryKind
     late: bool
+    billed_at: datetime
     sku: Sku
     owner: Owner
 
@@ -127,7 +133,62 @@ class CostRow:
         return "/".join(name for name in (owner.team, owner.member) if name) or None
 
 
-def cost_rows(entries: Iterable[Entry], tz: str) -> Iterator[CostRow]:
+class Closings:
+    """Which period bills an entry: the one that holds it, or, once that is closed, the next that is."""
+
+    def __init__(self, closed: Iterable[tuple[Period, datetime]]) -> None:
+        """Take closed periods, each with when its closing was filed, in the order of the filings."""
+        filed = list(closed)
+        self._periods = [period for period, _ in filed]
+        # Clocks of several machines may differ; the order of the filings does not.
+        self._filed = list(accumulate((at for _, at in filed), max))
+        # No two hold the same moment.
+        self._order = sorted(range(len(filed)), key=lambda at: self._periods[at].start)
+        self._starts = [self._periods[at].start for at in self._order]
+
+    @classmethod
+    def read(cls, store: Store) -> Closings:
+        """Those of a ledger."""
+        closed: list[tuple[Period, datetime]] = []
+        for document in store.documents(DocumentQuery("period")):
+            told = json.loads(document.body)["period"]
+            start, end = datetime.fromisoformat(told["start"]), datetime.fromisoformat(told["end"])
+            closed.append((Period(start, end, told["tz"]), document.recorded_at))
+        return cls(closed)
+
+    def place(self, entry: Entry, hour: Period, month: Period) -> tuple[datetime, Period]:
+        """An instant of the period that bills an entry, and the month that stands for it; its own, unless it is late.
+
+        Args:
+            entry: The entry.
+            hour: Its hour.
+            month: Its month.
+        """
+        if not self._filed:
+            # Where nothing is ever closed, a month is taken to be billed once it is over.
+            if entry.kind in {"correction", "reversal"} and entry.recorded_at >= month.end:
+                month = floor(entry.recorded_at, "month", month.tz)
+                return month.start, month
+            return hour.start, month
+        found = bisect_right(self._starts, entry.occurred_at) - 1
+        closing = self._order[found]
+        if found < 0 or entry.occurred_at not in self._periods[closing]:
+            return hour.start, month  # which is open still
+        taken_up = bisect_left(self._filed, entry.recorded_at)
+        if taken_up <= closing:
+            return self._periods[closing].start, month
+        if taken_up < len(self._filed):
+            billed_by = self._periods[taken_up]
+            at, named = billed_by.start, billed_by.tz
+        else:  # waits for the next closing
+            last = self._periods[self._order[-1]]
+            at, named = last.end, last.tz
+        # The month by the calendar of the books, whatever the zone in which rows are cut.
+        noon = datetime.combine(at.astimezone(zone(named)).date(), time(12), zone(month.tz))
+        return at, floor(noon, "month", month.tz)
+
+
+def cost_rows(entries: Iterable[Entry], tz: str, closings: Closings) -> Iterator[CostRow]:
     """Charges summed per hour and key. `entries` come in order of their occurrence."""
     hour = month = Period(BEGINNING, BEGINNING, tz)
     rows: dict[CostKey, CostRow] = {}
@@ -137,9 +198,7 @@ def cost_rows(entries: Iterable[Entry], tz: str) -> Iterator[CostRow]:
             rows.clear()
             hour = floor(entry.occurred_at, "hour", tz)
             month = floor(entry.occurred_at, "month", tz)
-        billed_in = month
-        if entry.kind in {"correction", "reversal"} and entry.recorded_at >= month.end:
-            billed_in = floor(entry.recorded_at, "month", tz)
+        billed_at, billed_in = closings.place(entry, hour, month)
         owner = _owner(entry)
         for position, charge in enumerate(_charges(entry)):
             sku = _sku(entry, charge)
@@ -148,9 +207,8 @@ def cost_rows(entries: Iterable[Entry], tz: str) -> Iterator[CostRow]:
                 kind = "usage"  # a reversal: the opposite of what it takes back, in the same row
             elif kind == "correction":
                 kind, sku, charge = _restated(sku, charge)  # noqa: PLW2901 - what is left of it to be counted
-            key = CostKey(
-                hour.start, hour.end, billed_in.start, billed_in.end, kind, billed_in is not month, sku, owner
-            )  # fmt: skip
+            late = billed_in != month
+            key = CostKey(hour.start, hour.end, billed_in.start, billed_in.end, kind, late, billed_at, sku, owner)
             rows.setdefault(key, CostRow(key)).add(charge, requests=0 if position else entry.requests)
     yield from _worth_saying(rows)
 
@@ -258,14 +316,13 @@ class IssuedByAccount:
             of_names.setdefault(tuple(one.scope.values()), []).append((place, one))
 
     def find(self, row: CostRow) -> Issued | None:
-        """The first invoice that a row is on; what came after a closing is billed with the month it came in."""
+        """The first invoice that a row is on."""
         key = row.key
-        moment = key.billing_start if key.late else key.hour_start
         on = (
             (place, one)
             for names, by_account in self._of.items()
             for place, one in by_account.get(tuple(map(key.owner.about, names)), ())
-            if one.start <= moment < one.end
+            if one.start <= key.billed_at < one.end
         )
         return min(on, default=(0, None), key=itemgetter(0))[1]
 
