@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from decimal import Decimal
 from functools import cache
@@ -72,6 +73,18 @@ def failures(xml, rules):
     program, processor = compiled(rules)
     report = program.transform_to_string(xdm_node=processor.parse_xml(xml_text=xml.decode()))
     return [part.split("</", 1)[0][-200:] for part in report.split("<svrl:failed-assert")[1:]]
+
+
+@pytest.mark.parametrize("tz", ["Europe/Berlin", "America/New_York", "Pacific/Auckland"])
+def test_the_period_begins_and_ends_on_its_days_in_every_zone(store, book, december, tz):
+    book("5", "2026-10-10T12:00", team="search")
+    close_period(store, "2026-10", tz=tz, now=december)
+    bill = issue_invoice(store, draft_invoice(store, team="search", period="2026-10", profile=profile(tz=tz)))
+    for document in (bill, credit_invoice(store, bill, "1", "outage")):
+        xml = make_einvoice(document, "ubl").decode()
+        days = re.findall(r"<cbc:(StartDate|EndDate|ActualDeliveryDate)>([^<]*)<", xml)
+        assert dict(days).items() >= {"StartDate": "2026-10-01", "EndDate": "2026-10-31"}.items()
+        assert {day for name, day in days if name != "StartDate"} == {"2026-10-31"}
 
 
 @pytest.mark.parametrize(("form", "rules"), [("cii", CII), ("ubl", UBL), ("xrechnung", UBL)])

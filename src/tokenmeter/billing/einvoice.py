@@ -10,7 +10,6 @@ import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from datetime import timedelta
 from decimal import Decimal
 from functools import cache
 from importlib import import_module
@@ -22,6 +21,7 @@ from tokenmeter.arguments import tell_wrong_arguments
 from tokenmeter.billing.credit_note import CreditNote
 from tokenmeter.billing.invoice import Invoice
 from tokenmeter.billing.lines import LineItem, TaxLine
+from tokenmeter.billing.period import days_of
 from tokenmeter.billing.profile import EINVOICE_FORMS, EINVOICE_PDFS, Party
 from tokenmeter.errors import ConfigurationError, shown
 from tokenmeter.money import EXACT, ONE, magnitude, minor_unit, round_money, total
@@ -204,7 +204,7 @@ def _missing_numbers(seller: Party, buyer: Party, category: str) -> Iterator[str
 
 def _common(invoice: Invoice, taxes: tuple[TaxLine, ...]) -> dict[str, Any]:
     seller, buyer, category = invoice.seller, invoice.buyer, taxes[0].category
-    last = (invoice.period.end - timedelta(microseconds=1)).date()
+    first, last = days_of(invoice.period)
     told = _party(buyer if category != "O" else replace(buyer, tax_id=None))  # which may not be named there
     data: dict[str, Any] = {
         "BT-5": invoice.currency,
@@ -213,7 +213,7 @@ def _common(invoice: Invoice, taxes: tuple[TaxLine, ...]) -> dict[str, Any]:
         "BT-19": buyer.cost_centre,
         "BT-20": invoice.payment_terms,
         "BT-72": last,
-        "BT-73": invoice.period.start.date(),
+        "BT-73": first,
         "BT-74": last,
         "BG-4": _party(seller),
         "BG-7": told,
