@@ -574,3 +574,50 @@ def test_xero_has_rounding_on_its_own_account_where_one_is_named(booked):
 
     assert codes()["Rounding"] == "200"
     assert codes(rounding="860")["Rounding"] == "860"
+
+
+def costs_of(store, period):
+    """Day -> the provider costs that a period's journal books or takes back on it, and what its file says of others."""
+    found = [one for one in journal_entries(store, period=period) if one.kind == "provider_cost"]
+    told = export_journal(store, period=period).decode()
+    assert export_journal(store, period=period, form="hledger").decode().startswith(told.partition("option")[0])
+    sums = {f"{one.on:%m-%d}": str(one.postings[0].amount) for one in found}
+    return sums, [line.removeprefix("; ") for line in told.splitlines() if line.startswith("; ")]
+
+
+@pytest.mark.parametrize("tz", ["UTC", "America/New_York"])
+def test_a_quarter_has_the_costs_of_its_months_and_says_what_is_not_closed(store, book, december, tz):
+    for month in (7, 8, 9):
+        book(str(month), at=f"2026-{month:02d}-10T12:00")
+    for month in ("2026-07", "2026-08"):
+        close_period(store, month, tz=tz, now=december)
+    months = {"07-31": "7.00", "08-01": "-7.00", "08-31": "8.00", "09-01": "-8.00"}
+    missing = "The providers' costs of {} to 2026-09-30 are missing: no closed period holds these days."
+    assert costs_of(store, "2026-Q3") == (months, [missing.format("2026-09-01")])
+    assert costs_of(store, "2026-09") == ({}, [missing.format("2026-09-01")])
+    assert costs_of(store, "2026-08") == ({"08-31": "8.00", "09-01": "-8.00"}, [])
+    close_period(store, "2026-09", tz=tz, now=december)
+    assert costs_of(store, "2026-Q3") == ({**months, "09-30": "9.00", "10-01": "-9.00"}, [])
+
+
+def test_a_month_of_a_quarter_that_was_closed_in_one_says_where_its_costs_are(store, book, december):
+    book("7", at="2026-07-10T12:00")
+    close_period(store, "2026-Q3", now=december)
+    assert costs_of(store, "2026-09") == ({"09-30": "7.00", "10-01": "-7.00"}, [])
+    where = "are booked on 2026-09-30, with all of 2026-Q3, which was closed in one."
+    assert costs_of(store, "2026-07") == ({}, [f"The providers' costs of 2026-07-01 to 2026-07-31 {where}"])
+    assert costs_of(store, "2026-Q3") == costs_of(store, "2026-09")
+
+
+@pytest.mark.ordinary_decimals("beancount's own")
+def test_a_quarter_after_a_month_opens_what_is_new_in_it(store, book, december):
+    pytest.importorskip("beancount")
+    from beancount.loader import load_string
+
+    for month, provider in ((6, "openai"), (7, "openai"), (8, "groq"), (10, "groq"), (10, "mistral")):
+        book("5", at=f"2026-{month:02d}-10T12:00", provider=provider)
+    for month in (6, 7, 8, 9, 10):
+        close_period(store, f"2026-{month:02d}", now=december)
+    opened = {"2026-06": "yes", "2026-Q3": "new", "2026-10": "new"}
+    files = [export_journal(store, period=period, options={"open": one}).decode() for period, one in opened.items()]
+    assert load_string("\n".join(files))[1] == []

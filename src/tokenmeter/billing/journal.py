@@ -22,7 +22,7 @@ from tokenmeter.billing.events import MOVED_TEXT, movements
 from tokenmeter.billing.filed import credit_notes, invoices
 from tokenmeter.billing.invoice import Invoice
 from tokenmeter.billing.lines import LineItem
-from tokenmeter.billing.period import closed_periods, days_of, find_closed, zone_of_books
+from tokenmeter.billing.period import ClosedPeriod, closed_periods, days_of, zone_of_books
 from tokenmeter.billing.rated import RateKey
 from tokenmeter.dimensions import ACCOUNTS as DIMENSIONS
 from tokenmeter.errors import ConfigurationError
@@ -42,6 +42,7 @@ ACCOUNTS: Mapping[str, str] = {
     "expense": "Expenses:AI:{provider}",
     "accrued": "Liabilities:Accrued:{provider}",
 }
+_DAY = timedelta(days=1)
 Accounts = Mapping[str, "str | Mapping[str, str]"]
 #: What moves a receivable -> kind of its entry, role of the account against it.
 _SETTLING = {
@@ -91,8 +92,9 @@ def journal_entries(
 ) -> list[JournalEntry]:
     """What was issued, credited, paid and written off in a period, and what its providers cost, in double entry.
 
-    The providers' cost is accrued on the last day, from the period's closing, and taken back on the day after, when the
-    provider's own bill is booked.
+    The providers' cost is accrued from each closing whose last day lies in the period, on that day, and taken back on
+    the day after, when the provider's own bill is booked. That of days that are not closed is in no journal yet: a file
+    from `export_journal` says which they are.
 
     Args:
         store: The ledger.
@@ -108,7 +110,41 @@ def journal_entries(
     chart = AccountChart.of(store, accounts or {}, filed)
     first, last = days_of(asked)
     found = [entry for entry in _book_all(store, filed, chart) if first <= entry.on <= last]
-    return [*sorted(found, key=lambda one: one.on), *_book_provider_costs(store, asked, chart)]
+    costs = (
+        entry
+        for closed in _by_last_day(store)
+        if first <= days_of(closed.period)[1] <= last
+        for entry in _book_provider_costs(closed, chart)
+    )
+    return [*sorted(found, key=lambda one: one.on), *costs]
+
+
+def say_missing_costs(store: Store, period: Period) -> Iterator[str]:
+    """Which of the providers' costs of a period its journal does not have, and why; nothing when all are there."""
+    first, last = days_of(period)
+    open_from = first
+    for closed in _by_last_day(store):
+        begins, ends = days_of(closed.period)
+        if ends < open_from or begins > last:
+            continue
+        if begins > open_from:
+            yield _say_open(open_from, begins - _DAY)
+        if ends > last:
+            yield (
+                f"The providers' costs of {max(begins, first)} to {last} are booked on {ends}, with all of "
+                f"{closed.period.label}, which was closed in one."
+            )
+        open_from = ends + _DAY
+    if open_from <= last:
+        yield _say_open(open_from, last)
+
+
+def _say_open(first: date, last: date) -> str:
+    return f"The providers' costs of {first} to {last} are missing: no closed period holds these days."
+
+
+def _by_last_day(store: Store) -> list[ClosedPeriod]:
+    return sorted(closed_periods(store), key=lambda closed: closed.period.end)
 
 
 def accounts_before(store: Store, period: Period, accounts: Accounts | None = None) -> set[str]:
@@ -119,7 +155,7 @@ def accounts_before(store: Store, period: Period, accounts: Accounts | None = No
     found = [entry for entry in _book_all(store, filed, chart) if entry.on < first]
     for closed in closed_periods(store):
         if days_of(closed.period)[1] < first:
-            found += _book_provider_costs(store, closed.period, chart)
+            found += _book_provider_costs(closed, chart)
     return accounts_of(found)
 
 
@@ -227,11 +263,8 @@ def _turn_round(entry: JournalEntry, on: date, kind: str, number: str, text: str
     )
 
 
-def _book_provider_costs(store: Store, period: Period, chart: AccountChart) -> Iterator[JournalEntry]:
-    # Before its closing what a period cost may still change.
-    closed = find_closed(store, period)
-    if closed is None:
-        return
+def _book_provider_costs(closed: ClosedPeriod, chart: AccountChart) -> Iterator[JournalEntry]:
+    period = closed.period
     sums: dict[str, dict[str, Decimal]] = defaultdict(dict)
     for row in closed.rows:
         account = chart.account("expense", _facts_of_cost(row.rate))
@@ -262,7 +295,7 @@ def _book_provider_costs(store: Store, period: Period, chart: AccountChart) -> I
         )
         yield accrued
         taken_back = f"Accrual of {period.label} taken back for the bill of {provider}"
-        yield _turn_round(accrued, last + timedelta(days=1), "provider_cost", accrued.number, taken_back)
+        yield _turn_round(accrued, last + _DAY, "provider_cost", accrued.number, taken_back)
 
 
 def facts_of(invoice: Invoice) -> dict[str, str]:

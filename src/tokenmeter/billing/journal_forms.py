@@ -30,6 +30,7 @@ from tokenmeter.billing.journal import (
     is_beancount_account,
     journal_entries,
     role_of,
+    say_missing_costs,
 )
 from tokenmeter.billing.paper import plain_text
 from tokenmeter.billing.period import days_of, zone_of_books
@@ -87,9 +88,11 @@ def export_journal(
         _check_accounts(entries, form)
         if form == "beancount":
             opened = _choose_opened(store, asked, accounts, accounts_of(entries), given.pop("open", "yes"))
-            content = _beancount(entries, opened).encode()
+            text = _beancount(entries, opened)
         else:
-            content = _hledger(entries).encode()
+            text = _hledger(entries)
+        # Before its closing what a period cost may still change.
+        content = "".join((*(f"; {told}\n" for told in say_missing_costs(store, asked)), text)).encode()
     elif form == "datev":
         content = write_datev(journal_entries(store, period=asked, accounts=accounts), asked, given)
     else:
