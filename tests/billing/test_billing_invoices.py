@@ -4,6 +4,7 @@ import json
 import pickle
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -302,6 +303,23 @@ def test_unpriced_usage_is_shown_not_billed_as_free(store, book, december):
     bill = draft_invoice(store, member="ada", period="2026-11")
     assert (bill.unpriced, bill.total) == (1, 0)
     assert "no known price" in bill.to_html()
+
+
+def test_what_was_unpriced_and_has_its_price_now_is_taken_back_at_nothing(tmp_path, december):
+    """The month that had no price is closed: the line that takes its usage back is not without a price itself."""
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    answer = {"id": "1", "model": "my-model", "usage": {"prompt_tokens": 1_000_000, "completion_tokens": 0}}
+    price = {"provider": "openai", "model": "my-model", "sku_meter": "input", "unit_price": "3", "per": 1_000_000}
+    with closing(make_meter(store=url, config={})) as meter:
+        call = {"provider": "openai", "endpoint": "chat.completions", "attribution": {"member": "ada"}}
+        meter.record(answer, **call, at="2026-10-10")
+        close_period(meter.store, "2026-10", now=december)
+    with closing(make_meter(store=url, config={}, prices=[price])) as meter:
+        meter.reprice(period="2026-10")
+        close_period(meter.store, "2026-11", now=december)
+        bill = draft_invoice(meter.store, member="ada", period="2026-11")
+    amounts = [row.cells[-1] for row in bill.to_sheet().rows]
+    assert (bill.unpriced, amounts) == (0, ["0.00", "3.00"])
 
 
 def test_lines_can_be_broken_down(ready):
@@ -695,6 +713,21 @@ def test_what_a_price_was_chosen_by_is_said_in_words(store, make_call, condition
     entry = make_call("1", member="ada")
     charge = replace(entry.charges[0], price_id=f"openai/gpt-5/input{conditions}@2026-01-01")
     store.settle(replace(entry, charges=(charge,)))
+    assert [line.description for line in draft_invoice(store, member="ada", period="2026-11").lines] == [words]
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        ("#1f*0.5|processing=batch", "gpt-5 input tokens, batch"),
+        ("[service_tier=priority]#1f*2|service_tier=priority,speed=fast", "gpt-5 input tokens, priority, speed fast"),
+        ("[processing=batch]@2026-01-01#1f|processing=batch", "gpt-5 input tokens, batch"),
+        ("#1f|region=us", "gpt-5 input tokens"),  # its factor is told
+    ],
+)
+def test_what_a_rule_makes_a_price_for_is_said_like_a_price_of_its_own(store, make_call, found, words):
+    entry = make_call("1", member="ada")
+    store.settle(replace(entry, charges=(replace(entry.charges[0], price_id=f"openai/gpt-5/input{found}"),)))
     assert [line.description for line in draft_invoice(store, member="ada", period="2026-11").lines] == [words]
 
 

@@ -346,7 +346,7 @@ def _printed_line(line: LineItem, currency: str, rate: ExchangeRate) -> PrintedR
         *(value or "-" for value in line.group.values()),
         f"{line.quantity.normalize(EXACT):,f}" if line.quantity and line.kind != "adjustment" else "",
         line.price_text if line.kind != "adjustment" else "",
-        f"{line.amount:,f}" if not line.unpriced or line.amount else "unpriced",
+        f"{line.amount:,f}" if line.unpriced <= 0 or line.amount else "unpriced",
     )
     return PrintedRow(cells, note)
 

@@ -18,6 +18,9 @@ from tokenmeter.values import dataclass
 
 #: What a price was chosen by, as its identity spells it: ``openai/gpt-5/input[processing=batch]@2026-10-12``.
 _CONDITIONS = re.compile(r"\[([^\]]*)\]")
+#: What a price is found for, by a row of its own or by a rule: behind a bar the identity has all of it,
+#: ``.../input@2026-10-12#1f*0.5|processing=batch,region=us``. A place has a factor, which is told by its name.
+_MODES = frozenset({"speed", "service_tier", "processing"})
 
 
 def check_account(**given: object) -> dict[str, str]:
@@ -191,7 +194,12 @@ def _account_value(entry: Entry, name: str) -> str | None:
 
 def _conditions(price_id: str | None) -> str:
     found = _CONDITIONS.search(price_id or "")
-    return found[1] if found else ""
+    listed = found[1] if found else ""
+    _, _, context = (price_id or "").rpartition("|")
+    # Where a rule makes the price ("a batch is half"), the row that it starts from says nothing of it.
+    named = {condition.partition("=")[0].strip() for condition in listed.split(",")}
+    ruled = [mode for mode in context.split(",") if mode.partition("=")[0] in _MODES - named]
+    return ",".join(filter(None, [listed, *ruled]))
 
 
 def plus(one: Rated, other: Rated, sign: int = 1) -> Rated:
