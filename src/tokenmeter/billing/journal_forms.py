@@ -92,7 +92,7 @@ def export_journal(
         else:
             text = _hledger(entries)
         # Before its closing what a period cost may still change.
-        content = "".join((*(f"; {told}\n" for told in say_missing_costs(store, asked)), text)).encode()
+        content = "".join((text, *(f"; {told}\n" for told in say_missing_costs(store, asked)))).encode()
     elif form == "datev":
         content = write_datev(journal_entries(store, period=asked, accounts=accounts), asked, given)
     else:

@@ -188,7 +188,10 @@ class Closings:
         return at, floor(noon, "month", month.tz)
 
 
-def cost_rows(entries: Iterable[Entry], tz: str, closings: Closings) -> Iterator[CostRow]:
+_NONE_CLOSED = Closings(())
+
+
+def cost_rows(entries: Iterable[Entry], tz: str, closings: Closings = _NONE_CLOSED) -> Iterator[CostRow]:
     """Charges summed per hour and key. `entries` come in order of their occurrence."""
     hour = month = Period(BEGINNING, BEGINNING, tz)
     rows: dict[CostKey, CostRow] = {}
