@@ -11,6 +11,7 @@ from tokenmeter.attribution import ApiKey, Attribution
 from tokenmeter.billing import draw_statement
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Charge, Entry, new_id
+from tokenmeter.money import negate
 from tokenmeter.periods import parse_period
 from tokenmeter.reconciliation import (
     file_reconciliation,
@@ -248,7 +249,7 @@ def test_the_same_adjustment_can_be_right_a_second_time(meter, shop):
     outcome = shop("model,api_key")
     posted = post_proposals(meter, outcome)
     for entry in posted:
-        costs = dict.fromkeys(("list_cost", "contracted_cost", "billed_cost"), -entry.billed_cost)
+        costs = dict.fromkeys(("list_cost", "contracted_cost", "billed_cost"), negate(entry.billed_cost))
         meter.post(replace(entry, entry_id=new_id(), dedup_key=None, charges=(), **costs))
     kept = file_reconciliation(meter.store, shop("model,api_key"))
     (filed,) = reconciliations(meter.store)
