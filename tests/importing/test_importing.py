@@ -909,7 +909,7 @@ def test_a_line_without_its_time_says_so(meter, write):
     row = claude("msg_1", 7)
     del row["timestamp"]
     outcome = import_usage(meter, write("a.jsonl", [row]))
-    assert [problem.reason for problem in outcome.left_out] == ["it does not say when it was"]
+    assert [problem.reason for problem in outcome.left_out] == ["it does not say when it was: give --at"]
 
 
 @pytest.mark.parametrize(

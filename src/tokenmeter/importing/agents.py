@@ -19,10 +19,10 @@ from tokenmeter.errors import ConfigurationError
 from tokenmeter.importing.call import (
     Given,
     ImportedCall,
+    complete,
     count_of,
     decimal_of,
-    endpoint_of,
-    instant_of,
+    made_at,
     mapping_of,
     object_in,
     provider_of,
@@ -99,8 +99,8 @@ class ClaudeCode:
             id=str(message["id"]),
             provider=self._given.provider or provider_of(model) or "anthropic",
             model=model,
-            at=instant_of(row.get("timestamp"), tz="UTC"),
-            endpoint="messages",
+            at=made_at(self._given, row.get("timestamp")),
+            endpoint=self._given.endpoint or "messages",
             quantities=without_zero({
                 "input": prompt,
                 "cache_read": count_of(usage, "cache_read_input_tokens"),
@@ -110,7 +110,7 @@ class ClaudeCode:
                 "web_searches": count_of(tools, "web_search_requests"),
             }),
             service_tier=None if tier in {None, "standard"} else str(tier),
-            processing="batch" if tier == "batch" else self._given.processing,
+            processing="batch" if tier == "batch" else None,
             speed="fast" if usage.get("speed") == "fast" else None,
             geo=None if geo in {None, "", "global", "not_available"} else str(geo),
             flags=frozenset({"cache_lifetime_assumed"} if rest else ()),
@@ -181,18 +181,18 @@ class Codex:
                 _CodexMeta(
                     str(payload.get("id") or ""),
                     _parent(payload),
-                    instant_of(payload.get("timestamp") or row.get("timestamp"), tz="UTC"),
+                    made_at(self._given, payload.get("timestamp"), row.get("timestamp")),
                     str(payload.get("cwd") or "").rstrip("/").rpartition("/")[2],
                 )
             )
         elif kind == "turn_context" and payload.get("model"):
-            file.turns.append((instant_of(row.get("timestamp"), tz="UTC"), number, str(payload["model"])))
+            file.turns.append((made_at(self._given, row.get("timestamp")), number, str(payload["model"])))
         elif kind == "event_msg" and payload.get("type") == "token_count" and object_in(payload, "info"):
             info = mapping_of(payload["info"])
             last = object_in(info, "last_token_usage")
             file.counts.append(
                 _CodexCount(
-                    instant_of(row.get("timestamp"), tz="UTC"),
+                    made_at(self._given, row.get("timestamp")),
                     number,
                     _total(object_in(info, "total_token_usage")),
                     _total(last) if last else None,
@@ -251,7 +251,7 @@ class Codex:
             provider=self._given.provider or "openai",
             model=name,
             at=count.at,
-            endpoint="responses",
+            endpoint=self._given.endpoint or "responses",
             quantities=without_zero(
                 {
                     "input": whole - cached - written,
@@ -334,8 +334,8 @@ class Gemini:
             id="",  # as its session is called, which a later line may say
             provider=self._given.provider or "google",
             model=model,
-            at=instant_of(row.get("timestamp"), tz="UTC"),
-            endpoint="models.generate_content",
+            at=made_at(self._given, row.get("timestamp")),
+            endpoint=self._given.endpoint or "models.generate_content",
             quantities=without_zero({
                 "input": before + tool - (0 if beside else cached),
                 "cache_read": cached,
@@ -368,23 +368,17 @@ class Aider:
         self._equal[file, content] += 1
         name = hashlib.sha256(f"{content} {self._equal[file, content]}".encode()).hexdigest()[:32]
         model = str(told.get("main_model") or self._given.model or "")
-        provider = self._given.provider or provider_of(model)
-        if not provider:
-            raise ConfigurationError("whose model it is cannot be told: give --provider")
         prompt, answer = sides_of(told, "prompt_tokens", "completion_tokens", model=model)
-        self._found.append(
-            ImportedCall(
-                where=where,
-                id=f"aider:{name}",
-                provider=provider,
-                model=model,
-                at=instant_of(row.get("time"), tz="UTC"),
-                endpoint=endpoint_of(provider),
-                quantities=without_zero({"input": prompt, "output": answer}),
-                flags=frozenset({"cache_uncertain", "id_assumed"}),
-                cost_in_source=None if told.get("cost") is None else decimal_of(told["cost"], "cost"),
-            )
+        call = ImportedCall(
+            where=where,
+            id=f"aider:{name}",
+            model=model,
+            at=made_at(self._given, row.get("time")),
+            quantities=without_zero({"input": prompt, "output": answer}),
+            flags=frozenset({"cache_uncertain", "id_assumed"}),
+            cost_in_source=None if told.get("cost") is None else decimal_of(told["cost"], "cost"),
         )
+        self._found.append(complete(call, self._given))
         return 1
 
     def calls(self) -> Iterator[Told]:
@@ -411,15 +405,14 @@ def opencode(row: Row, where: str, given: Given) -> ImportedCall | None:
     )
     if not quantities:
         return None
-    model = str(row.get("modelID") or given.model or "")
-    provider = given.provider or str(row.get("providerID") or provider_of(model) or "")
+    if not row.get("id"):
+        raise ConfigurationError("the message has no id, so that it could be counted twice")
     return ImportedCall(
         where=where,
-        id=f"opencode:{row.get('id')}",
-        provider=provider,
-        model=model,
-        at=instant_of(mapping_of(row.get("time")).get("created"), tz="UTC"),
-        endpoint=endpoint_of(provider),
+        id=f"opencode:{row['id']}",
+        provider=str(row.get("providerID") or ""),
+        model=str(row.get("modelID") or ""),
+        at=made_at(given, mapping_of(row.get("time")).get("created")),
         quantities=quantities,
         reasoning=reasoning,
         flags=frozenset({"cache_lifetime_assumed"} if written else ()),

@@ -107,10 +107,10 @@ class ImportedCall:
 
     where: str
     id: str
-    provider: str
+    provider: str = ""
     model: str | None
     at: datetime
-    endpoint: str
+    endpoint: str = ""
     request_model: str | None = None
     quantities: dict[str, int] = field(default_factory=dict[str, int])
     reasoning: int = 0
@@ -125,6 +125,37 @@ class ImportedCall:
     tags: dict[str, str] = field(default_factory=dict[str, str])
     observation: Observation | None = None
     grows: bool = False
+
+
+def complete(call: ImportedCall, given: Given) -> ImportedCall:
+    """A call of which its source has told what it knows, with what is given of all lines where it says nothing.
+
+    What is neither told nor given is by the model's name.
+
+    Raises:
+        ConfigurationError: whose model it is cannot be told.
+    """
+    call.model = call.model or given.model
+    call.provider = call.provider or given.provider or provider_of(call.model) or ""
+    if not call.provider:
+        raise ConfigurationError("whose model it is cannot be told: give --provider")
+    call.endpoint = call.endpoint or given.endpoint or endpoint_of(call.provider)
+    call.processing = call.processing or given.processing
+    return call
+
+
+def made_at(given: Given, *values: object) -> datetime:
+    """When a call was made: the first of the values that its source has, which writes UTC; else as is given.
+
+    Raises:
+        ConfigurationError: as for `instant_of`.
+    """
+    told = next((value for value in values if value), None)
+    if told is not None:
+        return instant_of(told, tz="UTC")
+    if given.at is None:
+        raise ConfigurationError("it does not say when it was: give --at")
+    return given.at
 
 
 def count_of(values: Mapping[str, Any], name: str) -> int:

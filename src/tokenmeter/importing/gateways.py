@@ -17,12 +17,11 @@ from tokenmeter.errors import ConfigurationError
 from tokenmeter.importing.call import (
     Given,
     ImportedCall,
+    complete,
     count_of,
     decimal_of,
-    endpoint_of,
-    instant_of,
+    made_at,
     mapping_of,
-    provider_of,
     sides_of,
     without_zero,
 )
@@ -95,21 +94,19 @@ def litellm(row: Row, where: str, given: Given) -> ImportedCall | None:
     counted = _litellm_tokens(row, metadata)
     if counted is None:
         return _without_usage(_cost(row, "spend"))
-    spelled = _model(row, "model")
+    spelled = _model(given, row.get("model"))
     theirs = str(row.get("custom_llm_provider") or "")
     prefix, slash, rest = spelled.partition("/")
     if slash and not theirs and prefix in _LITELLM_PROVIDERS:
         theirs = prefix
     model = rest if slash and prefix == theirs else spelled
-    provider = _LITELLM_PROVIDERS.get(theirs, theirs) or provider_of(model) or given.provider or ""
     return ImportedCall(
         where=where,
         id=_id(row, "request_id"),
-        provider=_provider(provider),
+        provider=_LITELLM_PROVIDERS.get(theirs, theirs),
         model=model,
         request_model=spelled,
-        at=instant_of(row.get("endTime") or row.get("startTime"), tz="UTC"),
-        endpoint=endpoint_of(provider),
+        at=made_at(given, row.get("endTime"), row.get("startTime")),
         quantities=without_zero(counted.quantities),
         reasoning=counted.reasoning,
         flags=counted.flags,
@@ -166,15 +163,11 @@ def langfuse(row: Row, where: str, given: Given) -> ImportedCall | None:
             raise ConfigurationError(f"its {name} is no JSON object, so that what it counts would be missing")
         return _without_usage(cost)
     counted = _langfuse_tokens(usage, answers=str(row["type"]).upper() == "GENERATION")
-    model = row.get("provided_model_name") or row.get("providedModelName") or row.get("model") or given.model
-    provider = given.provider or provider_of(None if model is None else str(model))
     return ImportedCall(
         where=where,
         id=_id(row, "id"),
-        provider=_provider(provider),
-        model=_named(model),
-        at=instant_of(row.get("start_time") or row.get("startTime"), tz="UTC"),
-        endpoint=endpoint_of(str(provider)),
+        model=_model(given, *(row.get(name) for name in ("provided_model_name", "providedModelName", "model"))),
+        at=made_at(given, row.get("start_time"), row.get("startTime")),
         quantities=without_zero(counted.quantities),
         reasoning=counted.reasoning,
         flags=counted.flags,
@@ -233,20 +226,16 @@ def helicone(row: Row, where: str, given: Given) -> ImportedCall | None:
     if _failed(row, "response_status") or str(row.get("cache_reference_id") or _UNCACHED) != _UNCACHED:
         return None
     body = nested(row, "response_body")
-    model = row.get("response_model") or row.get("request_model") or row.get("model_override")
-    provider = str(row.get("provider") or "").lower() or provider_of(None if model is None else str(model))
-    provider = given.provider or provider
-    at = instant_of(row.get("response_created_at") or row.get("request_created_at"), tz="UTC")
+    names = (row.get(name) for name in ("response_model", "request_model", "model_override"))
     who = {"member": str(row["request_user_id"])} if row.get("request_user_id") else {}
     properties = nested(row, "request_properties")
     who |= {name: str(properties[name]) for name in ("team", "project", "organization") if properties.get(name)}
     call = ImportedCall(
         where=where,
         id=str(body.get("id") or row.get("response_id") or _id(row, "request_id")),
-        provider=_provider(provider),
-        model=_named(model),
-        at=at,
-        endpoint=endpoint_of(str(provider)),
+        provider=str(row.get("provider") or "").lower(),
+        model=_model(given, *names, body.get("model")),
+        at=made_at(given, row.get("response_created_at"), row.get("request_created_at")),
         cost_in_source=_cost(row, "costUSD", "cost_usd"),
         who=who,
     )
@@ -283,10 +272,9 @@ def openrouter(row: Row, where: str, given: Given) -> ImportedCall | None:
     return ImportedCall(
         where=where,
         id=_id(row, "generation_id"),
-        provider=given.provider or "openrouter",
-        model=_model(row, "model_permaslug"),
-        at=instant_of(row.get("created_at"), tz="UTC"),
-        endpoint="chat.completions",
+        provider="openrouter",
+        model=_model(given, row.get("model_permaslug")),
+        at=made_at(given, row.get("created_at")),
         quantities=without_zero({"input": prompt - read, "cache_read": read, "output": output}),
         reasoning=count_of(row, "tokens_reasoning"),
         flags=frozenset({"own_key"} if own else ()),
@@ -306,7 +294,6 @@ def portkey(row: Row, where: str, given: Given) -> ImportedCall | None:
     if _failed(row, "response_status_code"):
         return None
     body = nested(nested(row, "response"), "body") or nested(row, "response")
-    provider = given.provider or str(row.get("ai_org") or provider_of(str(row.get("ai_model"))) or "")
     metadata = nested(row, "metadata")
     who = {"member": str(metadata["_user"])} if metadata.get("_user") else {}
     who |= {name: str(metadata[name]) for name in ("team", "project", "organization") if metadata.get(name)}
@@ -315,10 +302,9 @@ def portkey(row: Row, where: str, given: Given) -> ImportedCall | None:
     call = ImportedCall(
         where=where,
         id=str(body.get("id") or _id(row, "id")),
-        provider=_provider(provider),
-        model=_model(row, "ai_model"),
-        at=instant_of(row.get("created_at"), tz="UTC"),
-        endpoint=endpoint_of(provider),
+        provider=str(row.get("ai_org") or ""),
+        model=_model(given, row.get("ai_model"), body.get("model")),
+        at=made_at(given, row.get("created_at")),
         cost_in_source=None if cents is None else cents.scaleb(-2, context=EXACT),
         who=who,
     )
@@ -330,6 +316,14 @@ def portkey(row: Row, where: str, given: Given) -> ImportedCall | None:
     return call if call.quantities else _without_usage(call.cost_in_source)
 
 
+#: What a body says that it is -> the SDK method path that gives such.
+_METHODS = {
+    "chat.completion": "chat.completions",
+    "list": "embeddings",
+    "message": "messages",
+    "response": "responses",
+    "text_completion": "completions",
+}
 #: Helicone's way to say that no cache answered.
 _UNCACHED = "00000000-0000-0000-0000-000000000000"
 
@@ -342,9 +336,14 @@ def _failed(row: Row, name: str) -> bool:
 
 def _observed(call: ImportedCall, body: Row, given: Given) -> ImportedCall:
     """A call with the usage of the body that the provider sent; a body that names no model is of the row's."""
-    named = body if body.get("model") else {**body, "model": call.model}
+    call.endpoint = _METHODS.get(str(body.get("object") or body.get("type")), "")
+    complete(call, given)
     call.observation = observe(
-        named, provider=call.provider, endpoint=_method(body, call), cost_unit=given.cost_unit(call.provider)
+        body if body.get("model") else {**body, "model": call.model},
+        provider=call.provider,
+        endpoint=call.endpoint,
+        processing=call.processing,
+        cost_unit=given.cost_unit(call.provider),
     )
     return call
 
@@ -360,11 +359,6 @@ def _without_usage(cost: Decimal | None) -> ImportedCall | None:
     return None
 
 
-def _method(body: Row, call: ImportedCall) -> str:
-    kind = body.get("object") or body.get("type")
-    return {"response": "responses", "message": "messages", "list": "embeddings"}.get(str(kind), call.endpoint)
-
-
 def _first(values: Row, *names: str) -> int:
     return next((count for name in names if (count := count_of(values, name))), 0)
 
@@ -376,20 +370,12 @@ def _id(row: Row, name: str) -> str:
     return str(value)
 
 
-def _model(row: Row, name: str) -> str:
-    return _named(row.get(name))
-
-
-def _named(model: object) -> str:
-    if not model:
+def _model(given: Given, *names: object) -> str:
+    """The first name that the row has, or that is given."""
+    name = next((name for name in (*names, given.model) if name), None)
+    if name is None:
         raise ConfigurationError("it names no model: give --model")
-    return str(model)
-
-
-def _provider(name: str | None) -> str:
-    if not name:
-        raise ConfigurationError("whose model it is cannot be told: give --provider")
-    return name
+    return str(name)
 
 
 def _cost(row: Row, *names: str) -> Decimal | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, cast
 
 from tokenmeter.dimensions import ALL_METERS, WHO
@@ -16,13 +16,12 @@ from tokenmeter.errors import ConfigurationError
 from tokenmeter.importing.call import (
     Given,
     ImportedCall,
+    complete,
     count_of,
     decimal_of,
-    endpoint_of,
     instant_of,
     is_doubtful,
     mapping_of,
-    provider_of,
     sides_of,
     without_zero,
 )
@@ -31,6 +30,7 @@ from tokenmeter.providers import observe
 Row = Mapping[str, Any]
 _OK = 200
 _NO_DOUBTS: frozenset[str] = frozenset()
+_NOTHING = (None, "")
 
 
 #: ``object`` (OpenAI) or ``type`` (Anthropic) of a response body -> provider and SDK method path.
@@ -60,7 +60,7 @@ def response(row: Row, where: str, given: Given) -> ImportedCall | None:
     if body is None:
         return None
     provider, endpoint = _where(body, given)
-    processing = given.processing or ("batch" if batch else None)
+    processing = "batch" if batch else given.processing
     if given.model and not body.get("model"):
         body = {**body, "model": given.model}
     seen = observe(
@@ -80,9 +80,7 @@ def response(row: Row, where: str, given: Given) -> ImportedCall | None:
         )
     if seen.instead is not None:
         raise ConfigurationError(f"its usage is also in that of {seen.instead}: import {seen.instead} in its place")
-    moment = _moment(body) or _moment(row) or given.at
-    if moment is None:
-        raise ConfigurationError("the response does not say when it was made: give --at")
+    moment, doubts = _moment(body, row, given)
     response_id = seen.response_id or line_id
     if response_id is None:
         raise ConfigurationError("the response has no id, so that it could be counted twice")
@@ -93,6 +91,7 @@ def response(row: Row, where: str, given: Given) -> ImportedCall | None:
         model=seen.response_model,
         at=moment,
         endpoint=endpoint,
+        flags=doubts,
         observation=seen,
     )
 
@@ -138,13 +137,32 @@ def _where(body: Row, given: Given) -> tuple[str, str]:
     return provider, endpoint
 
 
-def _moment(content: Row) -> datetime | None:
-    for name in ("created", "created_at", "timestamp", "time"):
-        value = content.get(name)
-        if value is not None and not isinstance(value, bool):
-            with suppress(ConfigurationError):
-                return instant_of(value, tz="UTC").astimezone(UTC)
-    return None
+#: Providers' own fields, whose instants are of UTC; and those of whoever keeps responses.
+_PROVIDERS_TIMES = ("created", "created_at")
+_TIMES = (*_PROVIDERS_TIMES, "timestamp", "time")
+
+
+def _moment(body: Row, row: Row, given: Given) -> tuple[datetime, frozenset[str]]:
+    """When a response was made, as its provider says, else as who kept it does; and doubts about it.
+
+    Raises:
+        ConfigurationError: nobody says it; or who kept it does without a time zone, and none is given.
+    """
+    for content, names, tz in ((body, _PROVIDERS_TIMES, "UTC"), (body, _TIMES, given.tz), (row, _TIMES, given.tz)):
+        for name in names:
+            value = content.get(name)
+            if _is_instant(value):
+                return instant_of(value, tz=tz), _doubts(value, tz, unsaid=False)
+    if given.at is None:
+        raise ConfigurationError("the response does not say when it was made: give --at")
+    return given.at, _NO_DOUBTS
+
+
+def _is_instant(value: object) -> bool:
+    """Whether a value is an instant, its zone aside."""
+    with suppress(ConfigurationError):
+        return not isinstance(value, bool) and bool(instant_of(value, tz="UTC"))
+    return False
 
 
 def _says_usage(content: Row) -> bool:
@@ -251,32 +269,30 @@ class MappedRows:
         """
         given, found = self._given, self._found(row)
         model = str(found.get("model") or given.model or "") or None
-        provider = str(found.get("provider") or given.provider or provider_of(model) or "")
-        if not provider:
-            raise ConfigurationError("whose model it is cannot be told: give --provider")
         unsaid = count_of(found, "cache_write")
         quantities = self._quantities(found, unsaid)
         if not quantities:
             return None
         cost, time = found.get("cost"), found["time"]
-        at = instant_of(time, tz=given.tz)
-        self._refuse_half(found, model)
-        return ImportedCall(
+        call = ImportedCall(
             where=where,
             id=str(found["id"]),
-            provider=provider,
+            provider=str(found.get("provider") or ""),
             model=model,
-            at=at,
-            endpoint=str(found.get("endpoint") or given.endpoint or endpoint_of(provider)),
+            at=given.at if time in _NOTHING and given.at is not None else instant_of(time, tz=given.tz),
+            endpoint=str(found.get("endpoint") or ""),
             quantities=quantities,
             reasoning=count_of(found, "reasoning"),
             service_tier=str(found["service_tier"]) if found.get("service_tier") else None,
-            processing=str(found["processing"]) if found.get("processing") else given.processing,
+            processing=str(found["processing"]) if found.get("processing") else None,
             flags=_doubts(time, given.tz, unsaid=bool(unsaid)),
-            cost_in_source=None if cost in {None, ""} else decimal_of(cost, "cost"),
+            cost_in_source=None if cost in _NOTHING else decimal_of(cost, "cost"),
             who={name: str(found[name]) for name in self._who if found[name]},
             tags={tag: str(found[name]) for name, tag in self._tags.items() if found[name]},
         )
+        complete(call, given)
+        self._refuse_half(found, model)
+        return call
 
     def _refuse_half(self, found: Row, model: str | None) -> None:
         """Refuse a call of which a side is empty that every row should have: it is unknown, and not 0."""
@@ -299,8 +315,8 @@ class MappedRows:
             found[name] = value
             if value is None and path in self._needed:
                 self.lacking[path] += 1
-        for name in ("id", "time"):
-            if found[name] in {None, ""}:
+        for name in ("id", "time") if self._given.at is None else ("id",):
+            if found[name] in _NOTHING:
                 raise ConfigurationError(f"there is no {self._given.fields[name]!r} (the {name})")
         return found
 

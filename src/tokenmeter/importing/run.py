@@ -15,7 +15,7 @@ from tokenmeter.attribution import NOBODY, Attribution
 from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError, TokenmeterError, shown
 from tokenmeter.importing import agents, gateways
-from tokenmeter.importing.call import Given, ImportedCall
+from tokenmeter.importing.call import Given, ImportedCall, complete
 from tokenmeter.importing.entries import EntryMaker, KnownCalls
 from tokenmeter.importing.rows import MappedRows, check_fields, check_paths, response
 from tokenmeter.importing.sources import (
@@ -281,7 +281,7 @@ class _Import:
             self._told[name] -= 1
             if isinstance(call, ImportedCall):
                 self.outcome.sources[name] += 1
-                yield call
+                yield complete(call, self._given)
             else:
                 self.outcome.left_out.append(RowProblem(*call))
 
@@ -320,7 +320,8 @@ class _Import:
             call = _ROWS[source or "responses"](row, line.where, self._given)
         if call is None:
             self.outcome.not_calls += 1
-        return call
+            return None
+        return complete(call, self._given)
 
     def _record(self, calls: Iterable[ImportedCall]) -> None:
         waiting: list[tuple[ImportedCall, Entry]] = []
