@@ -843,3 +843,31 @@ def test_without_budgets_nothing_is_asked_of_the_store(metered, store, monkeypat
     monkeypatch.setattr(store, "reserve", None)
     assert spend(metered(), a_call(), 3).billed_cost == 3
     assert len(list(store.entries(EntryFilter()))) == 1
+
+
+def test_threads_read_while_what_entries_share_is_looked_up_again(store, make_entry, metered):
+    """As when a dashboard reads while somebody raises a budget, which has readers look names up anew."""
+    meter = metered(Budget(limit_usd=1000, name="all"))
+    store.append([(make_entry(member=f"m{n % 50}", end_user=f"u{n}"), ()) for n in range(1000)])
+    over, read, failed = threading.Event(), [], []
+
+    def work():
+        try:
+            while not over.is_set():
+                read.append(sum(1 for _ in store.entries()))
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for number in range(12):
+            meter.raise_budget("all", 1, by="grace", reason=f"no. {number}")
+            next(store.entries())
+            time.sleep(0.1)
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+    assert (failed, set(read)) == ([], {1000})

@@ -433,7 +433,7 @@ def check_definition(kind: str, values: Mapping[str, Any]) -> None:
             raise TypeError(f"{name} is no text: {text!r}")
 
 
-def make_room(known: dict[str, Any], more: int = 1) -> None:
+def make_room(known: dict[Any, Any], more: int = 1) -> None:
     """Start a memory anew that has grown large."""
     if len(known) + more > _MOST_KNOWN:
         known.clear()

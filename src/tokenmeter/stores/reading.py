@@ -66,8 +66,36 @@ def archived_to_record(connection: Rows) -> int:
     return int(number)
 
 
+class _Memory:
+    """What entries share, as far as it was looked up. Only ever added to: who reads a page keeps to one of these."""
+
+    def __init__(self) -> None:
+        self.accounts: dict[int, Account] = {}
+        self.rates: dict[str, Rate] = {}
+        self.names: dict[str, str] = {}
+        self.numbers: dict[bytes, int] = {}
+
+    def is_full(self) -> bool:
+        """Whether it has grown so large that it is better to begin another."""
+        return max(map(len, (self.accounts, self.rates, self.names, self.numbers))) >= _MOST_KNOWN
+
+    def rate(self, digest: str) -> Rate:
+        """The rate of a digest."""
+        known = self.rates.get(digest)
+        if known is None:
+            raise LookupError(f"Rate {digest} is missing.")
+        return known
+
+    def name(self, digest: str) -> str:
+        """The name of a digest."""
+        known = self.names.get(digest)
+        if known is None:
+            raise LookupError(f"Name {digest} is missing.")
+        return known
+
+
 class EntryReader:
-    """Reads entries; what they share is looked up once.
+    """Reads entries; what they share is looked up once. Safe for threads.
 
     Args:
         database: The ledger.
@@ -82,11 +110,15 @@ class EntryReader:
 
     def forget(self) -> None:
         """Look everything up again: names may have been erased, the file replaced."""
-        self._accounts: dict[int, Account] = {}
-        self._rates: dict[str, Rate] = {}
-        self._names: dict[str, str] = {}
-        self._numbers: dict[bytes, int] = {}
+        self._memory = _Memory()
         self._keys.forget()
+
+    def _remember(self) -> _Memory:
+        """What is known, for one page: whatever is forgotten meanwhile, that page finds what was looked up for it."""
+        memory = self._memory
+        if memory.is_full():
+            memory = self._memory = _Memory()
+        return memory
 
     def entry(self, entry_id: str) -> Entry | None:
         """One entry, or None."""
@@ -233,8 +265,9 @@ class EntryReader:
         return [(place, entry) for (place, *_), entry in zip(page, entries, strict=True)]
 
     def _decode_archived(self, connection: Rows, rows: Sequence[tuple[bytes, str]]) -> list[Entry]:
-        learn(self._numbers, {account for account, _ in rows}, partial(_read_numbers, connection))
-        return self.decode(connection, [(self._numbers.get(account, -1), body) for account, body in rows])
+        numbers = self._remember().numbers
+        learn(numbers, {account for account, _ in rows}, partial(_read_numbers, connection))
+        return self.decode(connection, [(numbers.get(account, -1), body) for account, body in rows])
 
     def decode(self, connection: Rows, rows: Sequence[tuple[int, str]]) -> list[Entry]:
         """The entries of rows: account and body of each. What these point at is looked up for all of them at once.
@@ -242,15 +275,16 @@ class EntryReader:
         Raises:
             TamperedLedgerError: one of them is not what a store writes.
         """
-        records = [_parsed(body) for _, body in rows]
-        self._look_up(connection, {account for account, _ in rows}, records)
-        return [self._decode(account, body, record) for (account, body), record in zip(rows, records, strict=True)]
+        records, memory = [_parsed(body) for _, body in rows], self._remember()
+        _look_up(memory, connection, {account for account, _ in rows}, records)
+        return [
+            self._decode(memory, account, body, record) for (account, body), record in zip(rows, records, strict=True)
+        ]
 
-    def _decode(self, account: int, body: str, record: Any) -> Entry:
+    def _decode(self, memory: _Memory, account: int, body: str, record: Any) -> Entry:
         try:
-            return decode_entry(
-                from_json(body) if record is None else record, self._account(account), self._rate, self._name
-            )
+            record = from_json(body) if record is None else record
+            return decode_entry(record, self._account(memory, account), memory.rate, memory.name)
         except UNREADABLE as error:
             name = record.get("id", "?") if isinstance(record, dict) else "?"  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
             raise TamperedLedgerError(
@@ -265,41 +299,16 @@ class EntryReader:
         ).fetchone()
         if row is None:
             raise LookupError(f"Account {record['account']} is missing.")
-        self._look_up(connection, row, [record])
-        return decode_entry(record, self._account(row[0]), self._rate, self._name)
+        memory = self._remember()
+        _look_up(memory, connection, row, [record])
+        return decode_entry(record, self._account(memory, row[0]), memory.rate, memory.name)
 
-    def _look_up(self, connection: Rows, accounts: Collection[int], records: Iterable[Any]) -> None:
-        """Read what records point at, as far as it is not known: one question for each kind of it."""
-        names: set[str] = set()
-        rates: set[str] = set()
-        for record in records:
-            with suppress(*UNREADABLE):  # told where it is decoded
-                names.update(record.get("tags", {}).values())
-                if "end_user" in record:
-                    names.add(record["end_user"])
-                rates.update(charge["rate"] for charge in record.get("charges", ()))
-        learn(self._accounts, accounts, partial(_read_accounts, connection))
-        learn(self._names, names, partial(_read_names, connection))
-        learn(self._rates, rates, partial(_read_rates, connection))
-
-    def _account(self, number: int) -> Account:
-        known = self._accounts.get(number)
+    def _account(self, memory: _Memory, number: int) -> Account:
+        known = memory.accounts.get(number)
         if known is None:
             raise LookupError(f"Account {number} is missing.")
         called = self._called.alias(known.api_key_fingerprint, known.api_key_alias)
         return known if called == known.api_key_alias else known._replace(api_key_alias=called)
-
-    def _rate(self, digest: str) -> Rate:
-        known = self._rates.get(digest)
-        if known is None:
-            raise LookupError(f"Rate {digest} is missing.")
-        return known
-
-    def _name(self, digest: str) -> str:
-        known = self._names.get(digest)
-        if known is None:
-            raise LookupError(f"Name {digest} is missing.")
-        return known
 
     # -- documents
 
@@ -383,10 +392,23 @@ def document_record(draft: NewDocument, number: int | None, anchor: str) -> byte
     return to_json({name: value for name, value in values.items() if value is not None})
 
 
+def _look_up(memory: _Memory, connection: Rows, accounts: Collection[int], records: Iterable[Any]) -> None:
+    """Read what records point at, as far as it is not known: one question for each kind of it."""
+    names: set[str] = set()
+    rates: set[str] = set()
+    for record in records:
+        with suppress(*UNREADABLE):  # told where it is decoded
+            names.update(record.get("tags", {}).values())
+            if "end_user" in record:
+                names.add(record["end_user"])
+            rates.update(charge["rate"] for charge in record.get("charges", ()))
+    learn(memory.accounts, accounts, partial(_read_accounts, connection))
+    learn(memory.names, names, partial(_read_names, connection))
+    learn(memory.rates, rates, partial(_read_rates, connection))
+
+
 def learn(known: dict[K, V], wanted: Collection[K], read: Callable[[Sequence[K]], Iterable[tuple[K, V]]]) -> None:
-    """Have a memory know what is wanted, as far as `read` finds it. It starts anew when it has grown large."""
-    if len(known) >= _MOST_KNOWN:
-        known.clear()
+    """Have a memory know what is wanted, as far as `read` finds it."""
     if missing := [key for key in wanted if key not in known]:
         known.update(read(missing))
 

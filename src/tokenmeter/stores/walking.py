@@ -14,7 +14,7 @@ from pydantic_core import from_json
 from tokenmeter.display import counted
 from tokenmeter.stores.archive.checking import ArchiveCheck
 from tokenmeter.stores.base import Fault
-from tokenmeter.stores.book import ENTRY_COLUMNS
+from tokenmeter.stores.book import ENTRY_COLUMNS, make_room
 from tokenmeter.stores.documents import ERASURE
 from tokenmeter.stores.encoding import compact_json
 from tokenmeter.stores.engine import Rows, look_up
@@ -352,6 +352,8 @@ class Walk:
         """Look up what the rows of a page's entries point at, all of it at once."""
         accounts, end_users, tags = ({entry[place] for entry in entries} for place in (2, 3, 4))
         self._shared.meet(connection, accounts)
+        for known in (self._names, self._tagsets):
+            make_room(known, len(entries))
         learn(self._names, end_users - {None}, partial(_read_names, connection))
         learn(self._tagsets, tags - {None}, partial(_read_tagsets, connection))
 
