@@ -11,6 +11,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -744,6 +745,29 @@ class TestForeignLock:
         connection.close()
         assert len(list(store.entries())) == 1
         assert store.counters([make_key()])[make_key()].settled == 5
+
+    @pytest.mark.parametrize("swept", [False, True], ids=["", "somebody swept"])
+    @pytest.mark.parametrize("key", [None, "bill"], ids=["a plain call", "a bill that may be there"])
+    def test_a_call_frees_its_hold(self, store, path, make_entry, make_hold, make_key, make_posting, key, swept):
+        """What a sweep would book a second time, and a cap would hold until then."""
+        hold = make_hold((make_key(), 100, 30), expires_at=datetime.max.replace(tzinfo=UTC))
+        store.settle(make_entry())
+        store.reserve(hold)
+        if swept:
+            with closing(SQLiteStore(path)) as other:
+                dead = make_hold(expires_at=datetime(2020, 1, 1, tzinfo=UTC))
+                other.reserve(dead)
+                other.settle(make_entry(), reservation_id=dead.reservation_id, only_if_held=True)
+        connection = sqlite3.connect(path, isolation_level=None)
+        connection.execute("BEGIN IMMEDIATE")
+        answered = make_entry(dedup_key=key)
+        assert store.settle(answered, [make_posting(make_key(), 20)], reservation_id=hold.reservation_id).recorded
+        connection.execute("ROLLBACK")
+        connection.close()
+        assert answered.entry_id in {entry.entry_id for entry in store.entries()}
+        assert list(store.expired(datetime.max.replace(tzinfo=UTC))) == []
+        assert store.counters([make_key()])[make_key()] == Counter(settled=20, reserved=0)
+        assert store.verify().ok
 
     def test_a_document_is_not_filed(self, store, locked):
         with pytest.raises(StoreUnavailableError, match="locked"):

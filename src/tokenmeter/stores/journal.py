@@ -66,6 +66,7 @@ class Journal(Writer):
         self._holds: dict[str, NewHold] = {}
         self._written = WrittenIds()
         self._unfolded = 0
+        self._doubted = False
         self._background = Background()
         self._fold_at = 0.0
 
@@ -183,6 +184,7 @@ class Journal(Writer):
             StoreUnavailableError: nothing was written.
             StoreBusyError: nothing was written: see `_locked`.
         """
+        known = None if hold_id is None else self._holds.get(hold_id)
         if dedup_key is None and not only_if_held and self._written.is_new(entry_id):
             try:
                 held = None if hold_id is None else self._take(hold_id)
@@ -197,6 +199,7 @@ class Journal(Writer):
                 raise
             except HoldGoneError:
                 self._written.forget(entry_id)
+                known = None
             else:
                 self._count()
                 return Posted(recorded=True, hold_found=hold_id is not None, reached=tuple(reached))
@@ -216,10 +219,15 @@ class Journal(Writer):
         except (StoreUnavailableError, SchemaVersionError):
             if only_if_held:
                 raise
-            # The book cannot be asked. The record is kept; the fold leaves out what is there already.
-            reached = self._settle(record, posts, None, None)
+            # The book cannot be asked. The record is kept, and frees its hold; what is there already the fold leaves out.
+            try:
+                reached = self._settle(record, posts, hold_id, known)
+            except HoldGoneError:
+                known, reached = None, self._settle(record, posts, hold_id, None)
+            # Where it is not sure that the hold was there, its claims stay until the book can tell.
+            self._doubted = self._doubted or (hold_id is not None and known is None)
             self._count()
-            return Posted(recorded=True, reached=tuple(reached))
+            return Posted(recorded=True, hold_found=known is not None, reached=tuple(reached))
 
     def post_all(
         self, items: Sequence[tuple[bytes, str, str | None, Sequence[Post]]], *, generation: int | None = None
@@ -480,6 +488,13 @@ class Journal(Writer):
         with contextlib.suppress(StoreError):  # told by the book; tried again later
             self.check_tail()
             self._book.fold()
+            self.resolve_doubts()
+
+    def resolve_doubts(self) -> None:
+        """Once the book was folded: have the counters made anew where it was not sure whether a hold was there."""
+        if self._doubted:
+            self._doubted = False
+            self.disturb()
 
     # -- holds and identities
 

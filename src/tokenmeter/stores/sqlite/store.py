@@ -248,6 +248,8 @@ class SQLiteStore(BookStore[SQLiteBook, Journal | DirectJournal]):
             if isinstance(self.journal, Journal):
                 self.journal.check_tail()
             self._book.fold()
+            if isinstance(self.journal, Journal):
+                self.journal.resolve_doubts()
         if self._generation != (now := self.journal.generation):
             self._generation = now
             self._reader.forget()
