@@ -159,10 +159,14 @@ def test_an_account_must_be_named_and_once(run, account):
         ("statement member=ada member=bob", "member is given twice: ada, bob"),
         ("invoice credit INV-00001 rest --line 2 --reason x", "Say how much of line 2 is given back"),
         ("handover stripe --by membr", "--by takes member"),
-        ("handover stripe --customer ada=cus_A --customer ada=cus_B", "ada is given twice: cus_A, cus_B"),
+        ("handover stripe --customer ada=cus_A --customer ada=cus_B", "--customer ada is given twice: cus_A, cus_B"),
         ("import none.jsonl --tag job=day --tag job=night", "--tag job is given twice: day, night"),
         ("import none.jsonl --map id=a,time=b --map id=c", "--map id is given twice: a, c"),
         ("import none.jsonl --tag job", "--tag 'job' must read NAME=VALUE"),
+        ("handover stripe --customer ada", "--customer 'ada' must read NAME=VALUE"),
+        ("journal beancount --period 2026-10 --option part", "--option 'part' must read NAME=VALUE"),
+        ("reconcile openai --period 2026-10 --rate EUR", "--rate 'EUR' must read NAME=VALUE"),
+        ("reconcile openai --period 2026-10 --file x.csv --column cost", "--column 'cost' must read NAME=VALUE"),
     ],
 )
 def test_a_refusal_names_what_was_typed(run, command, told):

@@ -19,6 +19,7 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
+from starlette.testclient import TestClient
 
 from tokenmeter import dashboard
 from tokenmeter.billing import find_invoice, invoices, record_payment
@@ -572,6 +573,16 @@ def test_a_request_that_is_too_large_is_refused(served):
     with socket.create_connection(("127.0.0.1", served.port)) as raw:
         raw.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 70_000)  # and never an end
         assert raw.recv(1000).startswith(b"HTTP/1.1 4")
+
+
+def test_a_request_whose_length_a_wsgi_server_left_empty_is_answered(busy):
+    """PEP 3333 lets CONTENT_LENGTH be empty, and adapters hand that on: each page was 413."""
+    with TestClient(dashboard.app(busy, only={"member": "ada"})) as browser:
+        found = [
+            browser.get(path, headers={"content-length": ""}).status_code for path in ("/", "/login", "/api/v1/me")
+        ]
+        assert found == [200, 200, 200]
+        assert browser.get("/", headers={"content-length": "-1"}).status_code == 413
 
 
 def test_who_does_not_finish_asking_is_hung_up_on(served, monkeypatch):

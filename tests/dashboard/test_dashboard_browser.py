@@ -396,6 +396,20 @@ def test_a_name_of_200_letters_makes_no_page_of_its_account_wider(meter, record_
     assert wide(page) == 0
 
 
+def test_an_alert_about_a_long_name_has_the_width_of_a_phone(busy, serve, record, browse):
+    """Beside time and percentage a name of 80 letters was ten lines high."""
+    busy.budgets.set({"member": "*", "limit_usd": "0.01", "name": "n" * 60}, by="lead", reason="a test")
+    served = serve(busy)
+    record(who={"member": "x" * 80}, output=30_000)
+    page = browse(f"{served.url}/budgets", width=390)
+    row = page.get_by_role("region", name="Alerts as a table").locator("tbody tr", has_text="x" * 80).first
+    boxes = [one.bounding_box() for one in row.locator("td:visible").all()]
+    name, percent = boxes[0], boxes[-1]
+    assert name["width"] > 0.9 * row.bounding_box()["width"]
+    assert percent["y"] + percent["height"] <= name["y"] + 1
+    assert wide(page) == 0
+
+
 @pytest.mark.parametrize("width", [390, 1440])
 @pytest.mark.parametrize("cost", ["0.00000004", "1234567890.12"])
 def test_the_axis_of_the_greatest_and_of_the_least_amounts_can_be_read(meter, record_in, serve, browse, width, cost):

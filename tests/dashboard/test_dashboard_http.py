@@ -10,6 +10,7 @@ import io
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -112,6 +113,23 @@ def test_an_address_that_others_reach_needs_a_token(meter):
         dashboard.serve(meter, host="0.0.0.0")  # noqa: S104 - what is refused
     with pytest.raises(ConfigurationError, match="at least 16 characters"):
         dashboard.serve(meter, host="0.0.0.0", token="guess")  # noqa: S104 - as above
+
+
+@pytest.mark.parametrize("host", ["999.1.1.1", "192.0.2.77", "no-such-host.invalid", "a" * 70 + ".invalid"])
+def test_a_host_that_is_no_address_here_is_told_in_one_line(meter, host, caplog):
+    with pytest.raises(ConfigurationError, match=r"is no address of this machine; --host takes 127\.0\.0\.1"):
+        dashboard.serve(meter, host=host, port=0, token=TOKEN)
+    assert not caplog.records
+
+
+def test_a_port_that_is_taken_or_none_is_told_in_one_line(meter, caplog):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(ConfigurationError, match=rf"Port {port} of 127\.0\.0\.1 is taken.*another --port"):
+            dashboard.serve(meter, port=port)
+    with pytest.raises(ConfigurationError, match="70000 is no port"):
+        dashboard.serve(meter, port=70_000)
+    assert not caplog.records
 
 
 def test_without_the_token_nothing_is_shown(busy, serve):

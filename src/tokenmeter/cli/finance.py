@@ -141,9 +141,9 @@ def journal(
             opened,
             period=period,
             form=form,  # type: ignore[arg-type]  # checked there
-            accounts=parse_pairs(account or []) or None,
+            accounts=parse_pairs(account or [], option="--account", empty=True) or None,
             tz=books_zone(frame, tz),
-            options=parse_pairs(option or []),
+            options=parse_pairs(option or [], option="--option", empty=True),
         )
     write_file(to or STDOUT, content)
 
@@ -183,7 +183,10 @@ def handover(
     with frame.ledger() as opened:
         (each,) = check_dimensions([by], what="--by")
         cut = zone_of_books(opened, books_zone(frame, tz))
-        asked, customers = parse_period(period, cut), parse_pairs(customer or []) or None
+        asked, customers = (
+            parse_period(period, cut),
+            parse_pairs(customer or [], option="--customer", empty=True) or None,
+        )
         target = _make_target(to, event)  # last: a key is asked for when all else is right
         try:
             done = hand_over(

@@ -208,28 +208,29 @@ def parse_account(parts: Sequence[str]) -> dict[str, str]:
     return account
 
 
-def parse_pairs(parts: list[str], *, option: str | None = None) -> dict[str, str]:
+def parse_pairs(parts: list[str], *, option: str | None = None, empty: bool = False) -> dict[str, str]:
     """``["member=ada"]`` as a mapping.
 
     Args:
         parts: As they were typed.
-        option: The option they stand behind, where each needs a value.
+        option: The option they stand behind, for what is told.
+        empty: Whether a value may be empty, and blanks around a part count; without an option they always do.
 
     Raises:
         ConfigurationError: one of them has no name, no ``=``, or lacks its value; or a name has two values.
     """
-    if option is not None:
+    if option is not None and not empty:
         parts = [part.strip() for part in parts]
         if bare := next((part for part in parts if not all(part.partition("="))), None):
             raise ConfigurationError(f"{option} {bare!r} must read NAME=VALUE.")
-    lists = parse_lists(parts)
+    lists = parse_lists(parts, option=option)
     for name, (first, *others) in lists.items():
         if set(others) - {first}:
             raise ConfigurationError(f"{option or ''} {name} is given twice: {', '.join((first, *others))}.".lstrip())
     return {name: values[0] for name, values in lists.items()}
 
 
-def parse_lists(parts: list[str]) -> dict[str, list[str]]:
+def parse_lists(parts: list[str], *, option: str | None = None) -> dict[str, list[str]]:
     """``["cost=Net", "cost=Tax"]`` as a mapping to lists.
 
     Raises:
@@ -239,6 +240,6 @@ def parse_lists(parts: list[str]) -> dict[str, list[str]]:
     for part in parts:
         name, equals, value = part.partition("=")
         if not name or not equals:
-            raise ConfigurationError(f"{part!r} is not NAME=VALUE.")
+            raise ConfigurationError(f"{option or ''} {part!r} must read NAME=VALUE.".lstrip())
         lists.setdefault(name, []).append(value)
     return lists

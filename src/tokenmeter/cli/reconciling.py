@@ -66,8 +66,10 @@ class BooksOptions:
     def compare(self, meter: Meter, provider: str, period: str) -> Reconciliation:
         """The ledger beside the provider's books; shows which page is read."""
         asked, grain = parse_period(period, "UTC"), check_grain(self.by)
-        named = (self.rate, self.key, self.model, self.project)
-        rates, keys, models, projects = (parse_pairs(given or []) for given in named)
+        named = {"--rate": self.rate, "--key": self.key, "--model": self.model, "--project": self.project}
+        rates, keys, models, projects = (
+            parse_pairs(given or [], option=option, empty=True) for option, given in named.items()
+        )
         source = list(self.file) if self.file else client_of(provider)  # last: a key is asked for when all is right
         with progress_out.status("reading the provider's books") as shown:
             return run_reconciliation(
@@ -77,7 +79,7 @@ class BooksOptions:
                 source=source,
                 by=grain,
                 reports=self.reports,
-                columns=parse_lists(self.column) if self.column else None,
+                columns=parse_lists(self.column, option="--column") if self.column else None,
                 cost_unit=self.cost_unit,
                 decimal=self.decimal,
                 exchange_rates=rates,

@@ -203,7 +203,7 @@ class Bounded:
             ended = not message.get("more_body", False)
             return message
 
-        said = Headers(scope=scope).get("content-length", "0")
+        said = Headers(scope=scope).get("content-length") or "0"  # a WSGI server may say "" where there is no body
         if said.isdecimal() and len(said) < _LONGEST_NUMBER and int(said) <= self._most:
             await self._app(scope, receive_some, send)
         else:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import socket
 from collections.abc import Callable, Sequence
 
 import h11
@@ -158,15 +160,33 @@ def serve(
         ConfigurationError: an address that others can reach without a token, or one that cannot be bound.
     """
     server = make_server(meter, host=host, port=port, tz=tz, token=token, allow_hosts=allow_hosts)
-    try:
-        listening = server.config.bind_socket()
-    except SystemExit:  # how uvicorn says that it cannot bind
-        raise ConfigurationError(
-            f"{host}:{port} is taken or not an address of this machine; try another --port."
-        ) from None
-    with listening:
-        listening.listen()  # who opens the address at once waits, and is not refused
+    with _listen(host, port) as listening:  # who opens the address at once waits, and is not refused
         if ready is not None:
             shown = f"[{host}]" if ":" in host else host
             ready(f"http://{shown}:{listening.getsockname()[1]}/")
         server.run(sockets=[listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that listens. uvicorn's own logs that it cannot, ends the process, and does not say what to do."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise ConfigurationError(_tell_unbound(host, port, error)) from None
+
+
+def _tell_unbound(host: str, port: int, error: Exception) -> str:
+    number = getattr(error, "errno", None)
+    looked_up = isinstance(error.__context__, socket.gaierror)  # which `create_server` makes a plain OSError of
+    if isinstance(error, OverflowError):
+        return f"{port} is no port; those are 0 (any free one) to 65535."
+    if number == errno.EADDRINUSE:
+        return f"Port {port} of {host} is taken by another program; try another --port, or 0 for any free one."
+    if number in {errno.EACCES, errno.EPERM}:
+        return f"Port {port} of {host} is not for this user; try a --port above 1023."
+    if looked_up or isinstance(error, UnicodeError) or number in {errno.EADDRNOTAVAIL, errno.EINVAL}:
+        return (
+            f"{host!r} is no address of this machine; --host takes 127.0.0.1 (only this machine comes in), 0.0.0.0 "
+            "(every network that it is in), or an address that it has."
+        )
+    return f"{host}:{port} cannot be listened on: {error}."
