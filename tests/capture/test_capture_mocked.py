@@ -187,6 +187,32 @@ def test_a_kept_answer_that_the_sdk_cannot_use_is_no_bill_either(meter):
     assert list(meter.entries()) == []
 
 
+@pytest.mark.parametrize("refused", [429, 503])
+@pytest.mark.parametrize(
+    "body", [{**ANSWER, "choices": [{**ANSWER["choices"][0], "finish_reason": "length"}]}, None], ids=["cut", "no JSON"]
+)
+def test_a_kept_answer_that_the_sdk_cannot_use_is_no_bill_after_a_refusal_either(refused, body):
+    """What was refused costs nothing, and what is kept was billed before: there is no call to be in doubt about."""
+    http, tries = flavour(), []
+    meter = tokenmeter.make_meter(store="memory:", config={}, budgets=[tokenmeter.Budget(limit_requests=4)])
+
+    def handler(request):
+        tries.append(request)
+        if len(tries) == 1:
+            return http.Response(refused, headers={"retry-after-ms": "1"}, json={"error": {"message": "later"}})
+        said = {"json": body} if body else {"content": b"{", "headers": {"content-type": "application/json"}}
+        return http.Response(200, **said, extensions={"hishel_from_cache": True})
+
+    client = make({"http_client": http.Client(transport=http.MockTransport(handler))}, meter)
+    with pytest.raises((openai.LengthFinishReasonError, ValueError, openai.APIError)):
+        client.chat.completions.parse(**ASK, response_format={"type": "json_object"})
+    assert len(tries) == 2
+    assert list(meter.entries()) == []
+    (left,) = meter.remaining()
+    assert (left.spent, left.reserved) == (0, 0)
+    meter.close()
+
+
 def test_what_is_kept_for_a_try_that_nobody_answered_stands_for_it(meter):
     """That try may have been billed: the bill is the answer that is kept, and its flag says that it is doubtful."""
     http, tries = flavour(), []

@@ -48,7 +48,7 @@ def responded(call: InFlight, response: Any, *, streamed: bool, again: bool = Fa
             if key in _CACHES and (value if key == _LITELLM_HIT else value.upper() in _HITS):
                 kept = True
         if kept and call.endpoint.billed and not call.lost_try:
-            call.attempts -= 1  # this one never got to the provider
+            call.attempts = 0  # this one never got to the provider, and those before it were refused
             call.answering = None
             return None
         form = call.endpoint.form
