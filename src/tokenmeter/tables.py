@@ -94,7 +94,9 @@ _PACKED: Mapping[bytes, Callable[[IO[bytes]], Any]] = {
 #: How files begin whose rows cannot be read here, and what to do with them.
 _OTHERS: Mapping[bytes, str] = {
     b"PK\x03\x04": "a ZIP or a workbook: unpack it, or save it as CSV",
-    b"PAR1": "Parquet: write it as CSV or JSON lines",
+    b"PAR1": "Parquet: write it as CSV",
+    b"\xd0\xcf\x11\xe0": "an old workbook (XLS): save it as CSV",
+    b"%PDF": "a PDF: download the CSV in its place",
 }
 #: What a packed file that is broken, or cut off, raises while it is read.
 UNPACKING = (OSError, EOFError, zlib.error, lzma.LZMAError)
@@ -114,14 +116,16 @@ def unpacked(file: io.BufferedReader) -> io.BufferedReader:
 
 
 def open_text(raw: IO[bytes], beginning: bytes) -> IO[str]:
-    """A file as text: UTF-8 with or without its mark, UTF-16 by its mark; what is neither is Windows-1252.
+    """A file as text: UTF-8 with or without its mark, UTF-16 by its mark or its zeros; what is neither is Windows-1252.
 
     Args:
         raw: The file, from its beginning.
         beginning: Its first bytes, three or more where there are as many.
     """
     wide = beginning[:2] in {codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE}
-    encoding = "utf-16" if wide else "utf-8-sig"
+    zeros = [not byte for byte in beginning[:2]]
+    unmarked = "utf-16-le" if zeros == [False, True] else "utf-16-be" if zeros == [True, False] else "utf-8-sig"
+    encoding = "utf-16" if wide else unmarked
     return io.TextIOWrapper(cast("io.BufferedReader", raw), encoding, errors="tokenmeter.windows-1252", newline="")
 
 

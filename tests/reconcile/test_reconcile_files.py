@@ -153,6 +153,43 @@ def test_an_unknown_file_names_its_headings(write):
         read(write("a,b\n1,2\n"))
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"object": "page", "data": []}', r"is JSON, .* leave --file out"),
+        (b'[\n {"date": "2026-11-10", "cost": 1}\n]', r"is JSON, .* tokenmeter import"),
+        (b'\xef\xbb\xbf{"date": "2026-11-10", "cost": 1}\n{"date": "2026-11-11", "cost": 1}\n', "is JSON, "),
+        ('{"date": "2026-11-10"}'.encode("utf-16"), "is JSON, "),
+        (
+            b"\n<!DOCTYPE html>\n<html><body>Sign in, please</body></html>",
+            "is a web page .*download the statement anew",
+        ),
+        (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "is XML and no CSV"),
+        (b"%PDF-1.7\n1 0 obj", "is a PDF: download the CSV"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(500), "an old workbook .XLS.: save it as CSV"),
+        (b"PK\x03\x04" + bytes(26), "a ZIP or a workbook: unpack it, or save it as CSV"),
+        (b"PAR1" + bytes(26), "is Parquet: write it as CSV"),
+        (b"", "is empty"),
+        (b"\r\n \r\n", "is empty"),
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
+def test_what_is_no_csv_is_told_with_what_to_do(tmp_path, content, message, packed):
+    path = tmp_path / "statement.csv"
+    path.write_bytes(gzip.compress(content) if packed else content)
+    with pytest.raises(ReconciliationError, match=message) as refused:
+        read(path)
+    assert "Its headings" not in str(refused.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-8", "utf-8-sig"])
+def test_a_table_in_any_unicode_is_read(tmp_path, encoding):
+    path = tmp_path / "statement.csv"
+    path.write_bytes("Tag;Kosten für alles\n10.11.2026;1,25\n".encode(encoding))
+    (line,) = read(path, columns={"day": "Tag", "cost": "Kosten für alles"}, decimal=",").costs
+    assert line.amount == Decimal("1.25")
+
+
 @pytest.mark.parametrize(("row", "message"), [("soon,1", "line 2: 'soon'"), ("2026-11-10,much", "line 2: 'much'")])
 def test_a_bad_cell_names_its_line(write, row, message):
     with pytest.raises(ReconciliationError, match=message):

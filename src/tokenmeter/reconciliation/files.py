@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import field, replace
@@ -245,12 +246,36 @@ def _content(path: Path) -> bytes:
     """A file's bytes, unpacked."""
     try:
         with path.open("rb") as file:
-            return unpacked(file).read()
+            content = unpacked(file).read()
+        return unpacked(io.BufferedReader(io.BytesIO(content))).read()  # what was packed may be no text either
     except (*UNPACKING, NotATableError, ValueError) as error:  # the last: no file can have such a name
         raise ReconciliationError(f"{path} cannot be read: {reason_of(error)}.") from error
 
 
+#: How JSON begins, be it an object, rows in a list, or lines.
+_JSON = re.compile(r"\{|\[\s*[\[{\]]")
+
+
+def _refuse_other_text(path: Path, content: bytes) -> None:
+    """What is text and no table has no headings that anybody could map."""
+    start = open_text(io.BytesIO(content[:4096]), content[:4]).read().lstrip("\ufeff \t\r\n")
+    if not start:
+        raise ReconciliationError(f"{path} is empty: export it anew, or leave it out.")
+    if _JSON.match(start):
+        raise ReconciliationError(
+            f"{path} is JSON, and a statement is read from CSV. What OpenAI's and Anthropic's admin APIs answer is "
+            "fetched without a file: leave --file out and set the admin key, or give a client as source=. A log of "
+            "calls is read by tokenmeter import; rows of your own are for CSV, with a line of headings."
+        )
+    if start.startswith("<"):
+        what = "XML" if start.startswith("<?xml") else "a web page (HTML)"
+        raise ReconciliationError(
+            f"{path} is {what} and no CSV, as a download is whose sign-in has ended: download the statement anew."
+        )
+
+
 def _table(path: Path, content: bytes) -> tuple[list[str], list[TableRow], DecimalMark | None]:
+    _refuse_other_text(path, content)
     headings, rows, mark = read_table(open_text(io.BytesIO(content), content[:4]))
     try:
         found = list(rows)
