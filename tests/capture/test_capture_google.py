@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import gc
+import importlib
 import inspect
 import io
 import json
@@ -657,7 +658,84 @@ def test_retries_are_one_call(provider, meter, books):
     client.models.generate_content(model=MODEL, contents="Hi")
     assert len(provider.requests) == 3
     assert recorded(books) == billed(provider)
-    assert len(books.all()) == 1
+    assert books.one().attempts == 3
+
+
+def answering(*answers):
+    """A transport that gives one answer after the other, as sync and async clients take it; an exception is raised."""
+    http = importlib.import_module(
+        type(plain_genai.Client(api_key=KEY)._api_client._httpx_client).__mro__[1].__module__
+    )
+    left = iter(answers)
+
+    def handle(request):
+        answer = next(left)(http)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    args = {"transport": http.MockTransport(handle)}
+    return {"client_args": args, "async_client_args": args}
+
+
+TOLD = {
+    "candidates": [{"content": {"parts": [{"text": "Hello."}], "role": "model"}, "finishReason": "STOP"}],
+    "usageMetadata": {"promptTokenCount": 4, "candidatesTokenCount": 3, "totalTokenCount": 7},
+    "modelVersion": MODEL,
+    "responseId": "r1",
+}
+A_HIT = {"cf-aig-cache-status": "HIT"}
+
+
+def says(way, **headers):
+    """An answer to a call in one `way` or the other."""
+    said = {"text": f"data: {json.dumps(TOLD)}\n\n"} if way is streamed else {"json": TOLD}
+    return lambda http: http.Response(200, headers=headers, **said)
+
+
+@since(1, 32)
+@pytest.mark.parametrize("aio", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("way", [generated, streamed])
+@pytest.mark.parametrize("headers", [{}, A_HIT], ids=["answered", "out of a cache"])
+@pytest.mark.parametrize(("lost", "flags"), [("ReadTimeout", ("lost_try",)), ("ConnectTimeout", ())])
+async def test_a_try_that_nobody_answered_is_told(lost, flags, headers, way, aio, meter, books, do):
+    """One that left may have been billed, too; an answer out of a gateway's cache then stands for it."""
+    again = types.HttpRetryOptions(attempts=3, initial_delay=0.001, max_delay=0.001)
+    transport = answering(lambda http: getattr(http, lost)("lost"), says(way, **headers))
+    client = wrap(plain_genai.Client(api_key=KEY, http_options={"retry_options": again, **transport}), meter=meter)
+    await way(client.aio if aio else client, do)
+    if headers and not flags:
+        assert books.all() == []
+        return
+    entry = books.one()
+    assert (entry.flags, entry.attempts, entry.usage.total_tokens) == (flags, 2, 7)
+
+
+@pytest.mark.parametrize("aio", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("way", [generated, streamed])
+@pytest.mark.parametrize(
+    ("headers", "entries"),
+    [
+        (A_HIT, 0),
+        ({"x-litellm-cache-key": "0a1b"}, 0),
+        ({"x-portkey-cache-status": "SEMANTIC HIT"}, 0),
+        ({"cf-aig-cache-status": "MISS"}, 1),
+    ],
+    ids=str,
+)
+@since(1, 32)  # older ones keep the headers to themselves
+async def test_an_answer_out_of_a_gateways_cache_is_no_bill(way, aio, headers, entries, provider, do):
+    meter = tokenmeter.make_meter(store="memory:", budgets=[Budget(limit_requests=3)], config={})
+    client = wrap(made(provider), meter=meter)
+    with tokenmeter.attribute(member="ada") as scope:
+        provider.answer("Hello.", headers=headers)
+        await way(client.aio if aio else client, do)
+    gc.collect()
+    assert len(list(meter.entries())) == scope.requests == entries
+    (left,) = meter.remaining()
+    assert left.reserved == 0
+    assert bool(left.spent) is bool(entries)
+    meter.close()
 
 
 # -- budgets

@@ -613,8 +613,13 @@ class Learning(Settling):
             self.meter.fault("learn from a call", error)
 
 
-#: What httpx and httpx2 raise before anything was sent.
-_UNSENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol"})
+#: What httpx, httpx2 and aiohttp raise before anything was sent.
+_UNSENT = frozenset(
+    {
+        *("ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol"),
+        *("ClientConnectorDNSError", "ClientConnectorError", "ClientProxyConnectionError", "ConnectionTimeoutError"),
+    }
+)
 #: What is known of a request that left and that nobody answered.
 _LOST = Observation(flags=frozenset({"billing_unknown"}))
 

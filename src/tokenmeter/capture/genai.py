@@ -14,6 +14,7 @@ from tokenmeter.capture.genai_requests import (
     Requests,
     carry_out,
     carry_out_async,
+    is_cached,
     open_request,
     open_request_async,
     put_before,
@@ -223,7 +224,7 @@ def _responded(call: InFlight, response: Any) -> Exchange | None:
 def _watched(call: InFlight, response: Any) -> Exchange | None:
     from tokenmeter.capture.streams import is_read, watch_body  # noqa: PLC0415 - only those who use interactions
 
-    if not response.is_success:
+    if not response.is_success or is_cached(call, response):
         return None
     streamed = "event-stream" in response.headers.get("content-type", "")
     exchange = call.respond(response.headers, streamed=streamed)

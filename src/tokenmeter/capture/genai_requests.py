@@ -15,12 +15,13 @@ import functools
 import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextvars import ContextVar
 from copy import deepcopy
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, cast
 
 from tokenmeter.capture.cancelled import Step, timer
-from tokenmeter.capture.sdk import UnopenedStoreError, binding_of, complain
+from tokenmeter.capture.sdk import CACHES, HITS, LITELLM_HIT, UnopenedStoreError, binding_of, complain
 from tokenmeter.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -101,6 +102,8 @@ if TYPE_CHECKING:
         async def async_request_streamed(
             self, http_method: str, path: str, request_dict: Any, http_options: Any = None
         ) -> Any: ...
+        def _request_once(self, *args: Any, **kwargs: Any) -> Any: ...
+        async def _async_request_once(self, *args: Any, **kwargs: Any) -> Any: ...
         def download_file(self, path: str, **options: Any) -> Any: ...
         async def async_download_file(self, path: str, **options: Any) -> Any: ...
 
@@ -150,16 +153,20 @@ class Requests(_ApiClient):
         try:
             call.authorize()
             call.attempts = 1
-            for answer in super().request_streamed(
-                http_method, path, *_capped_request(call, self, request_dict, http_options)
+            cached = None
+            for answer in _with_tries(
+                call,
+                super().request_streamed(http_method, path, *_capped_request(call, self, request_dict, http_options)),
             ):
-                if not call.answers:
+                if cached is None:
+                    cached = is_cached(call, answer)
+                if not (call.answers or cached):
                     exchange = _begun(call)
                     kept = _WrittenAtLast(exchange)
                     call.returned()
                 _hear(call, exchange, answer)
                 yield answer
-            if not call.answers:
+            if not (call.answers or cached):
                 exchange = _begun(call)
             if exchange is not None:
                 exchange.ended = True
@@ -184,14 +191,37 @@ class Requests(_ApiClient):
             await call.authorize_async()
             call.attempts = 1
             until = _given_up(self, http_options)
-            answers = await super().async_request_streamed(
-                http_method, path, *_capped_request(call, self, request_dict, http_options)
-            )
+            with _Tries(call):
+                answers = await super().async_request_streamed(
+                    http_method, path, *_capped_request(call, self, request_dict, http_options)
+                )
             exchange = _begun(call)
             await call.returned_async()
             return answers if exchange is None else _Followed(call, exchange, answers, until)
         except BaseException as error:
             await call.raised_async(error)
+            raise
+
+    def _request_once(self, *args: Any, **kwargs: Any) -> Any:
+        tries = _TRIES.get()
+        if tries is None:
+            return super()._request_once(*args, **kwargs)
+        tries.begin()
+        try:
+            return super()._request_once(*args, **kwargs)
+        except BaseException as error:
+            tries.failed(error)
+            raise
+
+    async def _async_request_once(self, *args: Any, **kwargs: Any) -> Any:
+        tries = _TRIES.get()
+        if tries is None:
+            return await super()._async_request_once(*args, **kwargs)
+        tries.begin()
+        try:
+            return await super()._async_request_once(*args, **kwargs)
+        except BaseException as error:
+            tries.failed(error)
             raise
 
     def download_file(self, path: str, **options: Any) -> Any:
@@ -211,12 +241,65 @@ class Requests(_ApiClient):
         return await carry_out_async(call, send, functools.partial(_results, call, place))
 
 
+class _Tries:
+    """The HTTP requests of one call, which the SDK sends again by itself; entered while it does. Never raises.
+
+    Older SDKs have no method for a single one: their calls count as one.
+    """
+
+    __slots__ = ("_call", "_sent")
+
+    def __init__(self, call: InFlight) -> None:
+        self._call = call
+        self._sent = False
+
+    def __enter__(self) -> None:
+        self._safely(lambda: _TRIES.set(self))
+
+    def __exit__(self, *_: object) -> None:
+        # Who closes what was on its way may do so from another context, whose own is not to be touched.
+        self._safely(lambda: _TRIES.set(None) if _TRIES.get() is self else None)
+
+    def begin(self) -> None:
+        """One is about to be sent."""
+        self._call.attempts += self._sent
+        self._sent = True
+
+    def failed(self, error: BaseException) -> None:
+        """It was refused, or nobody answered it."""
+        if type(error).__module__.partition(".")[0] in _HTTP:
+            self._safely(lambda: self._call.tried_in_vain(error))
+
+    @staticmethod
+    def _safely(step: Callable[[], object]) -> None:
+        try:
+            step()
+        except Exception as error:  # noqa: BLE001 - the call itself goes on
+            complain("see a call", error)
+
+
+#: Whose errors say that no answer came.
+_HTTP = frozenset({"aiohttp", "httpx", "httpx2"})
+#: The requests of the call that is on its way here.
+_TRIES: ContextVar[_Tries | None] = ContextVar("tokenmeter_tries", default=None)
+
+
+def _with_tries(call: InFlight, answers: Iterator[Any]) -> Iterator[Any]:
+    """`answers`, which are asked for with the first of them."""
+    with _Tries(call):
+        first = next(answers, None)
+    if first is not None:
+        yield first
+        yield from answers
+
+
 def carry_out(call: InFlight, send: Callable[[], Any], read: Callable[[Any], Exchange | None]) -> Any:
     """What `send` gives: leave is asked for before, and what it used is written down after, as `read` has it."""
     try:
         call.authorize()
         call.attempts = 1
-        answer = send()
+        with _Tries(call):
+            answer = send()
         exchange = read(answer)
         if exchange is not None and exchange.ended:
             exchange.finish()
@@ -234,7 +317,8 @@ async def carry_out_async(
     try:
         await call.authorize_async()
         call.attempts = 1
-        answer = await send()
+        with _Tries(call):
+            answer = await send()
         exchange = read(answer)
         if exchange is not None and exchange.ended:
             await exchange.finish_async()
@@ -262,9 +346,10 @@ class _WrittenAtLast:
 class _Followed:
     """An async stream that is heard as it passes. No generator: one that nobody iterates would never learn its end."""
 
-    __slots__ = ("_answers", "_call", "_exchange", "_kept", "_until")
+    __slots__ = ("_answers", "_begun", "_call", "_exchange", "_kept", "_until")
 
     def __init__(self, call: InFlight, exchange: Exchange, answers: Any, until: int) -> None:
+        self._begun = False
         self._call = call
         self._exchange = exchange
         self._kept = _WrittenAtLast(exchange)
@@ -281,6 +366,12 @@ class _Followed:
         exchange = self._exchange
         try:
             answer = await self._answers.__anext__()
+            if not self._begun:
+                self._begun = True
+                if is_cached(self._call, answer):
+                    exchange.void()
+                    self._call.answers.remove(exchange)
+                    await self._call.returned_async()
             _hear(self._call, exchange, answer)
         except StopAsyncIteration:
             exchange.ended = True
@@ -502,7 +593,27 @@ def _answered(call: InFlight, answer: Any) -> Exchange | None:
     return call.watch_answer(functools.partial(_read_whole, call, answer), streamed=False)
 
 
-def _read_whole(call: InFlight, answer: Any) -> Exchange:
+def is_cached(call: InFlight, answer: Any) -> bool:
+    """Whether an answer came out of a cache, and does not stand for a try that was lost. Never raises."""
+    try:
+        headers: Mapping[str, str] = getattr(answer, "headers", None) or {}
+        told: Mapping[str, Any] = getattr(answer, "extensions", None) or {}
+        kept = told.get("hishel_from_cache") is True or told.get("from_cache") is True
+        for name, value in headers.items():
+            key = name.lower().encode()
+            if key in CACHES and (value if key == LITELLM_HIT else value.upper().encode() in HITS):
+                kept = True
+        if kept and call.endpoint.billed and not call.lost_try:
+            call.attempts = 0  # as in `streams.responded`
+            return True
+    except Exception as error:  # noqa: BLE001 - the caller gets his answer
+        call.meter.fault("watch a response", error)
+    return False
+
+
+def _read_whole(call: InFlight, answer: Any) -> Exchange | None:
+    if is_cached(call, answer):
+        return None
     exchange = call.respond({}, streamed=False)
     exchange.ended = True
     body = _decoded(answer)

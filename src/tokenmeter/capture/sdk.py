@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("tokenmeter")
 
+#: What gateways say of an answer out of their own cache, which no provider was asked for. LiteLLM names the key of
+#: its cache then, and only then; Cloudflare's, Helicone's and Portkey's say of each answer what it was.
+LITELLM_HIT = b"x-litellm-cache-key"
+CACHES = frozenset({LITELLM_HIT, b"cf-aig-cache-status", b"helicone-cache", b"x-portkey-cache-status"})
+HITS = frozenset({b"HIT", b"SEMANTIC HIT"})
 #: Name of the client attribute that holds its `Binding`.
 BINDING = "_tokenmeter"
 #: Name of the class attribute of metered classes: the `Binding` their clients start with.

@@ -16,7 +16,7 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 from tokenmeter.capture.cancelled import Step, break_off, timer
-from tokenmeter.capture.sdk import complain, twice
+from tokenmeter.capture.sdk import CACHES, HITS, LITELLM_HIT, complain, twice
 from tokenmeter.interrupts import let_interrupt_through
 
 if TYPE_CHECKING:
@@ -25,11 +25,6 @@ if TYPE_CHECKING:
 
 #: With this header an SDK hands out the response itself: ``stream`` for one whose body the caller reads.
 RAW_RESPONSE_HEADER = "x-stainless-raw-response"
-#: What gateways say of an answer out of their own cache, which no provider was asked for. LiteLLM names the key of
-#: its cache then, and only then; Cloudflare's, Helicone's and Portkey's say of each answer what it was.
-_LITELLM_HIT = b"x-litellm-cache-key"
-_CACHES = frozenset({_LITELLM_HIT, b"cf-aig-cache-status", b"helicone-cache", b"x-portkey-cache-status"})
-_HITS = frozenset({b"HIT", b"SEMANTIC HIT"})
 #: Name of the attribute of the hook of ``_process_response_data`` that is the SDK's own.
 PLAIN = "_tokenmeter_plain"
 
@@ -45,7 +40,7 @@ def responded(call: InFlight, response: Any, *, streamed: bool, again: bool = Fa
         kept = told.get("hishel_from_cache") is True or told.get("from_cache") is True
         for name, value in response.headers.raw:  # or a gateway's, on the way
             key = name.lower()
-            if key in _CACHES and (value if key == _LITELLM_HIT else value.upper() in _HITS):
+            if key in CACHES and (value if key == LITELLM_HIT else value.upper() in HITS):
                 kept = True
         if kept and call.endpoint.billed and not call.lost_try:
             call.attempts = 0  # this one never got to the provider, and those before it were refused
