@@ -219,7 +219,7 @@ class Journal(Writer):
         except (StoreUnavailableError, SchemaVersionError):
             if only_if_held:
                 raise
-            # The book cannot be asked. The record is kept and frees its hold; the fold leaves out what is there already.
+            # The book cannot be asked. The record is kept and frees its hold; a fold leaves out what is there already.
             try:
                 reached = self._settle(record, posts, hold_id, known)
             except HoldGoneError:

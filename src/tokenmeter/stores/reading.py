@@ -66,7 +66,7 @@ def archived_to_record(connection: Rows) -> int:
     return int(number)
 
 
-class _Memory:
+class _LookedUp:
     """What entries share, as far as it was looked up. Only ever added to: who reads a page keeps to one of these."""
 
     def __init__(self) -> None:
@@ -110,14 +110,14 @@ class EntryReader:
 
     def forget(self) -> None:
         """Look everything up again: names may have been erased, the file replaced."""
-        self._memory = _Memory()
+        self._memory = _LookedUp()
         self._keys.forget()
 
-    def _remember(self) -> _Memory:
+    def _remember(self) -> _LookedUp:
         """What is known, for one page: whatever is forgotten meanwhile, that page finds what was looked up for it."""
         memory = self._memory
         if memory.is_full():
-            memory = self._memory = _Memory()
+            memory = self._memory = _LookedUp()
         return memory
 
     def entry(self, entry_id: str) -> Entry | None:
@@ -281,7 +281,7 @@ class EntryReader:
             self._decode(memory, account, body, record) for (account, body), record in zip(rows, records, strict=True)
         ]
 
-    def _decode(self, memory: _Memory, account: int, body: str, record: Any) -> Entry:
+    def _decode(self, memory: _LookedUp, account: int, body: str, record: Any) -> Entry:
         try:
             record = from_json(body) if record is None else record
             return decode_entry(record, self._account(memory, account), memory.rate, memory.name)
@@ -303,7 +303,7 @@ class EntryReader:
         _look_up(memory, connection, row, [record])
         return decode_entry(record, self._account(memory, row[0]), memory.rate, memory.name)
 
-    def _account(self, memory: _Memory, number: int) -> Account:
+    def _account(self, memory: _LookedUp, number: int) -> Account:
         known = memory.accounts.get(number)
         if known is None:
             raise LookupError(f"Account {number} is missing.")
@@ -392,7 +392,7 @@ def document_record(draft: NewDocument, number: int | None, anchor: str) -> byte
     return to_json({name: value for name, value in values.items() if value is not None})
 
 
-def _look_up(memory: _Memory, connection: Rows, accounts: Collection[int], records: Iterable[Any]) -> None:
+def _look_up(memory: _LookedUp, connection: Rows, accounts: Collection[int], records: Iterable[Any]) -> None:
     """Read what records point at, as far as it is not known: one question for each kind of it."""
     names: set[str] = set()
     rates: set[str] = set()
