@@ -77,7 +77,7 @@ class _LookedUp:
 
     def is_full(self) -> bool:
         """Whether it has grown so large that it is better to begin another."""
-        return max(map(len, (self.accounts, self.rates, self.names, self.numbers))) >= _MOST_KNOWN
+        return max(len(self.accounts), len(self.rates), len(self.names), len(self.numbers)) >= _MOST_KNOWN
 
     def rate(self, digest: str) -> Rate:
         """The rate of a digest."""
