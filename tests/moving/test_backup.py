@@ -9,6 +9,8 @@ import stat
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 
 import openai
@@ -19,6 +21,7 @@ from tokenmeter.errors import ConfigurationError, LedgerError, StoreUnavailableE
 from tokenmeter.stores import backup, open_store
 from tokenmeter.stores.backup import back_up, restore
 from tokenmeter.stores.journal import Journal
+from tokenmeter.stores.moving import copy_ledger
 from tokenmeter.stores.sqlite import database
 from tokenmeter.stores.tail import segment_path, segments
 from tokenmeter.testing import FakeProvider
@@ -416,3 +419,130 @@ def test_calls_under_way_are_counted_once_where_another_ledger_takes_the_place(o
         ask()
         with pytest.raises(tokenmeter.BudgetExceededError):
             ask()
+
+
+# -- what lies beside a file that is taken, or about to be made
+
+
+def _leave_a_journal(path):
+    """As a program does that is killed amid a large change of a ledger on a network: its journal stays."""
+    script = """
+import os, signal, sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("PRAGMA cache_size = 1")
+connection.execute("PRAGMA cache_spill = 1")
+connection.execute("BEGIN IMMEDIATE")
+connection.execute("UPDATE sums SET n = n + 1")
+connection.execute("UPDATE meter_sums SET n = n + 1")
+connection.execute("INSERT INTO refused SELECT seq, 1, zeroblob(9000), x'00', x'00' FROM entries")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-c", script, path], check=False)
+    assert Path(f"{path}-journal").stat().st_size
+
+
+def test_a_journal_beside_the_ledger_is_not_played_into_the_restored_one(filled, url, tmp_path, monkeypatch, told):
+    """The restored file was malformed, and the one put aside stayed half written."""
+    monkeypatch.setattr(database, "is_network", lambda path: True)
+    meter = filled(url)
+    made, path = meter.backup(tmp_path / "backup.db"), meter.store.path
+    meter.close()
+    before = told(url)
+    _leave_a_journal(path)
+    done = restore(made.path, url, overwrite=True)
+    assert told(url) == before
+    assert told(f"sqlite:///{done.replaced}") == before
+
+
+def test_a_file_with_a_journal_beside_it_is_not_taken_for_a_backup(filled, url, tmp_path, monkeypatch):
+    monkeypatch.setattr(database, "is_network", lambda path: True)
+    meter = filled(url)
+    meter.close()
+    _leave_a_journal(meter.store.path)
+    with pytest.raises(LedgerError, match=r"ledger\.db-journal"):
+        restore(meter.store.path, tmp_path / "other.db", check=False)
+    assert not (tmp_path / "other.db").exists()
+
+
+def test_of_several_ledgers_put_aside_in_one_second_none_is_lost(filled, record, url, tmp_path, monkeypatch):
+    meter = filled(url)
+    made = meter.backup(tmp_path / "backup.db")
+    record(meter, "later", member="eve@example.com")
+    entries = meter.store.health().facts["entries"]
+    meter.close()
+    monkeypatch.setattr(backup, "utcnow", lambda: datetime(2026, 11, 30, tzinfo=UTC))
+    asides = [restore(made.path, url, overwrite=True).replaced for _ in range(3)]
+    assert len(set(asides)) == 3
+    assert sqlite3.connect(asides[0]).execute("SELECT entries FROM ledger").fetchone() == (entries,)
+
+
+def _leave_a_log(path, how):
+    """As a program does that opened a file as a ledger, recorded to it and was killed."""
+    script = f"""
+import os, signal, sys, tokenmeter
+meter = tokenmeter.make_meter(store="sqlite:///" + sys.argv[1])
+meter.record({{"id": "chatcmpl-x", "object": "chat.completion", "model": "gpt-5-mini",
+              "usage": {{"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}}}},
+             provider="openai", endpoint="chat.completions")
+list(meter.entries())
+{"os.kill(os.getpid(), signal.SIGKILL)" if how == "killed" else "meter.close()"}
+"""
+    subprocess.run([sys.executable, "-c", script, path], check=False)
+
+
+@pytest.mark.parametrize("how", ["killed", "closed"])
+def test_a_backup_is_not_written_beside_what_would_be_taken_for_a_part_of_it(filled, url, tmp_path, how):
+    """It was said to be sound, and whoever opened it saw what had been in the log."""
+    meter = filled(url)
+    made = meter.backup(tmp_path / "backup.db")
+    _leave_a_log(made.path, how)
+    with pytest.raises(LedgerError, match=r"backup\.db-(wal|tail\.\d).* away"):
+        meter.backup(made.path, overwrite=True)
+    for file in tmp_path.glob("backup.db?*"):
+        file.unlink()
+    assert meter.backup(made.path, overwrite=True).head == meter.verify().head
+
+
+def test_a_backup_that_somebody_has_read_is_written_again(filled, url, tmp_path, run_command):
+    meter = filled(url)
+    made = meter.backup(tmp_path / "backup.db")
+    assert run_command("report", "--store", f"sqlite:///{made.path}")[0] == 0
+    assert meter.backup(made.path, overwrite=True).head == made.head
+
+
+def test_a_copy_is_not_given_a_name_whose_log_is_still_there(filled, url, tmp_path):
+    filled(url).close()
+    target = tmp_path / "copy.db"
+    _leave_a_log(target, "killed")
+    target.unlink()
+    with pytest.raises(LedgerError, match=r"copy\.db-wal"):
+        copy_ledger(url, target)
+    assert not target.exists()
+
+
+def test_what_is_left_of_a_copy_of_another_ledger_is_named(filled, url, tmp_path):
+    """The target itself was said to have records, which was not there at all."""
+    meter = filled(url)
+    other = filled(f"sqlite:///{tmp_path}/other.db")
+    other.backup(tmp_path / "copy.db.partial")
+    with pytest.raises(LedgerError, match=r"copy\.db\.partial"):
+        copy_ledger(url, tmp_path / "copy.db")
+    (tmp_path / "copy.db.partial").unlink()
+    assert copy_ledger(url, tmp_path / "copy.db").head == meter.verify().head
+
+
+def test_two_backups_to_one_name_at_once_are_both_made(filled, url, tmp_path, monkeypatch):
+    """Both wrote to one file, of threads as of containers in which each is process 1."""
+    meter, both, look = filled(url), threading.Barrier(2), backup._look
+
+    def look_together(*given, **named):
+        both.wait(60)
+        made = look(*given, **named)
+        both.wait(60)
+        return made
+
+    monkeypatch.setattr(backup, "_look", look_together)
+    with ThreadPoolExecutor(2) as threads:
+        made = list(threads.map(lambda _: meter.backup(tmp_path / "backup.db", overwrite=True).head, range(2)))
+    assert made == [meter.verify().head] * 2
+    assert [file.name for file in tmp_path.glob("backup.db*")] == ["backup.db"]

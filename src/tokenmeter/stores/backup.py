@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import glob
+import itertools
 import os
 import time
 from collections.abc import Callable, Generator
@@ -23,7 +25,7 @@ from tokenmeter.stores.copying import End, Progress, carry, hash_at
 from tokenmeter.stores.engine import read_head
 from tokenmeter.stores.live import lock_live, remove_live
 from tokenmeter.stores.sqlite import SQLiteStore
-from tokenmeter.stores.sqlite.end import LedgerFile, SQLiteEnd, copy_file
+from tokenmeter.stores.sqlite.end import LOGS, LedgerFile, SQLiteEnd, copy_file, refuse_left_files
 from tokenmeter.stores.tail import owner_of, segment_path, segments
 from tokenmeter.stores.urls import SideLock, restoring_path
 from tokenmeter.values import dataclass
@@ -105,6 +107,7 @@ def back_up(
 
     Raises:
         ConfigurationError: the file is there already, or is the ledger itself; or its folder is not there.
+        LedgerError: a program has a ledger of the target's name open, or did not close it.
         StoreUnavailableError: the ledger cannot be read as a whole, the file not be written, or it is damaged.
     """
     path = expand(target)
@@ -114,15 +117,22 @@ def back_up(
         raise ConfigurationError(f"{path} exists; name another file, or allow it to be replaced (--overwrite).")
     if not path.parent.is_dir():  # a slip of the pen, or a disk that is not there: a backup is not made beside it
         raise ConfigurationError(f"The folder {str(path.parent)!r} does not exist; make it first.")
+    refuse_left_files(path)
     remove_abandoned(Path(f"{path}.partial-"))
-    partial = Path(f"{path}.partial-{os.getpid()}")
+    partial = _unique(f"{path}.partial-")
     try:
         _write(store, partial, progress)
         made = _look(partial, path, check=check, progress=progress)
+        refuse_left_files(path)  # somebody may have opened what was there meanwhile
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
     return made
+
+
+def _unique(beginning: str) -> Path:
+    """A name that nobody else uses now: of two threads, or of two containers where both are process 1."""
+    return Path(f"{beginning}{os.getpid()}-{os.urandom(4).hex()}")
 
 
 def _write(store: Store, target: Path, progress: Progress | None) -> None:
@@ -259,7 +269,7 @@ def _restore_file(file: LedgerFile, path: Path, *, overwrite: bool) -> Path | No
             f"There is a ledger at {path}; nothing was changed. Allow it to be put aside with --overwrite."
         )
     remove_abandoned(restoring_path(path))
-    fresh = Path(f"{restoring_path(path)}{os.getpid()}")
+    fresh = _unique(str(restoring_path(path)))
     copy_file(lambda work: work(file.read(lambda connection: connection)), fresh)
     try:
         identity = file.read(lambda connection: bytes(read_head(connection, "identity")[0]))
@@ -299,16 +309,20 @@ def _locked(path: Path) -> Generator[None]:
 
 
 def _put_aside(path: Path, identity: bytes, now: datetime) -> Path | None:
-    """Move a ledger away, with its log; its tail stays where it belongs to the same ledger."""
-    aside = Path(f"{path}.replaced-{now:%Y%m%dT%H%M%S}")
+    """Move a ledger away, with its logs; its tail stays where it belongs to the same ledger."""
+    beginning = f"{path}.replaced-{now:%Y%m%dT%H%M%S}"
+    tried = (Path(f"{beginning}-{number}" if number else beginning) for number in itertools.count())
+    taken = {file.name for file in path.parent.glob(f"{glob.escape(Path(beginning).name)}*")}
+    # Of several in one second none is lost, nor gets what lies beside another.
+    aside = next(one for one in tried if not any(name.startswith(one.name) for name in taken))
     rename: Callable[[Path, Path], object] = os.replace
     for number in segments(path):
         if owner_of(segment_path(path, number)) not in {identity, None}:
             rename(segment_path(path, number), segment_path(aside, number))
     Path(f"{path}-shm").unlink(missing_ok=True)
-    log = Path(f"{path}-wal")
-    if log.exists():
-        rename(log, Path(f"{aside}-wal"))
+    for end in LOGS:
+        if Path(f"{path}{end}").exists():
+            rename(Path(f"{path}{end}"), Path(f"{aside}{end}"))
     if not path.exists():
         return None
     rename(path, aside)

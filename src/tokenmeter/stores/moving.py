@@ -21,7 +21,7 @@ from tokenmeter.stores.copying import Copied, End, Progress, carry, compare_sums
 from tokenmeter.stores.documents import MOVED, Filing, NewDocument
 from tokenmeter.stores.engine import read_head
 from tokenmeter.stores.slots import from_microseconds
-from tokenmeter.stores.sqlite.end import SQLiteEnd
+from tokenmeter.stores.sqlite.end import SQLiteEnd, refuse_left_files
 from tokenmeter.stores.urls import redacted
 from tokenmeter.values import dataclass
 
@@ -175,12 +175,22 @@ def _carry(origin: End, target: str | Path, progress: Progress | None) -> Copied
     path = full_path(path)
     # A file gets its name when it is complete, so that no program takes half of it for a ledger.
     place = path if path.exists() else Path(f"{path}.partial")
+    if place != path:
+        refuse_left_files(path)
     end = SQLiteEnd.make(place, os.urandom(16))
     try:
         reached = carry(origin, end, progress=progress)
+    except LedgerError as error:
+        if place == path:
+            raise
+        raise LedgerError(
+            f"{error} It is in {place}, which a copy that was broken off has left: if that was of another ledger, "
+            "remove it, or name another target."
+        ) from error
     finally:
         end.close()
     if place != path:
+        refuse_left_files(path)
         place.replace(path)
         Path(f"{place}-lock").unlink(missing_ok=True)
     return reached

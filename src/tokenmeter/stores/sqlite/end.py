@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from urllib.parse import quote
@@ -18,6 +19,7 @@ from tokenmeter.stores.sqlite.book import ENGINE
 from tokenmeter.stores.sqlite.database import Database, sqlite3
 from tokenmeter.stores.sqlite.opened import explained
 from tokenmeter.stores.sqlite.schema import check_file, check_version, migrate, refuse_stranger
+from tokenmeter.stores.tail import frames, segment_path, segments
 from tokenmeter.stores.urls import make_private_file
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+#: What SQLite keeps a part of a file in, beside it: changes that are not in it yet, or pages as they were before some.
+LOGS = ("-wal", "-journal")
 _KINDS = {"INTEGER": "integer", "TEXT": "text", "BLOB": "bytes"}
 
 
@@ -123,10 +127,9 @@ class LedgerFile:
         self.path = path
         if not path.is_file():
             raise StoreUnavailableError(f"There is no file {path}.")
-        log = Path(f"{path}-wal")
-        if log.exists() and log.stat().st_size:
+        for name in _logs_of(path):
             raise LedgerError(
-                f"{path} is in use, or was not closed: part of it is still in {log.name}. A file that "
+                f"{path} is in use, or was not closed: part of it is still in {name}. A file that "
                 "`tokenmeter db backup` wrote has nothing beside it; make one, or use `tokenmeter db copy`."
             )
         try:
@@ -188,6 +191,29 @@ class LedgerFile:
     def close(self) -> None:
         """Let go of the file."""
         self._connection.close()
+
+
+def refuse_left_files(path: Path) -> None:
+    """Refuse a name for a new file where what lies beside it would be taken for a part of it: a log, a tail.
+
+    Raises:
+        LedgerError: as said.
+    """
+    tails = (segment_path(path, number) for number in segments(path))
+    left = [*_logs_of(path), *(tail.name for tail in tails if next(islice(frames(tail, 0), 1, None), None))]
+    if left:
+        raise LedgerError(
+            f"{', '.join(left)} beside {path} would be taken for a part of the new file: a ledger of that name is in "
+            "use, or was not closed. End programs that use it and move these files away, or name another file."
+        )
+
+
+def _logs_of(path: Path) -> Iterator[str]:
+    """Names of the logs beside an SQLite file that SQLite would read with it."""
+    for end in LOGS:
+        log = Path(f"{path}{end}")
+        if log.exists() and log.stat().st_size:
+            yield log.name
 
 
 def copy_file(source: Callable[[Callable[[Connection], None]], None], target: Path) -> None:
