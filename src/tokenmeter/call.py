@@ -178,6 +178,8 @@ class Call:
         scopes: Open `attribute` blocks to count into, outermost first.
         api_key: Which key is used.
         span: The span it is made in, where traces are on.
+        goes_on: Whether it is part of a session that counts as a request already.
+        as_written: Whether nothing can be put into its request any more, an output cap least of all.
     """
 
     provider: str
@@ -188,6 +190,8 @@ class Call:
     scopes: tuple[Scope, ...] = ()
     api_key: ApiKey | None = None
     span: ActiveSpan | None = None
+    goes_on: bool = False
+    as_written: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -219,6 +219,61 @@ def test_a_budget_stops_what_is_sent_as_text(clients, provider):
     stopping.close()
 
 
+@pytest.mark.parametrize("name", ["OpenAI", "AsyncOpenAI"])
+@pytest.mark.parametrize("way", ["send", "send_raw", "create"])
+async def test_the_output_cap_that_a_hold_goes_by_is_sent_over_a_connection(name, way, clients, provider, do):
+    client = clients.make(name)
+    _needs(client, "responses.connect")
+    capping = tokenmeter.make_meter(
+        store="memory:", config={}, budgets=[{"limit_usd": "0.01", "inject_max_tokens": True}]
+    )
+    tokenmeter.wrap(client, capping)
+    event = {"type": "response.create", "model": "gpt-5", "input": "Say hello."}
+    async with do.inside(client.responses.connect()) as connection:
+        if not hasattr(connection, way if way != "create" else "send"):
+            pytest.skip(f"this SDK's connections have no {way}")
+        if way == "create":
+            await do(connection.response.create(model="gpt-5", input="Say hello."))
+        else:
+            await do(getattr(connection, way)(event if way == "send" else json.dumps(event)))
+        answer = await _until(connection, "response.completed", do)
+    assert 16 <= answer.response.max_output_tokens < 1_000
+    assert "max_output_tokens" not in event, "the caller's own event stays as it is"
+    (entry,) = capping.entries()
+    assert entry.status == "ok"
+    assert capping.faults == 0
+    capping.close()
+
+
+def test_what_waits_for_a_connection_is_held_as_it_is_written(clients, provider):
+    """It is in the SDK's hands already: no output cap can be put into it."""
+    client = clients.openai()
+    meter = tokenmeter.make_meter(
+        store="memory:", config={}, budgets=[{"limit_usd": "0.01", "inject_max_tokens": True}]
+    )
+    tokenmeter.wrap(client, meter)
+    manager = _queueing(client, "responses.connect")
+    manager.send({"type": "response.create", "model": "gpt-5", "input": "Say hello."})
+    with pytest.raises(tokenmeter.BudgetExceededError), manager:
+        pass
+    assert not provider.requests
+    meter.close()
+
+
+@pytest.mark.parametrize("more", [{"conversation": "conv_1"}, {"prompt": {"id": "pmpt_1"}}, {"background": True}])
+def test_what_lies_elsewhere_counts_over_a_connection_as_over_http(more, clients, provider):
+    client = clients.openai()
+    _needs(client, "responses.connect")
+    stopping = tokenmeter.make_meter(store="memory:", config={}, budgets=[{"limit_usd": "0.01"}])
+    tokenmeter.wrap(client, stopping)
+    asked = {"model": "gpt-5", "input": "Say hello.", "max_output_tokens": 16, **more}
+    with pytest.raises(tokenmeter.BudgetExceededError):
+        client.responses.create(**asked)
+    with client.responses.connect() as connection, pytest.raises(tokenmeter.BudgetExceededError):
+        connection.send({"type": "response.create", **asked})
+    stopping.close()
+
+
 def test_connections_of_a_plain_client_are_left_alone(clients, books):
     client = clients.openai(metered=False)
     _needs(client, "realtime.connect")

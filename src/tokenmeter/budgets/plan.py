@@ -135,7 +135,7 @@ def make_plan(
         UnboundedError: it has no upper bound, and a budget refuses such calls.
     """
     if all(hold.cap.unit in _BY_CALL for hold in holds):
-        return Demand(call, at, holds, _claims(holds, [1] * len(holds)))
+        return Demand(call, at, holds, _claims(holds, [_by_call(hold, call) for hold in holds]))
     upper = bound(call, ceiling, tokens)
     injectable = _is_injectable(call, upper, holds)
     cap = injected(upper, holds, store) if injectable and (inject or upper.output_tokens is None) else None
@@ -145,6 +145,11 @@ def make_plan(
     most = {unit: upper.amount(unit) for unit in {hold.cap.unit for hold in holds}}
     amounts = [_amount(hold, call, upper, most[hold.cap.unit], learned) for hold in holds]
     return Demand(call, at, holds, _claims(holds, amounts), upper, injectable, cap)
+
+
+def _by_call(hold: HeldBudget, call: Call) -> int:
+    """What a call takes of a limit that every call takes one of: a session is one request, however long it goes on."""
+    return 0 if call.goes_on and hold.cap.unit != IN_FLIGHT else 1
 
 
 _claim_key = attrgetter("key")
@@ -164,7 +169,7 @@ def _claims(holds: Sequence[HeldBudget], amounts: Sequence[int]) -> tuple[Claim,
 def _amount(hold: HeldBudget, call: Call, upper: Bound, most: int | None, learned: Expectations) -> int:
     budget, unit = hold.cap.budget, hold.cap.unit
     if unit in _BY_CALL:
-        return 1
+        return _by_call(hold, call)
     if most is None and upper.cost_at_dearest is not None and unit == "usd" and budget.unknown_price == "hold":
         return picodollars(upper.cost_at_dearest)
     if most is None and budget.unbounded == "refuse":
@@ -192,6 +197,7 @@ def _is_injectable(call: Call, upper: Bound, holds: Sequence[HeldBudget]) -> boo
     """Whether the request may get an output cap: a budget wants it, the caller named none, nothing else is unknown."""
     return (
         call.facts.max_output_tokens is None
+        and not call.as_written
         and upper.output_tokens != 0
         and set(upper.reasons) <= {"no_output_cap", "unknown_price"}
         and any(hold.cap.budget.inject_max_tokens for hold in holds)

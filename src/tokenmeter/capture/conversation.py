@@ -8,35 +8,93 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from types import MethodType
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from tokenmeter import processes
 from tokenmeter.call import Call, Outcome
 from tokenmeter.capture.calls import REFUSALS
 from tokenmeter.capture.description import describe, give_leave, identify
-from tokenmeter.capture.readings import GrowingBill, opened
+from tokenmeter.capture.readings import GrowingBill, is_open_here, opened
 from tokenmeter.capture.recent import with_sizes
 from tokenmeter.capture.sdk import Binding, UnreadBody, binding_of, bound_to, twice
-from tokenmeter.capture.settlement import Settling, catch_up_async, settle, settle_from_anywhere, watch
+from tokenmeter.capture.settlement import Settling, catch_up_async, has_waiting, settle, settle_from_anywhere, watch
 from tokenmeter.dimensions import Status
+from tokenmeter.errors import StoreBusyError
 from tokenmeter.ledger import new_id
+from tokenmeter.processes import may_wait
 from tokenmeter.providers.prompts import UNREADABLE
 from tokenmeter.usage import Observation
 
 if TYPE_CHECKING:
     from tokenmeter.meter import Authorization, Meter
-    from tokenmeter.providers.base import Dialect, SocketEvents
+    from tokenmeter.providers.base import Dialect, Endpoint, SocketEvents
 
 
 #: A running total is written down this often, and at the end. Seconds.
 _EVERY = 60
 
 
-#: Something that was asked for: the event's id, and leave for it.
-Asked: TypeAlias = "tuple[str | None, Authorization]"
+#: Fields of an event that are no part of what it asks for.
+_ENVELOPE = frozenset({"type", "event_id"})
+
+
+class _Leave:
+    """Leave for an answer, or for what a session bills with nobody asking.
+
+    Attributes:
+        event_id: Of the event that asked; None where it has none.
+        leave: What is held for it.
+        ahead: Whether nothing was asked for yet: where nothing comes, it is given back and there is no bill.
+    """
+
+    __slots__ = ("ahead", "event_id", "leave")
+
+    def __init__(self, event_id: str | None, leave: Authorization, *, ahead: bool) -> None:
+        self.event_id = event_id
+        self.leave = leave
+        self.ahead = ahead
+
+
+class _GivenBack(Settling):
+    """What is held for something that did not come."""
+
+    __slots__ = ()
+
+    def __init__(self, meter: Meter, leave: Authorization) -> None:
+        super().__init__(meter, leave, Outcome())
+
+    def record(self) -> None:
+        """Give it back."""
+        _give_back(self)
+
+
+class _SessionBill(GrowingBill):
+    """What a session's total has grown. Where that is nothing new, what was held for it is given back."""
+
+    __slots__ = ()
+
+    def record(self) -> None:
+        """Record what is new."""
+        super().record()
+        _give_back(self)
+
+
+def _give_back(settling: Settling) -> None:
+    leave = settling.authorization
+    if leave.settled or (leave.reservation is None and leave.runs is None):
+        return
+    if may_wait():
+        settling.meter.release(leave)
+        return
+    if leave.runs is not None:
+        leave.runs.free()
+    held = leave.reservation
+    if held is not None and not settling.meter.store.release(held.reservation_id):
+        raise StoreBusyError("What became of a hold is looked up where the store can be waited for.")
+    leave.settled = True
 
 
 class _Message:
@@ -51,7 +109,7 @@ class _Message:
 
     def __init__(self) -> None:
         self.bills: list[Settling] | None = None
-        self.answers: Asked | None = None
+        self.answers: _Leave | None = None
 
 
 class Conversation:
@@ -77,6 +135,7 @@ class Conversation:
         "_dialect",
         "_due",
         "_events",
+        "_goes_on",
         "_made_in",
         "_session",
         "_sound",
@@ -103,35 +162,127 @@ class Conversation:
         self._events = events
         self._call = call
         self._session: dict[str, Any] = {"model": call.facts.model}
-        self._asked: deque[Asked] = deque()
+        self._asked: deque[_Leave] = deque()
         self._attached_to = attached_to
+        # A session is one request, however often its total is written down.
+        self._goes_on = is_open_here(meter, attached_to)
         self._sound = 0  # bytes that were sent to a session that does not count them
         self._total: Observation | None = None
         self._due = time.monotonic() + _EVERY
         self._write = settle if waits else settle_from_anywhere
         watch(self)
 
-    def asks(self, event: Any) -> None:
-        """An event is about to be sent, as the SDK takes it: one that is no JSON object asks for nothing.
+    def begins(self) -> None:
+        """The connection is about to be made: a session may bill what nobody asks for by an event.
 
         Raises:
-            BudgetExceededError: it asks for an answer that a hard cap does not allow.
+            BudgetExceededError: a hard cap does not allow it.
         """
-        event = self.read(event)
-        if not isinstance(event, Mapping):
-            return
-        given = cast("Mapping[str, Any]", event)
+        if not (self._asked or self._is_of_responses):
+            self._ask(None, self._call, ahead=True)
+
+    @property
+    def _endpoint(self) -> Endpoint:
+        """What is connected to, as its requests go by it."""
+        return self._dialect.endpoint("GET", f"/{self._call.endpoint.removesuffix('.connect')}")
+
+    @property
+    def _is_of_responses(self) -> bool:
+        """Whether nothing comes but answers that are asked for by an event."""
+        return self._call.endpoint == "responses.connect"
+
+    def asks(self, event: Any, *, queued: bool = False) -> Any:
+        """An event is about to be sent, as the SDK takes it: one that is no JSON object asks for nothing.
+
+        Args:
+            event: The event.
+            queued: Whether the SDK has it already, as it is written.
+
+        Returns:
+            What to send: the event, or one like it with the output cap that a budget wants.
+
+        Raises:
+            BudgetExceededError: it asks for an answer, or has one made, that a hard cap does not allow.
+        """
+        read = self.read(event)
+        if not isinstance(read, Mapping):
+            return event
+        given = cast("Mapping[str, Any]", read)
         if isinstance(given, UnreadBody):
             call = replace(self._call, facts=replace(self._call.facts, unbounded=UNREADABLE))
-        elif given.get("type") == self._events.request:
+        elif given.get("type") in self._events.requests:
             asked = given.get("response")
             body = cast("Mapping[str, Any]", asked) if isinstance(asked, Mapping) else given
+            body = {name: value for name, value in body.items() if name not in _ENVELOPE}
             call = self._call_for({**self._session, **body})
         else:
+            self._ask_ahead(given)
             sound = self._sound
             twice(self.meter, lambda: self._count_sound(given, sound))
+            return event
+        if not (self._is_of_responses and not queued):
+            call = replace(call, as_written=True)
+        self._take_back_ahead()  # what was held for anything is free for what is asked for now
+        leave = self._ask(given.get("event_id"), call)
+        return event if leave is None else self._capped(event, given, leave)
+
+    def _ask_ahead(self, event: Mapping[str, Any]) -> None:
+        """Ask for leave for what may be billed with nobody asking, once until that has come.
+
+        Raises:
+            BudgetExceededError: a hard cap does not allow it.
+        """
+        kind = event.get("type")
+        if kind in self._events.starts:  # it names the model, on which there may be a cap
+            asked = event.get("session")
+            session: Mapping[str, Any] = cast("Any", asked) if isinstance(asked, Mapping) else {}
+            call = self._call_for({**self._session, **session, "session": session})
+            self._take_back_ahead()
+        elif kind in self._events.sounds and self._needs_leave():
+            call = self._call
+        else:
+            for one in tuple(self._asked):
+                self.meter.extend(one.leave)
             return
-        self._ask(given.get("event_id"), call)
+        self._ask(None, replace(call, goes_on=self._goes_on), ahead=True)
+
+    def _needs_leave(self) -> bool:
+        """Whether sound that is sent now may be billed, and nothing is held for that."""
+        asked = tuple(self._asked)
+        if any(one.ahead for one in asked) or (asked and self._call.endpoint != "live"):
+            return False  # of answers, one is made after the other; a Live session bills its time beside them
+        try:
+            return self._events.unasked(self._session) is not None
+        except Exception as error:  # noqa: BLE001 - what cannot be read may be billed
+            self.meter.fault("read a session", error)
+            return True
+
+    def _take_back_ahead(self) -> None:
+        """What is held with nobody asking is not needed, or asked for in other terms."""
+        twice(self.meter, self._take_back_now)
+
+    def _take_back_now(self) -> None:
+        for one in tuple(self._asked):
+            if one.ahead:
+                self.meter.release(one.leave)
+                self._forget(one)
+
+    def _forget(self, asked: _Leave) -> None:
+        with suppress(ValueError):  # the other direction's thread was quicker
+            self._asked.remove(asked)
+
+    def _capped(self, event: Any, given: Mapping[str, Any], leave: Authorization) -> Any:
+        """The event, or one like it with the output cap that what is held goes by."""
+        cap = leave.inject_max_output_tokens
+        if cap is None:
+            return event
+        try:
+            name, value = self._dialect.output_cap(self._endpoint, given, cap, provider=self._call.provider)
+            changed = {**given, name: value}
+            return json.dumps(changed) if isinstance(event, str | bytes) else changed
+        except Exception as error:  # noqa: BLE001 - sent as written, then
+            self.meter.fault("prepare a request", error)
+            return event
 
     def _count_sound(self, event: Mapping[str, Any], before: int) -> None:
         """Have what is sent to a session that does not say what it uses counted. May be begun anew."""
@@ -150,11 +301,12 @@ class Conversation:
                 self.meter.fault("read what a socket is asked", error)
         return UnreadBody()
 
-    def _ask(self, event_id: str | None, call: Call) -> None:
+    def _ask(self, event_id: str | None, call: Call, *, ahead: bool = False) -> Authorization | None:
         for _ in range(2):  # what fails once may pass, as want of memory does
             hold_id = new_id()
             try:
-                self._asked.append((event_id, self.meter.authorize(call, hold_id=hold_id)))
+                leave = self.meter.authorize(call, hold_id=hold_id)
+                self._asked.append(_Leave(event_id, leave, ahead=ahead))
             except REFUSALS:
                 raise
             except BaseException as error:  # only a budget stops a call
@@ -163,16 +315,18 @@ class Conversation:
                     raise
                 self.meter.fault("authorize", error)
             else:
-                return
+                return leave
+        return None
 
     def goes_by(self, key: str | None) -> None:
-        """The connection was made with `key`."""
+        """The connection was made with `key`, of which no budget could be asked before."""
         self._call = replace(self._call, api_key=self.meter.identify(key))
+        self._take_back_ahead()
 
     def take_back(self) -> None:
         """What was asked for did not leave."""
         while self._asked:
-            self.meter.release(self._asked.popleft()[1])
+            self.meter.release(self._asked.popleft().leave)
 
     def hears(self, data: str | bytes) -> None:
         """A message was received. Never raises."""
@@ -183,24 +337,43 @@ class Conversation:
         if message.bills is None:
             event = json.loads(data)
             kind, names = event.get("type"), self._events
-            if kind in names.answers or kind in names.asides:
-                answers = kind in names.answers
-                self._understand(message, self._usage_in(event, answers=answers), "ok", answers=answers)
+            if kind in names.answers:
+                asked = self._asked[0] if self._asked else None
+                self._understand(message, self._usage_in(event, asked), "ok", asked)
+            elif kind in names.asides:
+                seen = self._usage_in(event)
+                self._understand(message, seen, "ok", self._met_by(kind, seen))
+            elif kind in names.begun:
+                if self._asked and self._asked[0].ahead:
+                    self._asked[0].ahead = False  # it comes, and is billed whatever becomes of the connection
             elif kind in names.totals:
                 self._take_total(message, self._usage_in(event), ended=kind in names.last_totals)
             elif kind in names.beginnings or kind in names.settings:
                 self._configure(event.get("session", {}), begins=kind in names.beginnings)
             elif kind in names.errors:
                 self._refuse(message, event.get("error") or {})
+            for one in tuple(self._asked):
+                self.meter.extend(one.leave)
         self._write_down(message)
+
+    def _met_by(self, kind: str, seen: Observation) -> _Leave | None:
+        """What a message meets that ends something beside the answers; None where it is billed on top."""
+        if not seen.billable:
+            return None
+        ahead = self._events.unasked(self._session) == "asides"
+        if kind in self._events.delegated:
+            ahead = False
+        elif not ahead:
+            return None
+        return next((one for one in self._asked if one.ahead == ahead), None)
 
     def _write_down(self, message: _Message) -> None:
         """Write what a message said; what was asked is answered then."""
         for bill in message.bills or ():
             if not bill.done:
                 self._write(bill)
-        if message.answers is not None and message.answers in self._asked:
-            self._asked.remove(message.answers)
+        if message.answers is not None:
+            self._forget(message.answers)
 
     def abandon(self) -> None:
         """The connection is over: what was asked for and not answered may be billed all the same. Never raises."""
@@ -212,8 +385,11 @@ class Conversation:
         if self._total is not None:
             self._write_total("aborted")
         while self._asked:
-            message = _Message()
-            self._understand(message, None, "aborted")
+            first, message = self._asked[0], _Message()
+            if first.ahead:
+                message.answers, message.bills = first, [_GivenBack(self.meter, first.leave)]
+            else:
+                self._understand(message, None, "aborted", first)
             self._write_down(message)
 
     def __del__(self) -> None:
@@ -226,29 +402,34 @@ class Conversation:
         facts = replace(known, unbounded=UNREADABLE)  # what cannot be read has no bound: a hard cap decides
         for _ in range(2):  # what fails once may pass, as want of memory does
             try:
-                facts = self._dialect.request_facts(self._dialect.endpoint("GET", f"/{self._call.endpoint}"), body)
+                facts = self._dialect.request_facts(self._endpoint, body)
                 break
             except Exception as error:  # noqa: BLE001 - see above
                 self.meter.fault("read what a socket is asked", error)
         facts = replace(facts, streamed=True, region=known.region, cost_unit=known.cost_unit)
         return with_sizes(self.meter, replace(self._call, facts=facts))
 
-    def _usage_in(self, event: Mapping[str, Any], *, answers: bool = False) -> Observation:
+    def _usage_in(self, event: Mapping[str, Any], asked: _Leave | None = None) -> Observation:
         """What an event says was used; by what was asked, if it answers that."""
-        call = self._asked[0][1].call if self._asked and answers else self._call
+        call = self._leave_for(asked).call
         return self._dialect.read(event, provider=call.provider, endpoint=call.endpoint, request=call.facts)
 
     def _configure(self, settings: Mapping[str, Any], *, begins: bool) -> None:
+        named = self._session.get("id") if self._goes_on else None
         self._session.update(settings)
+        if named is not None:  # a total was written before the session's own name came
+            self._session["id"] = named
         self._call = self._call_for({"session": self._session, **self._session})
-        if begins and self._attached_to is None:
+        if begins and self._attached_to is None and named is None:
             opened(self.meter, self._session.get("id"), self._call.facts.model)
+        if self._events.unasked(self._session) is None:
+            self._take_back_ahead()
 
     def _take_total(self, message: _Message, seen: Observation, *, ended: bool) -> None:
         if seen.reading == "total":
             self._total = seen
         elif not self._sound:  # a session that ends without saying what it used
-            self._understand(message, seen, "ok", answers=False)
+            self._understand(message, seen, "ok", None)
             return
         if ended or time.monotonic() >= self._due:
             self._write_total("ok")
@@ -257,27 +438,41 @@ class Conversation:
         total = self._total
         if total is None:
             return
-        identity = self._attached_to or self._session.setdefault("id", new_id())
+        identity = self._attached_to or self._session.get("id")
+        if identity is None:
+            identity = self._session["id"] = new_id()
+            opened(self.meter, identity, self._call.facts.model)
         flags = total.flags | {"estimated"} if status == "aborted" else total.flags
         outcome = Outcome(status=status, observation=replace(total, response_id=identity, flags=flags))
-        self._write(GrowingBill(self.meter, give_leave(self.meter, self._call), outcome, identity))
+        held = next((one for one in self._asked if one.ahead), None)
+        self._write(_SessionBill(self.meter, self._leave_for(held), outcome, identity))
         self._due, self._total = time.monotonic() + _EVERY, None
+        self._goes_on = True
+        if held is not None:
+            self._forget(held)
+
+    def _leave_for(self, asked: _Leave | None) -> Authorization:
+        """Leave for what comes; for what nobody asked for, in the terms that the session has by now."""
+        if asked is None:
+            return give_leave(self.meter, self._call)
+        if asked.ahead:
+            asked.leave.call = self._call
+        return asked.leave
 
     def _refuse(self, message: _Message, error: Mapping[str, Any]) -> None:
         """An answer that was asked for will not come. Which one, a realtime session says by its event's id."""
         named, only_answers = error.get("event_id"), self._call.endpoint == "responses.connect"
         for asked in self._asked:
-            if only_answers or (named is not None and asked[0] == named):
+            if not asked.ahead and (only_answers or (named is not None and asked.event_id == named)):
                 outcome = Outcome(status="error", error_type=error.get("code") or error.get("type"))
-                message.answers, message.bills = asked, [Settling(self.meter, asked[1], outcome)]
+                message.answers, message.bills = asked, [Settling(self.meter, asked.leave, outcome)]
                 return
 
-    def _understand(self, message: _Message, seen: Observation | None, status: Status, *, answers: bool = True) -> None:
-        """Work out what is to be written of an answer; None for one that did not come."""
-        asked = self._asked[0] if self._asked and answers else None
+    def _understand(self, message: _Message, seen: Observation | None, status: Status, asked: _Leave | None) -> None:
+        """Work out what is to be written of an answer to what was `asked`; None for one that did not come."""
         bills: list[Settling] = []
         if seen is None or seen.billable:
-            account = give_leave(self.meter, self._call) if asked is None else asked[1]
+            account = self._leave_for(asked)
             if seen is not None:
                 bills += (
                     Settling(self.meter, account, Outcome(status=status, observation=bill, last=False))
@@ -287,7 +482,7 @@ class Conversation:
                 seen = replace(seen, deduplicate=shared)
             bills.append(Settling(self.meter, account, Outcome(status=status, observation=seen)))
         elif asked is not None:
-            self.meter.release(asked[1])
+            self.meter.release(asked.leave)
         message.answers, message.bills = asked, bills
 
 
@@ -376,7 +571,8 @@ class _Connecting:
         talk, queued = self._talk, self._queued
         try:
             while queued:
-                talk.asks(queued.pop(0))
+                talk.asks(queued.pop(0), queued=True)
+            talk.begins()
             yield
         except BaseException:
             talk.take_back()
@@ -436,10 +632,15 @@ def _parsing(plain: Send, talk: Conversation) -> Send:
 
 def _sending(plain: Send, talk: Conversation) -> Send:
     def send(self: Any, *args: Any, **kwargs: Any) -> Any:
-        talk.asks(next(iter((*args, *kwargs.values())), None))
+        event = next(iter((*args, *kwargs.values())), None)
+        sent = talk.asks(event)
+        if sent is not event:
+            args, kwargs = (sent, *args[1:]) if args else (), kwargs if args else {next(iter(kwargs)): sent}
         return plain(self, *args, **kwargs)
 
     async def send_async(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if has_waiting():  # what a budget is asked about next
+            await catch_up_async()
         return await send(self, *args, **kwargs)
 
     return send_async if inspect.iscoroutinefunction(plain) else send

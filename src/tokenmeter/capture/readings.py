@@ -99,6 +99,11 @@ def opened(meter: Meter, identity: str | None, model: str | None) -> None:
         _accounts.put(meter, identity, _Recorded(model=model))
 
 
+def is_open_here(meter: Meter, identity: str | None) -> bool:
+    """Whether this process knows what is recorded of a session already."""
+    return identity is not None and _accounts.get(meter, identity) is not None
+
+
 def taken_at(seen: Observation, now: datetime) -> datetime:
     """When a total was taken, or a step done, as its provider says (which tells what is inside which); or `now`."""
     return seen.at if seen.at is not None and _FIRST <= seen.at <= now else now

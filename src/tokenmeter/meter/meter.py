@@ -428,18 +428,23 @@ class Meter:
 
     def release(self, authorization: Authorization) -> None:
         """Free the hold of a call that is not to be recorded (free endpoints). Never raises."""
-        authorization.settled = True
         if authorization.runs is not None:
             authorization.runs.free()
         if authorization.reservation is None:
+            authorization.settled = True
             return
-        try:
-            held = self.store.release(authorization.reservation.reservation_id)
-        except Exception as error:  # noqa: BLE001 - the call's own result goes through; the hold expires
-            self.fault("release a hold", error)
-        else:
-            if not held:
-                run_patiently(self.budgets.holds.take_back_estimate, authorization.reservation)
+        for _ in range(2):  # what fails once may pass, as want of memory does
+            try:
+                held = self.store.release(authorization.reservation.reservation_id)
+            except Exception as error:  # noqa: BLE001 - the call's own result goes through; the hold expires
+                self.fault("release a hold", error)
+                if isinstance(error, StoreError):
+                    break
+            else:
+                if not held:
+                    run_patiently(self.budgets.holds.take_back_estimate, authorization.reservation)
+                break
+        authorization.settled = True
 
     def free(self, hold_id: str) -> bool:
         """Free a hold of which an interrupt left unknown whether it was made: whether it was. Never raises."""

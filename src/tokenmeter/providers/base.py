@@ -140,26 +140,37 @@ class SocketEvents:
     """Names of the events, by their ``type``, that matter on a provider's WebSocket connections.
 
     Attributes:
-        request: Sent to ask for an answer.
+        requests: Sent to ask for an answer.
+        starts: Sent to start a session; they name its model.
+        sounds: Sent with sound, which may be billed, or answered, with nobody asking.
+        begun: Say that an answer has begun.
         answers: End an answer that was asked for, with its usage on them.
         asides: End something that nobody asked for on this connection, with its usage on them.
+        delegated: Of those, the ones that end what somebody may have asked for after all.
         totals: Carry a session's running total.
         last_totals: Of those, the ones after which no other comes.
         beginnings: Begin a session; they carry its settings.
         settings: Carry changed settings of a session.
         errors: Say that something that was asked for will not come.
+        unasked: From a session, what says what it bills with nobody asking: ``answers`` that it makes by itself, or a
+            running total; else ``asides``; None where it bills only what is asked for.
         sound_sent: Bytes of sound in an event that is sent, where the session says nothing of what it uses; else 0.
         sound_used: The event that would say what a session used, from the session and the bytes it was sent.
     """
 
-    request: str
+    requests: frozenset[str]
+    starts: frozenset[str]
+    sounds: frozenset[str]
+    begun: frozenset[str]
     answers: frozenset[str]
     asides: frozenset[str]
+    delegated: frozenset[str]
     totals: frozenset[str]
     last_totals: frozenset[str]
     beginnings: frozenset[str]
     settings: frozenset[str]
     errors: frozenset[str]
+    unasked: Callable[[JSON], Literal["answers", "asides"] | None]
     sound_sent: Callable[[JSON], int]
     sound_used: Callable[[JSON, int], JSON]
 

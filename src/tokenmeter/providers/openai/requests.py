@@ -85,7 +85,7 @@ def request_facts(endpoint: Endpoint, body: JSON | None) -> RequestFacts:
     reasons: list[str] = []
     tools = offered(body, prompt, reasons)
     tool_models = _tools(tools, reasons)
-    if endpoint.path.endswith("responses") or "previous_response_id" in body:
+    if endpoint.path.endswith(("responses", "responses.connect")) or "previous_response_id" in body:
         _history(body, reasons)
     if endpoint.path.startswith("conversations."):
         reasons.append("conversation")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from tokenmeter.money import ratio
 from tokenmeter.providers.base import Read, SocketEvents, StreamReader
@@ -361,16 +361,37 @@ def _translated(session: JSON, size: int) -> JSON:
     return {"type": "session.closed", "session": session, "usage": {"seconds": ratio(size, _SOUND_SECOND)}}
 
 
+def _bills_unasked(session: JSON) -> Literal["answers", "asides"] | None:
+    """A session answers whoever it hears to have ended, unless it says otherwise; what it hears may be transcribed."""
+    heard = section(section(session, "audio"), "input")
+    if text(session, "type") == "transcription":
+        return "asides"
+    for place in (heard, session):
+        if "turn_detection" in place:
+            turns = place["turn_detection"]
+            if turns is not None and section(place, "turn_detection").get("create_response") is not False:
+                return "answers"
+            break
+    else:
+        return "answers"
+    return "asides" if section(heard, "transcription") or section(session, "input_audio_transcription") else None
+
+
 #: Realtime, Live and Responses connections.
 SOCKET_EVENTS = SocketEvents(
-    request="response.create",
+    requests=frozenset({"response.create", "decision.create"}),
+    starts=frozenset({"session.start"}),
+    sounds=frozenset({"input_audio_buffer.append", "session.input_audio.append", "session.input_audio_buffer.append"}),
+    begun=frozenset({"response.created"}),
     answers=ANSWERS,
     asides=frozenset({"conversation.item.input_audio_transcription.completed", "decision.event", "response.event"}),
+    delegated=frozenset({"decision.event", "response.event"}),
     totals=_RUNNING,
     last_totals=frozenset({"session.closed"}),
     beginnings=frozenset({"session.created", "session.started"}),
     settings=frozenset({"session.updated"}),
     errors=frozenset({"error"}),
+    unasked=_bills_unasked,
     sound_sent=_translated_bytes,
     sound_used=_translated,
 )
