@@ -6,11 +6,11 @@ import json
 import subprocess
 import sys
 from contextlib import closing
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tokenmeter.billing import HandOverError, Lago, OpenMeter, StripeMeters, hand_over
+from tokenmeter.billing import HandOverError, Lago, OpenMeter, StripeMeters, close_period, hand_over
 from tokenmeter.billing.targets import _Http
 from tokenmeter.errors import ConfigurationError, LedgerError
 from tokenmeter.ledger import utcnow
@@ -375,3 +375,65 @@ def test_a_customer_of_an_account_that_used_nothing_is_named(store, used, event_
     outcome = hand_over(store, lago(event_server), period=period, customers={"ada": "sub_1", "Ada": "sub_2"})
     assert (outcome.idle, outcome.ok) == (["member=Ada"], True)
     assert "member=Ada has a customer and used nothing; is it spelled so here?" in str(outcome)
+
+
+def sent_values(event_server):
+    return [int(value) for _, value in values(event_server)]
+
+
+@pytest.fixture
+def use_at(store, make_call):
+    """`use_at("2026-09-10T00:00", 1000)`: so many tokens of ada's."""
+
+    def use(at, quantity):
+        store.settle(make_call("1", at, quantity=quantity, member="ada"))
+
+    return use
+
+
+def test_what_came_late_is_handed_over_once_whichever_period_is_first(store, use_at, event_server):
+    """A month that is over and not closed yet, and the running one: both are after the closed one."""
+    use_at("2026-09-10T00:00", 1000)
+    close_period(store, "2026-09")
+    hand_over(store, lago(event_server), period="2026-09")
+    use_at("2026-09-30T00:00", 50)
+    use_at("2026-10-10T00:00", 2000)
+    use_at("2026-11-10T00:00", 3000)
+    for period in ("2026-10", "2026-11"):
+        assert hand_over(store, lago(event_server), period=period).ok
+    close_period(store, "2026-10")
+    for period in ("2026-09", "2026-10", "2026-11"):
+        again = hand_over(store, lago(event_server), period=period)
+        assert (again.sent, again.owed, again.unchanged) == ([], {}, 1)
+    assert sent_values(event_server) == [1000, 2050, 3000]
+    use_at("2026-10-11T00:00", 7)
+    use_at("2026-09-11T00:00", 3)
+    assert [one.value for one in hand_over(store, lago(event_server), period="2026-11").sent] == [10]
+    assert sum(sent_values(event_server)) == sum(one.charges[0].quantity for one in store.entries())
+
+
+def test_what_came_late_is_handed_over_with_a_day_and_stays_there(store, use_at, event_server):
+    use_at("2026-10-10T00:00", 1000)
+    hand_over(store, lago(event_server), period="2026-10")
+    close_period(store, "2026-10")
+    use_at("2026-10-31T23:00", 50)
+    days = ("2026-11-24", "2026-11-25")
+    for day in days:
+        use_at(f"{day}T05:00", 7)
+        assert hand_over(store, lago(event_server), period=day).ok
+    close_period(store, "2026-11", now=datetime(2026, 12, 1, tzinfo=UTC))
+    for day in days:
+        again = hand_over(store, lago(event_server), period=day)
+        assert (again.sent, again.owed) == ([], {})
+    use_at("2026-12-01T05:00", 1)
+    assert hand_over(store, lago(event_server), period="2026-12-01").ok
+    assert sent_values(event_server) == [1000, 57, 7, 1]
+
+
+def test_what_came_late_goes_out_anew_where_it_was_refused(store, use_at, event_server):
+    close_period(store, "2026-09")
+    use_at("2026-09-30T00:00", 50)
+    event_server.answers.append((422, '{"error_details": {"code": ["no such subscription"]}}'))
+    assert hand_over(store, lago(event_server), period="2026-10").refused
+    assert [one.value for one in hand_over(store, lago(event_server), period="2026-11").sent] == [50]
+    assert hand_over(store, lago(event_server), period="2026-10").sent == []

@@ -6,7 +6,14 @@ from decimal import Decimal
 
 import pytest
 
-from tokenmeter.billing import close_period, closed_periods, draft_invoice, late_costs, late_entries
+from tokenmeter.billing import (
+    close_period,
+    closed_periods,
+    draft_invoice,
+    invoice_coverage,
+    late_costs,
+    late_entries,
+)
 from tokenmeter.errors import ConfigurationError, LedgerError
 from tokenmeter.money import total
 from tokenmeter.periods import Period, parse_period
@@ -154,3 +161,16 @@ def test_hours_between_two_zones_are_closed_or_the_next_period_is_refused(store,
     close_period(store, Period(start, end, "UTC", "hours between"), now=JANUARY)
     close_period(store, then[0], tz=then[1], now=JANUARY)
     assert total(one.billed_cost for one in closed_periods(store)) == 3
+
+
+@pytest.mark.parametrize("period", ["2026-Q4", "2026-11-30", "2026-W48", "2026-12-24", "2027-01"])
+def test_what_came_late_is_billed_in_the_first_open_period_alone(store, book, december, period):
+    """In any other it would be billed once more, and one that overlaps the closed period has it already."""
+    book("1", at="2026-11-30T10:00", member="ada")
+    close_period(store, "2026-11", now=december)
+    book("0.1", at="2026-11-30T23:00", member="ada")
+    span = parse_period(period)
+    held = total(one.billed_cost for one in store.entries() if one.occurred_at in span)
+    assert invoice_coverage(store, period=period).ledger == held
+    assert draft_invoice(store, member="ada", period=period).totals.ledger_cost == held
+    assert draft_invoice(store, member="ada", period="2026-12").totals.ledger_cost == Decimal("0.1")

@@ -33,16 +33,20 @@ class Billable:
         store: The ledger.
         period: The period.
         scope: Only what is on this account; a closed period is read whole, as it is kept in one piece.
+        every_late: See `corrections`.
     """
 
-    def __init__(self, store: Store, period: Period, scope: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, store: Store, period: Period, scope: Mapping[str, str] | None = None, *, every_late: bool = False
+    ) -> None:
         self.names = NamesNow(store)
         closed = find_closed(store, period)
         self.closed: ClosedPeriod | None = None if closed is None else call_now(closed, self.names)
         self.period = period if self.closed is None else self.closed.period
         rows = self._live(store, scope or {}) if self.closed is None else self.closed.rows
         self.rows: list[tuple[Period, Rated]] = [(self.period, row) for row in rows]
-        self.rows += [(late.period, row) for late in corrections(store, self.closed) for row in late.rows]
+        waiting = corrections(store, self.period, self.closed, every=every_late)
+        self.rows += [(late.period, row) for late in waiting for row in late.rows]
         self._index: dict[str, dict[str | None, list[int]]] = {}
 
     def _live(self, store: Store, scope: Mapping[str, str]) -> Iterable[Rated]:

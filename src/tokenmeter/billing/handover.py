@@ -17,16 +17,16 @@ from typing import Any, NamedTuple, Protocol
 
 from tokenmeter.arguments import tell_wrong_arguments
 from tokenmeter.billing.drafting import Billable
-from tokenmeter.billing.period import zone_of_books
+from tokenmeter.billing.period import closed_periods, zone_of_books
 from tokenmeter.billing.rated import check_dimensions
 from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError, LedgerError, TokenmeterError
 from tokenmeter.ledger import utcnow
-from tokenmeter.money import EXACT, ZERO
+from tokenmeter.money import EXACT, ZERO, total
 from tokenmeter.periods import Period, parse_period
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.documents import Document, DocumentQuery, NewDocument
-from tokenmeter.stores.naming import FINGERPRINT, NamesNow
+from tokenmeter.stores.naming import FINGERPRINT
 from tokenmeter.texts import acting, require_reason
 from tokenmeter.values import dataclass
 
@@ -213,8 +213,8 @@ def hand_over(
         require_reason(allow_overlap, "allow_overlap")
     else:
         _refuse_overlap(store, target.name, asked, dimension)
-    billable = Billable(store, asked)
-    run = _Handover(store, target, asked, at=at, by=acting(by), overlap=allow_overlap, names=billable.names)
+    billable = Billable(store, asked, every_late=True)
+    run = _Handover(store, target, billable, at=at, by=acting(by), overlap=allow_overlap)
     run.clear_up(frozenset(arrived), frozenset(lost))
     try:
         run.send_again()
@@ -226,8 +226,8 @@ def hand_over(
             customer = usage.account if customers is None else known.get(usage.account)
             name = f"{dimension}={usage.account}"
             used.add(usage.account)
-            for sku_meter, quantity in usage.quantities.items():
-                run.send(name, customer, sku_meter, quantity, usage.keys)
+            for sku_meter in usage.quantities:
+                run.send(name, customer, sku_meter, usage)
         run.outcome.idle += [f"{dimension}={account}" for account in now if not used & {account, now[account]}]
     except HandOverError as error:
         error.done = run.outcome
@@ -261,34 +261,62 @@ def _refuse_overlap(store: Store, target: str, period: Period, dimension: str) -
 
 
 class _AccountUsage(NamedTuple):
-    """What an account used of each meter, and the fingerprints of the keys in it, where accounts are keys."""
+    """What an account used.
+
+    Attributes:
+        account: Its name.
+        quantities: Meter -> how much, in the period itself.
+        late: Meter -> closed period, as `_span` writes it -> how much came late of it.
+        keys: Fingerprints of the keys in it, where accounts are keys.
+    """
 
     account: str
     quantities: dict[str, Decimal]
+    late: dict[str, dict[str, Decimal]]
     keys: tuple[str, ...]
+
+
+def _span(period: Period) -> str:
+    return f"{period.start.isoformat()}/{period.end.isoformat()}"
 
 
 def _read_usage(billable: Billable, dimension: str) -> Iterator[_AccountUsage]:
     for account in billable.accounts(dimension):
         sums: dict[str, Decimal] = {}
         keys: set[str] = set()
-        for _, rows in billable.parts({dimension: account}):
+        late: dict[str, dict[str, Decimal]] = {}
+        for period, rows in billable.parts({dimension: account}):
             for row in rows:
                 # Amounts of money are no usage: the other system has prices of its own.
                 if row.rate.kind != "adjustment" and row.rate.unit != "USD":
-                    sums[row.rate.sku_meter] = EXACT.add(sums.get(row.rate.sku_meter, ZERO), row.quantity)
+                    meter, own = row.rate.sku_meter, period == billable.period
+                    sums[meter] = EXACT.add(sums.get(meter, ZERO), row.quantity if own else ZERO)
+                    if not own:
+                        of = late.setdefault(meter, {})
+                        of[_span(period)] = EXACT.add(of.get(_span(period), ZERO), row.quantity)
                 if dimension == "api_key" and row.rate.fingerprint is not None:
                     keys.add(row.rate.fingerprint)
-        yield _AccountUsage(account, sums, tuple(sorted(keys)))
+        yield _AccountUsage(account, sums, late, tuple(sorted(keys)))
 
 
 class _Prepared(NamedTuple):
-    """A reading that was written down before it was sent: its document's key, when, and whose it is by today's name."""
+    """A reading that was written down before it was sent.
+
+    Attributes:
+        key: Its document's.
+        reading: What was sent.
+        at: When it was written down.
+        account: Whose it is by today's name.
+        late: Closed period -> how much of it came late of that, as exact text.
+        closing: Number of the closing that takes up what came late, or will.
+    """
 
     key: str
     reading: Reading
     at: datetime
     account: str
+    late: Mapping[str, str]
+    closing: int
 
 
 class _Handover:
@@ -296,26 +324,50 @@ class _Handover:
         self,
         store: Store,
         target: Target,
-        period: Period,
+        billable: Billable,
         *,
         at: datetime,
         by: str,
         overlap: str | None,
-        names: NamesNow,
     ) -> None:
         self.outcome = HandOver()
-        self._names = names
+        self._names, self._period = billable.names, billable.period
+        period, closed = billable.period, billable.closed
+        document = None if closed is None else closed.document
+        self._closing = len(closed_periods(store)) + 1 if document is None else int(document.key)
         self._overlap = {} if overlap is None else {"overlap": overlap}
         self._store, self._target, self._at, self._by = store, target, at, by
         self._label, self._ledger = period.label, store.identity()[:_LEDGER_DIGITS]
-        self._prefix = f"{target.name} {period.start.isoformat()}/{period.end.isoformat()} "
+        self._prefix = f"{target.name} {_span(period)} "
         self._prepared: dict[tuple[str, str], list[_Prepared]] = {}
         self._unclear: dict[str, _Prepared] = {}
         self._found: set[str] = set()  # keys of what was there before this ledger had sent it
         self._refusals: Counter[tuple[str, str]] = Counter()
         self._filed: set[str] = set()  # keys of all readings: an account may be called as another was
-        for document in store.documents(DocumentQuery(KIND, self._prefix)):
-            self._take(document)
+        elsewhere: dict[str, _Prepared] = {}
+        for document in store.documents(DocumentQuery(KIND, f"{target.name} ")):
+            if document.key.startswith(self._prefix):
+                self._take(document)
+            else:
+                self._note(document, elsewhere)
+        # What other periods' readings have of what came late.
+        self._elsewhere: dict[tuple[str, str], list[_Prepared]] = {}
+        for made in elsewhere.values():
+            self._elsewhere.setdefault((made.account, made.reading.sku_meter), []).append(made)
+
+    def _note(self, document: Document, elsewhere: dict[str, _Prepared]) -> None:
+        key, _, ending = document.key.rpartition(" ")
+        if ending == _REFUSED:
+            elsewhere.pop(key, None)
+        elif '"late"' in document.body and "late" in (body := json.loads(document.body)):
+            elsewhere[document.key] = self._read(document, body)
+
+    def _read(self, document: Document, body: dict[str, Any]) -> _Prepared:
+        told: dict[str, Any] = body["reading"]
+        told["at"] = datetime.fromisoformat(told["at"])
+        account = self._call_now(told["account"], body.get("keys", ()), document)
+        at = datetime.fromisoformat(body["at"])
+        return _Prepared(document.key, Reading(**told), at, account, body.get("late", {}), body.get("closing", 0))
 
     def _take(self, document: Document) -> None:
         """What an earlier run wrote down: a reading, or how it ended."""
@@ -329,13 +381,10 @@ class _Handover:
         elif ending == _THERE:
             self._found.add(key)
         else:
-            told: dict[str, Any] = body["reading"]
-            told["at"] = datetime.fromisoformat(told["at"])
-            account = self._call_now(told["account"], body.get("keys", ()), document)
-            made = _Prepared(document.key, Reading(**told), datetime.fromisoformat(body["at"]), account)
+            made = self._read(document, body)
             self._unclear[made.key] = made
             self._filed.add(made.key)
-            self._prepared.setdefault((account, made.reading.sku_meter), []).append(made)
+            self._prepared.setdefault((made.account, made.reading.sku_meter), []).append(made)
 
     def _call_now(self, account: str, keys: Sequence[str], document: Document) -> str:
         """An account by today's name, given the keys that were in it. Of keys that part it stays as it was."""
@@ -374,18 +423,19 @@ class _Handover:
             elif not self._deliver(made, again=True):
                 self._forget(made)
 
-    def send(
-        self, account: str, customer: str | None, sku_meter: str, quantity: Decimal, keys: tuple[str, ...]
-    ) -> None:
+    def send(self, account: str, customer: str | None, sku_meter: str, usage: _AccountUsage) -> None:
         """What is new of one account's meter."""
         name = f"{account} {sku_meter}"
+        earlier = self._prepared.get((account, sku_meter), [])
+        late = self._find_late(account, sku_meter, usage.late.get(sku_meter, {}))
+        held = (Decimal(value) for one in earlier for value in one.late.values())
+        quantity = total((usage.quantities[sku_meter], *held, *late.values()))
         # The systems count in whole numbers, and a rounded reading would never add up again.
         if quantity != quantity.to_integral_value(context=EXACT):
             self.outcome.fractions[name] = quantity
             return
-        earlier = self._prepared.get((account, sku_meter), [])
         more = int(quantity) - sum(one.reading.value for one in earlier)
-        if customer is None and (more > 0 or not earlier):
+        if customer is None and (more > 0 or (more and not earlier)):
             self.outcome.unknown[account] = self.outcome.unknown.get(account, 0) + int(quantity)
         elif more < 0:
             self.outcome.owed[name] = -more
@@ -393,9 +443,29 @@ class _Handover:
             # What this run has sent again, or may be there or not, is told as that.
             self.outcome.unchanged += any(one.key not in self._unclear for one in earlier)
         elif customer is not None:
-            self._send_new(account, customer, sku_meter, more, keys)
+            known = {span: f"{value:f}" for span, value in late.items() if value}
+            self._send_new(account, customer, sku_meter, more, (usage.keys, known))
 
-    def _send_new(self, account: str, customer: str, sku_meter: str, value: int, keys: tuple[str, ...]) -> None:
+    def _find_late(self, account: str, sku_meter: str, came: Mapping[str, Decimal]) -> dict[str, Decimal]:
+        """What came late of closed periods, by period, less what any run has sent of it."""
+        found = dict(came)
+        name = account, sku_meter
+        sent = (*self._prepared.get(name, ()), *self._elsewhere.get(name, ()))
+        for one in (one for one in sent if one.closing == self._closing):
+            for span, value in one.late.items():
+                if datetime.fromisoformat(span.partition("/")[2]) <= self._period.start:
+                    found[span] = EXACT.subtract(found.get(span, ZERO), Decimal(value))
+        return found
+
+    def _send_new(
+        self,
+        account: str,
+        customer: str,
+        sku_meter: str,
+        value: int,
+        about: tuple[tuple[str, ...], Mapping[str, str]],
+    ) -> None:
+        keys, late = about
         name = account, sku_meter
         revision = len(self._prepared.get(name, [])) + self._refusals[name] + 1
         # Another account may have been called so when it was sent.
@@ -419,9 +489,11 @@ class _Handover:
         )
         reading = replace(reading, at=reading.at.replace(microsecond=0))
         # Written down before it is sent: a run that breaks off between the two is known to the next as uncertain.
-        made = _Prepared(key, reading, utcnow(), account)
+        made = _Prepared(key, reading, utcnow(), account, late, self._closing)
         told = {"reading": _told(reading), "by": self._by, "at": made.at.isoformat(), **self._overlap}
-        body = {**told, "keys": keys} if keys else told
+        body = {**told, **({"keys": keys} if keys else {})}
+        if late:
+            body |= {"late": late, "closing": self._closing}
         if self._store.file(NewDocument(kind=KIND, key=key, body=json.dumps(body, ensure_ascii=False))).recorded:
             self._deliver(made)
 

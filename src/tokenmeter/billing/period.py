@@ -277,9 +277,25 @@ def _billed(sums: Mapping[tuple[Any, ...], Costs]) -> Decimal:
     return total(costs.billed_cost for costs in sums.values())
 
 
-def corrections(store: Store, closed: ClosedPeriod | None) -> list[Late]:
-    """Corrections that belong to a period: those its closing took up, or, while it is open, those waiting."""
-    return list(closed.late) if closed is not None else late_entries(store)
+def corrections(store: Store, period: Period, closed: ClosedPeriod | None, *, every: bool = False) -> list[Late]:
+    """Corrections that belong to a period: those its closing took up; while it is open, those waiting for the next one.
+
+    Each waits for one period, the first after the last closing: any other would bill it once more, and one that
+    overlaps with a closed period has it among its own.
+
+    Args:
+        store: The ledger.
+        period: The period.
+        closed: Its closing, if it is closed.
+        every: All that are waiting and of a time before an open period, for who remembers what of them was told.
+    """
+    if closed is not None:
+        return list(closed.late)
+    closings = closed_periods(store)
+    if every:
+        return [late for late in late_entries(store, closings) if late.period.end <= period.start]
+    first = bool(closings) and period.start == max(one.period.end for one in closings)
+    return late_entries(store, closings) if first else []
 
 
 def _told(one: ClosedPeriod, closings: Iterable[ClosedPeriod]) -> dict[RateKey, Rated]:
