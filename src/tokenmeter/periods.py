@@ -36,15 +36,34 @@ _OUT_OF_RANGE = "An instant lies outside the years 1 to 9999 in UTC; use one tha
 
 @dataclass(frozen=True, slots=True)
 class Period:
-    """``[start, end)`` between two aware UTC instants, with the zone it was cut in and a label for people."""
+    """``[start, end)`` between two aware UTC instants, with the zone it was cut in and a label for people.
+
+    Where no label is given it is made of both ends: ``2026-10-01 to 2026-10-15``, the second no part of it.
+    """
 
     start: datetime
     end: datetime
     tz: str = "UTC"
     label: str = ""
 
+    def __post_init__(self) -> None:
+        if not self.label:
+            object.__setattr__(self, "label", _name_span(self))
+
     def __contains__(self, moment: datetime) -> bool:
         return self.start <= moment < self.end
+
+
+def _name_span(period: Period) -> str:
+    ends = period.start, period.end
+    with suppress(ConfigurationError, OverflowError, ValueError):  # told where it is used; the ends of time
+        where = zone(period.tz)
+        ends = period.start.astimezone(where), period.end.astimezone(where)
+    told = [end.replace(tzinfo=None).isoformat() for end in ends]
+    midnight = f"T{time().isoformat()}"
+    if all(one.endswith(midnight) for one in told):
+        told = [one.removesuffix(midnight) for one in told]
+    return " to ".join(told)
 
 
 def zone(name: str) -> tzinfo:

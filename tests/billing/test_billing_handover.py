@@ -14,7 +14,7 @@ from tokenmeter.billing import HandOverError, Lago, OpenMeter, StripeMeters, clo
 from tokenmeter.billing.targets import _Http
 from tokenmeter.errors import ConfigurationError, LedgerError
 from tokenmeter.ledger import utcnow
-from tokenmeter.periods import Period, floor
+from tokenmeter.periods import Period, floor, parse_period
 from tokenmeter.stores import open_store
 from tokenmeter.stores.moving import copy_ledger
 
@@ -437,3 +437,20 @@ def test_what_came_late_goes_out_anew_where_it_was_refused(store, use_at, event_
     assert hand_over(store, lago(event_server), period="2026-10").refused
     assert [one.value for one in hand_over(store, lago(event_server), period="2026-11").sent] == [50]
     assert hand_over(store, lago(event_server), period="2026-10").sent == []
+
+
+def test_periods_of_one_label_are_handed_over_under_identifiers_of_their_own(store, use_at, event_server):
+    """One that goes by the clock, one without a label, a week and its first day."""
+    use_at("2026-11-02T01:00", 5)
+    use_at("2026-11-10T00:00", 1000)
+    use_at("2026-11-17T00:00", 700)
+    weeks = [parse_period("last-7d", now=datetime(2026, 11, day, tzinfo=UTC)) for day in (15, 22)]
+    weeks += [Period(week.start, week.end) for week in weeks]
+    for period in (*weeks, "2026-W45", "2026-11-02", "2026-11"):
+        assert hand_over(store, lago(event_server), period=period, allow_overlap="for trial").ok
+    assert sent_values(event_server) == [1000, 700, 5, 5, 1705]
+    identifiers = [name for name, _ in values(event_server)]
+    assert len(set(identifiers)) == 5
+    ledger = store.identity()[:8]
+    assert identifiers[0] == f"tm-{ledger}-20261109T000000Z-20261116T000000Z-ada-input-r1"
+    assert identifiers[3:] == [f"tm-{ledger}-{label}-ada-input-r1" for label in ("2026-11-02", "2026-11")]

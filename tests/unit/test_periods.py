@@ -92,3 +92,17 @@ def test_naive_instants_are_read_in_the_zone_and_aware_ones_are_kept():
 
 def test_a_week_may_start_on_sunday():
     assert floor(utc(2026, 11, 23), "week", week_start=6).start == utc(2026, 11, 22)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "tz", "label"),
+    [
+        ("2026-10-01T00:00", "2026-10-15T00:00", "UTC", "2026-10-01 to 2026-10-15"),
+        ("2026-09-30T22:00", "2026-10-14T22:00", "Europe/Berlin", "2026-10-01 to 2026-10-15"),
+        ("2026-10-01T00:00", "2026-10-01T12:30", "UTC", "2026-10-01T00:00:00 to 2026-10-01T12:30:00"),
+        ("0001-01-01T00:00", "2026-10-01T00:00", "America/New_York", "0001-01-01 to 2026-10-01"),
+    ],
+)
+def test_a_period_without_a_label_is_called_by_its_ends(start, end, tz, label):
+    first, last = (datetime.fromisoformat(moment).replace(tzinfo=UTC) for moment in (start, end))
+    assert Period(first, last, tz).label == label

@@ -10,8 +10,9 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, field, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, NamedTuple, Protocol
 
@@ -23,7 +24,7 @@ from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError, LedgerError, TokenmeterError
 from tokenmeter.ledger import utcnow
 from tokenmeter.money import EXACT, ZERO, total
-from tokenmeter.periods import Period, parse_period
+from tokenmeter.periods import FIRST_CALL, Period, parse_period
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.documents import Document, DocumentQuery, NewDocument
 from tokenmeter.stores.naming import FINGERPRINT
@@ -280,6 +281,16 @@ def _span(period: Period) -> str:
     return f"{period.start.isoformat()}/{period.end.isoformat()}"
 
 
+def _name_period(period: Period) -> str:
+    """A period in identifiers: its label where that says when it is (``2026-11``), else both ends (of ``last-7d``)."""
+    with suppress(ConfigurationError):
+        named = parse_period(period.label, period.tz, now=FIRST_CALL)  # what goes by the clock is another period then
+        if (named.start, named.end) == (period.start, period.end):
+            return period.label
+    ends = (end.astimezone(UTC).replace(tzinfo=None).isoformat() for end in (period.start, period.end))
+    return "-".join(end.replace("-", "").replace(":", "") + "Z" for end in ends)
+
+
 def _read_usage(billable: Billable, dimension: str) -> Iterator[_AccountUsage]:
     for account in billable.accounts(dimension):
         sums: dict[str, Decimal] = {}
@@ -337,7 +348,7 @@ class _Handover:
         self._closing = len(closed_periods(store)) + 1 if document is None else int(document.key)
         self._overlap = {} if overlap is None else {"overlap": overlap}
         self._store, self._target, self._at, self._by = store, target, at, by
-        self._label, self._ledger = period.label, store.identity()[:_LEDGER_DIGITS]
+        self._label, self._ledger = _name_period(period), store.identity()[:_LEDGER_DIGITS]
         self._prefix = f"{target.name} {_span(period)} "
         self._prepared: dict[tuple[str, str], list[_Prepared]] = {}
         self._unclear: dict[str, _Prepared] = {}
@@ -491,7 +502,7 @@ class _Handover:
         # Written down before it is sent: a run that breaks off between the two is known to the next as uncertain.
         made = _Prepared(key, reading, utcnow(), account, late, self._closing)
         told = {"reading": _told(reading), "by": self._by, "at": made.at.isoformat(), **self._overlap}
-        body = {**told, **({"keys": keys} if keys else {})}
+        body: dict[str, Any] = {**told, **({"keys": keys} if keys else {})}
         if late:
             body |= {"late": late, "closing": self._closing}
         if self._store.file(NewDocument(kind=KIND, key=key, body=json.dumps(body, ensure_ascii=False))).recorded:
