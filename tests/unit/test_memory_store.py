@@ -62,6 +62,7 @@ def test_two_of_one_process_leave_each_other_alone():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # threads of other tests
 def test_a_forked_child_leaves_it_to_its_parent():
     store = MemoryStore()
     child = os.fork()
