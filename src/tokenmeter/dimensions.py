@@ -157,6 +157,8 @@ UNITS: Final[dict[str, str]] = {
     "provider_cost": "USD",  # a cost the biller supplied, which no table can split into meters
     "adjustment": "USD",
 }
+#: Units of which a part can be used; of the others there are whole numbers only.
+DIVISIBLE: Final = frozenset({"Seconds", "Minutes", "Token-Hours", "USD", "Units"})
 ALL_METERS: Final = tuple(UNITS)
 Value = TypeVar("Value")
 _PLACES: Final = {meter: place for place, meter in enumerate(ALL_METERS)}

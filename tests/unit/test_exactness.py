@@ -1,5 +1,6 @@
 """No result depends on the decimal context of the program that calls: its precision, its rounding, its traps."""
 
+import ast
 import decimal
 import json
 import subprocess
@@ -72,6 +73,47 @@ print(EXACT)
     settings = EXACT.copy()
     settings.clear_flags()
     assert done.stdout.strip() == repr(settings)
+
+
+def test_reports_and_invoice_lines_owe_nothing_to_the_default_context():
+    code = """
+import decimal
+decimal.DefaultContext.traps[decimal.Inexact] = True
+decimal.DefaultContext.Emax = 9
+import tokenmeter
+from tokenmeter.billing.lines import LineItem
+meter = tokenmeter.configure(store="memory:")
+usage = {"prompt_tokens": 6, "completion_tokens": 1, "total_tokens": 7, "prompt_tokens_details": {"cached_tokens": 1}}
+answer = {"id": "c", "object": "chat.completion", "model": "gpt-5", "usage": usage}
+tokenmeter.record(answer, provider="openai", endpoint="chat.completions")
+report = tokenmeter.report()
+print(report)
+print(report.totals.cached_share)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[-1] == "0.1666666666666666666666666667"
+
+
+def test_no_context_is_made_that_leaves_a_setting_to_the_default_one():
+    settings = {"prec", "rounding", "Emin", "Emax", "capitals", "clamp", "flags", "traps"}
+    made = []
+    for path in (Path(tokenmeter.__file__).parent).rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        from_decimal = any(
+            isinstance(node, ast.ImportFrom)
+            and node.module == "decimal"
+            and "Context" in {one.name for one in node.names}
+            for node in ast.walk(tree)
+        )
+        for node in ast.walk(tree):
+            named = isinstance(node, ast.Call) and (
+                (isinstance(node.func, ast.Name) and node.func.id == "Context" and from_decimal)
+                or (isinstance(node.func, ast.Attribute) and ast.unparse(node.func) == "decimal.Context")
+            )
+            if named:
+                made.append((path.name, {one.arg for one in node.keywords} == settings))
+    assert made == [("money.py", True)]
 
 
 def priced(case):

@@ -57,6 +57,13 @@ def test_a_bad_row_is_an_error_that_names_file_row_line_field_and_reason(change,
         parse_prices([ROW, {**ROW, **change}], file="tokenmeter.toml", lines=[3, 9])
 
 
+def test_lines_are_counted_as_editors_count_them(tmp_path):
+    file = tmp_path / "prices.toml"
+    file.write_text("# a\u2028b\n[[prices]]\nprovider = 3\n", encoding="utf-8")
+    with pytest.raises(ConfigurationError, match=r"row 1 \(line 2\), field"):
+        PriceList.load(user_file=file)
+
+
 def test_prices_of_ones_own_units_and_modes_pass():
     rows = [{"unit_price": "0"}, {"unit_price": "0.00000125", "per": 1}, {"unit_price": "2", "per": 1}]
     rows += [{"service_tier": name} for name in ("flex", "priority-eu", "gold")] + [{"processing": "overnight"}]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field
-from decimal import Context, Decimal
+from decimal import Decimal
 from typing import Any
 
 from tokenmeter.billing.profile import Tax
@@ -15,7 +15,8 @@ from tokenmeter.periods import Period
 from tokenmeter.values import dataclass
 
 _MILLION = 1_000_000
-_SHOWN = Context(prec=10)
+_SHOWN = EXACT.copy()
+_SHOWN.prec = 10
 _TOKENS = {
     "input": "input tokens",
     "output": "output tokens",

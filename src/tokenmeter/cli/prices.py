@@ -287,7 +287,9 @@ def _read_requests(file: Path) -> Iterator[_EstimateLine]:
         text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{file} cannot be read: {reason_of(error)}.") from error
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(
+        text.split("\n"), start=1
+    ):  # a prompt may hold what else Python takes for a line's end
         if not line.strip():
             continue
         try:

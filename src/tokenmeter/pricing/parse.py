@@ -103,7 +103,7 @@ def parse_free_quotas(
 def table_lines(text: str, table: str) -> list[int]:
     """Line numbers (from 1) of the ``[[table]]`` headers in TOML text, in order."""
     header = re.compile(rf"\s*\[\[\s*{re.escape(table)}\s*\]\]")
-    return [number for number, line in enumerate(text.splitlines(), start=1) if header.match(line)]
+    return [number for number, line in enumerate(text.split("\n"), start=1) if header.match(line)]
 
 
 def _rows(table: str, rows: Any, file: str, lines: Sequence[int]) -> Iterator[_PriceTable]:

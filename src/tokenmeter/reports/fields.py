@@ -9,7 +9,7 @@ from decimal import Decimal
 from operator import attrgetter
 from typing import Any, Generic, Literal, TypeVar
 
-from tokenmeter.dimensions import ALL_METERS, WHO, unit_of
+from tokenmeter.dimensions import ALL_METERS, DIVISIBLE, WHO, unit_of
 from tokenmeter.ledger import COLUMNS, Charge, Entry
 from tokenmeter.money import COSTS, ONE, quantize
 from tokenmeter.periods import zone
@@ -132,7 +132,7 @@ def _meter(meter: str) -> Callable[[Any], Quantity]:
 
 
 def _kind(meter: str) -> Kind:
-    return "quantity" if unit_of(meter) in {"Seconds", "Units"} else "integer"
+    return "quantity" if unit_of(meter) in DIVISIBLE else "integer"
 
 
 def _dimension(name: str) -> Field[Row]:

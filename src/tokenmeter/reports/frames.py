@@ -40,15 +40,14 @@ def pandas_frame(report: Sheet, *, decimals: Decimals = "exact", nonzero: bool =
 
 
 def polars_frame(report: Sheet, *, decimals: Decimals = "exact", nonzero: bool = False) -> Any:
-    """One line per row; exact costs are ``Decimal(38, 12)``, quantities ``Decimal(38, 9)``, days ``Date``."""
+    """One line per row; exact costs and quantities are ``Decimal(38, 12)``, days ``Date``."""
     polars = import_extra("polars", "to_polars()")
     types = {
         "text": polars.String,
         "integer": polars.Int64,
         "instant": polars.Datetime("us", "UTC"),
         "day": polars.Date,
-        "money": polars.Decimal(38, 12),
-        "quantity": polars.Decimal(38, 9),
+        **dict.fromkeys(_FRACTIONS, polars.Decimal(38, 12)),
     }
     if decimals == "float":
         types |= dict.fromkeys(_FRACTIONS, polars.Float64)

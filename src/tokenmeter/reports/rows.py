@@ -6,7 +6,7 @@ import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import field
 from datetime import datetime
-from decimal import Context, Decimal
+from decimal import Decimal
 from operator import add
 from typing import Any
 
@@ -33,7 +33,8 @@ LATENCY_MEASURES = (
     *(f"{what}_p{percent}_us" for what in ("latency", "first_token") for percent in (50, 95, 99)),
     "output_tokens_per_second",
 )
-_SHARE = Context(prec=28)
+_SHARE = EXACT.copy()
+_SHARE.prec = 28
 #: A row's counts of entries.
 COUNTS = ("requests", "errors", "unpriced", "estimated")
 

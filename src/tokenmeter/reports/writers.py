@@ -294,9 +294,8 @@ def _write_parquet(records: Iterable[list[Any]], fields: Sequence[Field[Any]], s
         "instant": table.timestamp("us", tz="UTC"),
         "second": table.timestamp("s", tz="UTC"),
         "day": table.date32(),
-        **dict.fromkeys(("money", "balance"), table.decimal128(38, 12)),
+        **dict.fromkeys(("money", "balance", "quantity"), table.decimal128(38, 12)),
         "price": table.decimal128(38, 24),
-        "quantity": table.decimal128(38, 9),
     }
     schema = table.schema([(one.name, types[one.kind]) for one in fields])
     with parquet.ParquetWriter(table.PythonFile(sink, mode="w"), schema, compression="zstd") as writer:
@@ -318,9 +317,8 @@ def _exact(value: Any, kind: Kind) -> Any:
 
 
 _PLACES: Mapping[str, Decimal] = {
-    **dict.fromkeys(("money", "balance"), Decimal("1E-12")),
+    **dict.fromkeys(("money", "balance", "quantity"), Decimal("1E-12")),
     "price": Decimal("1E-24"),
-    "quantity": Decimal("1E-9"),
 }
 WRITERS: Mapping[ExportFormat, Callable[[Iterable[list[Any]], Sequence[Field[Any]], Sink], object]] = {
     "csv": _write_csv,

@@ -724,6 +724,17 @@ def test_reprice_appends_what_became_known_once(run: Callable[..., Outcome], pla
     assert json.loads(run("report", "--json").out)["totals"]["billed_cost"] == "0.000020000000"
 
 
+@pytest.mark.parametrize("inside", ["\u2028", "\x85", "\u2029"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_prompt_may_hold_what_ends_a_line_elsewhere(
+    run: Callable[..., Outcome], place: Path, inside: str, end: str
+) -> None:
+    request = {"model": "gpt-5-nano", "input": f"a{inside}b", "max_output_tokens": 1}
+    line = f"{json.dumps(request, ensure_ascii=False)}{end}"
+    (place / "prompts.jsonl").write_bytes(f"{line}{line}".encode())
+    assert len(json.loads(run("estimate", "prompts.jsonl", "--json").out)["requests"]) == 2
+
+
 def test_what_is_not_nothing_is_not_shown_as_nothing(run: Callable[..., Outcome], place: Path) -> None:
     """An amount below what a column has places for: neither ``$0.0000`` nor ``+$0.000000``."""
     (place / "small.json").write_text('{"model": "gpt-5-nano", "input": "hi", "max_output_tokens": 1}')

@@ -18,7 +18,7 @@ import pyarrow.parquet
 import pytest
 
 from tokenmeter.errors import ConfigurationError
-from tokenmeter.ledger import Entry
+from tokenmeter.ledger import Charge, Entry
 from tokenmeter.money import total
 from tokenmeter.reports import Query, export_charges, export_entries, read_report
 from tokenmeter.reports.writers import import_extra, opened, write_whole
@@ -132,6 +132,52 @@ def test_fractional_quantities_are_exact(store: Store, make_entry: Callable[...,
     for format_ in FORMATS:
         export_entries(store, tmp_path / f"e.{format_}")
         assert Decimal(read(tmp_path / f"e.{format_}")[0]["seconds_audio"]) == Decimal("12.345678")
+
+
+@pytest.mark.parametrize("meter", ["cache_storage", "container_minutes", "seconds_audio", "own_meter"])
+@pytest.mark.parametrize("format_", FORMATS)
+def test_what_can_be_used_in_part_is_written_in_full(
+    store: Store, make_entry: Callable[..., Entry], tmp_path: Path, format_: str, meter: str
+) -> None:
+    used = [Decimal("341.583333333333"), Decimal("0.5")]
+    for amount in used:
+        store.settle(make_entry(**{meter: amount}))
+    path = tmp_path / f"entries.{format_}"
+    manifest = export_entries(store, path)
+    if meter != "own_meter":
+        assert sorted(Decimal(row[meter]) for row in read(path)) == sorted(used)
+        assert Decimal(manifest.control_totals[meter]) == total(used)
+    report = build(store)
+    counted = report.rows[0].usage[meter]
+    assert counted > 342
+    made = report.to_parquet(tmp_path / "report.parquet") if format_ == "parquet" else None
+    text = {"csv": report.to_csv, "jsonl": report.to_jsonl}.get(format_)
+    if text is not None:
+        (tmp_path / f"report.{format_}").write_text(text(), newline="")
+    assert made is None or Decimal(made.control_totals[meter]) == counted
+    assert [Decimal(row[meter]) for row in read(tmp_path / f"report.{format_}")] == [counted]
+    assert Decimal(report.to_pandas()[meter][0]) == report.to_polars()[meter][0] == counted
+
+
+def test_a_stated_cost_has_its_twelve_decimals_in_every_format(
+    store: Store, make_entry: Callable[..., Entry], tmp_path: Path
+) -> None:
+    stated = Decimal("0.000012345678")
+    line = Charge(
+        model="x/y",
+        sku_meter="provider_cost",
+        quantity=stated,
+        unit="USD",
+        list_unit_price=Decimal(1),
+        list_cost=stated,
+        contracted_cost=stated,
+        billed_cost=stated,
+    )
+    costs = dict.fromkeys(("list_cost", "contracted_cost", "billed_cost"), stated)
+    store.settle(make_entry(fields={"charges": (line,), "cost_source": "billed", **costs}))
+    for format_ in FORMATS:
+        export_charges(store, tmp_path / f"charges.{format_}")
+        assert [Decimal(row["quantity"]) for row in read(tmp_path / f"charges.{format_}")] == [stated]
 
 
 def test_nothing_is_overwritten_by_accident(month: Store, tmp_path: Path) -> None:
