@@ -8,7 +8,7 @@ import pytest
 from tokenmeter.attribution import ApiKey, Attribution
 from tokenmeter.budgets import Budget
 from tokenmeter.call import Call, Outcome, RequestFacts
-from tokenmeter.errors import ConfigurationError
+from tokenmeter.errors import BudgetExceededError, ConfigurationError
 from tokenmeter.meter import Meter
 from tokenmeter.pricing import PriceList, Pricer
 from tokenmeter.reports import Query, export_entries, read_entries, read_report
@@ -182,3 +182,111 @@ def test_two_budgets_that_name_one_key_by_two_names_are_twins(store, caplog):
     spend(store, 1, secret_key(store, "sk-test-twins-00002", "prod"))
     meter.budgets.retire("by fingerprint")
     meter.budgets.set(replace(by_fingerprint, name="one of two"))
+
+
+def is_stopped(meter, key):
+    try:
+        spend_by(meter, 0, key)
+    except BudgetExceededError:
+        return True
+    return False
+
+
+def spend_by(meter, dollars, key):
+    """One call of a running program."""
+    call = Call(
+        provider="openai",
+        endpoint="chat.completions",
+        operation="chat",
+        facts=RequestFacts(model="m", input_bytes=0, max_output_tokens=10),
+        attribution=Attribution(),
+        api_key=key,
+    )
+    seen = Observation(consumptions=(Consumption(model="m", usage=Usage({"output": dollars})),))
+    meter.settle(meter.authorize(call), Outcome(observation=seen))
+
+
+def running(store, *budgets):
+    return Meter(store=store, pricer=PRICER, budgets=budgets)
+
+
+@pytest.mark.parametrize(("named", "key"), [("prod", called("prod")), ("...aaaa", KEY), (KEY.fingerprint, KEY)])
+def test_a_grant_on_a_budget_of_one_key_is_that_keys_by_any_of_its_names(store, named, key):
+    meter = running(store, Budget(api_key=named, limit_usd=0, period="total", name="credit"))
+    spend(store, 0, key)
+    assert is_stopped(meter, key)
+    made = meter.budgets.grant("credit", 10_000, by="kim", reason="r", key="payment-1")
+    assert made.scope == {"api_key": KEY.fingerprint}
+    assert not is_stopped(meter, key)
+    for name in {named, KEY.fingerprint, key.label}:
+        scope = {"api_key": name}
+        again = meter.budgets.grant("credit", 10_000, by="kim", reason="r", key="payment-1", scope=scope)
+        assert again == made
+        assert meter.budgets.grants("credit", scope) == [made]
+    spend(store, 3, OTHER)
+    with pytest.raises(ConfigurationError, match="Budget 'credit' is for api_key="):
+        meter.budgets.grant("credit", 1, by="kim", reason="r", scope={"api_key": "...bbbb"})
+    assert [one.limit for one in meter.remaining()] == [10_000]
+
+
+def test_a_grant_to_a_key_that_nobody_used_yet_is_there_for_its_first_call(store):
+    meter = running(store, Budget(api_key="prod", limit_usd=0, period="total", name="credit"))
+    made = meter.budgets.grant("credit", 10_000, by="kim", reason="r", key="payment-1")
+    assert [(one.scope, one.limit) for one in meter.remaining()] == [({"api_key": "prod"}, 10_000)]
+    spend_by(meter, 2, called("prod"))
+    assert [(one.scope, one.spent, one.remaining) for one in meter.remaining()] == [({"api_key": "prod"}, 2, 9_998)]
+    assert meter.budgets.grant("credit", 10_000, by="kim", reason="r", key="payment-1") == made
+    for name in ("prod", KEY.fingerprint):
+        assert meter.budgets.grants("credit", {"api_key": name}) == [made]
+    meter.budgets.grant("credit", 1, by="kim", reason="r")
+    assert [one.limit for one in meter.remaining()] == [10_001]
+
+
+def test_of_several_keys_of_one_name_a_grant_has_to_say_which(store):
+    budget = Budget(api_key="prod", limit_usd=0, period="total", hard=False, name="credit")
+    for key in (called("prod"), replace(OTHER, alias="prod")):
+        spend(store, 1, key, [budget])
+    meter = running(store, budget)
+    with pytest.raises(ConfigurationError, match=rf"several keys \({KEY.fingerprint}, {OTHER.fingerprint}\)"):
+        meter.budgets.grant("credit", 5, by="kim", reason="r")
+    meter.budgets.grant("credit", 5, by="kim", reason="r", scope={"api_key": OTHER.fingerprint})
+    assert sorted(one.limit for one in meter.remaining()) == [0, 5]
+
+
+@pytest.mark.parametrize(
+    ("key", "name"), [(called("leaked"), "leaked"), (KEY, "...aaaa"), (called("leaked"), KEY.fingerprint)]
+)
+def test_a_table_of_limits_says_keys_by_their_names(store, key, name):
+    spend(store, 3, key)
+    meter = running(store, Budget(api_key="*", limit={name: 0}, limit_usd=100_000, name="keys"))
+    assert is_stopped(meter, key)
+    assert not is_stopped(meter, replace(OTHER, alias="other"))
+    if key.alias is not None:  # a program that has no name for it goes by the ledger's
+        assert is_stopped(running(store), KEY)
+    (mine,) = (one for one in meter.remaining() if one.scope["api_key"] == key.label)
+    assert (mine.limit, mine.spent) == (0, 3)
+    grant = meter.budgets.grant("keys", 90_000, by="kim", reason="r", scope={"api_key": key.label})
+    assert meter.budgets.grants("keys", {"api_key": key.label}) == [grant]
+    assert not is_stopped(meter, key)
+
+
+def test_a_limit_function_is_asked_for_a_key_by_its_name_and_forgets_it_by_either(store):
+    asked = []
+
+    def limit_of(name):
+        asked.append(name)
+        return 100_000
+
+    meter = running(store, Budget(api_key="*", limit=limit_of, limit_usd=0, refresh=3600, name="keys"))
+    nameless = ApiKey("cc" * 16, "")
+    for key in (called("prod"), OTHER, nameless):
+        spend_by(meter, 1, key)
+        spend_by(meter, 1, key)
+    assert asked == ["prod", "...bbbb", nameless.fingerprint]
+    assert {one.limit for one in meter.remaining()} == {100_000}
+    assert len(asked) == 3
+    for name in ("prod", KEY.fingerprint):
+        meter.budgets.forget_limits("keys", name)
+        spend_by(meter, 1, called("prod"))
+        spend_by(meter, 1, OTHER)
+    assert asked[3:] == ["prod", "prod"]

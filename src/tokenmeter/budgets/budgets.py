@@ -6,17 +6,18 @@ import contextlib
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from functools import partial
+from functools import cache, partial
 from operator import attrgetter
 
 from tokenmeter.arguments import tell_wrong_arguments
+from tokenmeter.attribution import ApiKey
 from tokenmeter.budgets.alerts import AlertTarget
 from tokenmeter.budgets.bounds import Ceilings, Expectations, Sizes, longest_prompt
 from tokenmeter.budgets.counting import BILLING_UNKNOWN, Openings, audit, count, spent_by, with_held
 from tokenmeter.budgets.definitions import InForce
-from tokenmeter.budgets.grants import add_grants
+from tokenmeter.budgets.grants import add_grants, granted_to
 from tokenmeter.budgets.holds import Amounts, Fault, Holds, Rate, Sent, unanswered
-from tokenmeter.budgets.limits import AskedLimits
+from tokenmeter.budgets.limits import AskedLimits, find_key
 from tokenmeter.budgets.matching import Cap, CapIndex, Matched, Matching, Subject, parse_scope
 from tokenmeter.budgets.missed import MissedBudgets
 from tokenmeter.budgets.plan import Demand, HeldBudget, UnboundedError, explain, make_plan, refuse
@@ -29,7 +30,7 @@ from tokenmeter.budgets.policy import (
 from tokenmeter.budgets.registry import Registry
 from tokenmeter.budgets.rules import Rule
 from tokenmeter.budgets.runs import Run, RunClaims, runs_of
-from tokenmeter.budgets.status import Balance, balances
+from tokenmeter.budgets.status import Balance, balances, keys_called
 from tokenmeter.budgets.telling import Telling, tell_of_unanswered, tell_who_passes
 from tokenmeter.budgets.tokens import TokenCounter
 from tokenmeter.call import Call, PlainRequest, RequestFacts
@@ -130,7 +131,7 @@ class Budgets(Registry):
         self._learned = Expectations()
         self._tokens = TokenCounter()
         self._ceilings = Ceilings()
-        self._asked = AskedLimits()
+        self._asked = AskedLimits(store.key_labels)
         self._openings = Openings(store, pricer, fault)
         self.missed = MissedBudgets(store, pricer, fault, read=self._read, in_force=lambda: self._state)
         #: Whether streams have holds without claims, for which a journal asks nobody.
@@ -294,7 +295,7 @@ class Budgets(Registry):
     @staticmethod
     def _until(state: InForce, one: Matching, now: int) -> int:
         """First instant at which one limit's counters, or its grants, may differ."""
-        granted = state.policy.grants.get((one.cap.budget.name, one.cap.unit, one.keys[0][0].scope), ())
+        granted = granted_to(state.policy.grants, one.cap, one.keys[0][0].scope)
         moments = (to_microseconds(at) for grant in granted for at in (grant.starts, grant.expires) if at is not None)
         return min([one.cap.until(now), *(moment for moment in moments if moment > now)])
 
@@ -304,7 +305,7 @@ class Budgets(Registry):
         for cap, scope in index.find(subject, at):
             keys = cap.keys(scope, now)
             self._openings.open(cap, scope, keys)
-            limit = self._limit(state, cap, scope, keys[0][0], now)
+            limit = self._limit(state, cap, scope, keys[0][0], now, api_key=subject.api_key)
             thresholds = tuple(threshold_amounts(cap.budget, limit)) if limit and cap.budget.thresholds else ()
             matched.append(Matching(cap, scope, keys, limit if cap.budget.hard else None, thresholds))
         return matched
@@ -331,14 +332,22 @@ class Budgets(Registry):
             raise refuse(error, call, at, store=self._store) from None
 
     def _limit(
-        self, state: InForce, cap: Cap, scope: Mapping[str, str], key: CounterKey, now: int, *, renew: bool = True
+        self,
+        state: InForce,
+        cap: Cap,
+        scope: Mapping[str, str],
+        key: CounterKey,
+        now: int,
+        *,
+        api_key: ApiKey | None = None,
+        renew: bool = True,
     ) -> int:
         """The limit of one counter now, with what was granted in its window; `renew` as of `AskedLimits.of`."""
-        limit = self._asked.of(cap, scope, renew=renew)
-        granted = state.policy.grants.get((cap.budget.name, cap.unit, key.scope))
-        if not granted or not cap.counts:
+        limit = self._asked.of(cap, scope, api_key, renew=renew)
+        grants = state.policy.grants
+        if not grants or not cap.counts:
             return limit
-        here = [grant for grant in granted if grant.window_start == key.window_start]
+        here = [grant for grant in granted_to(grants, cap, key.scope) if grant.window_start == key.window_start]
         return add_grants(limit, here, now, self._spent_before(cap, scope, key)) if here else limit
 
     def _spent_before(self, cap: Cap, scope: Mapping[str, str], key: CounterKey) -> Callable[[int], int]:
@@ -348,7 +357,7 @@ class Budgets(Registry):
     def _limits_before(self, cap: Cap, scope: Mapping[str, str], key: CounterKey) -> Iterator[tuple[Budget, int]]:
         """What else one counter was limited to, the latest first, where no function said it."""
         name, policy = cap.budget.name, self._state.policy
-        granted = policy.grants.get((name, cap.unit, key.scope), ())
+        granted = granted_to(policy.grants, cap, key.scope)
         here = [grant for grant in granted if grant.window_start == key.window_start]
         for change in reversed(policy.changes.get(name, ())):
             before = change.budget
@@ -423,7 +432,7 @@ class Budgets(Registry):
                 continue
             keys = cap.keys(scope, now)
             self._openings.open_quietly(cap, scope, keys)
-            amounts = self._thresholds(state, cap, scope, keys[0][0], now)
+            amounts = self._thresholds(state, cap, scope, keys[0][0], now, api_key=entry.api_key)
             postings += [
                 Posting(key, amount, amounts if cap.alerts_at(key.window_start) else (), end) for key, end in keys
             ]
@@ -440,14 +449,21 @@ class Budgets(Registry):
             held.free()
 
     def _thresholds(
-        self, state: InForce, cap: Cap, scope: Mapping[str, str], key: CounterKey, now: int
+        self,
+        state: InForce,
+        cap: Cap,
+        scope: Mapping[str, str],
+        key: CounterKey,
+        now: int,
+        *,
+        api_key: ApiKey | None,
     ) -> tuple[int, ...]:
         if not cap.budget.thresholds:
             return ()
         # An event loop need not go to a thread for it: the call was let in by an answer. Soft budgets let in unasked.
         renew = not cap.budget.hard or may_wait()
         try:
-            limit = self._limit(state, cap, scope, key, now, renew=renew)
+            limit = self._limit(state, cap, scope, key, now, api_key=api_key, renew=renew)
         except StoreBusyError:
             raise
         except Exception as error:  # noqa: BLE001 - an alert less; the entry counts
@@ -470,12 +486,22 @@ class Budgets(Registry):
 
     def remaining(self, wanted: Mapping[str, str], at: datetime) -> list[Balance]:
         """Where the budgets stand that concern `wanted` (field -> value, tags as ``tag:NAME``); nothing is written."""
-        state = self._read()
+        state, labels = self._read(), cache(self._store.key_labels)
 
         def limit_of(cap: Cap, scope: Mapping[str, str], key: CounterKey) -> int:
-            return self._limit(state, cap, scope, key, to_microseconds(at))
+            by_key = cap.budget.limit is not None and cap.budget.open_field == "api_key"
+            api_key = find_key(scope["api_key"], labels()) if by_key else None
+            return self._limit(state, cap, scope, key, to_microseconds(at), api_key=api_key)
 
         def named(cap: Cap) -> Iterator[Mapping[str, str]]:
+            by_fingerprint = cap.budget.api_key == "*" or cap.names_one_key
+            for scope in named_so(cap):
+                keys = keys_called(self._store, scope["api_key"]) if by_fingerprint else ()
+                yield from ({**scope, "api_key": key} for key in keys)
+                if not keys:
+                    yield scope
+
+        def named_so(cap: Cap) -> Iterator[Mapping[str, str]]:
             budget = cap.budget
             for value in limit_table(budget) or ():
                 yield budget.scope | {str(budget.open_field): value}

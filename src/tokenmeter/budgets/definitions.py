@@ -381,7 +381,7 @@ class InForce:
         aliases: Callable[[], Mapping[str, str]] = dict,
     ) -> InForce:
         """Prepare what is in force; `aliases` says what the ledger calls keys, asked only where a budget names one."""
-        named = any(is_alias(change.budget.api_key) for change in changes.values() if change.budget is not None)
+        named = any(_goes_by_names(change.budget) for change in changes.values() if change.budget is not None)
         known: Mapping[str, str] = aliases() if named else {}
         caps = [
             Cap(change.budget, unit, era=change.era, defined_at=change.counted_since, aliases=known)
@@ -410,3 +410,8 @@ class InForce:
             any(cap.budget.hard for cap in caps),
             known if named else None,
         )
+
+
+def _goes_by_names(budget: Budget) -> bool:
+    """Whether it has to be known what API keys are called: it names one, or limits each by its name."""
+    return is_alias(budget.api_key) or (budget.limit is not None and budget.open_field == "api_key")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from tokenmeter.budgets.matching import scope_text
+from tokenmeter.budgets.matching import Cap, parse_scope, scope_text
 from tokenmeter.budgets.policy import Budget, Unit, parse_limit
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import magnitude
@@ -89,19 +89,53 @@ def grant_of(document: Document, body: Mapping[str, Any]) -> Grant:
     )
 
 
-def grants_of(granted: Granted, name: str, scope: Mapping[str, str] | None = None) -> list[Grant]:
-    """The grants of one budget, or of one of its counters, in the order of their filing."""
+def grants_of(
+    granted: Granted, name: str, scope: Mapping[str, str] | None = None, keys: Collection[str] = ()
+) -> list[Grant]:
+    """The grants of one budget, or of one of its counters, in the order of their filing.
+
+    Args:
+        granted: All grants.
+        name: The budget's name.
+        scope: Scope values of the counter; None = of all.
+        keys: What else the API key in `scope` is called, its fingerprint included.
+    """
     found = [
         grant
         for (budget, _, text), grants in granted.items()
-        if budget == name and (scope is None or text == scope_text(scope))
+        if budget == name and (scope is None or _is_counter(parse_scope(text), scope, keys))
         for grant in grants
     ]
     return sorted(found, key=lambda grant: grant.at)
 
 
-def find_filed(granted: Granted, grant: Grant) -> Grant | None:
+def _is_counter(found: Mapping[str, str], scope: Mapping[str, str], keys: Collection[str]) -> bool:
+    return found == scope or (found.get("api_key") in keys and found == {**scope, "api_key": found["api_key"]})
+
+
+def granted_to(granted: Granted, cap: Cap, text: str) -> Sequence[Grant]:
+    """The grants of one counter, by its scope's text, in the order of their filing.
+
+    Those of a budget of one API key that were filed under the name which the budget has for it, before a call told its
+    fingerprint, are among them.
+    """
+    if not granted:
+        return ()
+    named, own = cap.budget.api_key, granted.get((cap.budget.name, cap.unit, text), ())
+    if named is None or not cap.names_one_key:
+        return own
+    by_name = scope_text({**parse_scope(text), "api_key": named})
+    others = () if by_name == text else granted.get((cap.budget.name, cap.unit, by_name), ())
+    return sorted((*others, *own), key=lambda grant: grant.at) if others else own
+
+
+def find_filed(granted: Granted, grant: Grant, named: str | None = None) -> Grant | None:
     """The grant that was filed under the identity of `grant`.
+
+    Args:
+        granted: All grants.
+        grant: What is asked for.
+        named: What its budget calls the one API key that it is about: it may have been filed under that.
 
     Raises:
         ConfigurationError: something else was granted under it.
@@ -111,7 +145,8 @@ def find_filed(granted: Granted, grant: Grant) -> Grant | None:
     found = next((one for one in own if one.grant_id == grant.grant_id), None) or next(
         (one for one in grants_of(granted, grant.budget) if one.grant_id == grant.grant_id), None
     )
-    if found is not None and _asked_for(found) != _asked_for(grant):
+    same = found is not None and _is_counter(found.scope, grant.scope, () if named is None else (named,))
+    if found is not None and not (same and _asked_for(found) == _asked_for(grant)):
         raise ConfigurationError(
             f"The key {grant.grant_id!r} was used for a grant of {found.amount:f} {found.unit} to "
             f"{scope_text(found.scope) or 'all calls'} ({found.reason}); give what is something else a key of its own."
@@ -121,11 +156,20 @@ def find_filed(granted: Granted, grant: Grant) -> Grant | None:
 
 def _asked_for(grant: Grant) -> tuple[object, ...]:
     """What was asked for, whenever it was."""
-    return scope_text(grant.scope), grant.unit, grant.amount, grant.expires, grant.reason
+    return grant.unit, grant.amount, grant.expires, grant.reason
 
 
-def full_scope(budget: Budget, given: Mapping[str, str]) -> dict[str, str]:
-    """The scope values of the counter that `given` names.
+def full_scope(
+    budget: Budget, given: Mapping[str, str], keys_called: Callable[[str], Collection[str]]
+) -> dict[str, str]:
+    """The scope values of the counter that `given` names: an API key by its fingerprint, as counters go by it.
+
+    Where a budget is about one API key by a name that no key has borne yet, that name stands for it.
+
+    Args:
+        budget: The budget.
+        given: Scope values; what the budget names itself may be left out.
+        keys_called: The fingerprints of the keys that bear a name.
 
     Raises:
         ConfigurationError: one is missing, or not of this budget.
@@ -146,9 +190,42 @@ def full_scope(budget: Budget, given: Mapping[str, str]) -> dict[str, str]:
         check_text(value, name)
         if value == "*":  # a counter that no call can reach
             raise ConfigurationError(f"{name}='*' is no counter of budget {budget.name!r}; say which {name} is meant.")
-        if scope[name] not in ("*", value):
-            raise ConfigurationError(f"Budget {budget.name!r} is for {name}={scope[name]!r}, not {value!r}.")
-    return {name: given.get(name, value) for name, value in scope.items()}
+        if scope[name] not in ("*", value) and (name != "api_key" or "*" in scope[name]):
+            raise _is_for(budget, name, value)
+    found = {name: given.get(name, value) for name, value in scope.items()}
+    if "*" not in (named := scope.get("api_key", "*")) or "api_key" in given:
+        found["api_key"] = _find_key(budget, named, given.get("api_key"), keys_called)
+    return found
+
+
+def _find_key(budget: Budget, named: str, given: str | None, keys_called: Callable[[str], Collection[str]]) -> str:
+    """The fingerprint of the one key that is meant.
+
+    Args:
+        budget: The budget.
+        named: The key, or the keys, that it is about.
+        given: A name of the key that is meant; None = the budget's.
+        keys_called: See `full_scope`.
+    """
+    if "*" in named and named != "*":  # one counter for all whose names match
+        return named
+    keys = set(keys_called(named)) if "*" not in named else None
+    if given is not None and given != named:
+        meant = set(keys_called(given))
+        if keys is not None and meant and not meant & keys:
+            raise _is_for(budget, "api_key", given)
+        keys = meant if keys is None else meant & keys
+        named = given
+    elif not keys:
+        return named
+    if not keys or len(keys) != 1:
+        problem = f"names several keys ({', '.join(sorted(keys))})" if keys else "is not known to the ledger"
+        raise ConfigurationError(f"api_key={named!r} {problem}; give the fingerprint, as `tokenmeter entries` does.")
+    return keys.pop()
+
+
+def _is_for(budget: Budget, name: str, value: str) -> ConfigurationError:
+    return ConfigurationError(f"Budget {budget.name!r} is for {name}={budget.scope[name]!r}, not {value!r}.")
 
 
 def add_grants(limit: int, grants: Sequence[Grant], at_us: int, spent_before: Callable[[int], int]) -> int:

@@ -16,8 +16,9 @@ from dataclasses import replace
 from typing import Any, cast
 
 from tokenmeter import processes
+from tokenmeter.attribution import ApiKey
 from tokenmeter.budgets.grants import NO_CAP
-from tokenmeter.budgets.matching import Cap, scope_text
+from tokenmeter.budgets.matching import Cap, is_fingerprint, scope_text
 from tokenmeter.budgets.policy import Budget, LimitFunction, LimitValue, Unit, limit_in, limit_table, units_said
 from tokenmeter.errors import ConfigurationError, StoreBusyError, StoreUnavailableError
 from tokenmeter.interrupts import let_interrupt_through
@@ -69,9 +70,15 @@ class AskedLimits:
     the function fails, or does not come back, the last answer holds, then the fixed limit, then the budget's
     `store_failure`. What an async function awaits (a pool of connections) belongs to the application's loop, and runs
     there.
+
+    An API key is looked up, and asked for, by its name, as its budgets are; a table may say a fingerprint, too.
+
+    Args:
+        key_labels: Per fingerprint what the ledger calls a key (`Store.key_labels`).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, key_labels: Callable[[], Mapping[str, str]]) -> None:
+        self._key_labels = key_labels
         self._loop: asyncio.AbstractEventLoop | None = None  # where an async function was answered last
         self._answers: dict[tuple[str, str], _LimitAnswer] = {}
         self._asking: dict[tuple[str, str], _Inquiry] = {}
@@ -81,12 +88,13 @@ class AskedLimits:
         self._forgotten = 0  # how often anything was
         self._told: dict[str, float] = {}  # budget -> when its function's failure was logged last; not money
 
-    def of(self, cap: Cap, scope: Mapping[str, str], *, renew: bool = True) -> int:
+    def of(self, cap: Cap, scope: Mapping[str, str], key: ApiKey | None = None, *, renew: bool = True) -> int:
         """The limit of `cap` for the counter `scope`, without grants.
 
         Args:
             cap: One limit of a budget.
             scope: Scope values of the counter.
+            key: The call's API key, where one is at hand.
             renew: Whether an answer that is too old is asked for again; False = the last one will do.
 
         Raises:
@@ -97,8 +105,8 @@ class AskedLimits:
         name, table = budget.open_field, limit_table(budget)
         if budget.limit is None or name is None:
             return NO_CAP if cap.limit is None else cap.limit
-        value = scope[name]
-        own = None if table is None else table.get(value)
+        value = scope[name] if name != "api_key" else self._name_of(cap, scope[name], key)
+        own = None if table is None else table.get(value, table.get(scope[name]))
         if table is not None:
             found = limit_in(own, cap.unit, name=f"limit.{value}")
         else:
@@ -109,14 +117,28 @@ class AskedLimits:
             # A table without a fixed limit beside it names everybody who may call, with what is limited for them.
             return NO_CAP if units_said(own) else 0
         if found is None:
-            return self._unknown(cap, scope)
+            return self._unknown(cap, scope, value)
         return NO_CAP if found < 0 else found
 
+    def _name_of(self, cap: Cap, fingerprint: str, key: ApiKey | None) -> str:
+        """What an API key is called: its alias, else the ledger's, else ``...last4``; its fingerprint without any."""
+        key = key or find_key(fingerprint, self._key_labels())
+        return key.alias or cap.name_of(fingerprint) or key.name or fingerprint
+
     def forget(self, name: str, value: str | None = None) -> None:
-        """Ask again with the next call, for one value or for all; should that fail, what was known holds."""
+        """Ask again with the next call, for one value or for all; should that fail, what was known holds.
+
+        A key that is given by its fingerprint may have been asked for by its name.
+        """
         self._forgotten += 1
+        values = None if value is None else {value}
+        if value is not None and is_fingerprint(value):
+            try:
+                values = {value, self._key_labels()[value]}
+            except (KeyError, StoreUnavailableError):  # nobody can say by which name; to ask again for all is no harm
+                values = None
         for key, answer in [*self._answers.items()]:
-            if key[0] == name and value in {None, key[1]}:
+            if key[0] == name and (values is None or key[1] in values):
                 self._answers[key] = replace(answer, came_at=_LONG_AGO)
 
     def _ask(self, cap: Cap, function: LimitFunction, value: str, *, renew: bool) -> int | None:
@@ -213,17 +235,23 @@ class AskedLimits:
         else:
             log.error("Budget %r: its limit function failed; %s meanwhile", name, holds, exc_info=error)
 
-    def _unknown(self, cap: Cap, scope: Mapping[str, str]) -> int:
+    def _unknown(self, cap: Cap, scope: Mapping[str, str], value: str) -> int:
         budget = cap.budget
         if _lets_through(budget):
             return NO_CAP
-        answer = self._answers.get((budget.name, scope[str(budget.open_field)]))
+        answer = self._answers.get((budget.name, value))
         raise LimitUnknownError(
             f"The limit of budget {budget.name!r} for {scope_text(scope)} is not known: its limit function "
             f"{'said none' if answer is None else answer.problem}, and the budget has no fixed limit beside it. "
             "The call was not sent. Give the budget a fixed limit that holds meanwhile, or set store_failure='open' to "
             "let such calls pass."
         )
+
+
+def find_key(fingerprint: str, labels: Mapping[str, str]) -> ApiKey:
+    """An API key by what the ledger calls it (`Store.key_labels`)."""
+    label = labels.get(fingerprint, "...")
+    return ApiKey(fingerprint, label[3:]) if label.startswith("...") else ApiKey(fingerprint, "", label)
 
 
 def _limits_in(said: LimitValue | None, budget: Budget, value: str) -> Mapping[Unit, int | None]:

@@ -217,6 +217,16 @@ class Cap:
         self._cached: tuple[int, int | None, tuple[Span, ...]] = (1, 0, ())
 
     @property
+    def names_one_key(self) -> bool:
+        """Whether its budget names one API key: each key that bears the name has a counter, by its fingerprint."""
+        named = self.budget.api_key
+        return named is not None and "*" not in named
+
+    def name_of(self, fingerprint: str) -> str | None:
+        """What the ledger calls a key, where the budget goes by names."""
+        return self._aliases.get(fingerprint)
+
+    @property
     def strict(self) -> bool:
         """Whether every hold is an upper bound of its call."""
         return self.budget.estimate == "strict" and self.budget.unbounded == "refuse"
@@ -232,8 +242,7 @@ class Cap:
 
         Entries made before a key had its alias are found by its fingerprint only, which the call tells.
         """
-        named = self.budget.api_key
-        return named is not None and "*" not in named
+        return self.names_one_key
 
     @property
     def counts(self) -> bool:

@@ -90,7 +90,8 @@ class Budget(Who):
             value is a number of US dollars, ``"unlimited"``, or a number per unit: ``{"usd": "5", "requests": 100}``.
             Whom the table or the function does not know (None) gets the fixed limits beside it, and these hold while
             the function fails and no earlier answer of it is known. A table without fixed limits names everybody who
-            may call. What a function limits beside dollars has a fixed limit, too.
+            may call. What a function limits beside dollars has a fixed limit, too. An API key is known to both by its
+            alias, else as ``...last4``; to a table by its fingerprint, too.
         refresh: Seconds for which an answer of the function is used before it is asked again.
         period: ``hour``, ``day``, ``week``, ``month``, ``quarter``, ``year``, ``total`` or ``rolling-<n>s|m|h|d``
             (a rate limit: never more than the limit in any stretch of that length).

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from datetime import date, datetime
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -42,7 +43,7 @@ from tokenmeter.budgets.grants import Grant, find_filed, full_scope, grants_of
 from tokenmeter.budgets.holds import Fault
 from tokenmeter.budgets.matching import Cap
 from tokenmeter.budgets.policy import Budget, Unit, parse_limit
-from tokenmeter.budgets.status import by_fingerprint
+from tokenmeter.budgets.status import keys_called
 from tokenmeter.errors import ConfigurationError, StoreBusyError, shown
 from tokenmeter.interrupts import let_interrupt_through
 from tokenmeter.ledger import new_id
@@ -117,7 +118,12 @@ class Registry:
     @tell_wrong_arguments
     def grants(self, name: str, scope: Mapping[str, str] | None = None) -> list[Grant]:
         """The grants of a budget, or of one of its counters, the first first."""
-        return grants_of(self._read().policy.grants, name, scope)
+        called = None if scope is None else scope.get("api_key")
+        labels: Mapping[str, str] = {} if called is None else self._store.key_labels()
+        keys: set[str] = set() if called is None else keys_called(self._store, called)
+        return grants_of(
+            self._read().policy.grants, name, scope, keys=keys.union(labels[key] for key in keys if key in labels)
+        )
 
     def declare(self) -> None:
         """File what is declared now, so that others know it before the first call. Never raises; a call tries again."""
@@ -511,7 +517,7 @@ class Registry:
         state = self._current()
         budget = self._named(state, name)
         cap = _cap_of(state, budget, unit)
-        full = full_scope(budget, by_fingerprint(self._store, scope or {}))
+        full = full_scope(budget, scope or {}, partial(keys_called, self._store))
         number = parse_decimal(amount, name="amount")
         if not number:
             raise ConfigurationError("amount must not be zero.")
@@ -538,7 +544,7 @@ class Registry:
             by=acting(by),
             reason=reason,
         )
-        filed = None if key is None else find_filed(self._read().policy.grants, grant)
+        filed = None if key is None else find_filed(self._read().policy.grants, grant, budget.api_key)
         if filed is None and ends is not None and window_end is not None and to_microseconds(ends) > window_end:
             anew = from_microseconds(window_end).isoformat()
             raise ConfigurationError(
@@ -548,7 +554,7 @@ class Registry:
         if dry_run:
             return filed or grant
         file_grant(self._store, grant)
-        found = find_filed(self._read().policy.grants, grant)
+        found = find_filed(self._read().policy.grants, grant, budget.api_key)
         if found is None:
             raise ConfigurationError(f"key {key!r} names another document of this ledger; give the grant another key.")
         return found

@@ -197,24 +197,14 @@ def balances(
     return found
 
 
-def by_fingerprint(store: Store, scope: Mapping[str, str]) -> Mapping[str, str]:
-    """`scope` with its API key as it is counted, by whatever name it is given.
-
-    Raises:
-        ConfigurationError: the ledger knows no such key, or several.
-    """
-    wanted = scope.get("api_key")
-    if wanted is None:
-        return scope
-    found = keys_called(store, wanted)
-    if len(found) != 1:
-        problem = "is not known to the ledger" if not found else "names several keys"
-        raise ConfigurationError(f"api_key={wanted!r} {problem}; give the fingerprint, as `tokenmeter entries` does.")
-    return {**scope, "api_key": found.pop()}
-
-
 def keys_called(store: Store, name: str) -> set[str]:
-    """Fingerprints of the keys that bear a name, or did where none bears it any more; of a fingerprint, itself."""
+    """Fingerprints of the keys that bear a name, or did where none bears it any more; of a fingerprint, itself.
+
+    A key of which the settings hold the name, or a budget was told it, bears it before its first call.
+    """
+    present = {key for key, label in store.key_labels().items() if name in (key, label)}
+    if present:
+        return present
     field = _KEY_DIMENSIONS[0] if is_fingerprint(name) else _KEY_DIMENSIONS[1]
     found = store.aggregate([BEGINNING, END], _KEY_DIMENSIONS[:1], EntryFilter(where={field: frozenset({name})}))
     return {fingerprint for (fingerprint,) in (one.group for one in found) if fingerprint is not None}
