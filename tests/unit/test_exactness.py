@@ -106,13 +106,13 @@ def test_no_context_is_made_that_leaves_a_setting_to_the_default_one():
             and "Context" in {one.name for one in node.names}
             for node in ast.walk(tree)
         )
-        for node in ast.walk(tree):
-            named = isinstance(node, ast.Call) and (
-                (isinstance(node.func, ast.Name) and node.func.id == "Context" and from_decimal)
-                or (isinstance(node.func, ast.Attribute) and ast.unparse(node.func) == "decimal.Context")
-            )
-            if named:
-                made.append((path.name, {one.arg for one in node.keywords} == settings))
+        calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call))
+        made += [
+            (path.name, {one.arg for one in call.keywords} == settings)
+            for call in calls
+            if (isinstance(call.func, ast.Name) and call.func.id == "Context" and from_decimal)
+            or (isinstance(call.func, ast.Attribute) and ast.unparse(call.func) == "decimal.Context")
+        ]
     assert made == [("money.py", True)]
 
 
