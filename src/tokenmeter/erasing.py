@@ -202,9 +202,10 @@ def check_erasure(dimension: str, value: str, *, reason: str, by: str, pseudonym
         check_reason(text, name)
         if not text.strip():
             raise ConfigurationError(f"{name}= is empty: the record of an erasure says who decided it, and why.")
-    if value and value in reason:
+    writing = _Writing(_kind_of(dimension), value, "")
+    if reason.strip() == value or writing.without(reason) != reason:
         raise ConfigurationError("The reason names whom it erases, and stays in the chain: say it without the name.")
-    if by.strip() == value or _Writing(_kind_of(dimension), value, "").without(by) != by:
+    if by.strip() == value or writing.without(by) != by:
         raise ConfigurationError("by= names whom it erases, and stays in the chain: say the office that decided it.")
     if pseudonym is not None and (not pseudonym.strip() or storable_text(pseudonym) == value):
         raise ConfigurationError("The pseudonym is empty, or the name itself.")

@@ -308,6 +308,35 @@ class TestLater:
             assert [alert.threshold for alert in seen] == [100] * told
         meter.close()
 
+    @pytest.mark.parametrize("broken", [ONE_EACH.name, "all"])
+    def test_one_that_cannot_be_made_keeps_no_other_back_and_is_told_once_it_can(self, store_url, broken, monkeypatch):
+        seen, away = [], [True]
+
+        def target(alert):
+            if away:
+                raise TargetError("away")
+            seen.append(alert.budget)
+
+        all_of_them = Budget(limit_requests=1, thresholds=(100,), name="all")
+        meter = meter_at(store_url, target, budgets=[ONE_EACH, all_of_them])
+        call_once(meter)
+        away.clear()
+        now, make = meter.store.now(), delivery.Deliveries._make
+
+        def make_but_one(deliveries, event):
+            if event.key.budget.startswith(broken):
+                raise KeyError("member")  # as a limit function of somebody's may
+            return make(deliveries, event)
+
+        other = "all" if broken == ONE_EACH.name else ONE_EACH.name
+        for minutes, able, told in ((16, False, [other]), (32, True, [other, broken])):
+            monkeypatch.setattr(delivery.Deliveries, "_make", make if able else make_but_one)
+            monkeypatch.setattr(meter.store, "now", lambda minutes=minutes: now + timedelta(minutes=minutes))
+            meter.budgets.alerts.catch_up()
+            assert meter.budgets.alerts.flush(60)
+            assert seen == told
+        meter.close()
+
     def test_a_refusal_for_good_is_not_asked_again(self, store_url, monkeypatch):
         asked = []
 

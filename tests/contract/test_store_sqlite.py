@@ -779,6 +779,26 @@ class TestForeignLock:
 
 
 class TestTail:
+    def test_a_call_that_ends_while_a_torn_record_is_found_is_in_the_book_at_once(
+        self, store, path, make_entry, monkeypatch
+    ):
+        store.settle(make_entry())
+        list(store.entries())
+        with Path(f"{path}-tail.1").open("ab") as file:
+            file.write(b"\xf7tm1\x10\x00\x00")  # what a killed process left
+        late, fold = make_entry(), store._book._fold_some
+
+        def fold_while_another_writes():
+            done = fold()
+            monkeypatch.setattr(store._book, "_fold_some", fold)
+            other.settle(late)
+            return done
+
+        monkeypatch.setattr(store._book, "_fold_some", fold_while_another_writes)
+        with contextlib.closing(SQLiteStore(path)) as other:
+            list(store.entries())
+            assert store.entry(late.entry_id) is not None
+
     def test_a_torn_frame_is_stepped_over(self, store, path, make_entry):
         first, last = make_entry(), make_entry()
         store.settle(first)

@@ -9,6 +9,7 @@ import time_machine
 
 import tokenmeter
 from tokenmeter.attribution import Attribution
+from tokenmeter.erasing import check_erasure
 from tokenmeter.errors import ConfigurationError, LedgerError
 from tokenmeter.stores import open_store
 from tokenmeter.stores.backup import restore
@@ -301,6 +302,7 @@ def test_an_erasure_travels_with_a_backup(filled, tmp_path):
         ("member", "ada@example.com", {"reason": " "}, "reason= is empty"),
         ("member", "ada@example.com", {"by": ""}, "by= is empty"),
         ("member", "ada@example.com", {"reason": "ada@example.com asked"}, "names whom it erases"),
+        ("member", "ada@example.com", {"reason": "request (ada@example.com), no. 7"}, "names whom it erases"),
         ("member", "ada@example.com", {"pseudonym": "bob@example.com"}, "stands for somebody"),
         ("member", "ada@example.com", {"pseudonym": "ada@example.com"}, "the name itself"),
         ("model", "gpt-5-mini", {}, "cannot be erased"),
@@ -313,6 +315,13 @@ def test_what_cannot_be_erased_is_refused_in_words(filled, tmp_path, dimension, 
     with pytest.raises((ConfigurationError, LedgerError), match=told):
         meter.erase(dimension, value, **(WHY | changes))
     assert meter.verify().head == head
+
+
+@pytest.mark.parametrize("value", ["20", "u", "que"])
+def test_a_reason_may_hold_a_name_as_a_part_of_something_else(value):
+    check_erasure("member", value, reason="request of 2026-11-20, ticket 4206", by="privacy office")
+    with pytest.raises(ConfigurationError, match="names whom it erases"):
+        check_erasure("member", value, reason=value, by="privacy office")
 
 
 def test_two_who_only_documents_name_are_two_afterwards(meter):

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tokenmeter.attribution import Attribution
 from tokenmeter.budgets import Budget
 from tokenmeter.budgets.agreement import check_consistent
 from tokenmeter.budgets.policy import limit_in, threshold_amounts
@@ -66,6 +67,30 @@ def test_a_wrong_value_is_refused_by_name_and_reason(arguments, field, reason):
         Budget(**arguments)
     assert field in str(caught.value)
     assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["山田\u3000太郎", "\u0639\u0644\u06cc\u200c\u0631\u0636\u0627", "👩\u200d💻", "Ren\u00a0e", "a\u2028b"]
+)
+def test_whoever_may_be_attributed_to_may_have_a_budget(name):
+    assert Attribution(member=name, tags={name: name}).member == name
+    assert Budget(member=name, limit_usd=1).scope == {"member": name}
+    assert Budget(tags={name: name}, limit_usd=1).scope == {f"tag:{name}": name}
+    assert Budget(member="*", limit={name: 1}, limit_usd=1).limits == {"usd": 10**12}
+
+
+@pytest.mark.parametrize("name", ["", " ", "\u3000", "a\nb", "a\x00", "\ud800", "x" * 513])
+def test_whom_nothing_is_attributed_to_has_none(name):
+    for arguments in ({"member": name}, {"tags": {"a": name}}, {"member": "*", "limit": {name: 1}}):
+        with pytest.raises(ConfigurationError):
+            Budget(**arguments, limit_usd=1)
+
+
+def test_a_rolling_window_ends_within_what_dates_can_say():
+    assert Budget(limit_usd=1, period="rolling-3650d").period == "rolling-3650d"
+    for period in ("rolling-3651d", "rolling-999999d", "rolling-87601h"):
+        with pytest.raises(ConfigurationError, match="3650 days long at most"):
+            Budget(limit_usd=1, period=period)
 
 
 class TestRows:

@@ -361,7 +361,7 @@ class Budgets(Registry):
         here = [grant for grant in granted if grant.window_start == key.window_start]
         for change in reversed(policy.changes.get(name, ())):
             before = change.budget
-            if before is None or before.asks or cap.unit not in before.units:
+            if before is None or before.asks or cap.unit not in before.units or before.scope != cap.budget.scope:
                 continue
             limit = self._asked.of(Cap(before, cap.unit), scope)
             for filed in range(len(here), 0, -1):

@@ -24,6 +24,7 @@ from itertools import chain
 from tokenmeter.budgets.alerts import Alert, AlertTarget, Notice
 from tokenmeter.budgets.matching import parse_scope, scope_text
 from tokenmeter.budgets.rules import NOTICE
+from tokenmeter.errors import StoreError
 from tokenmeter.ledger import CounterKey, ThresholdCrossing
 from tokenmeter.processes import has_ended, make_lock, process_name, run_alone, run_at_exit
 from tokenmeter.stores.base import Store
@@ -334,7 +335,8 @@ class _Outbox:
                 place = len(waiting) - 1 - self._in_vain % len(waiting) if in_a_row else 0
                 one, make = waiting[place]
                 del waiting[place]
-                alert = None if self._deliveries.was_told(one, self._name) else make()  # another process may be at it
+                told = self._deliveries.was_told(one, self._name)  # another process may be at it
+                alert = None if told else _made(make)
                 if alert is not None and self._deliver(alert, len(waiting)):
                     in_a_row = 0
                 elif alert is not None:
@@ -392,6 +394,17 @@ class _Outbox:
                 write(self._deliveries)
             except Exception as error:  # noqa: BLE001 - it may be told twice
                 log.info("tokenmeter could not write down that an alert was delivered: %s", error)
+
+
+def _made(make: Callable[[], Alert | Notice | None]) -> Alert | Notice | None:
+    """An alert; None where it cannot be made, which keeps no other back."""
+    try:
+        return make()
+    except StoreError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a limit function of somebody's, or what he took away
+        log.info("tokenmeter could not make an alert that was not delivered: %s", error)
+        return None
 
 
 def _name_of(target: AlertTarget) -> str:

@@ -16,6 +16,7 @@ from tokenmeter.dimensions import SCOPE_FIELDS, Who
 from tokenmeter.errors import ConfigurationError, shown
 from tokenmeter.money import EXACT, ONE, PICODOLLAR, multiply, parse_decimal, to_dollars, to_picodollars
 from tokenmeter.periods import parse_instant
+from tokenmeter.texts import check_text
 from tokenmeter.values import dataclass
 
 Unit = Literal["usd", "tokens", "requests", "in_flight"]
@@ -440,8 +441,10 @@ def _weekday(value: object) -> object:
 
 
 def _check_text(value: object, name: str) -> None:
-    if value is not None and (not isinstance(value, str) or not value.strip() or not value.isprintable()):
-        raise ConfigurationError(f"{name} must be a non-empty text of printable characters, not {shown(value)}.")
+    if value is not None:
+        check_text(value, name)  # whoever calls may be attributed to has a name for budgets, too
+        if not str(value).strip():
+            raise ConfigurationError(f"{name} must say more than blanks, not {shown(value)}.")
 
 
 def _checked_tags(tags: object) -> Mapping[str, str]:

@@ -21,6 +21,7 @@ Span = tuple[int, int | None]
 _DAY = timedelta(days=1)
 _ROLLING = re.compile(r"rolling-(?P<count>[1-9]\d{0,5})(?P<unit>[smhd])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_LONGEST_ROLLING_US = 3650 * 86_400 * 1_000_000
 _MONTHS = {"month": 1, "quarter": 3, "year": 12}
 
 
@@ -48,6 +49,10 @@ class Window:
             raise ConfigurationError(
                 f"period must be one of {', '.join(CALENDAR_UNITS)}, total or rolling-<n>s|m|h|d "
                 f"(rolling-60s, rolling-24h), not {shown(self.period)}."
+            )
+        if (self.length_us or 0) > _LONGEST_ROLLING_US:
+            raise ConfigurationError(
+                f"A rolling window is 3650 days long at most, not {shown(self.period)}; use total."
             )
         _check_day(self.week_start, "week_start", 0, 6, "0 (Monday) to 6 (Sunday)")
         _check_day(self.anchor, "anchor", 1, 31, "1 to 31, a day of the month")

@@ -261,7 +261,7 @@ class FoldingBook(ABC):
                 done = self._fold_some()
                 moved += done
                 if self._reached == before:
-                    self._torn = {number: self._size(number) for number in segments(self.path)}
+                    self._torn = there  # what was written meanwhile is no part of it
                     break
                 self.trouble.worked()
         except StoreBusyError:
