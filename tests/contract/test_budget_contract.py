@@ -848,13 +848,14 @@ def test_without_budgets_nothing_is_asked_of_the_store(metered, store, monkeypat
 def test_threads_read_while_what_entries_share_is_looked_up_again(store, make_entry, metered):
     """As when a dashboard reads while somebody raises a budget, which has readers look names up anew."""
     meter = metered(Budget(limit_usd=1000, name="all"))
-    store.append([(make_entry(member=f"m{n % 50}", end_user=f"u{n}"), ()) for n in range(1000)])
+    store.append([(make_entry(charges=(), member=f"m{n % 50}", end_user=f"u{n}"), ()) for n in range(1000)])
     over, read, failed = threading.Event(), [], []
 
     def work():
         try:
             while not over.is_set():
                 read.append(sum(1 for _ in store.entries()))
+                time.sleep(0.02)  # a file without shared memory is written to between two reads
         except Exception as error:
             failed.append(error)
 

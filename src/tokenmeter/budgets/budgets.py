@@ -131,7 +131,7 @@ class Budgets(Registry):
         self._learned = Expectations()
         self._tokens = TokenCounter()
         self._ceilings = Ceilings()
-        self._asked = AskedLimits(store.key_labels)
+        self._asked = AskedLimits(store)
         self._openings = Openings(store, pricer, fault)
         self.missed = MissedBudgets(store, pricer, fault, read=self._read, in_force=lambda: self._state)
         #: Whether streams have holds without claims, for which a journal asks nobody.

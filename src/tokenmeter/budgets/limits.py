@@ -24,6 +24,7 @@ from tokenmeter.errors import ConfigurationError, StoreBusyError, StoreUnavailab
 from tokenmeter.interrupts import let_interrupt_through
 from tokenmeter.patience import wait_for
 from tokenmeter.processes import may_wait
+from tokenmeter.stores.base import Store
 from tokenmeter.values import dataclass
 
 log = logging.getLogger("tokenmeter")
@@ -74,11 +75,11 @@ class AskedLimits:
     An API key is looked up, and asked for, by its name, as its budgets are; a table may say a fingerprint, too.
 
     Args:
-        key_labels: Per fingerprint what the ledger calls a key (`Store.key_labels`).
+        store: Says what the ledger calls a key.
     """
 
-    def __init__(self, key_labels: Callable[[], Mapping[str, str]]) -> None:
-        self._key_labels = key_labels
+    def __init__(self, store: Store) -> None:
+        self._store = store
         self._loop: asyncio.AbstractEventLoop | None = None  # where an async function was answered last
         self._answers: dict[tuple[str, str], _LimitAnswer] = {}
         self._asking: dict[tuple[str, str], _Inquiry] = {}
@@ -122,7 +123,7 @@ class AskedLimits:
 
     def _name_of(self, cap: Cap, fingerprint: str, key: ApiKey | None) -> str:
         """What an API key is called: its alias, else the ledger's, else ``...last4``; its fingerprint without any."""
-        key = key or find_key(fingerprint, self._key_labels())
+        key = key or find_key(fingerprint, self._store.key_labels())
         return key.alias or cap.name_of(fingerprint) or key.name or fingerprint
 
     def forget(self, name: str, value: str | None = None) -> None:
@@ -134,7 +135,7 @@ class AskedLimits:
         values = None if value is None else {value}
         if value is not None and is_fingerprint(value):
             try:
-                values = {value, self._key_labels()[value]}
+                values = {value, self._store.key_labels()[value]}
             except (KeyError, StoreUnavailableError):  # nobody can say by which name; to ask again for all is no harm
                 values = None
         for key, answer in [*self._answers.items()]:

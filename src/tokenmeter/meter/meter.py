@@ -433,12 +433,12 @@ class Meter:
         if authorization.reservation is None:
             authorization.settled = True
             return
-        for _ in range(2):  # what fails once may pass, as want of memory does
+        for is_last in (False, True):  # what fails once may pass, as want of memory does
             try:
                 held = self.store.release(authorization.reservation.reservation_id)
             except Exception as error:  # noqa: BLE001 - the call's own result goes through; the hold expires
-                self.fault("release a hold", error)
-                if isinstance(error, StoreError):
+                if is_last or isinstance(error, StoreError):
+                    self.fault("release a hold", error)
                     break
             else:
                 if not held:

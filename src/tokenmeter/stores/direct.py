@@ -82,7 +82,9 @@ class DirectJournal(Shared):
     def __init__(self, book: DirectBook) -> None:
         super().__init__(book.find_name, self._define)
         self._book = book
-        self._generation, self._looked_at = 0, 0
+        self._generation, self._renewals = 0, 0
+        #: For which renewal it was looked up, and when: one value, since another thread may look at the same time.
+        self._looked = (-1, 0)
         #: The file that definitions were made in, and how often another took its place.
         self._file, self._replaced = book.file(), 0
 
@@ -107,10 +109,12 @@ class DirectJournal(Shared):
         if file != self._file:
             self._file, self._replaced = file, self._replaced + 1
             self.renew_generation()
-        now = time.monotonic_ns() // 1_000_000_000
-        if now - self._looked_at >= _LOOK_EVERY:
-            self._looked_at = now
-            self._generation = self._book.count_changes() + (self._replaced << 32)
+        now, renewal = time.monotonic_ns() // 1_000_000_000, self._renewals
+        looked_for, looked_at = self._looked
+        if looked_for != renewal or now - looked_at >= _LOOK_EVERY:
+            # It only grows: who is slower and looked before others knows less.
+            self._generation = max(self._generation, self._book.count_changes() + (self._replaced << 32))
+            self._looked = (renewal, now)
         return self._generation
 
     def _check(self, generation: int | None) -> None:
@@ -120,7 +124,7 @@ class DirectJournal(Shared):
     def renew_generation(self) -> None:
         """Look at once."""
         self.definitions.forget()
-        self._looked_at = 0
+        self._renewals += 1
 
     def append(self, record: bytes, *, generation: int | None = None) -> None:
         """Write an entry's record."""
