@@ -2,6 +2,7 @@
 
 import io
 import json
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -9,12 +10,13 @@ import time_machine
 
 import tokenmeter
 from tokenmeter.attribution import Attribution
-from tokenmeter.erasing import check_erasure
+from tokenmeter.erasing import check_erasure, erase
 from tokenmeter.errors import ConfigurationError, LedgerError
-from tokenmeter.stores import open_store
+from tokenmeter.stores import direct, open_store
 from tokenmeter.stores.backup import restore
 from tokenmeter.stores.documents import DocumentQuery, NewDocument
 from tokenmeter.stores.moving import copy_ledger
+from tokenmeter.stores.sqlite import database
 
 WHY = {"reason": "request 4711", "by": "kim"}
 
@@ -65,6 +67,23 @@ def test_no_file_of_the_ledger_has_the_text_any_more(filled, record, tmp_path):
     assert [one.left for one in done] == [(), ()]
     files = {path.name: path.read_bytes() for path in (tmp_path / "books").iterdir()}
     assert [name for name, content in files.items() if b"eve@example" in content or b"only in the" in content] == []
+
+
+@pytest.mark.parametrize("is_network", [False, True], ids=["a disk", "a network"])
+def test_whom_another_program_erased_is_somebody_new_with_the_next_call(
+    filled, record, tmp_path, monkeypatch, is_network
+):
+    monkeypatch.setattr(database, "is_network", lambda _: is_network)
+    monkeypatch.setattr(direct, "_LOOK_EVERY", 0)
+    url = f"sqlite:///{tmp_path}/books/ledger.db"
+    meter = filled(url)
+    record(meter, "before", member="eve@example.com")
+    with closing(open_store(url)) as store:
+        erased = erase(store, "member", "eve@example.com", **WHY)
+    record(meter, "after", member="eve@example.com")
+    members = [entry.attribution.member for entry in meter.entries()]
+    assert (members.count(erased.pseudonym), members.count("eve@example.com")) == (1, 1)
+    assert meter.verify().ok
 
 
 def test_an_erasure_that_was_broken_off_behind_its_record_is_ended_by_the_next(filled, record, tmp_path, monkeypatch):

@@ -113,7 +113,10 @@ class DirectJournal(Shared):
         looked_for, looked_at = self._looked
         if looked_for != renewal or now - looked_at >= _LOOK_EVERY:
             # It only grows: who is slower and looked before others knows less.
-            self._generation = max(self._generation, self._book.count_changes() + (self._replaced << 32))
+            counted = max(self._generation, self._book.count_changes() + (self._replaced << 32))
+            if counted != self._generation:
+                self.definitions.forget()  # a name may have been erased
+                self._generation = counted
             self._looked = (renewal, now)
         return self._generation
 
