@@ -100,6 +100,18 @@ def test_balances_speak_of_a_key_by_its_present_name_only(store):
         meter.budgets.grant("prod", 1, by="kim", reason="r", scope={"api_key": "nobody"})
 
 
+def test_a_key_is_told_of_the_pattern_that_it_falls_under(store):
+    budgets = [
+        Budget(api_key="prod*", limit_usd=99, name="family"),
+        Budget(api_key="test*", limit_usd=99, name="tests"),
+    ]
+    spend(store, 2, called("prod-eu"), budgets)
+    meter = Meter(store=store, pricer=PRICER, budgets=budgets)
+    for name in ("prod-eu", KEY.fingerprint):
+        assert [(one.scope, one.spent) for one in meter.remaining(api_key=name)] == [({"api_key": "prod*"}, 2)]
+    assert meter.remaining(api_key="nobody's") == []
+
+
 def test_a_name_that_a_budget_was_told_holds_before_it_is_used_again(store):
     """Another program says its name with its next call; what was said last, or used since, is the name."""
     spend(store, 2, called("old"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter as Counts
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import datetime, timedelta
 from decimal import Decimal
 from functools import partial
@@ -190,7 +190,7 @@ def balances(
         _balance(cap, parse_scope(text), counters, limit_of, beyond)
         for cap in chosen
         for text, counters in sorted(_counters(cap, wanted, now, listed, named=named(cap), tallies=tallies).items())
-        if keys is None or parse_scope(text).get("api_key", next(iter(keys))) in keys
+        if keys is None or _is_of(parse_scope(text).get("api_key"), keys, names)
     ]
     for balance in found if names else ():
         balance.scope.update((name, _shown(name, value, names)) for name, value in balance.scope.items())
@@ -208,6 +208,12 @@ def keys_called(store: Store, name: str) -> set[str]:
     field = _KEY_DIMENSIONS[0] if is_fingerprint(name) else _KEY_DIMENSIONS[1]
     found = store.aggregate([BEGINNING, END], _KEY_DIMENSIONS[:1], EntryFilter(where={field: frozenset({name})}))
     return {fingerprint for (fingerprint,) in (one.group for one in found) if fingerprint is not None}
+
+
+def _is_of(scope: str | None, keys: Collection[str], names: Mapping[str, str]) -> bool:
+    """Whether a counter counts one of these keys: its own, that of a pattern which fits a name, or one of no key."""
+    called = {*keys, *(names[key] for key in keys if key in names)}
+    return scope is None or scope in keys or any(value_fits(scope, name) for name in called)
 
 
 def _shown(name: str, value: str, names: Mapping[str, str]) -> str:
