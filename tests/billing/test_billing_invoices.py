@@ -731,6 +731,28 @@ def test_what_a_rule_makes_a_price_for_is_said_like_a_price_of_its_own(store, ma
     assert [line.description for line in draft_invoice(store, member="ada", period="2026-11").lines] == [words]
 
 
+def test_a_draft_is_cut_as_its_period_was_closed(store, book, december):
+    book("2", member="ada", at="2026-10-31T23:30")  # of November in Berlin
+    close_period(store, "2026-11", tz="Europe/Berlin", now=december)
+    (each,) = draft_invoices(store, period="2026-11", each="member")
+    bill = issue_invoice(store, draft_invoice(store, member="ada", period="2026-11", profile={"terms_days": 14}))
+    assert (each.period, bill.period.tz, bill.totals.net) == (bill.period, "Europe/Berlin", 2)
+
+
+def test_what_is_closed_in_another_zone_or_in_one_with_more_is_not_called_open(store, book, december):
+    book("2", member="ada", at="2026-11-10T12:00")
+    book("2", member="ada", at="2026-08-10T12:00")
+    close_period(store, "2026-Q3", tz="Europe/Berlin", now=december)
+    close_period(store, "2026-11", tz="Europe/Berlin", now=december)
+    in_utc = {"profile": {"tz": "UTC"}, "member": "ada"}
+    with pytest.raises(LedgerError, match=r'cut in UTC: 2026-11 was closed in Europe/Berlin\. .* tz = "Europe/Berlin"'):
+        issue_invoice(store, draft_invoice(store, period="2026-11", **in_utc))
+    with pytest.raises(LedgerError, match=r"2026-Q3 was closed in Europe/Berlin\. Draft the invoice for 2026-Q3\."):
+        issue_invoice(store, draft_invoice(store, period="2026-07", **in_utc))
+    with pytest.raises(LedgerError, match="2026-10 is still open"):
+        issue_invoice(store, draft_invoice(store, period="2026-10", **in_utc))
+
+
 def test_a_period_is_cut_as_it_was_closed_where_nobody_says_how(store, book, december):
     book("2", member="ada", at="2026-10-31T23:30")  # of November in Berlin
     close_period(store, "2026-11", tz="Europe/Berlin", now=december)

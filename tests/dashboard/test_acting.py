@@ -125,6 +125,8 @@ def test_a_period_is_closed_once_under_the_tokens_name(served, filed):
     assert len(closed_periods(filed.store)) == before + 1
     for period, status in (("2021-Q1", 409), ("this-month", 409), ("soonish", 400)):  # overlaps, goes on, is none
         assert post(served, "/periods", period=period, tz="Asia/Tokyo", dry_run=False)[0] == status, period
+    status, asked = post(served, "/periods", period="2021-02")
+    assert (status, asked["result"]["period"]["tz"]) == (200, "Asia/Tokyo")  # where nobody says how, as the last one
 
 
 def test_what_a_closing_will_say_is_what_it_says(served, record):

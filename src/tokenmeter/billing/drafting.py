@@ -11,7 +11,7 @@ from typing import Any, Unpack
 from tokenmeter.arguments import tell_wrong_arguments
 from tokenmeter.billing.invoice import Invoice
 from tokenmeter.billing.lines import make_lines, sum_up
-from tokenmeter.billing.period import ClosedPeriod, call_now, corrections, find_closed
+from tokenmeter.billing.period import ClosedPeriod, call_now, corrections, find_closed, zone_of_books
 from tokenmeter.billing.profile import BillingProfile, Party, read_lines
 from tokenmeter.billing.rated import Rated, Tally, account_name, check_account, check_dimensions
 from tokenmeter.dimensions import ACCOUNTS, AccountArguments
@@ -186,7 +186,7 @@ def draft_invoice(
         store: The ledger.
         period: ``"2026-11"``, ... or a `Period`.
         lines_by: Break lines down by these accounts, for example ``"member"`` under a team.
-        tz: Zone in which the period is cut; default: the profile's.
+        tz: Zone in which the period is cut; default: the profile's, else that of the last closing, else UTC.
         profile: `BillingProfile` or a ``[billing]`` mapping.
         buyer: Instead of the profile's.
         currency: Instead of the profile's.
@@ -200,7 +200,7 @@ def draft_invoice(
     """
     scope = check_account(**account)
     terms = _parse_terms(profile)
-    asked = period if isinstance(period, Period) else parse_period(period, tz or terms.tz)
+    asked = period if isinstance(period, Period) else parse_period(period, zone_of_books(store, tz or terms.tz))
     made = _Drafting(terms, lines_by=lines_by, currency=currency, exchange_rate=exchange_rate, notes=notes)
     billable = Billable(store, asked, scope)
     return made.draft(billable, billable.names.rename(scope), buyer)
@@ -242,7 +242,7 @@ def draft_invoices(
     if dimension in within:
         raise ConfigurationError(f"An invoice for every {dimension} is asked for; do not name one as well.")
     terms = _parse_terms(profile)
-    asked = period if isinstance(period, Period) else parse_period(period, tz or terms.tz)
+    asked = period if isinstance(period, Period) else parse_period(period, zone_of_books(store, tz or terms.tz))
     billable = Billable(store, asked, within)
     within = billable.names.rename(within)
     made = _Drafting(terms, lines_by=lines_by, currency=currency, exchange_rate=exchange_rate, notes=notes)
@@ -296,7 +296,7 @@ class _Drafting:
             notes=self._notes,
             ledger=_name_ledger_range(billable.period, billable.closed),
             credit_series=terms.credit_series,
-            tz=terms.tz,
+            tz=terms.calendar,
             profile=terms,
         )
 

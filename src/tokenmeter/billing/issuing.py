@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import date, timedelta
+from operator import itemgetter
 from typing import Any
 
 from tokenmeter.arguments import tell_wrong_arguments
@@ -19,7 +20,7 @@ from tokenmeter.billing.einvoice import load_facturx, missing_for_einvoice
 from tokenmeter.billing.filed import INVOICE, read_filed
 from tokenmeter.billing.invoice import Invoice
 from tokenmeter.billing.lines import LineItem
-from tokenmeter.billing.period import zone_of_books
+from tokenmeter.billing.period import closed_periods, zone_of_books
 from tokenmeter.billing.profile import BillingProfile
 from tokenmeter.billing.rated import account_name
 from tokenmeter.display import counted, some_of
@@ -196,6 +197,22 @@ def _none_issued(drafts: Sequence[Invoice], refused: Mapping[int, TokenmeterErro
     )
 
 
+def _closed_otherwise(store: Store, asked: Period) -> Period | None:
+    """The closed period that has most of a period, if one has more than half of it."""
+    periods = (one.period for one in closed_periods(store))
+    shared = ((min(one.end, asked.end) - max(one.start, asked.start), one) for one in periods)
+    most, found = max(shared, key=itemgetter(0), default=(timedelta(), None))
+    return found if most * 2 > asked.end - asked.start else None
+
+
+def _say_other(asked: Period, closed: Period) -> str:
+    """That a period is closed, but not as it was asked for, and what to do."""
+    told = f"{asked.label} is not closed as it is cut in {asked.tz}: {closed.label} was closed in {closed.tz}"
+    if asked.label != closed.label:
+        return f"{told}. Draft the invoice for {closed.label}."
+    return f'{told}. Draft the invoice in that zone: tz={closed.tz!r}, or [billing] tz = "{closed.tz}".'
+
+
 class _LiveInvoices:
     """A period's invoices that are not void, kept up to date by whoever files more."""
 
@@ -281,6 +298,8 @@ class _Issuing:
         if (draft.period.start, draft.period.end) != (period.start, period.end):
             raise LedgerError(f"This draft is for {label}, the first for {period.label}: issue each period by itself.")
         if closed is None or closed.document is None:
+            if (other := _closed_otherwise(self._store, draft.period)) is not None:
+                raise LedgerError(_say_other(draft.period, other))
             raise LedgerError(
                 f"{label} is still open: entries may yet be added. Close it first with tokenmeter."
                 f"close_period({label!r}, tz={draft.period.tz!r}), or `tokenmeter period close {label}`, then draft "
@@ -348,7 +367,7 @@ class _Issuing:
     def _check_day(self, draft: Invoice) -> None:
         profile = self._profile(draft)
         day = self._day(profile)
-        local = zone(profile.tz)
+        local = zone(profile.calendar)
         # From the period's last day on, by the seller's calendar.
         first = (draft.period.end - timedelta(microseconds=1)).astimezone(local).date()
         today = utcnow().astimezone(local).date()
@@ -370,9 +389,9 @@ class _Issuing:
         """
         if self._on is not None:
             return self._on
-        today = utcnow().astimezone(zone(profile.tz)).date()
+        today = utcnow().astimezone(zone(profile.calendar)).date()
         last = self._last_of(profile.series)
-        moved = last is not None and last.tz != profile.tz and last.issued_on == today + timedelta(days=1)
+        moved = last is not None and last.tz != profile.calendar and last.issued_on == today + timedelta(days=1)
         return today + timedelta(days=1) if moved else today
 
     def _last_of(self, series: str) -> Invoice | None:

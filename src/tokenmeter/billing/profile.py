@@ -175,7 +175,8 @@ class BillingProfile:
         seller: Who bills.
         buyers: ``"member=ada"`` -> party; without one, the buyer is named like the account.
         currency: ISO 4217 code.
-        tz: Zone in which periods are cut and dates are written.
+        tz: Zone in which periods are cut and dates are written; None = periods are cut as the last one that was
+            closed, dates are UTC's.
         series: What invoice numbers begin with: ``"INV-"`` makes ``INV-00001``.
         credit_series: The same for credit notes.
         terms_days: Days until payment is due.
@@ -189,7 +190,7 @@ class BillingProfile:
     seller: Party = field(default_factory=lambda: Party(name="(seller not configured)"))
     buyers: Mapping[str, Party] = field(default_factory=dict[str, Party])
     currency: str = USD
-    tz: str = "UTC"
+    tz: str | None = None
     series: str = "INV-"
     credit_series: str = "CN-"
     terms_days: int = 30
@@ -226,12 +227,17 @@ class BillingProfile:
             **{key: value for key, value in texts.items() if value is not None},
         )
         check_currency(profile.currency)
-        zone(profile.tz)
+        zone(profile.calendar)
         if profile.einvoice is not None and profile.einvoice not in EINVOICE_FORMS:
             raise ConfigurationError(f"{where}.einvoice is {', '.join(EINVOICE_FORMS)}, not {profile.einvoice!r}.")
         if profile.series == profile.credit_series:
             raise ConfigurationError(f"{where}: series and credit_series must differ; both are {profile.series!r}.")
         return profile
+
+    @property
+    def calendar(self) -> str:
+        """The zone in which dates are written."""
+        return self.tz or "UTC"
 
     def buyer(self, scope: Mapping[str, str]) -> Party:
         """The buyer of an account: the one configured for it, else one of that name."""

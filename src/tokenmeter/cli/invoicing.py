@@ -81,7 +81,7 @@ def read_profile(frame: Frame) -> BillingProfile:
 
 def books_zone(frame: Frame, tz: str | None) -> str | None:
     """The zone in which months are cut: what is asked for, else what ``[billing]`` says; None = as last closed."""
-    return tz or (read_profile(frame).tz if "tz" in frame.settings.billing else None)
+    return tz or read_profile(frame).tz
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,6 +29,7 @@ from tokenmeter.billing import (
 )
 from tokenmeter.billing.einvoice import EInvoiceForm
 from tokenmeter.billing.filed import find_credit_note
+from tokenmeter.billing.period import zone_of_books
 from tokenmeter.dashboard import figures
 from tokenmeter.dashboard.rendering import missing, page, part_of, zone_of
 from tokenmeter.dashboard.view import View
@@ -210,7 +211,7 @@ class DocumentPages:
             request,
             "periods.html",
             title="Periods",
-            billing_zone="UTC" if self._profile is None else self._profile.tz,
+            billing_zone=zone_of_books(self._store, None if self._profile is None else self._profile.tz),
             part=part_of(request, closings(self._store)),
             tz=zone_of(request, self._tz),
         )

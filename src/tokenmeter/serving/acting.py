@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 from tokenmeter.api import Meter
 from tokenmeter.billing import closed_periods, find_invoice, late_costs
 from tokenmeter.billing.issuing import check_invoice
-from tokenmeter.billing.period import check_open, closable, find_closed, period_dict
+from tokenmeter.billing.period import check_open, closable, find_closed, period_dict, zone_of_books
 from tokenmeter.billing.receivables import ask_credit, draft_credit_note, payment_of
 from tokenmeter.budgets import Budget
 from tokenmeter.budgets.policy import Unit
@@ -176,7 +176,7 @@ def grant(meter: Meter, name: str, deed: GrantMore, *, by: str) -> dict[str, Any
 
 def close_period(meter: Meter, deed: ClosePeriod, *, by: str) -> dict[str, Any]:
     """Close a period for good. The same one twice is the same closing."""
-    tz = deed.tz or ("UTC" if meter.profile is None else meter.profile.tz)
+    tz = zone_of_books(meter.store, deed.tz or (None if meter.profile is None else meter.profile.tz))
     wanted = closable(deed.period, tz, meter.store.now())
     known = find_closed(meter.store, wanted)
     if known is None and deed.dry_run:
