@@ -8,12 +8,13 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from enum import IntEnum
 from importlib import import_module
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, NoReturn
 
 import typer
 from rich.console import Console
@@ -179,6 +180,8 @@ def run(arguments: Sequence[str] | None = None) -> None:
     as_json = "--json" in given
     try:
         try:
+            if os.environ.get("_TOKENMETER_COMPLETE") == "complete_bash":
+                _complete_in_bash()
             # With --json typer's own errors come up to here as well, to be said as JSON.
             sys.exit(app(given, prog_name="tokenmeter", standalone_mode=not as_json))
         finally:
@@ -194,6 +197,36 @@ def run(arguments: Sequence[str] | None = None) -> None:
         reason = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
         _leave_output()
         sys.exit(fail(ConfigurationError(f"The system refuses: {reason}."), as_json=as_json))
+
+
+def _complete_in_bash() -> NoReturn:
+    """Answer the tab key. bash cuts a word at ``=`` and ``:``, and puts what is chosen in place of the last piece."""
+    pieces = os.environ.get("COMP_WORDS", "").split("\n")[: int(os.environ.get("COMP_CWORD", "0")) + 1]
+    words, glued = pieces[:1], False
+    for piece in pieces[1:]:
+        cut = set(piece) <= {"=", ":"} and piece != ""
+        if (cut or glued) and len(words) > 1:
+            words[-1] += piece
+        else:
+            words.append(piece)
+        glued = cut
+    if len(pieces) > 1:
+        os.environ["COMP_WORDS"], os.environ["COMP_CWORD"] = "\n".join(words), str(len(words) - 1)
+    stays = words[-1].removesuffix("" if glued else pieces[-1])
+    found = io.StringIO()
+    try:
+        with redirect_stdout(found):
+            app([], prog_name="tokenmeter")
+    finally:
+        quoted = pieces[-1][:1] in {'"', "'"}
+        for line in found.getvalue().splitlines():
+            offered = line.removeprefix(stays.lstrip("\"'"))
+            print(offered if quoted else _SPECIAL.sub(r"\\\g<0>", offered))  # noqa: T201 - what bash reads
+    sys.exit(Exit.OK)
+
+
+#: What a shell takes for more than a letter.
+_SPECIAL = re.compile(r"[\s\"'\\$`&|;<>()*?\[\]{}!#~]")
 
 
 def _leave_output() -> None:

@@ -42,14 +42,16 @@ def _find_address(frame: Frame, url: str | None) -> str:
     return found
 
 
-def _load_admin() -> ModuleType:
+def _load_admin(frame: Frame, url: str | None) -> tuple[ModuleType, str]:
+    """What sets a server up, and where it is. Who has a ledger in a file is told so, and not of an extra."""
+    address = _find_address(frame, url)
     try:
         from tokenmeter.stores.postgres import admin  # noqa: PLC0415 - the driver is an extra
     except ModuleNotFoundError as error:
         if error.name != "psycopg":
             raise
         raise ConfigurationError("This needs an extra: pip install 'tokenmeter-sdk[postgres]'") from error
-    return admin
+    return admin, address
 
 
 def _tell_applied(frame: Frame, applied: tuple[str, ...]) -> None:
@@ -62,7 +64,8 @@ def _tell_applied(frame: Frame, applied: tuple[str, ...]) -> None:
 @command(app, "init", examples=["tokenmeter db init postgresql://owner@db.example/app"], options=("config", "as_json"))
 def init(frame: Frame, url: UrlArgument = None) -> None:
     """Make the schema and its tables. Harmless where they exist."""
-    _tell_applied(frame, _load_admin().init(_find_address(frame, url)))
+    admin, address = _load_admin(frame, url)
+    _tell_applied(frame, admin.init(address))
 
 
 @command(
@@ -70,7 +73,8 @@ def init(frame: Frame, url: UrlArgument = None) -> None:
 )
 def migrate(frame: Frame, url: UrlArgument = None) -> None:
     """Bring the schema up to this release. Older programs go on working beside it."""
-    _tell_applied(frame, _load_admin().migrate(_find_address(frame, url)))
+    admin, address = _load_admin(frame, url)
+    _tell_applied(frame, admin.migrate(address))
 
 
 @command(
@@ -78,7 +82,8 @@ def migrate(frame: Frame, url: UrlArgument = None) -> None:
 )
 def status(frame: Frame, url: UrlArgument = None) -> None:
     """Which migrations are applied, and who may write and read. Exit code 1 when some are pending."""
-    found = _load_admin().status(_find_address(frame, url))
+    admin, address = _load_admin(frame, url)
+    found = admin.status(address)
     if frame.as_json:
         emit(asdict(found))
     else:
@@ -105,7 +110,8 @@ def grant(
     url: UrlArgument = None,
 ) -> None:
     """Let a database role write, read or own the ledger. A writer can append, and never change or delete."""
-    _load_admin().grant(_find_address(frame, url), role, to)
+    admin, address = _load_admin(frame, url)
+    admin.grant(address, role, to)
     out.print(f"{to} is now a {role} of this ledger." if role != "owner" else f"{to} now owns this ledger.")
 
 
