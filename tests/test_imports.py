@@ -149,7 +149,7 @@ def test_imports_inside_functions_are_where_a_reason_is_named():
 #: Names at the top of modules that no code of the package says -> who asks for them.
 ASKED_FOR = {
     **dict.fromkeys(("DIALECT", "PROMPT_RULES", "SHAPES"), "`providers.registry`, of each room"),
-    **dict.fromkeys(("bind_client", "migrate", "grant", "status"), "who imports the module by its name"),
+    "bind_client": "who imports the module by its name",
     **dict.fromkeys(("number", "change", "price_words", "wire_instant"), "pages of the dashboard"),
     **dict.fromkeys(("carry_attribution", "AttributionMiddleware", "AttributedJob"), "users of a queue"),
     **dict.fromkeys(("fetch", "make_client"), "`reconciliation.run`, of each provider's books"),
