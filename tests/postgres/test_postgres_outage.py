@@ -447,3 +447,30 @@ class TestProcesses:
             check=False,
         )
         assert (done.returncode, done.stderr) == (0, "")
+
+    def test_a_statement_amid_which_the_program_ends_goes_on(self, postgres_url):
+        import subprocess
+        import sys
+
+        script = """
+import atexit, sys, threading
+def ask():
+    with store._pool.lend() as connection:
+        begun.set()
+        told.append(connection.execute("SELECT 'whole' FROM pg_sleep(0.3)").fetchall())
+begun, told = threading.Event(), []
+thread = threading.Thread(target=ask, daemon=True)
+atexit.register(lambda: (thread.join(), print(told)))  # the first of these is the last to be called
+from tokenmeter.stores import open_store
+store = open_store(sys.argv[1])
+store.secret()
+thread.start()
+begun.wait()
+"""
+        done = subprocess.run(
+            [sys.executable, "-X", "dev", "-W", "error", "-c", script, postgres_url],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, "[[('whole',)]]\n", "")

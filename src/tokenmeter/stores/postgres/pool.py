@@ -123,8 +123,8 @@ class Pool:
         self._idle: list[Connection] = []
         self._apart: list[Connection] = []  # with no limit to a statement's time
         self._open: list[Connection] = []
-        self._closer = weakref.finalize(self, _close_all, self._open, self._pid)
         self._mutex = threading.Lock()
+        self._closer = weakref.finalize(self, _close_idle, (self._idle, self._apart), self._mutex, self._pid)
         self._places, self._reading = _Places(self.address.pool), _Places(self.address.pool)
         self._lent = threading.local()
         self._pause = 0.0
@@ -334,11 +334,7 @@ class Pool:
         return session.connection
 
     def _discard_idle(self) -> None:
-        with self._mutex:
-            idle = self._idle + self._apart
-            self._idle.clear()
-            self._apart.clear()
-        for connection in idle:
+        for connection in _take_idle((self._idle, self._apart), self._mutex):
             self._close(connection)
 
     def _close(self, connection: Connection) -> None:
@@ -357,10 +353,21 @@ class Pool:
         self._resume_at = time.monotonic() + self._pause * _DICE.uniform(0.7, 1.0)
 
 
-def _close_all(connections: list[Connection], pid: int) -> None:
-    """Close connections in the process that opened them: at a pool's end, or at the interpreter's."""
+def _take_idle(kept: tuple[list[Connection], ...], mutex: threading.Lock) -> list[Connection]:
+    with mutex:
+        idle = [connection for some in kept for connection in some]
+        for some in kept:
+            some.clear()
+    return idle
+
+
+def _close_idle(kept: tuple[list[Connection], ...], mutex: threading.Lock, pid: int) -> None:
+    """Close connections in the process that opened them: at a pool's end, or at the interpreter's.
+
+    There a thread may be amid a statement: a connection that is closed under it reads memory that was freed.
+    """
     if pid == os.getpid():
-        for connection in connections:
+        for connection in _take_idle(kept, mutex):
             connection.close()
 
 

@@ -450,6 +450,7 @@ class PostgresStore(BookStore[PostgresBook, ServerJournal]):
         """At exit: send what waits, if the server is there."""
         if self._may_write and not self._pool.down and self._book.waiting():
             self._fold()
+            self._pool.close()
 
 
 #: A counter as readers see it: what is leased and not held is free.
