@@ -18,6 +18,7 @@ import pytest
 
 import tokenmeter
 from tokenmeter.errors import ConfigurationError, LedgerError, StoreUnavailableError
+from tokenmeter.pricing.corrections import reversal
 from tokenmeter.stores import backup, open_store
 from tokenmeter.stores.backup import back_up, restore
 from tokenmeter.stores.journal import Journal
@@ -338,6 +339,43 @@ def grown(open_meter, record, url, tmp_path):
         return meter, meter.store.path, backup
 
     return make
+
+
+def test_what_comes_back_from_the_tail_is_as_it_was_recorded_though_its_definitions_are_gone_from_it(
+    grown, record, open_meter
+):
+    """Its entries were nobody's, of an unknown model, and `verify` failed."""
+    meter, path, backup = grown()
+    whose = {"member": "ada", "end_user": "u1", "tags": {"feature": "f1"}}
+    record(meter, "whose", **whose)
+    for number in range(2):
+        meter.store.journal.turn_over()
+        record(meter, f"bob-{number}-again", member="bob")
+        list(meter.entries())
+    record(meter, "again", **whose)
+    meter.store.settle(reversal(record(meter, "wrong", **whose), []))
+    assert len(segments(path)) == 1
+    before = {entry.entry_id: entry for entry in meter.entries()}
+    meter.close()
+    done = restore(backup, path, overwrite=True)
+    restored = open_meter(meter.store.url)
+    found = {entry.entry_id: entry for entry in restored.entries()}
+    assert found == {entry_id: before[entry_id] for entry_id in found}
+    assert (len(found), done.recovered) == (5, 4)
+    assert {row["member"]: row.requests for row in restored.report("member").rows} == {"ada": 1, "bob": 2}
+    assert restored.verify().ok
+
+
+def test_a_damaged_ledger_is_put_aside_with_what_can_be_read_of_it_known_to_the_restored_one(grown, record, caplog):
+    meter, path, backup = grown()
+    record(meter, "after", member="ada")
+    meter.close()
+    with path.open("r+b") as file:
+        file.write(bytes(4096))
+    done = restore(backup, path, overwrite=True)
+    assert (done.recovered, path.stat().st_size > 4096) == (2, True)
+    assert "recorded without" in caplog.text
+    assert [file.name for file in path.parent.glob(f"{path.name}.restored-*")] == []
 
 
 def _members(meter):

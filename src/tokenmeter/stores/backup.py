@@ -25,7 +25,7 @@ from tokenmeter.stores.copying import End, Progress, carry, hash_at
 from tokenmeter.stores.engine import read_head
 from tokenmeter.stores.live import lock_live, remove_live
 from tokenmeter.stores.sqlite import SQLiteStore
-from tokenmeter.stores.sqlite.end import LOGS, LedgerFile, SQLiteEnd, copy_file, refuse_left_files
+from tokenmeter.stores.sqlite.end import LOGS, LedgerFile, SQLiteEnd, copy_file, refuse_left_files, take_definitions
 from tokenmeter.stores.tail import owner_of, segment_path, segments
 from tokenmeter.stores.urls import SideLock, restoring_path
 from tokenmeter.values import dataclass
@@ -274,6 +274,8 @@ def _restore_file(file: LedgerFile, path: Path, *, overwrite: bool) -> Path | No
     try:
         identity = file.read(lambda connection: bytes(read_head(connection, "identity")[0]))
         with _locked(path):
+            if path.exists() and any(owner_of(segment_path(path, number)) == identity for number in segments(path)):
+                take_definitions(path, fresh)
             replaced = _put_aside(path, identity, utcnow())
             fresh.replace(path)
     finally:

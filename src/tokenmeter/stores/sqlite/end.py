@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from urllib.parse import quote
 
+from pydantic_core import from_json
+
 from tokenmeter.errors import LedgerError, StoreUnavailableError
 from tokenmeter.stores.archive.archives import ParquetArchives
-from tokenmeter.stores.engine import Engine
+from tokenmeter.stores.engine import Engine, in_pages, look_up
 from tokenmeter.stores.fold import identity_column
-from tokenmeter.stores.sqlite.book import ENGINE
-from tokenmeter.stores.sqlite.database import Database, sqlite3
-from tokenmeter.stores.sqlite.opened import explained
+from tokenmeter.stores.sqlite.book import ENGINE, SQLiteBook
+from tokenmeter.stores.sqlite.database import PATIENCE, Database, sqlite3
+from tokenmeter.stores.sqlite.opened import explained, is_busy
 from tokenmeter.stores.sqlite.schema import check_file, check_version, migrate, refuse_stranger
 from tokenmeter.stores.tail import frames, segment_path, segments
 from tokenmeter.stores.urls import make_private_file
@@ -25,6 +28,7 @@ from tokenmeter.stores.urls import make_private_file
 if TYPE_CHECKING:
     from sqlite3 import Connection
 
+log = logging.getLogger("tokenmeter")
 T = TypeVar("T")
 
 #: What SQLite keeps a part of a file in, beside it: changes that are not in it yet, or pages as they were before some.
@@ -258,3 +262,69 @@ def copy_file(source: Callable[[Callable[[Connection], None]], None], target: Pa
         if isinstance(error, OSError):
             raise StoreUnavailableError(f"{target} cannot be written: {error.strerror or error}.") from error
         raise
+
+
+#: What records name -> the columns that say it, and which of its rows do.
+_DEFINED = {
+    "names": ("lower(hex(salt)), kind, value", "value IS NOT NULL", "kind <> ''"),
+    "accounts": ("body", "body IS NOT NULL", "body IS NOT NULL"),
+    "rates": ("body", "body IS NOT NULL", "body IS NOT NULL"),
+}
+
+
+def take_definitions(source: Path, target: Path) -> None:
+    """Define in a ledger file that nobody uses what another state of the same ledger has defined and it has not.
+
+    Records in the tail name it, and the segment that said it may be folded and gone. A file that is damaged gives what
+    can still be read of it; the log tells of it.
+
+    Args:
+        source: The ledger's file; it is only read. The caller holds its side lock.
+        target: The file, in one piece before and after.
+
+    Raises:
+        StoreUnavailableError: another program has the source locked, or the target cannot be written.
+    """
+    book = SQLiteBook(target, patience=PATIENCE)
+    end = SQLiteEnd(book.database)
+    try:
+        for table, (columns, said, _) in _DEFINED.items():
+            with _told_of_damage(source), contextlib.closing(_connect(source)) as connection:
+                row = connection.execute("SELECT identity FROM ledger").fetchone()
+                if row is None or row[0] != book.identity:
+                    return
+                for page in in_pages(connection, f"id, digest, {said}, {columns}", table):
+                    rows = {digest: row for _, digest, is_said, *row in page if is_said}
+                    book.database.write(partial(_define_missing, book, table, rows))
+    finally:
+        end.seal()
+
+
+def _connect(path: Path) -> Connection:
+    return sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, isolation_level=None, timeout=PATIENCE)
+
+
+@contextlib.contextmanager
+def _told_of_damage(path: Path) -> Generator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        if is_busy(error):
+            raise explained(path, error) from error
+        log.warning(
+            "%s Entries in the tail beside it whose account was defined in that file alone are recorded without one: "
+            "tokenmeter verify tells whether there are any.",
+            explained(path, error),
+        )
+
+
+def _define_missing(book: SQLiteBook, table: str, rows: Mapping[bytes, Sequence[Any]], connection: Connection) -> None:
+    known = f"SELECT digest FROM {table} WHERE {_DEFINED[table][2]} AND digest IN"  # noqa: S608 - names of our own
+    for digest in rows.keys() - {one for (one,) in look_up(connection, known, rows)}:
+        if table == "names":
+            salt, kind, value = rows[digest]
+            record, values = b"", {"digest": digest.hex(), "salt": salt, "kind": kind, "value": value}
+        else:
+            record = rows[digest][0].encode()
+            values = from_json(record)
+        book.define(connection, table.removesuffix("s"), record, values)
