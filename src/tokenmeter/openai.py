@@ -195,7 +195,7 @@ def _watching(plain: Callable[..., None]) -> Callable[..., None]:
     def __init__(self: Any, client: Any) -> None:  # noqa: N807 - it becomes that method
         plain(self, client)
         if hasattr(self, "connect"):
-            from tokenmeter.capture.conversation import watch_resource  # noqa: PLC0415 - few resources open sockets
+            from tokenmeter.capture.sockets import watch_resource  # noqa: PLC0415 - few resources open sockets
 
             watch_resource(self)
 
@@ -210,7 +210,7 @@ _watch_new_resources()
 
 def bind_client(client: Any, meter: Meter | None, attribution: Any) -> None:
     """Meter a client of the SDK in place."""
-    from tokenmeter.capture.conversation import watch_resources  # noqa: PLC0415 - loaded for clients made elsewhere
+    from tokenmeter.capture.sockets import watch_resources  # noqa: PLC0415 - loaded for clients made elsewhere
 
     bind(client, Binding(_SDK, meter, attribution))
     watch_resources(client)

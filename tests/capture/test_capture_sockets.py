@@ -398,7 +398,7 @@ def _conversation(client, meter, path, **more):
 @pytest.mark.parametrize("deep", ["[" * 100_000, b"[" * 100_000])
 def test_a_text_that_is_nested_too_deep_is_sent_and_has_no_bound(deep, clients):
     """What cannot be read may ask for anything: it goes as it does without us, but not past a hard cap."""
-    from tokenmeter.capture.conversation import _sending
+    from tokenmeter.capture.sockets import _sending
 
     class Connection:
         sent: ClassVar = []
