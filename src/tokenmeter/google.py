@@ -13,14 +13,16 @@ from dataclasses import replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from tokenmeter.capture.genai import bind, watch_resources
+from tokenmeter.capture.genai import bind, watch_resources, watch_streams
 from tokenmeter.capture.sdk import Binding, Sdk, load_dialect
 from tokenmeter.errors import ConfigurationError
 
 try:
     from google import genai as _sdk
+    from google.genai import chats as _chats
     from google.genai import client as _client
     from google.genai import errors as _errors
+    from google.genai import models as _models
 except ImportError as missing:
     if missing.name not in {"google", "google.genai"}:  # it is there, and something that it needs is not
         raise
@@ -142,6 +144,10 @@ if not TYPE_CHECKING:
 
 
 watch_resources(_client.Client, _client.AsyncClient, generated=_generated_sdk())
+watch_streams(
+    *((kind, "generate_content_stream") for kind in (_models.Models, _models.AsyncModels)),
+    *((kind, "send_message_stream") for kind in (_chats.Chat, _chats.AsyncChat)),
+)
 
 
 # -- clients made elsewhere

@@ -348,6 +348,70 @@ def test_an_async_stream_that_is_dropped_unread_is_not_lost(client, provider, bo
     assert books.one().status == "aborted"
 
 
+STREAMS = {
+    "models": lambda client: client.models.generate_content_stream(model=MODEL, contents="Hi"),
+    "a chat": lambda client: client.chats.create(model=MODEL).send_message_stream("Hi"),
+}
+BOTH_STREAMS = pytest.mark.parametrize("way", STREAMS.values(), ids=STREAMS)
+
+
+@pytest.mark.parametrize("aio", [False, True], ids=["sync", "async"])
+@BOTH_STREAMS
+async def test_a_stream_is_on_the_account_of_the_block_that_asked_for_it(way, aio, client, books, do):
+    with tokenmeter.attribute(member="ada") as block:
+        stream = await do(way(client.aio if aio else client))
+    with tokenmeter.attribute(member="bob"):
+        async for _ in do.each(stream):
+            pass
+    with tokenmeter.attribute(member="bob"):
+        unread = await do(way(client.aio if aio else client))
+    with tokenmeter.attribute(member="ada"):
+        del unread
+    assert books.one().attribution.member == "ada"
+    assert block.requests == 1
+
+
+@pytest.mark.parametrize("aio", [False, True], ids=["sync", "async"])
+@BOTH_STREAMS
+async def test_a_spent_cap_stops_a_stream_that_is_read_after_its_block(way, aio, provider, priced, do):
+    one, _ = capped(provider, priced, member="ada", limit_requests=0)
+    with tokenmeter.attribute(member="ada"):
+        stream = await do(way(one.aio if aio else one))
+    with pytest.raises(BudgetExceededError):
+        async for _ in do.each(stream):
+            pass
+    assert not provider.requests
+
+
+def test_a_chat_from_before_its_client_was_metered_knows_who_asked(provider, meter, books):
+    one = made(provider)
+    chat = one.chats.create(model=MODEL)
+    wrap(one, meter)
+    with tokenmeter.attribute(member="ada"):
+        stream = chat.send_message_stream("Hi")
+    assert list(stream)
+    assert books.one().attribution.member == "ada"
+
+
+@pytest.mark.parametrize("aio", [False, True], ids=["sync", "async"])
+@BOTH_STREAMS
+async def test_a_stream_is_a_generator_as_the_sdks_own_is(way, aio, client, provider, books, do):
+    plain, ours = [await do(way(one.aio if aio else one)) for one in (made(provider), client)]
+    assert type(ours) is type(plain)
+    with pytest.raises(StopAsyncIteration if aio else StopIteration):
+        await do((ours.aclose if aio else ours.close)()) or await do((ours.__anext__ if aio else ours.__next__)())
+    ours = await do(way(client.aio if aio else client))
+    await do((ours.__anext__ if aio else ours.__next__)())
+    with pytest.raises(KeyError, match="mine"):
+        await do((ours.athrow if aio else ours.throw)(KeyError("mine")))
+    assert books.one().status == "aborted"
+
+
+def test_what_is_asked_for_wrongly_is_refused_at_once(client):
+    with pytest.raises(TypeError, match="generate_content_stream"):
+        client.models.generate_content_stream(model=MODEL)
+
+
 def test_chunks_that_leave_fields_out_keep_what_earlier_ones_said(client, provider, books):
     said = {"role": "model", "parts": [{"text": "Hi"}]}
     chunks = [

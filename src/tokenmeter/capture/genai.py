@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Awaitable, Callable
+from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, cast
 
 from tokenmeter.capture.genai_requests import (
@@ -32,6 +33,7 @@ from tokenmeter.capture.genai_sockets import (
     try_twice,
 )
 from tokenmeter.capture.sdk import BINDING, Binding, Sdk, complain, twice
+from tokenmeter.carrying import carry_steps
 from tokenmeter.interrupts import let_interrupt_through
 
 if TYPE_CHECKING:
@@ -50,6 +52,44 @@ def bind(client: Any, binding: Binding) -> None:
         music = getattr(live, "_music", None)
         if music is not None:
             put_before(music, MeteredMusic)
+
+
+# -- streams: the SDK sends nothing before the first piece is asked for, wherever that is done
+
+
+def watch_streams(*methods: tuple[type[Any], str]) -> None:
+    """Have the streams of metered clients belong to who asked for them, and not to who reads them.
+
+    Args:
+        *methods: The SDK's classes of models and chats, and the name of the method that gives a stream.
+    """
+    for kind, name in methods:
+        plain = vars(kind).get(name)
+        if callable(plain) and not hasattr(plain, BINDING):
+            setattr(kind, name, _carrying(plain))
+
+
+def _carrying(plain: Callable[..., Any]) -> Callable[..., Any]:
+    def method(self: Any, *args: Any, **asked: Any) -> Any:
+        return _carried(self, plain(self, *args, **asked))
+
+    async def coroutine(self: Any, *args: Any, **asked: Any) -> Any:
+        return _carried(self, await plain(self, *args, **asked))
+
+    carrying = functools.wraps(plain)(coroutine if iscoroutinefunction(plain) else method)
+    carrying.__dict__[BINDING] = plain
+    return carrying
+
+
+def _carried(resource: Any, made: Any) -> Any:
+    """The stream that models, or a chat, gave."""
+    for _ in range(2):  # what fails once may pass, as want of memory does
+        try:
+            api = getattr(getattr(resource, "_modules", resource), "_api_client", None)
+            return carry_steps(made) if BINDING in getattr(api, "__dict__", ()) else made
+        except Exception as error:  # noqa: BLE001 - the call itself goes on
+            complain("see a call", error)
+    return made
 
 
 # -- interactions and their sisters
