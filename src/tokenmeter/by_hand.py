@@ -188,7 +188,7 @@ def hold(
         max_output_tokens=facts.max_output_tokens if max_output_tokens is None else max_output_tokens,
         region=region,
     )
-    return Hold(meter, replace(call, facts=facts, attribution=said))
+    return Hold(meter, replace(call, facts=facts, attribution=said, as_written=True))  # the caller sends it
 
 
 class Hold:

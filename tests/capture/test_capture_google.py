@@ -805,8 +805,8 @@ async def test_an_answer_out_of_a_gateways_cache_is_no_bill(way, aio, headers, e
 # -- budgets
 
 
-def capped(provider, priced, **options):
-    budget = Budget(limit_usd="0.01", **options)
+def capped(provider, priced, limit="0.01", **options):
+    budget = Budget(limit_usd=limit, **options)
     meter = tokenmeter.make_meter(store="memory:", budgets=[budget], config={})
     return wrap(made(provider), meter=meter), meter
 
@@ -1292,6 +1292,21 @@ def test_a_spent_budget_stops_the_next_turn():
         with pytest.raises(BudgetExceededError):
             asyncio.run(talk())
         assert len(provider.billed) == 1
+    meter.close()
+
+
+@since(1, 32)
+@pytest.mark.parametrize("inject", [False, True], ids=["as written", "to be capped"])
+def test_a_turn_is_held_as_it_is_sent_since_nothing_limits_its_answer(inject, unencrypted, priced):
+    with FakeProvider(realtime=True) as provider:
+        client, meter = capped(provider, priced, limit="0.5", inject_max_tokens=inject)
+
+        async def talk():
+            async with client.aio.live.connect(model="gemini-3.8-live"):
+                pytest.fail(f"let in with {meter.remaining()[0].reserved}")
+
+        with pytest.raises(RequestTooLargeError):
+            asyncio.run(talk())
     meter.close()
 
 

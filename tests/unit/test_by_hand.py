@@ -16,7 +16,14 @@ import openai
 import pytest
 
 import tokenmeter
-from tokenmeter import Attribution, Budget, BudgetExceededError, ConfigurationError, PricingError
+from tokenmeter import (
+    Attribution,
+    Budget,
+    BudgetExceededError,
+    ConfigurationError,
+    PricingError,
+    RequestTooLargeError,
+)
 from tokenmeter.api import Meter
 from tokenmeter.billing.rated import Tally
 from tokenmeter.capture import batches
@@ -447,6 +454,13 @@ class TestHold:
     def test_a_cap_stops_it_before_it_is_made(self, meter):
         with pytest.raises(BudgetExceededError), meter.hold(**HERE, request=BODY):
             pytest.fail("made the call")
+
+    def test_no_output_cap_is_held_that_nobody_puts_into_what_is_sent(self):
+        budget = tokenmeter.Budget(limit_usd="0.01", inject_max_tokens=True)
+        meter = tokenmeter.make_meter(store="memory:", budgets=[budget], config={})
+        with pytest.raises(RequestTooLargeError), meter.hold(**HERE, model="gpt-5", input_tokens=100):
+            pytest.fail(f"let in with {meter.remaining()[0].reserved}")
+        meter.close()
 
     def test_a_hold_is_for_one_call(self, meter):
         held = meter.hold(**HERE, request=BODY)

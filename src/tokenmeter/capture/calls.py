@@ -204,6 +204,10 @@ class InFlight:
 
     # -- leave
 
+    def stay_as_written(self) -> None:
+        """Nothing can be put into its request: what is held for it goes by no output cap that is not sent."""
+        self._call = replace(self.call, as_written=True)
+
     def authorize(self) -> None:
         """Ask the meter for leave, unless nothing new is billed or no budget is to be asked.
 

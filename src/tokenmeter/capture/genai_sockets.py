@@ -276,6 +276,7 @@ async def authorize(call: InFlight) -> None:
         BudgetExceededError: a hard cap does not allow it.
     """
     try:
+        call.stay_as_written()  # a session is set up once, and what is sent in it names no limit
         await call.authorize_async()
         call.attempts = 1
     except BaseException as error:
