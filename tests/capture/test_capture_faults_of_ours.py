@@ -280,6 +280,8 @@ def test_what_a_client_gives_is_given_and_metered_whichever_line_of_its_metering
 def test_a_call_whose_key_is_handed_out_goes_on_whichever_line_of_what_learns_it_fails(provider):
     meter = tokenmeter.make_meter(store="memory:", budgets=[tokenmeter.Budget(limit_usd=10**6)])
     plain = openai.OpenAI(api_key=lambda: "sk-test-0123456789abcdef", base_url=provider.openai_url, max_retries=0)
+    if not hasattr(plain, "_refresh_api_key"):
+        pytest.skip("this SDK version asks for no key")
     client = tokenmeter.wrap(plain, meter)
 
     def call():

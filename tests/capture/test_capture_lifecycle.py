@@ -134,10 +134,12 @@ async def test_an_async_call_whose_lock_is_taken_goes_on_where_no_thread_can_be_
             raise StoreBusyError("another one has the lock")
         return work is not settlement._write and work(*given, **named)
 
+    plain = clients.make("AsyncOpenAI", metered=False)
+    monkeypatch.setattr(plain, "_platform", "Unknown", raising=False)  # older SDKs look for it in such a thread
     start = threading.Thread.start
     monkeypatch.setattr(threading.Thread, "start", refuse)
     monkeypatch.setattr(settlement, "run_at_once", busy)
-    client = tokenmeter.wrap(clients.make("AsyncOpenAI", metered=False), meter)
+    client = tokenmeter.wrap(plain, meter)
     for _ in range(2):
         await client.chat.completions.create(**CHAT)
     with pytest.raises(tokenmeter.BudgetExceededError):

@@ -174,6 +174,11 @@ def test_an_answer_out_of_the_callers_own_http_cache_is_no_bill(told, streamed):
     meter.close()
 
 
+def _has_parse(client):
+    if not hasattr(client.chat.completions, "parse"):
+        pytest.skip("this SDK version parses elsewhere")
+
+
 def test_a_kept_answer_that_the_sdk_cannot_use_is_no_bill_either(meter):
     http = flavour()
     long = {**ANSWER, "choices": [{**ANSWER["choices"][0], "finish_reason": "length"}]}
@@ -182,6 +187,7 @@ def test_a_kept_answer_that_the_sdk_cannot_use_is_no_bill_either(meter):
         return http.Response(200, json=long, extensions={"hishel_from_cache": True})
 
     client = make({"http_client": http.Client(transport=http.MockTransport(handler))}, meter)
+    _has_parse(client)
     with pytest.raises(openai.LengthFinishReasonError):
         client.chat.completions.parse(**ASK, response_format={"type": "json_object"})
     assert list(meter.entries()) == []
@@ -204,6 +210,7 @@ def test_a_kept_answer_that_the_sdk_cannot_use_is_no_bill_after_a_refusal_either
         return http.Response(200, **said, extensions={"hishel_from_cache": True})
 
     client = make({"http_client": http.Client(transport=http.MockTransport(handler))}, meter)
+    _has_parse(client)
     with pytest.raises((openai.LengthFinishReasonError, ValueError, openai.APIError)):
         client.chat.completions.parse(**ASK, response_format={"type": "json_object"})
     assert len(tries) == 2
@@ -297,11 +304,14 @@ async def test_an_answer_out_of_a_gateways_cache_is_no_bill(said, billed, fake_p
     claude_loop = tokenmeter.wrap(anthropic.AsyncAnthropic(base_url=claude_url, api_key="k"), meter)
     message = {"model": "claude-sonnet-5", "max_tokens": 9, "messages": ASK["messages"]}
 
+    count = 11 if hasattr(client, "responses") else 10
+
     async def ask() -> None:
         assert client.chat.completions.create(**ASK).usage.prompt_tokens
         assert client.chat.completions.with_raw_response.create(**ASK).parse().usage.prompt_tokens
         assert list(client.chat.completions.create(**ASK, stream=True))
-        assert list(client.responses.create(model="gpt-5-mini", input="Hi", stream=True))
+        if count == 11:
+            assert list(client.responses.create(model="gpt-5-mini", input="Hi", stream=True))
         assert client.embeddings.create(model="text-embedding-3-small", input="Hi").data
         assert (await loop.chat.completions.create(**ASK)).choices
         assert [one async for one in await loop.chat.completions.create(**ASK, stream=True)]
@@ -312,15 +322,15 @@ async def test_an_answer_out_of_a_gateways_cache_is_no_bill(said, billed, fake_p
         assert [one async for one in await claude_loop.messages.create(**message, stream=True)]
 
     await ask()
-    fake_provider.answer(headers=said, times=11)
+    fake_provider.answer(headers=said, times=count)
     with tokenmeter.attribute(member="ada") as scope:
         await ask()
     await loop.close()
     await claude_loop.close()
-    calls = 22 if billed else 11
+    calls = 2 * count if billed else count
     assert len(list(meter.entries())) == calls
     (left,) = meter.remaining()
-    assert (scope.requests, left.spent, left.reserved) == (calls - 11, calls, 0)
+    assert (scope.requests, left.spent, left.reserved) == (calls - count, calls, 0)
     meter.close()
 
 

@@ -446,29 +446,35 @@ def _process_response_data(kind: type[Any]) -> Callable[..., Any]:
     return hook
 
 
-def _sleep_for_retry(kind: type[Any]) -> Callable[..., Any]:
-    plain = kind._sleep_for_retry  # noqa: SLF001 - an SDK's own
+def _trying_again(name: str, answer: str) -> Callable[[type[Any]], Callable[..., Any]]:
+    """A hook for what the SDK calls before it tries again. `answer` is its argument that is None where none came."""
 
-    def hook(self: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
-            call = CURRENT.get()
-            if call is not None and self._tokenmeter_hooked is kind and kwargs.get("response") is None:
-                call.tried_in_vain(sys.exc_info()[1])
-        except Exception as error:  # noqa: BLE001 - the call itself goes on
-            complain("see a call", error)
-        return plain(self, *args, **kwargs)
+    def make(kind: type[Any]) -> Callable[..., Any]:
+        plain = getattr(kind, name)
 
-    return hook
+        def hook(self: Any, *args: Any, **kwargs: Any) -> Any:
+            try:
+                call = CURRENT.get()
+                if call is not None and self._tokenmeter_hooked is kind and kwargs.get(answer, args) is None:
+                    call.tried_in_vain(sys.exc_info()[1])
+            except Exception as error:  # noqa: BLE001 - the call itself goes on
+                complain("see a call", error)
+            return plain(self, *args, **kwargs)
+
+        return hook
+
+    return make
 
 
-#: Method -> what makes its hook for a class: for sync clients, and for async ones. Older SDKs lack the last.
+#: Method -> what makes its hook for a class: for sync clients, and for async ones. An SDK has one of the last two.
 _HOOKS: dict[str, tuple[Callable[[type[Any]], Callable[..., Any]], Callable[[type[Any]], Callable[..., Any]]]] = {
     "request": (_request, _request_async),
     "_prepare_options": (_prepare_options, _prepare_options_async),
     "_prepare_request": (_prepare_request, _prepare_request_async),
     "_process_response": (_process_response, _process_response_async),
     "_process_response_data": (_process_response_data, _process_response_data),
-    "_sleep_for_retry": (_sleep_for_retry, _sleep_for_retry),
+    "_sleep_for_retry": (_slept := _trying_again("_sleep_for_retry", "response"), _slept),
+    "_retry_request": (_retried := _trying_again("_retry_request", "response_headers"), _retried),
 }
 #: What `bind` sets on a client of the SDK's own classes.
 _IN_PLACE = frozenset({BINDING, _HOOKED, "copy", "with_options", *_HOOKS})
