@@ -7,7 +7,9 @@ from itertools import pairwise
 import pytest
 
 from tokenmeter.attribution import Attribution
+from tokenmeter.dimensions import TOOL_OPERATION
 from tokenmeter.errors import ConfigurationError
+from tokenmeter.stores import packing
 from tokenmeter.stores.base import EntryFilter
 from tokenmeter.stores.sketch import Sketch
 from tokenmeter.usage import Usage
@@ -82,6 +84,24 @@ def test_what_was_not_timed_and_corrections_are_left_out(store, fill, make_entry
     fill([0])
     (found,) = store.latencies(EVER)
     assert (found.duration.count, found.duration.percentile(50)) == (1, 0)
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_parts_of_calls_that_have_times_of_their_own_are_no_calls_wherever_they_are_read(
+    store, fill, make_entry, is_packed, monkeypatch
+):
+    """Kept sketches counted a tool's time, and that of what a session used later, among the calls'."""
+    fill([1_000_000])
+    fill([9_000_000], operation=TOOL_OPERATION)
+    fill([9_000_000], kind="growth")
+    if is_packed:
+        pytest.importorskip("numpy")
+        monkeypatch.setattr(packing, "_MANY", 1)
+        monkeypatch.setattr(packing, "_DENSE", 0)
+        store.pack()
+    kept, read = (store.latencies(EVER, by) for by in ((), ("end_user",)))
+    assert [(one.duration.count, one.duration.mean_us) for one in (*kept, *read)] == [(1, 1_000_000)] * 2
+    assert store.verify().ok
 
 
 def test_a_call_has_no_time_per_meter(store):

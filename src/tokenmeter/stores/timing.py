@@ -132,6 +132,8 @@ class Timing(Grouping[Latencies]):
         packed = PackedTimes(self._cell_of, len(self._cells))
         left = read_packed(self._connection, self._engine, kept, packed)
         for bucket, cell, sketches, sums in packed.totals():
+            if self._cells[cell].counted <= 0:
+                continue
             one = self._at(bucket, self._cells[cell].values)
             one.take(Latencies(0, (), Sketch(sketches[0], sums[0]), Sketch(sketches[1], sums[1]), sums[2], sums[3]))
         if left:
@@ -162,6 +164,8 @@ class Timing(Grouping[Latencies]):
             sums[3] += generated
         for spot, kept in found.items():
             place, number = divmod(int(spot), count)
+            if self._cells[number].counted <= 0:  # parts of calls that have times of their own: no calls
+                continue
             sign = 1 if place > 0 else -1
             one = self._at(abs(place) - 1, self._cells[number].values)
             one.duration.merge(b"".join(kept.duration), kept.sums[0], sign)
