@@ -36,6 +36,8 @@ class Voice:
         self.session = {"id": "sess_1", "type": "realtime", "model": "gpt-realtime", **session}
         self.received = []
         self.finishes = True
+        self.refuses = None
+        self.named = "event_id"
         self._server = server.serve(self._converse, "127.0.0.1", 0)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         self.url = f"http://127.0.0.1:{self._server.socket.getsockname()[1]}/v1"
@@ -53,6 +55,12 @@ class Voice:
             if hears and self.session["type"] == "transcription":
                 kind = "conversation.item.input_audio_transcription.completed"
                 tell(kind, item_id=f"item_{len(self.received)}", content_index=0, transcript="Hi.", usage=HEARD)
+            elif self.refuses:  # the second; then the first is done
+                if len(self.received) > 1:
+                    error = {"type": "invalid_request_error", "message": "No.", **self.refuses}
+                    tell("error", error={**error, self.named: event.get("event_id")})
+                    answer = {"id": "resp_1", "object": "realtime.response", "output": []}
+                    tell("response.done", response={**answer, "status": "completed", "usage": USAGE})
             elif event["type"] == "response.create" or (hears and turns and turns["create_response"]):
                 answer = {"id": f"resp_{len(self.received)}", "object": "realtime.response", "output": []}
                 tell("response.created", response={**answer, "status": "in_progress"})
@@ -254,6 +262,42 @@ async def test_a_voice_session_keeps_to_the_limit_of_its_run(voice, meter_of, do
         with pytest.raises(tokenmeter.BudgetExceededError):
             connection.input_audio_buffer.append(audio=SOUND)
     assert run.requests == 1
+
+
+@BOTH_CLIENTS
+@pytest.mark.parametrize(
+    "error",
+    [
+        {"code": "conversation_already_has_active_response", "param": None},
+        {"code": "invalid_value", "param": "response.max_output_tokens"},
+    ],
+    ids=["one is under way", "a wrong field"],
+)
+@pytest.mark.parametrize(("event_id", "named"), [(None, "event_id"), ("mine", "event_id"), ("mine", "client_event_id")])
+async def test_an_answer_that_is_refused_is_no_longer_held(name, error, event_id, named, voice, meter_of, do):
+    host, meter = voice(WHEN_ASKED), meter_of({"limit_in_flight": 2})
+    host.refuses, host.named = error, named
+    client = _client(name, host.url, meter)
+    async with do.inside(client.realtime.connect(model="gpt-realtime")) as connection:
+        await do(connection.response.create())
+        await do(connection.response.create(**({"event_id": event_id} if event_id else {})))
+        await _until(connection, "error", do)
+        assert meter.remaining()[0].reserved == 1
+        await _until(connection, "response.done", do)
+        assert meter.remaining()[0].reserved == 0
+    assert [(entry.status, entry.error_type) for entry in meter.entries()] == [("ok", None), ("error", error["code"])]
+
+
+@BOTH_CLIENTS
+async def test_an_error_about_another_event_refuses_no_answer(name, voice, meter_of, do):
+    host, meter = voice(WHEN_ASKED), meter_of({"limit_in_flight": 2})
+    host.refuses = {"code": "invalid_value", "param": "session.audio"}
+    client = _client(name, host.url, meter)
+    async with do.inside(client.realtime.connect(model="gpt-realtime")) as connection:
+        await do(connection.response.create())
+        await do(connection.response.create())
+        await _until(connection, "error", do)
+        assert meter.remaining()[0].reserved == 2
 
 
 def test_who_looks_in_on_a_session_needs_leave_as_well(voice, meter_of):

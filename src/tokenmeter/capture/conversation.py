@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from tokenmeter import processes
 from tokenmeter.call import Call, Outcome
 from tokenmeter.capture.calls import REFUSALS
-from tokenmeter.capture.description import give_leave
+from tokenmeter.capture.description import give_leave, given_fields
 from tokenmeter.capture.readings import GrowingBill, is_open_here, opened
 from tokenmeter.capture.recent import with_sizes
 from tokenmeter.capture.sdk import UnreadBody, twice
@@ -204,7 +204,7 @@ class Conversation:
         read = self.read(event)
         if not isinstance(read, Mapping):
             return event
-        given = cast("Mapping[str, Any]", read)
+        given = given_fields(cast("Mapping[str, Any]", read))
         if isinstance(given, UnreadBody):
             call = replace(self._call, facts=replace(self._call.facts, unbounded=UNREADABLE))
         elif given.get("type") in self._events.requests:
@@ -457,13 +457,16 @@ class Conversation:
         return asked.leave
 
     def _refuse(self, message: _Message, error: Mapping[str, Any]) -> None:
-        """An answer that was asked for will not come. Which one, a realtime session says by its event's id."""
-        named, only_answers = error.get("event_id"), self._call.endpoint == "responses.connect"
-        for asked in self._asked:
-            if not asked.ahead and (only_answers or (named is not None and asked.event_id == named)):
-                outcome = Outcome(status="error", error_type=error.get("code") or error.get("type"))
-                message.answers, message.bills = asked, [Settling(self.meter, asked.leave, outcome)]
-                return
+        """An answer that was asked for will not come. Which one, a session says by its event's id, if that has one."""
+        named = error.get("event_id") or error.get("client_event_id")
+        open_ = [one for one in self._asked if not one.ahead]
+        if not self._is_of_responses:
+            open_ = [one for one in reversed(open_) if one.event_id == named]
+            if named is None and not self._events.refuses(error):
+                return  # it may be about any other event without a name
+        if open_:
+            outcome = Outcome(status="error", error_type=error.get("code") or error.get("type"))
+            message.answers, message.bills = open_[0], [Settling(self.meter, open_[0].leave, outcome)]
 
     def _understand(self, message: _Message, seen: Observation | None, status: Status, asked: _Leave | None) -> None:
         """Work out what is to be written of an answer to what was `asked`; None for one that did not come."""

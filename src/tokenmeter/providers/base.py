@@ -152,6 +152,7 @@ class SocketEvents:
         beginnings: Begin a session; they carry its settings.
         settings: Carry changed settings of a session.
         errors: Say that something that was asked for will not come.
+        refuses: Whether an error that names no event is about one that asked for an answer, and can be about no other.
         unasked: From a session, what says what it bills with nobody asking: ``answers`` that it makes by itself, or a
             running total; else ``asides``; None where it bills only what is asked for.
         sound_sent: Bytes of sound in an event that is sent, where the session says nothing of what it uses; else 0.
@@ -170,6 +171,7 @@ class SocketEvents:
     beginnings: frozenset[str]
     settings: frozenset[str]
     errors: frozenset[str]
+    refuses: Callable[[JSON], bool]
     unasked: Callable[[JSON], Literal["answers", "asides"] | None]
     sound_sent: Callable[[JSON], int]
     sound_used: Callable[[JSON, int], JSON]

@@ -377,6 +377,12 @@ def _bills_unasked(session: JSON) -> Literal["answers", "asides"] | None:
     return "asides" if section(heard, "transcription") or section(session, "input_audio_transcription") else None
 
 
+def _refuses_answer(error: JSON) -> bool:
+    """The client's event has no id unless its author gave it one; then the error's is null."""
+    code, field = text(error, "code"), text(error, "param") or ""
+    return code == "conversation_already_has_active_response" or field.partition(".")[0] == "response"
+
+
 #: Realtime, Live and Responses connections.
 SOCKET_EVENTS = SocketEvents(
     requests=frozenset({"response.create", "decision.create"}),
@@ -391,6 +397,7 @@ SOCKET_EVENTS = SocketEvents(
     beginnings=frozenset({"session.created", "session.started"}),
     settings=frozenset({"session.updated"}),
     errors=frozenset({"error"}),
+    refuses=_refuses_answer,
     unasked=_bills_unasked,
     sound_sent=_translated_bytes,
     sound_used=_translated,
