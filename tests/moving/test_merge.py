@@ -10,6 +10,8 @@ import openai
 import pytest
 
 import tokenmeter
+from tokenmeter.billing import draft_invoices
+from tokenmeter.billing.period import late_entries
 from tokenmeter.errors import ConfigurationError, LedgerError
 from tokenmeter.importing import import_usage
 from tokenmeter.pricing.corrections import reversal
@@ -182,6 +184,94 @@ def test_a_name_that_was_erased_stays_erased(host, target, open_meter, record):
     record(meter, "own", member="eve")
     merge_ledger(host, target)
     assert not [entry for entry in meter.entries() if entry.attribution.member == "ada@example.com"]
+    assert meter.verify().ok
+
+
+WHY = {"reason": "request 4711", "by": "office"}
+
+
+def close_september(url, open_meter, record):
+    """A ledger with a call of ada's in September, which is closed."""
+    meter = open_meter(url)
+    record(meter, "september", at=datetime(2026, 9, 5, 12, tzinfo=UTC), member="ada@example.com")
+    meter.close_period("2026-09", tz="UTC")
+    meter.flush()
+    return meter
+
+
+def told_of_september(meter):
+    """Late corrections, drafts of October, and who is in reports."""
+    return (
+        late_entries(meter.store),
+        draft_invoices(meter.store, each="member", period="2026-10"),
+        [row.group["member"] for row in meter.report(by="member", period="all").rows],
+    )
+
+
+@pytest.mark.parametrize("pseudonym", [None, "person 17"])
+def test_a_closed_month_of_an_erased_person_is_not_billed_again(target, tmp_path, open_meter, record, pseudonym):
+    source = f"sqlite:///{tmp_path}/source.db"
+    theirs = close_september(source, open_meter, record)
+    done = theirs.erase("member", "ada@example.com", pseudonym=pseudonym, **WHY)
+    meter = open_meter(target)
+    meter.store.file(NewDocument(kind="handover", key="before", body="{}"))  # positions are others than in the source
+    for _ in range(2):
+        merge_ledger(source, target)
+        assert told_of_september(meter) == told_of_september(theirs) == ([], [], [done.pseudonym])
+    said = [json.loads(one.body) for one in meter.store.documents() if one.kind == "erasure"]
+    assert [(one["reason"], one["by"], one["pseudonym"]) for one in said] == [
+        ("request 4711", "office", done.pseudonym)
+    ]
+    meter.close_period("2026-10", tz="UTC")
+    assert [one.kind for one in meter.store.documents() if "ada@" in one.body] == ["period"]
+    assert meter.verify().ok
+    # And from there on.
+    third = f"sqlite:///{tmp_path}/third.db"
+    other = open_meter(third)
+    other.store.file(NewDocument(kind="handover", key="before", body="{}"))
+    merge_ledger(target, third)
+    assert told_of_september(other) == ([], [], [done.pseudonym])
+    assert other.verify().ok
+
+
+@pytest.mark.parametrize("pseudonym", [None, "person 17"])
+def test_who_was_erased_in_one_copy_has_no_name_again_from_the_other(
+    tmp_path, fresh_url, open_meter, record, pseudonym
+):
+    source, target = f"sqlite:///{tmp_path}/source.db", fresh_url("sqlite")
+    close_september(source, open_meter, record).close()
+    copy_ledger(source, target)
+    theirs = open_meter(source)
+    record(theirs, "october", at=datetime(2026, 10, 5, tzinfo=UTC), member="ada@example.com")
+    theirs.close_period("2026-10", tz="UTC")
+    theirs.erase("member", "ada@example.com", pseudonym="customer 17", **WHY)
+    record(theirs, "november", at=datetime(2026, 11, 5, tzinfo=UTC), member="eve")
+    theirs.close_period("2026-11", tz="UTC", now=datetime(2027, 1, 1, tzinfo=UTC))
+    meter = open_meter(target)
+    before = meter.verify().head
+    with pytest.raises(LedgerError, match=r"member 'ada@example\.com' was erased in .* erase member ada@example\.com"):
+        merge_ledger(source, target)
+    assert meter.verify().head == before
+    done = meter.erase("member", "ada@example.com", pseudonym=pseudonym, **WHY)
+    assert merge_ledger(source, target).entries == 2
+    late, _, members = told_of_september(meter)
+    assert (late, set(members)) == ([], {done.pseudonym, "eve"})
+    assert meter.verify().ok
+
+
+def test_a_closed_month_that_names_whom_the_target_erased_is_not_billed_again(target, tmp_path, open_meter, record):
+    source = f"sqlite:///{tmp_path}/source.db"
+    meter = open_meter(source)
+    record(meter, "september", at=datetime(2026, 9, 5, 12, tzinfo=UTC), member="ada@example.com")
+    meter.close()
+    copy_ledger(source, target)
+    done = open_meter(target).erase("member", "ada@example.com", **WHY)
+    open_meter(source).close_period("2026-09", tz="UTC")
+    meter = open_meter(target)
+    for _ in range(2):
+        assert merge_ledger(source, target).entries == 0
+        assert told_of_september(meter) == ([], [], [done.pseudonym])
+    assert len([one for one in meter.store.documents() if one.kind == "erasure"]) == 2
     assert meter.verify().ok
 
 

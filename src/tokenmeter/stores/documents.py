@@ -16,6 +16,7 @@ from tokenmeter.values import dataclass
 #: Kind of the document that says that a name was erased. Its body names digests, pseudonym, reason, by whom, and for
 #: each document that was changed its record's number, SHA-256 as it was filed and SHA-256 as it is now; of those that
 #: keep the name for now, position and place in `owners_in`, so that nothing but the document itself says whose it is.
+#: A merge files one of its own for what it brings of another ledger's, or brings of names that were erased here.
 ERASURE = "erasure"
 #: Kind of the document that says which ledger was taken in; its body names that ledger, its head and the counts.
 MERGED = "merged"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import shlex
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,18 @@ from tokenmeter.errors import LedgerError
 from tokenmeter.stores.archive.manifest import KIND as ARCHIVE
 from tokenmeter.stores.archive.manifest import PLACE
 from tokenmeter.stores.copying import Progress, refuse_holds
-from tokenmeter.stores.documents import ERASURE, MERGED, MOVED, NewDocument
+from tokenmeter.stores.documents import (
+    ERASURE,
+    MERGED,
+    MOVED,
+    Document,
+    DocumentQuery,
+    NewDocument,
+    name_in,
+    owners_in,
+)
 from tokenmeter.stores.encoding import FORMAT
-from tokenmeter.stores.engine import read_head
+from tokenmeter.stores.engine import look_up, read_head
 from tokenmeter.stores.moving import Movable, moved_to, opened, refuse_itself
 from tokenmeter.stores.twins import Twins
 from tokenmeter.values import dataclass
@@ -53,8 +64,8 @@ def merge_ledger(source: str | Path, target: str | Path, *, progress: Progress |
     in place of an estimate, a session by what it grew, a batch as a whole or by its lines. What the source corrected of
     such a bill is corrected in the target, if both had it at the same amounts; `tokenmeter.reprice` does the rest.
     Invoices and closed periods come along if the target has none of that series or key. Budgets are the target's own:
-    count them again afterwards, see `Meter.verify`. Names that were erased stay erased. An interrupted merge is run
-    again.
+    count them again afterwards, see `Meter.verify`. Names that were erased stay erased, under their pseudonyms: records
+    of the target say so, and where in documents that came along they stand. An interrupted merge is run again.
 
     Args:
         source: URL of the ledger that is taken in, or a file's path.
@@ -62,9 +73,10 @@ def merge_ledger(source: str | Path, target: str | Path, *, progress: Progress |
         progress: Told now and then how many entries are done, and of how many.
 
     Raises:
-        ConfigurationError: one of the ledgers is not there, or both are the same.
+        ConfigurationError: one of the ledgers is not there, or both are the same; or names were erased in the source,
+            and the URL of the target does not name the schema's owner.
         LedgerError: both have documents of one series or key, or an entry of one identity and different content; or
-            calls are under way. Nothing was taken.
+            calls are under way; or the target still has a name that was erased in the source. Nothing was taken.
         StoreUnavailableError: one of them cannot be used, or a file of a closed month cannot be read.
         TamperedLedgerError: a file of a closed month is not what was sealed.
     """
@@ -76,6 +88,7 @@ def merge_ledger(source: str | Path, target: str | Path, *, progress: Progress |
         origin.end().read(partial(refuse_holds, then="and merge again: nothing was taken."))
         documents = _new_documents(origin, store)
         _refuse_others(origin, store)
+        _refuse_names(origin, store)
         before = _entries(store)
         store.take([(record, b"") for record in _definitions(origin)])
         total, done = _entries(origin), 0
@@ -95,6 +108,7 @@ def merge_ledger(source: str | Path, target: str | Path, *, progress: Progress |
         twins.finish()
         for one in documents:
             store.file(one)
+        _carry_erasures(origin, store)
         taken = _entries(store) - before
         repeated = total + twins.made - taken
         head = _record(origin, store, taken, repeated)
@@ -210,6 +224,131 @@ def _definitions(origin: Movable) -> list[bytes]:
         return told
 
     return origin.end().read(work)
+
+
+def _refuse_names(origin: Movable, store: Movable) -> None:
+    """Refuse a name that the target has and the origin erased: an earlier copy would bring it back.
+
+    Raises:
+        LedgerError: there is one.
+    """
+
+    def read_erased(rows: Any) -> list[bytes]:
+        gone = {digest for one in origin.documents(DocumentQuery(ERASURE)) for digest in json.loads(one.body)["names"]}
+        # What it took in itself, of ledgers whose erasures came without a record.
+        if any(True for _ in origin.documents(DocumentQuery(MERGED))):
+            found = rows.execute("SELECT digest FROM names WHERE salt IS NULL AND kind = ''").fetchall()
+            gone |= {bytes(digest).hex() for (digest,) in found}
+        return [bytes.fromhex(digest) for digest in sorted(gone)]
+
+    erased = origin.end().read(read_erased)
+    statement = "SELECT salt, kind, value FROM names WHERE digest IN"
+    kept = store.end().read(lambda rows: [row for row in look_up(rows, statement, erased) if row[0] is not None])
+    if kept:
+        _, kind, value = kept[0]
+        dimension = "api_key" if kind == "api_key_alias" else kind
+        raise LedgerError(
+            f"The {dimension} {value!r} was erased in {origin.url}, and {store.url} still has the name: erase it there "
+            f"too (`tokenmeter erase {dimension} {shlex.quote(value)} --store {shlex.quote(store.url)}`), and merge "
+            "again. Nothing was taken."
+        )
+
+
+def _carry_erasures(origin: Movable, store: Movable) -> None:
+    """Let names that either ledger erased be erased in what came along: entries have the pseudonym, documents a place.
+
+    Raises:
+        ConfigurationError: the target's role may not erase.
+    """
+    theirs, ours = (list(one.documents(DocumentQuery(ERASURE))) for one in (origin, store))
+    if not theirs and not ours:
+        return
+    filed = {(one.kind, one.key): one.position for one in store.documents() if one.kind not in _STAY}
+    both = [(one, filed[one.kind, one.key]) for one in origin.documents() if (one.kind, one.key) in filed]
+    moved = {one.position: now for one, now in both}
+    for record in theirs:
+        said: dict[str, Any] = json.loads(record.body)
+        standing = {(moved[at], place) for at, place in said.get("standing", ()) if at in moved}
+        here = store.end().read(partial(_erased_names, digests=said["names"]))
+        called = next(iter(here.values()), said["pseudonym"])
+        if called != said["pseudonym"]:  # it was erased here on its own
+            standing |= _find_standing(both, said["kind"], {said["pseudonym"]})
+        _file_erasure(store, record.key, {**said, "pseudonym": called}, set(said["names"]) - {*here}, standing)
+    for record in ours:
+        said = json.loads(record.body)
+        texts = origin.end().read(partial(_live_names, digests=said["names"]))
+        _file_erasure(store, record.key, said, (), _find_standing(both, said["kind"], texts))
+
+
+def _erased_names(rows: Any, *, digests: Collection[str]) -> dict[str, str]:
+    """Those of the digests whose name a record of this ledger erased, with the pseudonym."""
+    keys = [bytes.fromhex(digest) for digest in digests]
+    found = look_up(rows, "SELECT digest, salt, kind, value FROM names WHERE digest IN", keys)
+    return {bytes(digest).hex(): value for digest, salt, kind, value in found if salt is None and kind}
+
+
+def _live_names(rows: Any, *, digests: Collection[str]) -> set[str]:
+    """The texts that digests stand for in this ledger."""
+    keys = [bytes.fromhex(digest) for digest in digests]
+    return {
+        value
+        for salt, value in look_up(rows, "SELECT salt, value FROM names WHERE digest IN", keys)
+        if salt is not None
+    }
+
+
+def _find_standing(
+    documents: Sequence[tuple[Document, int]], kind: str, texts: Collection[str]
+) -> set[tuple[int, int]]:
+    """Position and place, in `owners_in`, of each of the texts in documents that have it.
+
+    Args:
+        documents: Each with its position in the ledger that is asked for.
+        kind: Kind of the names.
+        texts: The names.
+    """
+    dimension = "api_key" if kind == "api_key_alias" else kind
+    found: set[tuple[int, int]] = set()
+    for one, position in documents if texts else ():
+        first: dict[str, int] = {}
+        for place, owner in enumerate(owners_in(json.loads(one.body))):
+            if (name := name_in(owner, dimension)) in texts:
+                first.setdefault(str(name), place)
+        found |= {(position, place) for place in first.values()}
+    return found
+
+
+def _file_erasure(
+    store: Movable, key: str, said: Mapping[str, Any], digests: Collection[str], standing: Collection[tuple[int, int]]
+) -> None:
+    """File what is new of an erasure: digests that get the pseudonym, and places in documents; nothing, if none is."""
+    records = list(store.documents(DocumentQuery(ERASURE)))
+    known: set[tuple[Any, ...]] = set()
+    for told in (json.loads(one.body) for one in records):
+        known |= {(told["kind"], *place) for place in told.get("standing", ())}
+    names, fresh = sorted(digests), sorted(place for place in standing if (said["kind"], *place) not in known)
+    if not names and not fresh:
+        return
+    body = {
+        **{name: said[name] for name in ("kind", "pseudonym", "reason", "by")},
+        "names": names,
+        "documents": [],
+        **({"standing": fresh} if fresh else {}),
+    }
+    text = json.dumps(body, ensure_ascii=False)
+    if key in {one.key for one in records}:
+        key = f"{key} {hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+    def work(rows: Any) -> NewDocument:
+        for digest in names:
+            rows.execute(
+                "INSERT INTO names (digest, salt, kind, value) VALUES (?, NULL, ?, ?) ON CONFLICT (digest) "
+                "DO UPDATE SET kind = excluded.kind, value = excluded.value WHERE names.salt IS NULL",
+                (bytes.fromhex(digest), said["kind"], said["pseudonym"]),
+            )
+        return NewDocument(kind=ERASURE, key=key, body=text)
+
+    store.file_with(work)
 
 
 def _record(origin: Movable, store: Movable, taken: int, repeated: int) -> str:

@@ -47,6 +47,10 @@ class Movable(Store, Protocol):
         """File a document as the record after the one with this hash; None when another came first."""
         ...
 
+    def file_with(self, work: Callable[[Any], NewDocument]) -> Filing:
+        """Run ``work(connection)`` and file the document that it makes, in one transaction; for the ledger's owner."""
+        ...
+
     def hand_on(self, take: Callable[[Sequence[tuple[bytes, bytes]]], object]) -> int:
         """Give what waits in this host's tail (records and their effects) to another ledger; how many records."""
         ...
