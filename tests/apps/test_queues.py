@@ -106,6 +106,56 @@ def test_a_dramatiq_message_that_is_sent_twice_is_each_senders():
     assert seen == ["ada", "grace"]
 
 
+@pytest.mark.parametrize("first", [False, True], ids=["added last", "added before the others"])
+def test_what_follows_a_dramatiq_message_is_on_its_senders_account(first, warnings):
+    import dramatiq
+    from dramatiq.brokers.stub import StubBroker
+    from dramatiq.middleware import GroupCallbacks, Pipelines
+    from dramatiq.rate_limits.backends import StubBackend
+
+    from tokenmeter.queues.dramatiq import AttributionMiddleware
+
+    broker = StubBroker()
+    broker.add_middleware(AttributionMiddleware(), before=Pipelines if first else None)
+    broker.add_middleware(GroupCallbacks(StubBackend()))
+    seen = []
+
+    def note(*found, name=None):
+        seen.append((name, tokenmeter.attribution.current_attribution().member))
+        return len(found)
+
+    def fail():
+        raise RuntimeError("as it must")
+
+    actors = {name: dramatiq.actor(note, actor_name=name, broker=broker) for name in ("note", "followed")}
+    options = {"on_failure": "note", "on_retry_exhausted": "followed", "max_retries": 0}
+    fails = dramatiq.actor(fail, actor_name="fail", broker=broker, **options)
+    told = actors["note"]
+    for member in ("ada", "grace"):
+        with tokenmeter.attribute(member=member):
+            steps = [told.message(1, name=f"step {number}") for number in range(3)]
+            dramatiq.pipeline(steps, broker=broker).run()
+            group = dramatiq.group([told.message(name="of a group") for _ in range(2)], broker=broker)
+            group.add_completion_callback(told.message(name="group is done"))
+            group.run()
+            told.send_with_options(kwargs={"name": "succeeds"}, on_success="followed")
+            fails.send()
+    told.send_with_options(kwargs={"name": "nobody's"}, on_success="followed")
+    worker = dramatiq.Worker(broker, worker_timeout=50, worker_threads=1)
+    worker.start()
+    try:
+        broker.join(told.queue_name, fail_fast=False)
+        worker.join()
+    finally:
+        worker.stop()
+        broker.close()
+    hers = ["step 0", "step 1", "step 2", "of a group", "of a group", "group is done", "succeeds", None, None, None]
+    nobodys = [("nobody's", None), (None, None)]
+    everything = [(name, member) for member in ("ada", "grace") for name in hers]
+    assert sorted(seen, key=str) == sorted([*everything, *nobodys], key=str)
+    assert "Unexpected failure" not in warnings.text
+
+
 def test_rq(load, accounts, warnings):
     app = load("with_rq")
     from fakeredis import FakeStrictRedis
@@ -120,6 +170,66 @@ def test_rq(load, accounts, warnings):
     assert worker.work(burst=True)
     assert accounts() == [*[("ada", "-", "/send")] * 2, *[("grace", "-", "/send")] * 2]
     assert warnings.messages == []
+
+
+SEEN = []
+
+
+def note_success(job, _connection, result):
+    SEEN.append(("success", result, job.meta.get("own"), tokenmeter.attribution.current_attribution().member))
+
+
+def note_failure(job, _connection, _kind, error, _trace):
+    SEEN.append(("failure", str(error), job.meta.get("own"), tokenmeter.attribution.current_attribution().member))
+
+
+def note_stop(job, _connection):
+    SEEN.append(("stopped", None, job.meta.get("own"), tokenmeter.attribution.current_attribution().member))
+
+
+async def never_called(*_):
+    raise AssertionError
+
+
+def test_the_callbacks_of_an_rq_job_are_on_its_senders_account():
+    from fakeredis import FakeStrictRedis
+    from rq import Callback, Queue, SimpleWorker
+
+    from tokenmeter.queues.rq import AttributedJob
+
+    SEEN.clear()
+    redis = FakeStrictRedis()
+    queue = Queue(connection=redis, job_class=AttributedJob)
+    hooks = {"on_success": note_success, "on_failure": note_failure, "on_stopped": note_stop}
+    hooks = {name: Callback(hook) for name, hook in hooks.items()}
+    with tokenmeter.attribute(member="ada"):
+        queue.enqueue(len, "one", meta={"own": 1}, **hooks)
+        failing = queue.enqueue(len, 7, **hooks)
+    queue.enqueue(len, "", **hooks)
+    assert SimpleWorker(["default"], connection=redis, job_class=AttributedJob).work(burst=True)
+    fetched = queue.fetch_job(failing.id)
+    fetched.stopped_callback(fetched, redis)
+    assert SEEN == [
+        ("success", 3, 1, "ada"),
+        ("failure", "object of type 'int' has no len()", None, "ada"),
+        ("success", 0, None, None),
+        ("stopped", None, None, "ada"),
+    ]
+    assert tokenmeter.attribution.current_scopes() == ()
+
+
+def test_a_callback_that_rq_cannot_run_is_refused_as_without_us():
+    import inspect
+
+    from fakeredis import FakeStrictRedis
+    from rq import Callback, Queue
+
+    from tokenmeter.queues.rq import AttributedJob
+
+    queue = Queue(connection=FakeStrictRedis(), job_class=AttributedJob)
+    job = queue.enqueue(len, "", on_success=Callback(never_called))
+    assert inspect.iscoroutinefunction(job.success_callback)
+    assert job.failure_callback is None
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dramatiq import Broker, Message, Middleware
+from dramatiq import Broker, Message, Middleware, Worker
 from dramatiq.broker import MessageProxy
 
 from tokenmeter.attribution import NOBODY
@@ -14,7 +14,8 @@ from tokenmeter.queues import TaskBlock, find_sender, put_sender
 class AttributionMiddleware(Middleware):
     """Takes the attribution along from where a message is sent to where it is processed, as a message option.
 
-    Add it to the broker of senders and workers. Retries, pipelines and messages sent by an actor are carried, too.
+    Add it to the broker of senders and workers. Retries, pipelines, callbacks (of groups, ``on_success``,
+    ``on_failure``, ``on_retry_exhausted``) and messages sent by an actor are carried, too.
 
     Examples:
         >>> broker.add_middleware(AttributionMiddleware())  # doctest: +SKIP
@@ -22,6 +23,11 @@ class AttributionMiddleware(Middleware):
 
     def __init__(self) -> None:
         self._running: dict[str, TaskBlock] = {}
+
+    def before_worker_boot(self, broker: Broker, worker: Worker) -> None:  # noqa: ARG002
+        """Go first, so that a block is left last: other middleware enqueues what follows a message after it ran."""
+        # A new list: the present one is being gone through.
+        broker.middleware = [self, *(other for other in broker.middleware if other is not self)]
 
     def before_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:  # noqa: ARG002
         """Put the attribution into the message; where nobody is present, as for a retry, it keeps the one it has."""
