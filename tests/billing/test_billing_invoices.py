@@ -25,6 +25,7 @@ from tokenmeter.billing import (
     invoices,
     issue_invoice,
     issue_invoices,
+    preview_invoices,
     record_payment,
     void_invoice,
     write_off_invoice,
@@ -33,6 +34,7 @@ from tokenmeter.billing.filed import find_credit_note
 from tokenmeter.errors import ConfigurationError, LedgerError
 from tokenmeter.money import add, subtract
 from tokenmeter.stores import open_store
+from tokenmeter.stores.documents import NewDocument
 
 PROFILE = {
     "seller": {"name": "Platform GmbH", "address": ["Hauptstr. 1", "10115 Berlin"], "tax_id": "DE1"},
@@ -364,6 +366,47 @@ def test_wrong_settings_say_which_and_how(profile, message):
 def test_an_account_must_be_named(store, account):
     with pytest.raises(ConfigurationError, match=r"whose|non-empty text"):
         draft_invoice(store, period="2026-11", **account)
+
+
+@pytest.mark.parametrize(
+    ("account", "meant"),
+    [
+        ({"memeber": "ada"}, "Did you mean 'member'"),
+        ({"member": "ada", "route": "/chat"}, "not by 'route'"),
+        ({"member": "ada", "model": None}, "not by 'model'"),
+        ({"tag:env": "prod"}, "not by 'tag:env'"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["invoice", "statement", "each"])
+def test_an_account_is_never_more_than_was_asked_for(ready, account, meant, verb):
+    ask = {
+        "invoice": lambda: draft_invoice(ready, period="2026-11", **account),
+        "statement": lambda: draw_statement(ready, period="2026-11", **account),
+        "each": lambda: draft_invoices(ready, period="2026-11", each="team", **account),
+    }
+    with pytest.raises(ConfigurationError, match=meant):
+        ask[verb]()
+
+
+def test_an_invoice_to_nobody_is_not_issued_and_one_that_was_can_be_read(ready):
+    bill = draft(ready)
+    with pytest.raises(ConfigurationError, match="Say whose"):
+        issue_invoice(ready, replace(bill, scope={}))
+    refused = preview_invoices(ready, [replace(bill, scope={})])[0].refused
+    assert refused is not None
+    assert "Say whose" in refused
+    issued = issue_invoice(ready, bill)
+    void_invoice(ready, str(issued.number), "wrong")
+    # As it was filed before an account had to be named: neither whose nor to whom.
+    old = {**issued.content(), "scope": {}, "buyer": {}}
+    key = f"{issued.document.key.partition('#')[0]}#2"
+    ready.file(NewDocument(kind="invoice", key=key, series="INV-", body=json.dumps(old)))
+    whole = find_invoice(ready, "INV-00002")
+    assert (whole.buyer.name, whole.account, whole.total) == ("", "", issued.total)
+    assert [one.number for one in invoices(ready)] == ["INV-00001", "INV-00002"]
+    assert void_invoice(ready, "INV-00002", "to nobody").status == "void"
+    assert whole.to_html()
+    assert issue_invoice(ready, bill).number == "INV-00003"
 
 
 def test_there_is_no_such_invoice(store):

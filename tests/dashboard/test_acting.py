@@ -225,6 +225,8 @@ def test_only_a_token_with_the_right_acts_and_only_in_a_header(served, filed):
         ("/budgets/none/grants", {"amount": "1", "reason": "x", "dry_run": False}, 400),
         ("/budgets/ada-monthly/grants", {"amount": "1e9", "reason": "x"}, 422),
         ("/invoices", {"account": {"colour": "red"}, "period": "last-month"}, 400),
+        ("/invoices", {"account": {"route": "/chat"}, "period": "last-month", "dry_run": False}, 400),
+        ("/invoices", {"account": {"team": "search", "tag:env": "prod"}, "period": "last-month"}, 400),
         ("/invoices", {"account": {"team": "search"}, "period": "soonish"}, 400),
     ],
 )

@@ -198,7 +198,7 @@ def draft_invoice(
     Raises:
         ConfigurationError: whose is not said, or a value is not what it should be; says which.
     """
-    scope = check_account(**account)
+    scope = check_account(account)
     terms = _parse_terms(profile)
     asked = period if isinstance(period, Period) else parse_period(period, zone_of_books(store, tz or terms.tz))
     made = _Drafting(terms, lines_by=lines_by, currency=currency, exchange_rate=exchange_rate, notes=notes)
@@ -238,7 +238,7 @@ def draft_invoices(
         ConfigurationError: as for `draft_invoice`.
     """
     (dimension,) = check_dimensions([each], what="each=")
-    within = check_account(**account) if any(value is not None for value in account.values()) else {}
+    within = check_account(account, needed=False)
     if dimension in within:
         raise ConfigurationError(f"An invoice for every {dimension} is asked for; do not name one as well.")
     terms = _parse_terms(profile)

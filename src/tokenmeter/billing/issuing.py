@@ -22,7 +22,7 @@ from tokenmeter.billing.invoice import Invoice
 from tokenmeter.billing.lines import LineItem
 from tokenmeter.billing.period import closed_periods, zone_of_books
 from tokenmeter.billing.profile import BillingProfile
-from tokenmeter.billing.rated import account_name
+from tokenmeter.billing.rated import account_name, check_account
 from tokenmeter.display import counted, some_of
 from tokenmeter.errors import ConfigurationError, LedgerError, TokenmeterError
 from tokenmeter.ledger import utcnow
@@ -280,6 +280,7 @@ class _Issuing:
         if draft.number is not None:
             return None
         try:
+            check_account(draft.scope)
             self._check_period(draft)
             if self.standing_of(draft) is not None:
                 return None

@@ -161,7 +161,8 @@ class Party:
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Party:
         """A party from `to_dict`."""
-        known: dict[str, Any] = dict(values)
+        # What has no name left it out.
+        known: dict[str, Any] = {"name": "", **values}
         for name in ("address", "payment"):
             known[name] = tuple(known.get(name, ()))
         return cls(**known)

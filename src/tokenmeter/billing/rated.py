@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 from tokenmeter.dimensions import ACCOUNTS, COUNTED_AS, EntryKind
-from tokenmeter.errors import ConfigurationError
+from tokenmeter.errors import ConfigurationError, shown
 from tokenmeter.ledger import Charge, Entry
 from tokenmeter.money import EXACT, ZERO
 from tokenmeter.stores.documents import Document
@@ -23,19 +23,28 @@ _CONDITIONS = re.compile(r"\[([^\]]*)\]")
 _MODES = frozenset({"speed", "service_tier", "processing"})
 
 
-def check_account(**given: object) -> dict[str, str]:
-    """The account that the arguments name: dimension -> value.
+def check_account(given: Mapping[str, object], *, needed: bool = True) -> dict[str, str]:
+    """The account that arguments name: dimension -> value, in the order of `ACCOUNTS`.
+
+    Args:
+        given: What was said; None is not said.
+        needed: Whether one must be named; else none is the whole ledger.
 
     Raises:
-        ConfigurationError: none is named, or by something else than a text.
+        ConfigurationError: none is named, or by something else than a text, or by what is no account. Left out, that
+            would make an account of more than was asked for.
     """
     scope: dict[str, str] = {}
     for name, value in given.items():
+        if name not in ACCOUNTS:
+            raise ConfigurationError(
+                f"An account is named by {', '.join(ACCOUNTS)}, not by {shown(name)}.{suggest(name, ACCOUNTS)}"
+            )
         if value is None:
             continue
         check_text(value, f"{name}=")
         scope[name] = str(value)
-    if not scope:
+    if needed and not scope:
         raise ConfigurationError(f"Say whose: one of {', '.join(f'{name}=' for name in ACCOUNTS)}.")
     return {name: scope[name] for name in ACCOUNTS if name in scope}
 

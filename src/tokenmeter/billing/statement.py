@@ -215,7 +215,7 @@ def draw_statement(
     Raises:
         ConfigurationError: whose is not said, or invoices in several currencies.
     """
-    scope = check_account(**account)
+    scope = check_account(account)
     asked = period if isinstance(period, Period) else parse_period(period, zone_of_books(store, tz))
     if granularity not in CALENDAR_UNITS:
         raise ConfigurationError(f"Unknown granularity {granularity!r}; use one of {', '.join(CALENDAR_UNITS)}.")

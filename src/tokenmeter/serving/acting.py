@@ -24,6 +24,7 @@ from tokenmeter.billing.period import check_open, closable, find_closed, period_
 from tokenmeter.billing.receivables import ask_credit, draft_credit_note, payment_of
 from tokenmeter.budgets import Budget
 from tokenmeter.budgets.policy import Unit
+from tokenmeter.dimensions import ACCOUNTS, AccountArguments
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import ZERO, subtract, total
 from tokenmeter.reports import Query, read_report
@@ -197,8 +198,10 @@ def close_period(meter: Meter, deed: ClosePeriod, *, by: str) -> dict[str, Any]:
 
 def issue_invoice(meter: Meter, deed: IssueInvoice, *, by: str) -> dict[str, Any]:
     """Issue an invoice over a closed period. The same one twice is the same invoice."""
-    account = cast("Any", answers.pairs([f"{name}={value}" for name, value in deed.account.items()], "account"))
-    draft = meter.invoice(period=deed.period, lines_by=deed.lines_by or (), tz=deed.tz, **account)
+    account = answers.pairs([f"{name}={value}" for name, value in deed.account.items()], "account", ACCOUNTS)
+    draft = meter.invoice(
+        period=deed.period, lines_by=deed.lines_by or (), tz=deed.tz, **cast("AccountArguments", account)
+    )
     if deed.dry_run:
         there = check_invoice(meter.store, draft, on=deed.on, force=deed.force, allow_unpriced=deed.allow_unpriced)
         return there.to_dict()
