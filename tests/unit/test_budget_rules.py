@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
@@ -13,7 +14,7 @@ from tokenmeter.budgets import Budget
 from tokenmeter.budgets.matching import Required
 from tokenmeter.budgets.rules import BurnRate, Faults, Spike, Unpriced
 from tokenmeter.call import Call, Outcome, RequestFacts
-from tokenmeter.errors import AttributionRequiredError, ConfigurationError
+from tokenmeter.errors import AttributionRequiredError, BudgetExceededError, ConfigurationError
 from tokenmeter.ledger import Entry
 from tokenmeter.meter import Meter
 from tokenmeter.pricing import PriceList, Pricer
@@ -215,6 +216,53 @@ class TestRequire:
         (line,) = [record.message for record in caplog.records]
         assert "Budget 'members' caps each member by itself" in line
         assert 'require=["member"]' in line
+
+    def test_calls_that_a_cap_is_not_about_are_not_said_to_pass_it(self, meter_with, caplog):
+        budgets = [
+            Budget(member="*", route="/chat", limit_requests=1, name="chat"),
+            Budget(member="*", model="o3*", limit_requests=1, name="o3"),
+            Budget(team="*", limit_requests=1, ends=datetime(2026, 1, 1, tzinfo=UTC), name="last year's"),
+        ]
+        meter = meter_with(budgets=budgets)
+        with caplog.at_level(logging.WARNING, "tokenmeter"):
+            meter.authorize(a_call())
+            meter.authorize(a_call(route="/nightly"))
+            assert not caplog.records
+            meter.authorize(a_call(route="/chat"))
+        assert [record.message.partition(":")[0] for record in caplog.records] == [
+            "Budget 'chat' caps each member by itself"
+        ]
+
+    @pytest.mark.parametrize(("model", "what"), [("gpt-5*", "the model gpt-5*"), ("*", "each model by itself")])
+    def test_a_cap_on_a_model_says_once_that_it_cannot_judge_a_call_that_names_none(
+        self, model, what, meter_with, caplog
+    ):
+        meter = meter_with(budgets=[Budget(model=model, limit_requests=2, name="dear")])
+        snapshot = "gpt-5-mini-2025-08-07"
+        used = (Consumption(model=snapshot, usage=Usage({"input": 1})),)
+        answered = Observation(consumptions=used, response_model=snapshot)
+        stored = replace(a_call(), facts=RequestFacts(max_output_tokens=1))
+        named = replace(a_call(), facts=RequestFacts(model=snapshot, max_output_tokens=1))
+        with caplog.at_level(logging.WARNING, "tokenmeter"):
+            for _ in range(2):
+                meter.settle(meter.authorize(stored), Outcome(observation=answered))
+        (line,) = [record.message for record in caplog.records if "passed" not in record.message]
+        assert f"Budget 'dear' caps {what}: the call to chat.completions" in line
+        assert 'require=["model"]' in line
+        with pytest.raises(BudgetExceededError):  # what it used is spent
+            meter.authorize(named)
+
+    def test_what_is_recorded_by_hand_says_its_model_by_its_answer(self, caplog):
+        answer = {"model": "gpt-5-mini", "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}}
+        budgets = [Budget(model="gpt-5*", limit_requests=9, name="dear")]
+        meter = tokenmeter.make_meter(store="memory:", budgets=budgets, config={})
+        with caplog.at_level(logging.WARNING, "tokenmeter"):
+            meter.record(
+                {"id": "one", "object": "chat.completion", **answer}, provider="openai", endpoint="chat.completions"
+            )
+        assert not caplog.records
+        assert meter.remaining()[0].spent == 1
+        meter.close()
 
 
 def test_an_answer_whose_usage_nobody_knows_counts_with_what_was_held_for_it(meter_with):

@@ -157,7 +157,7 @@ class Budgets(Registry):
         self.holds.sweep_sometimes()  # also where no cap is: streams of others may be under way
         if not (state.hard or runs):
             return self._open_call(Demand(call, at), hold_id)
-        tell_who_passes(state, call, self._told)
+        tell_who_passes(state, call, at, self._told, made=False)
         swept, attempt = False, 1
         while True:
             plan = self._plan(state, call, at, runs, inject=attempt > 1)
@@ -176,7 +176,7 @@ class Budgets(Registry):
 
     def look_at_made(self, call: Call) -> None:
         """As `hold` does, tell of a call recorded by hand which no cap on each member (or the like) catches."""
-        tell_who_passes(self._state, call, self._told)
+        tell_who_passes(self._state, call, self._store.now(), self._told, made=True)
 
     def _in_force_for(self, call: Call) -> InForce:
         """What is in force, once everybody knows what its key is called, and what was missed is counted in."""

@@ -349,6 +349,7 @@ def is_same_or_gone(one: Budget | None, other: Budget | None) -> bool:
 class InForce:
     """The budgets of one generation of the ledger's policy, prepared.
 
+    `passable` has a cap of each hard budget that a call may pass by not saying something.
     `names` says what the ledger calls API keys, by their fingerprints; None where no budget goes by a name.
     """
 
@@ -359,7 +360,7 @@ class InForce:
     every: CapIndex
     counting: CapIndex
     hard: CapIndex
-    open_fields: Mapping[str, str]
+    passable: Sequence[Cap]
     dates: tuple[int, ...]
     applied: bool
     singled_out: tuple[str, ...] = ()
@@ -397,19 +398,18 @@ class InForce:
             CapIndex(caps),
             CapIndex(cap for cap in caps if cap.counts),
             CapIndex(cap for cap in caps if cap.budget.hard),
-            {
-                field: cap.budget.name
-                for cap in caps
-                if cap.budget.hard
-                for field, value in cap.budget.scope.items()
-                if value == "*"
-            },
+            tuple({cap.budget.name: cap for cap in caps if cap.budget.hard and _may_be_passed(cap.budget)}.values()),
             tuple(sorted({to_microseconds(date) for cap in caps for date in cap.budget.effective if date is not None})),
             applied,
             tuple(sorted({name for cap in caps for name in cap.budget.scope if name == "end_user" or ":" in name})),
             any(cap.budget.hard for cap in caps),
             known if named else None,
         )
+
+
+def _may_be_passed(budget: Budget) -> bool:
+    """Whether a call that does not say something is not caught, though the budget may be about it."""
+    return "model" in budget.scope or "*" in budget.scope.values()
 
 
 def _goes_by_names(budget: Budget) -> bool:

@@ -39,7 +39,8 @@ class Subject:
     """The part of a call or entry that budgets look at.
 
     A model budget goes by the model the caller NAMED, before the call and after it: an answer's dated snapshot must
-    not move the spend to another counter than the one that was checked.
+    not move the spend to another counter than the one that was checked. What names none (a stored prompt, a batch's
+    line) passes it, and counts by the model that answered: it is spent, and calls that name the model are stopped.
     """
 
     provider: str
@@ -109,6 +110,21 @@ class Matcher:
             else:
                 return None
         return found
+
+    def find_lacking(self, subject: Subject) -> list[str]:
+        """What a subject leaves unsaid, and so passes a budget that is about calls like it; none where it is not so.
+
+        That is whom or what each is limited by itself, or the model: nobody's account is said on purpose, and a route
+        that is not named is another one.
+        """
+        lacking: list[str] = []
+        for name, wanted, test in self._conditions:
+            value = subject.value(name)
+            if value is None and (wanted == "*" or name == "model"):
+                lacking.append(name)
+            elif value is None or not (test is None or test(value, subject)):
+                return []
+        return lacking
 
 
 def _test(name: str, wanted: str, aliases: Mapping[str, str]) -> Callable[[str, Subject], bool] | None:

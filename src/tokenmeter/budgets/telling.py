@@ -171,17 +171,29 @@ class Telling:
             self._fault("check rules", error)
 
 
-def tell_who_passes(state: InForce, call: Call, told: set[tuple[str, int]]) -> None:
-    """Say once per budget that a call without a member (or the like) is not caught by a cap on each member."""
-    subject = Subject.of_call(call)
-    for field, name in state.open_fields.items():
-        if subject.value(field) is None and (name, 0) not in told:
-            told.add((name, 0))
-            log.warning(
-                "Budget %r caps each %s by itself: the call to %s %s has no %s and is not caught by it, nor are "
-                'others like it. Require it with require=["%s"], or add a budget without that scope.',
-                name, field, call.endpoint, say_place(), field, field,
-            )  # fmt: skip
+def tell_who_passes(state: InForce, call: Call, at: datetime, told: set[tuple[str, int]], *, made: bool) -> None:
+    """Say once per budget that a call without a member (or the like) is not caught by a cap on each member.
+
+    So it is with a call that names no model, and a cap on one; unless it was `made` already: its answer says which.
+    """
+    subject: Subject | None = None
+    for cap in state.passable:
+        budget = cap.budget
+        if (budget.name, 0) in told or not budget.applies(at):
+            continue
+        subject = subject or Subject.of_call(call)
+        field = next((name for name in cap.match.find_lacking(subject) if not (made and name == "model")), None)
+        if field is None:
+            continue
+        told.add((budget.name, 0))
+        each = budget.scope[field] == "*"
+        what = f"each {field} by itself" if each else f"the {field} {budget.scope[field]}"
+        counts = "; what it uses counts by the model that answers" if field == "model" else ""
+        log.warning(
+            "Budget %r caps %s: the call to %s %s has no %s and is not caught by it, nor are "
+            'others like it%s. Require it with require=["%s"], or add a budget without that scope.',
+            budget.name, what, call.endpoint, say_place(), field, counts, field,
+        )  # fmt: skip
 
 
 def tell_of_unanswered(entry: Entry, caps: Sequence[Cap], told: set[tuple[str, int]]) -> None:
