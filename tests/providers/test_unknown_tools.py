@@ -7,6 +7,8 @@ import typing
 import anthropic.types.beta
 import google.genai.types
 import pytest
+from openai.types.beta import BetaResponseOutputItem
+from openai.types.responses import ResponseOutputItem
 
 from tokenmeter.call import RequestFacts
 from tokenmeter.providers.openai.extras import is_unknown_call
@@ -41,6 +43,25 @@ def is_told(seen, calls=1):
 
 def response(*items, **more):
     return {**RESPONSE, "output": [{"type": "message", "content": [{"text": "Hi"}]}, *items], "usage": USAGE, **more}
+
+
+#: Items of a response of one turn: what the model says, and calls that the caller runs.
+OF_ONE_TURN = {
+    *("apply_patch_call", "computer_call", "custom_tool_call", "function_call", "local_shell_call"),
+    *("mcp_approval_request", "mcp_list_tools", "message", "reasoning"),
+}
+
+
+def items_of_the_sdk():
+    found = [typing.get_args(BetaResponseOutputItem)[0], typing.get_args(ResponseOutputItem)[0]]
+    kinds = {item.model_fields["type"].annotation for union in found for item in typing.get_args(union)}
+    return sorted({name for kind in kinds for name in typing.get_args(kind)})
+
+
+@pytest.mark.parametrize("kind", [*items_of_the_sdk(), "unheard_of"])
+def test_a_prompt_has_a_size_where_no_item_may_have_sent_the_model_round_again(kind):
+    seen = read(response({"type": kind, "id": "i"}), "responses", "openai")
+    assert seen.consumptions[0].prompt_tokens == (1000 if kind in OF_ONE_TURN else None)
 
 
 @pytest.mark.parametrize("provider", ["openai", "azure", "openrouter", "x-ai", "vllm"])

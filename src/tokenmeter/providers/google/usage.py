@@ -40,10 +40,11 @@ class _Names(NamedTuple):
     tools_parts: tuple[str, ...]
     size: tuple[str, ...]
     ending: tuple[str, ...]
+    first: tuple[str, ...] = ()
 
     def counts(self) -> frozenset[str]:
         """Every count that is known."""
-        return frozenset(name for group in self[:6] for name in group)
+        return frozenset(name for group in (*self[:6], self.first) for name in group)
 
 
 _SNAKE = _Names(
@@ -81,6 +82,7 @@ _INTERACTION = _Names(
     tools_parts=("tool_use_tokens_by_modality",),
     size=("tokens",),
     ending=("_tokens",),
+    first=("initial_input_tokens",),
 )
 
 
@@ -135,7 +137,9 @@ def _read(usage: JSON, names: _Names, *, totals_thoughts: bool) -> Reading:
     sides: dict[str, int | None] = {"input": prompt, "output": answer}
     if total and not prompt and not spoken:
         sides = {"input": None, "output": None}
-    return said_by(Usage(quantities, thoughts), prompt, flags, sides, total)
+    first = count(usage, *names.first, flags=set())
+    size = None if first and first < (prompt or 0) else prompt  # a sum over several prompts
+    return said_by(Usage(quantities, thoughts), size, flags, sides, total)
 
 
 def _by_total(total: int, prompt: int | None, answer: int, flags: set[str], *, worded: bool) -> tuple[int | None, int]:

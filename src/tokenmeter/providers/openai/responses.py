@@ -22,17 +22,12 @@ from tokenmeter.providers.registry import usage_of
 from tokenmeter.providers.wire import JSON, count, error_in, instant, members, section, text, written_bytes
 from tokenmeter.usage import Consumption, Observation, Quantity, Usage
 
-#: Items that send the model round once more inside one response: its input is then a sum over several prompts.
-_LOOPING_ITEMS = frozenset(
+#: Items of one turn of one model: what it says, and calls that are left to the caller. Behind any other (a hosted tool,
+#: another agent, a program) the host may ask a model once more: the input is then a sum over several prompts.
+_OF_ONE_TURN = frozenset(
     {
-        "code_interpreter_call",
-        "compaction",
-        "file_search_call",
-        "image_generation_call",
-        "mcp_call",
-        "shell_call",
-        "tool_search_call",
-        "web_search_call",
+        *("apply_patch_call", "computer_call", "custom_tool_call", "function_call", "local_shell_call"),
+        *("mcp_approval_request", "mcp_list_tools", "message", "reasoning", None),
     }
 )
 _UNDER_WAY = frozenset({"queued", "in_progress"})
@@ -81,7 +76,7 @@ def _billed(body: JSON, context: Context) -> Observation:
     meters = extra_meters(context, wire, model, flags, items)
     if not (stated or by_call):
         meters |= tool_meters(body, items, flags)
-    if meters or any(text(item, "type") in _LOOPING_ITEMS for item in items):
+    if meters or any(text(item, "type") not in _OF_ONE_TURN for item in items):
         reading = replace(reading, usage=reading.usage + Usage(meters), prompt_tokens=None)
     main = context.consumption(reading, model=model, wire=wire, tier=tier, flags=flags)
     pictures = _image_tool(body, items, context, flags)
