@@ -334,6 +334,39 @@ class TestMessages:
         assert quantities(reader) == {"input": 5010, "output": 79}
 
     @pytest.mark.parametrize(
+        ("asked", "first", "stated", "writes", "flags"),
+        [
+            ("1h", (0, 1_000), False, {"cache_write_1h": 9_000}, set()),
+            ("1h", (0, 0), False, {"cache_write_1h": 9_000}, set()),
+            ("1h", (0, 1_000), True, {"cache_write_1h": 9_000}, set()),
+            (None, (0, 1_000), True, {"cache_write_1h": 9_000}, set()),
+            (None, (1_000, 0), False, {"cache_write_5m": 9_000}, set()),
+            (None, (0, 1_000), False, {"cache_write_5m": 8_000, "cache_write_1h": 1_000}, {"cache_ttl_assumed"}),
+            ("several", (0, 1_000), True, {"cache_write_1h": 9_000}, set()),
+            ("several", (0, 1_000), False, {"cache_write_5m": 8_000, "cache_write_1h": 1_000}, {"cache_ttl_assumed"}),
+        ],
+        ids=str,
+    )
+    def test_what_later_turns_write_to_a_cache_lasts_as_the_request_asked_or_the_iterations_say(
+        self, asked, first, stated, writes, flags
+    ):
+        def turn(fresh, read, written):
+            split = {"ephemeral_5m_input_tokens": 0, "ephemeral_1h_input_tokens": written}
+            counts = {"cache_read_input_tokens": read, "cache_creation_input_tokens": written}
+            return {"type": "message", "input_tokens": fresh, "output_tokens": 25, **counts, "cache_creation": split}
+
+        split = dict(zip(("ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens"), first, strict=True))
+        begun = start(input_tokens=10, cache_creation_input_tokens=sum(first), cache_creation=split)
+        whole = {"input_tokens": 30, "cache_read_input_tokens": 1_000, "cache_creation_input_tokens": 9_000}
+        entries = {"iterations": [turn(10, 0, sum(first)), turn(20, 1_000, 9_000 - sum(first))]} if stated else {}
+        events = [begun, BLOCK, delta(output_tokens=50, **whole, **entries), STOP]
+        request = RequestFacts(model="claude-sonnet-4-6", terms={"cache_ttl": asked} if asked else {})
+        seen = played(events, endpoint="messages", provider="anthropic", request=request).observation()
+        used = dict(seen.usage.quantities)
+        assert {meter: tokens for meter, tokens in used.items() if meter.startswith("cache_write")} == writes
+        assert (seen.usage.input_tokens, seen.usage.output_tokens, seen.flags) == (10_030, 50, flags)
+
+    @pytest.mark.parametrize(
         ("caller", "flags"),
         [({"type": "direct"}, {"code_execution_time_unknown"}), ({"type": "code_execution_20260120"}, set())],
         ids=["told to", "by a search"],

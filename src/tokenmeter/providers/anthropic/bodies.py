@@ -9,7 +9,7 @@ Source: ``anthropic.types.beta`` BetaManagedAgentsSession, BetaManagedAgentsSess
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -184,6 +184,7 @@ class _Item:
     role: str
     model: str | None
     reading: Reading
+    stated: bool  # for how long a cache keeps what it wrote
 
 
 def groups_of(
@@ -197,7 +198,12 @@ def groups_of(
         flags.add("region_rate_assumed")  # nothing says whether it is of a global profile
     ttl = context.request.terms.get("cache_ttl")
     parts = [
-        _Item(text(entry, "type") or "message", text(entry, "model"), exclusive(entry, cache_ttl=ttl))
+        _Item(
+            text(entry, "type") or "message",
+            text(entry, "model"),
+            exclusive(entry, cache_ttl=ttl),
+            bool(section(entry, "cache_creation") or not entry.get("cache_creation_input_tokens")),
+        )
         for entry in entries(wire, "iterations", flags=flags)
     ]
     if "malformed_count" in flags:
@@ -248,7 +254,7 @@ def _serving_groups(entries: list[_Item], served: str | None, base: Consumption,
     if declined:
         flags.add("declined_attempt")
     attempts = [_group(entry, base) for entry in declined if entry.reading.usage["output"]]
-    if mine and _tokens(mine) == _tokens_of(base.usage):
+    if mine and _make_up(mine, base.usage, flags):
         return [*attempts, *_shared(base, [_group(entry, base, served) for entry in mine])]
     if mine:
         flags.add("iterations_mismatch")
@@ -289,8 +295,27 @@ def _shared(base: Consumption, groups: list[Consumption]) -> list[Consumption]:
     return [*groups[:-1], replace(last, usage=usage, supplied_cost=base.supplied_cost)]
 
 
-def _tokens(entries: Iterable[_Item]) -> dict[str, int]:
-    return _tokens_of(Usage.total(entry.reading.usage for entry in entries))
+_WRITES = ("cache_write_5m", "cache_write_1h")
+
+
+def _make_up(entries: list[_Item], usage: Usage, flags: set[str]) -> bool:
+    """Whether iterations come to the top-level `usage`.
+
+    They say better how long each write lasts, where all say it: a stream's top level breaks down the first turn alone.
+    """
+    parts, whole = _tokens_of(Usage.total(entry.reading.usage for entry in entries)), _tokens_of(usage)
+    if parts == whole:
+        return True
+    if not all(entry.stated for entry in entries) or _with_one_write(parts) != _with_one_write(whole):
+        return False
+    flags -= {"cache_ttl_assumed", "cache_write_mismatch"}
+    return True
+
+
+def _with_one_write(tokens: dict[str, int]) -> dict[str, int]:
+    """`tokens` with what was written for whichever time in one class."""
+    rest = {meter: size for meter, size in tokens.items() if meter not in _WRITES}
+    return {**rest, "cache_write": sum(tokens.get(meter, 0) for meter in _WRITES)}
 
 
 def _tokens_of(usage: Usage) -> dict[str, int]:

@@ -98,6 +98,10 @@ def read_message(body: JSON) -> Plain | None:
     return Plain(get("model"), get("id"), tier, quantities, fresh + cached, thinking or 0, usage)
 
 
+def _written(usage: JSON) -> int:
+    return count(usage, *_WRITTEN, flags=set()) or 0
+
+
 #: Endpoint -> the ``type`` that a plain answer of it says it is, and its reader.
 PLAIN: dict[str, PlainReader] = {"messages": PlainReader("type", "message", read_message)}
 _PROMPT = frozenset({"messages", "system", "tools"})
@@ -134,7 +138,7 @@ class AnthropicDialect(Dialect):
     models = ("claude",)
     plain = PLAIN
     plain_requests = PLAIN_REQUESTS
-    singular_fields = frozenset({"speed", "fallbacks", "inference_geo"})
+    singular_fields = frozenset({"billing_policy", "speed", "fallbacks", "inference_geo"})
     endpoints = ("messages", "beta.messages", "beta.sessions", "beta.dreams")
 
     def endpoint(self, method: str, path: str) -> Endpoint:
@@ -251,7 +255,12 @@ class MessageStream:
         if not self._counted and (stated or (usage and read_usage(usage) is not None)):
             self._counted = True  # a gateway may hand on what its host said in a format of its own
             self._usage.pop("output_tokens", None)
-        self._usage = latest(self._usage, usage)
+        before = self._usage
+        self._usage = latest(before, usage)
+        split = section(before, "cache_creation")
+        if split and not section(usage, "cache_creation") and _written(usage) > _written(before):
+            # The start broke down what the first turn wrote: of what later ones did it does not say that it was none.
+            self._usage["cache_creation"] = {lifetime: tokens for lifetime, tokens in split.items() if tokens}
 
     def body(self) -> Any:
         """The message."""

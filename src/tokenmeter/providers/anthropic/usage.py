@@ -25,9 +25,9 @@ _KNOWN_SERVER_TOOLS = frozenset(
 def exclusive(usage: JSON, *, cache_ttl: str | None = None) -> Reading:
     """A usage whose ``input_tokens`` EXCLUDES what was read from and written to the cache: Anthropic's.
 
-    Cache writes whose lifetime is not broken down are 5-minute ones. Server tools mean several prompts under one sum,
-    so that no prompt size is known.
-    A request that asked for an hour (`cache_ttl`) goes before that where none is stated.
+    Cache writes whose lifetime is not broken down are of the one that the request asked for (`cache_ttl`), else
+    five-minute ones, flagged beside others that are stated to last longer. Server tools mean several prompts under one
+    sum, so that no prompt size is known.
     Source: ``anthropic.types``: Usage, BetaUsage, the iterations, the managed agents' session and span usage.
     """
     flags: set[str] = set()
@@ -45,9 +45,11 @@ def exclusive(usage: JSON, *, cache_ttl: str | None = None) -> Reading:
         if short + hour > written or (short + hour < written and whole):
             flags.add("cache_write_mismatch")
         rest = max(written - short - hour, 0)
-        if rest and not split and lasting("cache_write_5m", cache_ttl, flags) == "cache_write_1h":
-            hour = rest
+        if rest and lasting("cache_write_5m", cache_ttl, flags) == "cache_write_1h":
+            hour += rest
         else:
+            if rest and hour and cache_ttl is None and not whole:
+                flags.add("cache_ttl_assumed")
             short += rest
     if has_unknown(split, _KNOWN_TTLS) or has_unknown(usage, _KNOWN_COUNTS):
         flags.add("unknown_token_class")
