@@ -79,6 +79,8 @@ class RequestFacts:
             ``{"characters": 300}`` to be spoken, ``{"images": 2}``.
         cost_unit: What the user's settings say of the ``cost`` in this host's usage: ``"usd"``, ``"cents"``, US dollars
             per unit as decimal text, or ``"ignore"``; None: what is known of the host.
+        billed_elsewhere: Flag of an entry whose request asks that the account of somebody else is billed, who then pays
+            all of it; None where it is billed as usual.
         sizes: What earlier calls learnt of what this one may name, by id; see `tokenmeter.usage.Observation.size`.
     """
 
@@ -103,6 +105,7 @@ class RequestFacts:
     background: bool = False
     pieces: Mapping[str, int] = field(default_factory=lambda: NO_PIECES)
     cost_unit: str | None = None
+    billed_elsewhere: str | None = None
     sizes: Mapping[str, str] = field(default_factory=lambda: _NO_TOOLS, repr=False, compare=False)
 
     @property

@@ -23,6 +23,7 @@ from tokenmeter.periods import parse_instant
 from tokenmeter.pricing import Ceiling, Price, Pricer, Rating
 from tokenmeter.pricing.price import KNOWN_MODES
 from tokenmeter.providers import dialect_for
+from tokenmeter.providers.context import billed_to
 from tokenmeter.providers.hosts import names
 from tokenmeter.providers.prompts import TOKENS_PER_IMAGE, tokens_of
 from tokenmeter.providers.registry import FORMATS, dialect
@@ -273,7 +274,10 @@ def _quote(
     usage, assumed = _likely(call, ceiling, prompt, expected_output_tokens)
     foreseen = expected_output_tokens is not None or "operation" not in most.reasons
     rating = pricer.rate(
-        Observation(consumptions=(_group(call, usage, prompt),), flags=frozenset({"estimated"}))
+        billed_to(
+            Observation(consumptions=(_group(call, usage, prompt),), flags=frozenset({"estimated"})),
+            call.facts.billed_elsewhere,
+        )
         if foreseen and (input_tokens is not None or any(usage.values()))
         else Observation(flags=frozenset({"usage_unknown"})),
         provider=call.provider,
@@ -425,7 +429,7 @@ def _group(call: Call, usage: Mapping[str, Quantity], prompt: int) -> Consumptio
 
 def _upper_lines(call: Call, most: Bound, ceiling: Ceiling | None) -> tuple[UpperLine, ...]:
     """The bound's own figures as lines; they add up to it."""
-    if most.cost is None or ceiling is None:
+    if not most.cost or ceiling is None:
         return ()
     lines: Sequence[tuple[str, int | None, Decimal | None]] = ceiling.of_pieces(call.facts.pieces) or (
         ("input", most.input_tokens, ceiling.input),

@@ -1,11 +1,19 @@
 """A URL is recognised wherever it stands: under any host's base path, on Azure, Bedrock and Vertex AI."""
 
+import importlib.util
+import re
+from pathlib import Path
+
 import pytest
+from posts import POSTS
 
 from tokenmeter.providers.anthropic.dialect import AnthropicDialect
 from tokenmeter.providers.openai.dialect import OpenAIDialect
 
 OPENAI, ANTHROPIC = OpenAIDialect(), AnthropicDialect()
+#: A request of an SDK's resource, and one whose path is written out.
+POST, WRITTEN = re.compile(r"self\._post\("), re.compile(r"self\._post\(\s*(?:path_template\(\s*)?f?\"([^\"?]*)")
+DIALECTS = {"openai": OPENAI, "anthropic": ANTHROPIC}
 
 
 @pytest.mark.parametrize(
@@ -144,3 +152,32 @@ def test_what_one_host_alone_bills_is_free_elsewhere(url, path):
     assert OPENAI.endpoints_at("POST", url)["mistral"].path == path
     assert OPENAI.endpoints_at("GET", url) == {}
     assert OPENAI.endpoints_at("POST", "/chat/completions") == {}
+
+
+@pytest.mark.parametrize("sdk", ["openai", "anthropic"])
+def test_every_post_of_the_sdk_is_named_with_how_it_is_billed(sdk):
+    """A path that nobody named might be charged for nothing, or pass without a bill."""
+    folder = Path(importlib.util.find_spec(sdk).origin).parent / "resources"
+    sources = [path.read_text() for path in folder.rglob("*.py")]
+    found = {match for source in sources for match in WRITTEN.findall(source)}
+    assert sum(len(POST.findall(source)) for source in sources) == sum(len(WRITTEN.findall(one)) for one in sources)
+    paths = {re.sub(r"\{[^}]*\}", "*", path) for path in found}
+    administration = {path for path in paths if re.match(r"(/v1)?/organizations?/", path)}
+    named = {path for listed in POSTS[sdk].values() for path in listed}
+    assert {path.removeprefix("/v1") for path in paths - administration} - named == set(), "name it in posts.py"
+    kinds = {path: DIALECTS[sdk].endpoint("POST", f"/v1{path.removeprefix('/v1')}").kind for path in administration}
+    assert set(kinds.values()) <= {"free"}
+
+
+@pytest.mark.parametrize(
+    ("sdk", "kind", "path"),
+    [(sdk, kind, path) for sdk, kinds in POSTS.items() for kind, paths in kinds.items() for path in paths],
+)
+def test_a_post_of_the_sdk_is_billed_as_it_is_named(sdk, kind, path):
+    assert DIALECTS[sdk].endpoint("POST", f"/v1{path}".replace("*", "x_1")).kind == kind
+
+
+@pytest.mark.parametrize("base", ["/organizations/acme/anthropic/v1", "/projects/p/anthropic/v1", "/files/v1"])
+def test_what_starts_work_is_known_under_any_base_path(base):
+    assert ANTHROPIC.endpoint("POST", f"{base}/messages/batches").path == "messages.batches"
+    assert OPENAI.endpoint("POST", f"{base}/batches").path == "batches"

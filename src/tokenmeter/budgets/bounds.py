@@ -25,6 +25,7 @@ from tokenmeter.ledger import Entry
 from tokenmeter.money import EXACT, ZERO, multiply, subtract, to_dollars
 from tokenmeter.pricing import Ceiling, Pricer
 from tokenmeter.pricing.price import Terms
+from tokenmeter.providers.context import billed_to
 from tokenmeter.providers.prompts import PromptRule, estimate
 from tokenmeter.providers.registry import prompt_rule
 from tokenmeter.usage import Observation
@@ -150,7 +151,7 @@ def bound(call: Call, ceiling: Ceiling | None, tokens: TokenCounter | None = Non
     known = priced and ceiling is not None and ceiling.known
     if not known:
         reasons.add("unknown_price")
-    return Bound(
+    made = Bound(
         input_tokens=prompt if reasons <= {"no_output_cap", "unknown_price"} else None,
         output_tokens=answer if reasons <= {"unknown_price"} else None,
         cost=cost if known else None,
@@ -161,6 +162,9 @@ def bound(call: Call, ceiling: Ceiling | None, tokens: TokenCounter | None = Non
         max_output_tokens=maximum,
         reasons=tuple(sorted(reasons)),
     )
+    if call.facts.billed_elsewhere is None:
+        return made
+    return replace(made, cost=ZERO, cost_at_dearest=None, input_cost=ZERO, output_rate=ZERO)
 
 
 def _pieces(call: Call, ceiling: Ceiling | None) -> Decimal | None:
@@ -437,8 +441,11 @@ def _dearest(ceilings: Sequence[Ceiling]) -> Ceiling:
 
 def input_estimate(call: Call) -> Observation:
     """What a call that nobody heard of again has probably used: its prompt. For holds that expire."""
+    elsewhere = call.facts.billed_elsewhere
     consumption = estimate(call.facts, model=None, received=0)
-    return Observation(consumptions=(consumption,) if consumption.usage else (), flags=frozenset({"estimated"}))
+    # Of one that is billed to somebody else nothing is kept, since it would be rated as one's own.
+    groups = (consumption,) if consumption.usage and elsewhere is None else ()
+    return billed_to(Observation(consumptions=groups, flags=frozenset({"estimated"})), elsewhere)
 
 
 #: What one call used: tokens of its answer, picodollars and milliseconds, where they are known.

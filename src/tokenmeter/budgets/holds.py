@@ -69,7 +69,7 @@ def unanswered(call: Call, at: datetime) -> Entry:
         attribution=call.attribution,
         api_key=call.api_key,
         usage=observation.usage,
-        flags=("estimated",),
+        flags=tuple(sorted(observation.flags)),
         trace_id=None if call.span is None else call.span.trace_id,
         span_id=None if call.span is None else call.span.span_id,
     )

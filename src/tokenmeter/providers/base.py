@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, Protocol, cast
 from urllib.parse import unquote
 
 from tokenmeter.call import PlainRequest, RequestFacts
-from tokenmeter.providers.context import Context, bounded
+from tokenmeter.providers.context import Context, billed_to, bounded
 from tokenmeter.providers.wire import JSON, LONGEST_NAME, is_object, text
 from tokenmeter.usage import Observation
 from tokenmeter.values import dataclass
@@ -258,7 +258,8 @@ class Dialect(ABC):
 
     def read_bounded(self, body: Any, context: Context) -> Observation:
         """As `read_body`, in so few groups and such short names that a hostile host cannot flood the ledger."""
-        return bounded(context.with_stated_bill(self.read_body(body, context)))
+        seen = bounded(context.with_stated_bill(self.read_body(body, context)))
+        return billed_to(seen, context.request.billed_elsewhere)
 
     def begins_stream(self, event: JSON) -> bool:
         """Whether an event may be the first of its stream, and is no whole body."""
@@ -361,15 +362,15 @@ class Routes:
         method = method.upper()
         segments = [segment for segment in path.split("/") if segment]
         start = next((index for index, segment in enumerate(segments) if segment in self._roots), None)
+        for index in range(start or 0, len(segments)):
+            for route in self._routes:
+                # Behind the first resource's name only a bill counts: a base path may hold such a name as well.
+                at_start = start is None or index == start or route.endpoint.kind != "free"
+                if at_start and method in route.methods and _fits(route.segments, segments[index:]):
+                    return _about(route, segments[index:])
         if start is None:
             # Nothing we know: a POST may cost something, so it is looked at; nothing else is.
             return Endpoint("/" + "/".join(segments), "other", "unknown" if method == "POST" else "free")
-        for index in range(start, len(segments)):
-            for route in self._routes:
-                # Behind the first resource's name only a bill counts: a base path may hold such a name as well.
-                at_start = index == start or route.endpoint.kind in {"billed", "polled"}
-                if at_start and method in route.methods and _fits(route.segments, segments[index:]):
-                    return _about(route, segments[index:])
         tail = segments[start:]
         paid = method == "POST" and tail[0] in self._paid_roots
         return Endpoint("/" + "/".join(tail), "other", "unknown" if paid else "free")

@@ -235,6 +235,18 @@ def pending(body: JSON) -> Observation:
     )
 
 
+def billed_to(seen: Observation, elsewhere: str | None) -> Observation:
+    """`seen` as it is where somebody else's account is billed: with its usage, at no cost, flagged; None: as it is.
+
+    See `tokenmeter.call.RequestFacts.billed_elsewhere`.
+    """
+    if elsewhere is None:
+        return seen
+    nothing = SuppliedCost(ZERO, elsewhere)
+    groups = tuple(replace(group, supplied_cost=nothing) for group in seen.consumptions)
+    return replace(seen, consumptions=groups, flags=seen.flags | {elsewhere})
+
+
 def joined(observations: Iterable[Observation]) -> Observation:
     """Many observations as one, for a body that holds many bills."""
     parts = tuple(observations)

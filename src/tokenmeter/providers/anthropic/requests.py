@@ -27,7 +27,7 @@ from tokenmeter.providers.wire import JSON, is_object, text, to_wire
 _KNOBS = frozenset({
     *("model", "max_tokens", "max_tokens_to_sample", "temperature", "top_p", "top_k", "stream", "stop_sequences"),
     *("metadata", "service_tier", "thinking", "tool_choice", "speed", "inference_geo", "cache_control", "container"),
-    *("context_management", "mcp_servers", "fallbacks"),
+    *("billing_policy", "context_management", "mcp_servers", "fallbacks"),
 })  # fmt: skip
 #: Fields that say nothing of the prompt, or of how much may be answered, beyond what is read here.
 PLAIN_FIELDS = frozenset({
@@ -94,6 +94,7 @@ def request_facts(endpoint: Endpoint, body: JSON | None) -> RequestFacts:
         streamed=bool(get("stream")),
         tool_models=tool_models,
         terms=terms,
+        billed_elsewhere=_billed_elsewhere(get("billing_policy")),
         unbounded=",".join(reasons) if reasons else None,
         cache_writes="any" if "conversation" in reasons else prompt.cache_writes,
     )
@@ -104,6 +105,15 @@ def _terms(body: JSON, prompt: PromptSize) -> dict[str, str]:
     note_mark(body.get("cache_control"), prompt)
     place = named(body.get("inference_geo"))
     return prompt.cache_terms | ({"inference_geo": place} if place else {})
+
+
+def _billed_elsewhere(policy: Any) -> str | None:
+    """See `RequestFacts.billed_elsewhere`: the customer behind a user profile pays, or the request is refused.
+
+    Source: ``anthropic.types.beta`` BetaBillingPolicyParam.
+    """
+    to = text(policy, "bill_to") if is_object(policy) else None
+    return "billed_to_user_profile" if to == "user_profile" else None
 
 
 def _model(value: Any) -> str | None:
@@ -181,6 +191,7 @@ _ROOTS = frozenset(
         "messages",
         "models",
         "organization",
+        "organizations",
         "sessions",
         "skills",
         "tunnels",

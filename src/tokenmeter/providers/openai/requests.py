@@ -393,6 +393,15 @@ POST /evals/*/runs                                       evals.runs             
 _FREE = """
 POST /responses/input_tokens                             responses.input_tokens        count_tokens
 POST /moderations                                        moderations                   moderation
+POST /chat/completions/*                                 chat.completions.update       other
+POST /audio/voices                                       audio.voices                  other
+POST /audio/voice_consents                               audio.voice_consents          other
+POST /audio/voice_consents/*                             audio.voice_consents.update   other
+POST /videos/characters                                  videos.create_character       other
+POST /projects/*/roles                                   admin.organization.projects.roles other
+POST /projects/*/roles/*                                 admin.organization.projects.roles.update other
+POST /projects/*/groups/*/roles                          admin.organization.projects.groups.roles other
+POST /projects/*/users/*/roles                           admin.organization.projects.users.roles other
 POST /fine_tuning/alpha/graders/validate                 fine_tuning.alpha.graders.validate evaluation
 POST /agents/sessions                                    beta.agents.sessions          invoke_agent
 POST /agents/sessions/*/events                           beta.agents.sessions.events   invoke_agent
