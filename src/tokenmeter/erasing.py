@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from secrets import token_hex
@@ -52,6 +53,11 @@ _WRITTEN: Mapping[str, tuple[str, ...]] = {
 _BY_LAW = "the law wants it kept"
 _OF_BUDGET = "it is a budget's own name, which figures go by"
 _OF_PLACE = "it is where the ledger, or a file of it, is found"
+_IN_WORDS = "what somebody wrote there may name the person: read it"
+#: What people write in documents, as they like: with a genitive, or without blanks.
+_BY_HAND = frozenset({"reason", "by", "note"})
+#: Of a name with fewer signs, all of them ASCII, a word or a number may have them by chance.
+_FEW = 4
 #: Names in documents under which no person is named.
 _FIXED = frozenset({
     *("provider", "model", "endpoint", "operation", "sku_meter", "unit", "kind", "status", "currency", "rows", "label"),
@@ -202,10 +208,9 @@ def check_erasure(dimension: str, value: str, *, reason: str, by: str, pseudonym
         check_reason(text, name)
         if not text.strip():
             raise ConfigurationError(f"{name}= is empty: the record of an erasure says who decided it, and why.")
-    writing = _Writing(_kind_of(dimension), value, "")
-    if reason.strip() == value or writing.without(reason) != reason:
+    if reason.strip() == value or _may_name(reason, value):
         raise ConfigurationError("The reason names whom it erases, and stays in the chain: say it without the name.")
-    if by.strip() == value or writing.without(by) != by:
+    if by.strip() == value or _may_name(by, value):
         raise ConfigurationError("by= names whom it erases, and stays in the chain: say the office that decided it.")
     if pseudonym is not None and (not pseudonym.strip() or storable_text(pseudonym) == value):
         raise ConfigurationError("The pseudonym is empty, or the name itself.")
@@ -369,14 +374,43 @@ class _Erasing:
                     (record["key"], made.decode(), filed, seq),
                 )
                 self.changed.append((seq, filed.hex(), hashlib.sha256(made).hexdigest()))
-            if not everyone and kind != ERASURE and writing.without(due) != due:
-                self.kept.append(_kept(record, None, _OF_PLACE if kind in _WRITTEN else _OF_BUDGET))
+            if not everyone and (why := self._tell_left(kind, due, writing)):
+                self.kept.append(_kept(record, None, why))
+
+    def _tell_left(self, kind: str, said: list[Any], writing: _Writing) -> str:
+        """Why a document, of this kind, key and content, may name the person still; empty where it does not."""
+        if kind != ERASURE and writing.without(said) != said:
+            return _OF_PLACE if kind in _WRITTEN else _OF_BUDGET
+        left = _fields_that_may_name(said[1], self._value)
+        return "" if not left else _IN_WORDS if left & _BY_HAND else _OF_BUDGET
 
 
 def _kept(record: Mapping[str, Any], keep_until: date | None, why: str) -> KeptDocument:
     series = record.get("series")
     number = None if series is None else f"{series}{record['number']:05d}"
     return KeptDocument(record["kind"], record["key"], number, keep_until, why)
+
+
+def _may_name(text: str, value: str) -> bool:
+    """Whether a text may name somebody: not where it has a few signs of theirs in a longer word, number or date."""
+    text, value = (unicodedata.normalize("NFKC", one).casefold() for one in (text, value.strip()))
+    if len(value) >= _FEW or not value.isascii():
+        return value in text
+    alone = rf"(?<!\w)(?<!\d[-.,:/]){re.escape(value)}(?!\w|[-.,:/]\d)"
+    return value != "" and re.search(alone, text) is not None
+
+
+def _fields_that_may_name(part: Any, value: str, name: str = "") -> set[str]:
+    """Of a document, what people wrote, and how they called a budget: where somebody may be named."""
+    if isinstance(part, str):
+        asked = name in _BY_HAND or name in {"name", "budget"} or (name == "text" and not value.isascii())
+        return {name} if asked and _may_name(part, value) else set()
+    if isinstance(part, Mapping):
+        values = cast("Mapping[str, Any]", part)
+        return set[str]().union(*(_fields_that_may_name(one, value, key) for key, one in values.items()))
+    if isinstance(part, list):
+        return set[str]().union(*(_fields_that_may_name(one, value, name) for one in part))  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    return set()
 
 
 class _Writing:
@@ -391,6 +425,10 @@ class _Writing:
         worded = any(map(str.isalpha, value)) and (person or not value.isalpha())
         text = rf"|(?<![\w@+-])(?<!\w\.){re.escape(value)}(?!\w|[.@+-]\w)" if worded else ""
         self._pattern = re.compile(f"({scoped}){text}")
+        # No blanks stand between words everywhere; what is written by hand has names with endings, too.
+        beyond = any(not sign.isascii() for sign in value if sign.isalpha())
+        self._within = re.compile(f"({scoped})|{re.escape(value)}") if beyond or len(value) >= _FEW else self._pattern
+        self._within_of = _BY_HAND | {"text"} if beyond else _BY_HAND
         self._scoped = scope_text({self.name: pseudonym})
 
     def without(self, part: Any, name: str = "", *, of_budget: bool = False) -> Any:
@@ -407,7 +445,7 @@ class _Writing:
             other = name in _FIXED or name in _KINDS or name.startswith("tag:")
             if other or (of_budget and name in {"", "name", "budget", "grant_id"}):
                 return part
-            return self._pattern.sub(self._replaced, part)
+            return (self._within if name in self._within_of else self._pattern).sub(self._replaced, part)
         if isinstance(part, Mapping):
             values = cast("Mapping[str, Any]", part)
             prefix = "tag:" if name == "tags" else ""

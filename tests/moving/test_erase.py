@@ -343,6 +343,66 @@ def test_a_reason_may_hold_a_name_as_a_part_of_something_else(value):
         check_erasure("member", value, reason=value, by="privacy office")
 
 
+@pytest.mark.parametrize(
+    ("dimension", "value", "said"),
+    [
+        ("member", "山田太郎", "山田太郎様のご依頼による"),
+        ("member", "李", "李さんの依頼"),
+        ("member", "Müller", "Müllers Antrag vom 20.11."),
+        ("member", "Müller", "MU\u0308LLER asked"),
+        ("member", "ada", "Ada's request"),
+        ("end_user", "+49 170 1234567", "request of +49 170 1234567 by phone"),
+        ("member", "4711", "request of employee 4711"),
+        ("member", "12", "request of employee 12"),
+        ("team", "search", "the search team is gone"),
+    ],
+)
+@pytest.mark.parametrize("given", ["reason", "by"])
+def test_a_reason_that_names_the_person_is_refused_in_any_language(dimension, value, said, given):
+    with pytest.raises(ConfigurationError, match="names whom it erases"):
+        check_erasure(dimension, value, **{"reason": "their request", "by": "privacy office", given: said})
+
+
+@pytest.mark.parametrize(
+    ("dimension", "value", "said", "due"),
+    [
+        ("member", "山田太郎", "山田太郎さんの月末対応", "Xさんの月末対応"),
+        ("member", "Müller", "Müllers Monatsabschluss", "Xs Monatsabschluss"),
+        ("member", "470012", "for 470012, month end", "for X, month end"),
+        ("end_user", "+49 170 1234567", "call +49 170 1234567 back", "call X back"),
+    ],
+)
+def test_what_people_wrote_has_the_pseudonym_in_any_language(meter, record, dimension, value, said, due):
+    record(meter, "one", **{dimension: value})
+    meter.budgets.grant("each", 5, scope={"member": "bob@example.com"}, reason=said, by=f"{value}-san")
+    done = meter.erase(dimension, value, pseudonym="X", **{**WHY, "reason": "request"})
+    (grant,) = [json.loads(one.body) for one in meter.store.documents(DocumentQuery("budget", prefix="each+"))]
+    assert (grant["reason"], grant["by"], grant["amount"]) == (due, "X-san", "5")
+    assert [one.kind for one in done.documents if one.kind == "budget"] == []
+    assert value not in bodies(meter)
+    assert meter.verify().ok
+
+
+@pytest.mark.parametrize(
+    ("value", "reason", "name", "why"),
+    [
+        ("ada", "ADA asked", "each", "what somebody wrote"),
+        ("12", "for 12", "each", "what somebody wrote"),
+        ("山田太郎", "busy", "山田太郎の予算", "a budget's own name"),
+    ],
+)
+def test_what_may_name_the_person_still_is_listed_for_somebody_to_read(meter, record, value, reason, name, why):
+    if name != "each":
+        meter.budgets.set(tokenmeter.Budget(name=name, member="*", limit_usd=400, period="day"), by="kim", reason="new")
+    record(meter, "one", member=value)
+    meter.budgets.grant(name, 5, scope={"member": "bob@example.com"}, reason=reason, by="kim")
+    done = meter.erase("member", value, **{**WHY, "reason": "request"})
+    told = [one.why for one in done.documents if one.kind == "budget"]
+    assert told
+    assert all(why in one for one in told)
+    assert meter.verify().ok
+
+
 def test_two_who_only_documents_name_are_two_afterwards(meter):
     for name in ("eve@example.com", "mallory@example.com"):
         meter.store.file(NewDocument(kind="notice", key=f"{name} 80", body=f'{{"member":"{name}"}}'))
