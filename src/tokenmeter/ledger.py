@@ -86,7 +86,8 @@ class Charge:
         list_cost: Upstream cost at public prices, US dollars; None = unpriced.
         contracted_cost: Upstream cost after negotiated discounts; None = unpriced.
         billed_cost: `contracted_cost` x platform multiplier; None = unpriced.
-        price_id: Row, effective date and price list that gave the unit price.
+        price_id: Row, effective date and price list that gave the unit price, and the mode and place that it is for.
+            Where the tokens of `model` in this `role` are not one prompt: ``prompt=`` its own size, or ``unknown``.
         source: Where that row comes from (a URL or the layer's name).
         role: What the charge group was for (`tokenmeter.usage.Consumption.role`).
     """

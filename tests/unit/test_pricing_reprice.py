@@ -1,6 +1,8 @@
 """What was recorded is rated again: without a price, or at a price that has changed since. The ledger only grows."""
 
+import csv
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import reduce
@@ -12,6 +14,7 @@ from tokenmeter.ledger import Entry
 from tokenmeter.money import EXACT, add, total
 from tokenmeter.pricing.corrections import reversal
 from tokenmeter.providers import observe
+from tokenmeter.usage import Consumption, Observation, Usage
 
 AT = datetime(2026, 11, 20, 12, tzinfo=UTC)
 ROW = {"provider": "openai", "model": "gpt-5", "sku_meter": "input", "unit_price": "2.50"}
@@ -187,3 +190,206 @@ def test_the_command_shows_first_and_posts_when_told(store, tmp_path, run_comman
     done = json.loads(run_command("reprice", "--changed", "--post", "--json").out)
     assert (done["recorded"], done["corrections"], done["billed_cost"]) == (True, 1, "1.260000000000")
     assert "no entry's cost differs" in run_command("reprice", "--changed").out
+
+
+def turns(*prompts, model="claude-haiku-5-5"):
+    """A message of Claude whose server tools took several prompts."""
+    each = [{"type": "message", "input_tokens": prompt, "output_tokens": 500} for prompt in prompts]
+    usage = {"input_tokens": sum(prompts), "output_tokens": 500 * len(prompts), "iterations": each}
+    return {
+        "id": "msg_1",
+        "type": "message",
+        "role": "assistant",
+        "model": model,
+        "stop_reason": "end_turn",
+        "content": [{"type": "text", "text": "done"}],
+        "usage": usage,
+    }
+
+
+def priced(meter, seen, *, provider="openai", endpoint="chat.completions", **more):
+    """`seen` recorded as an entry, with the charges that `replaced` makes of those it was priced at."""
+    replaced = more.pop("replaced", lambda charges: charges)
+    rating = meter.pricer.rate(seen, provider=provider, endpoint=endpoint, at=AT)
+    entry = Entry(
+        occurred_at=AT,
+        provider=provider,
+        endpoint=endpoint,
+        operation="chat",
+        response_model=seen.response_model,
+        usage=seen.usage,
+        charges=tuple(replaced(rating.charges)),
+        **{name: getattr(rating, name) for name in ("list_cost", "contracted_cost", "billed_cost", "cost_source")},
+        flags=tuple(sorted(rating.flags)),
+        **more,
+    )
+    assert meter.post(entry)
+    return entry
+
+
+def rows(model="m", *, provider="openai", **prices):
+    """Rows of a model: ``input="1"``, or ``input=("1", "2")`` for prompts up to 200,000 tokens and beyond."""
+    return [
+        {"provider": provider, "model": model, "sku_meter": meter, "unit_price": price, **tier}
+        for meter, told in prices.items()
+        for price, tier in zip(
+            (told,) if isinstance(told, str) else told, ({}, {"min_input_tokens": 200_000}), strict=False
+        )
+    ]
+
+
+def test_several_prompts_are_not_taken_for_one_long_prompt(store, tmp_path):
+    meter = tokenmeter.make_meter(store=store)
+    meter.record(turns(80_000, 90_000), provider="anthropic", endpoint="beta.messages", at=AT)
+    searched = {"promptTokenCount": 190_000, "toolUsePromptTokenCount": 20_000, "candidatesTokenCount": 1_000}
+    body = {"responseId": "r", "modelVersion": "gemini-2.5-pro", "candidates": [], "usageMetadata": searched}
+    meter.record(body, provider="google", endpoint="models.generate_content", at=AT)
+    assert billed(meter) == Decimal("0.29")  # 0.0175 and 0.2725
+    told = [line.price_id for entry in meter.entries() for line in entry.charges if line.sku_meter == "input"]
+    assert [price_id.partition("|")[2] for price_id in told] == ["prompt=80000", "prompt=90000", "prompt=190000"]
+    meter.export_focus(tmp_path / "focus", period="2026-11")
+    with (tmp_path / "focus" / "cost_and_usage.csv").open(newline="") as file:
+        prices = [row["SkuPriceId"] for row in csv.DictReader(file)]
+    assert len(prices) == len(set(prices)) == 4, "a row for each price, and not for each prompt"
+    assert meter.reprice(changed=True) == []
+    meter.close()
+    tier = {"provider": "anthropic", "model": "claude-haiku-5-5", "min_input_tokens": 85_000}
+    changed = [{**tier, "sku_meter": meter, "unit_price": "10"} for meter in ("input", "output")]
+    meter = tokenmeter.make_meter(store=store, prices=changed)
+    (found,) = meter.reprice(changed=True, post=True)  # of the two prompts one is longer than the new tier
+    assert found.billed_cost == Decimal("0.89575")  # 0.905 for what was 0.00925
+    assert meter.reprice(changed=True) == []
+    assert meter.verify().ok
+    meter.close()
+
+
+def test_a_total_of_many_prompts_that_gets_its_price_later_has_that_of_short_ones(store):
+    usage = {"input_tokens": 1_000_000, "output_tokens": 100_000, "total_tokens": 1_100_000}
+    counts = {"total": 1_000, "completed": 1_000, "failed": 0}
+    body = {
+        "id": "batch_1",
+        "object": "batch",
+        "status": "completed",
+        "model": "m",
+        "output_file_id": "file-1",
+        "endpoint": "/v1/chat/completions",
+        "request_counts": counts,
+        "usage": usage,
+    }
+    meter = tokenmeter.make_meter(store=store)
+    meter.record(body, provider="openai", endpoint="batches.retrieve", at=AT)
+    meter.close()
+    meter = tokenmeter.make_meter(store=store, prices=rows(input=("1", "2"), output=("4", "6")))
+    (found,) = meter.reprice()
+    wanted = meter.price(body, provider="openai", endpoint="batches.retrieve", at=AT)
+    assert found.list_cost == wanted.list_cost == Decimal("0.7")
+    assert "tier_ambiguous" in found.flags
+    assert meter.reprice(changed=True) == []
+    meter.close()
+
+
+def groups(*used):
+    """Groups by model, role, prompt size and tokens of input."""
+    return Observation(
+        consumptions=tuple(
+            Consumption(model=model, role=role, prompt_tokens=size, usage=Usage({"input": tokens}))
+            for model, role, size, tokens in used
+        ),
+        response_model="m",
+    )
+
+
+@pytest.mark.parametrize("recorded_before", [False, True])
+def test_a_prompt_of_known_size_keeps_it_beside_one_that_is_in_doubt(store, recorded_before):
+    def without_sizes(charges):  # as entries were that did not tell them
+        listed = ((line, line.price_id.partition("|")[0]) for line in charges)
+        return [replace(line, price_id=price_id) for line, price_id in listed]
+
+    both = [*rows(input=("1", "2")), *rows("other", input=("1", "2"))]
+    seen = groups(("m", "message", None, 300_000), ("other", "advisor_message", 300_000, 300_000))
+    replaced = without_sizes if recorded_before else list
+    meter = tokenmeter.make_meter(store=store, prices=both)
+    entry = priced(meter, seen, replaced=replaced)
+    loop = priced(meter, groups(*[("m", "message", 150_000, 150_000)] * 2), replaced=replaced)
+    long = priced(meter, groups(*[("m", "message", size, size) for size in (150_000, 250_000)]), replaced=replaced)
+    assert [one.list_cost for one in (entry, loop, long)] == [Decimal("0.9"), Decimal("0.3"), Decimal("0.65")]
+    assert meter.reprice(changed=True) == []
+    meter.close()
+    dearer = [{**row, "unit_price": f"{row['unit_price']}0"} for row in both]
+    meter = tokenmeter.make_meter(store=store, prices=dearer)
+    found = {one.corrects: one.list_cost for one in meter.reprice(changed=True, post=True)}
+    more = [Decimal("8.1"), Decimal("2.7"), Decimal("5.85")]  # ten times what each of them has cost
+    assert found == dict(zip([one.entry_id for one in (entry, loop, long)], more, strict=True))
+    assert meter.reprice(changed=True) == []
+    meter.close()
+
+
+FEE = {"provider": "openai", "model": "m", "sku_meter": "requests", "unit_price": "0.01", "per": 1}
+
+
+def test_the_fee_of_a_request_is_not_billed_again_when_a_line_gets_its_price(store):
+    turbo = Consumption(model="m", usage=Usage({"input": 1_000}), service_tier="turbo", prompt_tokens=1_000)
+    known, other = groups(("m", "message", 1_000, 1_000)), groups(("other", "advisor_message", 1_000, 1_000))
+    listed = [FEE, *rows(input="1")]
+    meter = tokenmeter.make_meter(store=store, prices=listed)
+    priced(meter, Observation(consumptions=(turbo,), response_model="m"))
+    priced(meter, replace(known, consumptions=known.consumptions + other.consumptions))
+    priced(meter, replace(known, consumptions=other.consumptions + known.consumptions))
+    assert billed(meter) == Decimal("0.032")
+    meter.close()
+    listed += [{**row, "service_tier": "turbo"} for row in rows(input="2")] + rows("other", input="3")
+    meter = tokenmeter.make_meter(store=store, prices=listed)
+    assert sorted(one.billed_cost for one in meter.reprice()) == [Decimal("0.002"), Decimal("0.003"), Decimal("0.003")]
+    assert meter.reprice(changed=True) == []
+    meter.close()
+
+
+def test_an_unknown_model_that_is_listed_later_gets_its_fee_once(store):
+    meter = tokenmeter.make_meter(store=store)
+    priced(meter, groups(*[("m", "message", 10, 10)] * 3))
+    meter.close()
+    meter = tokenmeter.make_meter(store=store, prices=[FEE, *rows(input="1")])
+    (found,) = meter.reprice()
+    assert found.billed_cost == Decimal("0.01003")
+    assert meter.reprice(changed=True) == []
+    meter.close()
+    meter = tokenmeter.make_meter(store=store, prices=[{**FEE, "unit_price": "0.02"}, *rows(input="1")])
+    assert [one.billed_cost for one in meter.reprice(changed=True)] == [Decimal("0.01")]
+    meter.close()
+
+
+def test_requests_that_were_counted_are_rated_again_as_they_were_counted(store):
+    counted = Consumption(model="m", usage=Usage({"requests": 3, "input": 10}), prompt_tokens=10)
+    meter = tokenmeter.make_meter(store=store, prices=[FEE, *rows(input="1")])
+    entry = priced(meter, Observation(consumptions=(counted,), response_model="m"))
+    assert entry.list_cost == Decimal("0.03001")
+    assert meter.reprice(changed=True) == []
+    meter.close()
+
+
+def test_a_request_has_its_fee_once_whatever_worked_on_it(store):
+    every = [{**FEE, "model": "*", "unit_price": "0.02"}, {**FEE, "provider": "anthropic", "model": "claude-haiku-5-5"}]
+    meter = tokenmeter.make_meter(store=store, prices=every)
+    for count in (1, 3):
+        body = turns(*[10] * count)
+        rating = meter.price(body, provider="anthropic", endpoint="beta.messages", at=AT)
+        assert [line.quantity for line in rating.charges if line.sku_meter == "requests"] == [1]
+    ran = {"type": "code_interpreter_call", "id": "ci_1", "container_id": "cntr_1", "status": "completed"}
+    body = {
+        "id": "resp_1",
+        "object": "response",
+        "model": "gpt-5",
+        "status": "completed",
+        "output": [ran],
+        "tools": [{"type": "code_interpreter", "container": {"type": "auto"}}],
+        "usage": {"input_tokens": 10, "output_tokens": 10, "total_tokens": 20},
+    }
+    rating = meter.price(body, provider="openai", endpoint="responses", at=AT)
+    meter.record(body, provider="openai", endpoint="responses", at=AT)
+    lines = [line for entry in meter.entries() for line in entry.charges]
+    for charges in (rating.charges, lines):
+        assert [line.quantity for line in charges if line.sku_meter == "requests"] == [1]
+        assert any(line.sku_meter.startswith("container") for line in charges)
+    assert total(line.list_cost for line in lines) == rating.list_cost
+    assert meter.reprice(changed=True) == []
+    meter.close()

@@ -11,6 +11,7 @@ from tokenmeter import display
 from tokenmeter.display import amount, compact, count, dollars, money_places, unit_amount, visible
 from tokenmeter.money import ONE, add, magnitude, money_text, ratio, round_to, subtract
 from tokenmeter.periods import zone
+from tokenmeter.pricing.sheet import without_size
 from tokenmeter.usage import Quantity
 
 __all__ = [
@@ -106,7 +107,7 @@ def name(value: str | None) -> str:
 
 def price_words(price_id: str) -> list[str]:
     """What a charge's `price_id` says: the row, from when it is in effect, the price list it is in."""
-    found = _PRICE.fullmatch(price_id)
+    found = _PRICE.fullmatch(without_size(price_id) or "")
     if found is None:
         return [price_id]
     since = f"in effect from {found['since']}" if found["since"] else "no date known"

@@ -5,6 +5,7 @@ Nothing recorded ever changes: where a price becomes known, or another, the diff
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from decimal import Decimal
@@ -15,7 +16,7 @@ from tokenmeter.ledger import Charge, Entry, new_id, utcnow
 from tokenmeter.money import EXACT, ZERO, Costs, add, negate, quantize, to_picodollars
 from tokenmeter.pricing.pricer import Pricer
 from tokenmeter.pricing.rating import Rating
-from tokenmeter.pricing.sheet import LineConditions
+from tokenmeter.pricing.sheet import UNKNOWN_SIZE, LineConditions, size_over
 from tokenmeter.processes import may_wait
 from tokenmeter.usage import Consumption, Observation, Quantity, Usage
 
@@ -23,6 +24,8 @@ _ESTIMATED = "estimated"
 #: Kinds of what has a price of its own.
 _CALLS = frozenset({"usage", "growth"})
 _TOKENS = "Tokens"
+#: The meter of the fee that a request itself may have.
+_FEE = "requests"
 
 
 #: Begins the flag that says how many picodollars count against caps for tokens without a price.
@@ -101,7 +104,7 @@ def correction(entry: Entry, pricer: Pricer) -> Entry | None:
     unpriced = [charge for charge in entry.charges if charge.list_cost is None]
     if not unpriced or entry.kind not in _CALLS:
         return None
-    rating = _rated(entry, unpriced, pricer)
+    rating = _rated(entry, unpriced, pricer, fee=_main_line(entry) in unpriced)
     if rating.cost_source == "unpriced":
         return None
     return _restated(entry, unpriced, rating, key=f"correction:{entry.entry_id}")
@@ -272,33 +275,68 @@ def _plus(one: Decimal | None, other: Decimal | None) -> Decimal | None:
     return None if one is None or other is None else add(one, other)
 
 
-def _rated(entry: Entry, charges: Iterable[Charge], pricer: Pricer) -> Rating:
+def _main_line(entry: Entry) -> Charge | None:
+    """A line of the group that would bear the fee of a request; None where it is borne."""
+    charges = entry.charges
+    if any(charge.sku_meter == _FEE for charge in charges):
+        return None
+    return next((charge for charge in charges if charge.model == entry.response_model), charges[0])
+
+
+def _rated(entry: Entry, charges: Iterable[Charge], pricer: Pricer, *, fee: bool = True) -> Rating:
     return pricer.rate(
-        Observation(consumptions=tuple(_groups(entry, charges))),
+        Observation(
+            consumptions=tuple(_groups(entry, charges)),
+            response_model=entry.response_model,
+            operation=entry.operation,
+            reading="growth" if entry.kind == "growth" else "whole",
+        ),
         provider=entry.provider,
         endpoint=entry.endpoint,
         at=entry.occurred_at,
         api_key=entry.api_key,
         attribution=entry.attribution,
+        fee=fee,
     )
 
 
 def _groups(entry: Entry, charges: Iterable[Charge]) -> Iterator[Consumption]:
-    """Lines as the charge groups they were, each in its own context."""
+    """Lines as the charge groups they were, each in its own context.
+
+    A line tells the size of its prompt where that is not the sum of what its model used in its role. Entries of before
+    that was so do not: where their lines must be of several prompts, each is rated in the band of the price it bears.
+    """
+    several = _of_several_prompts(entry)
     groups: dict[tuple[str | None, str, LineConditions], dict[str, Quantity]] = {}
     for charge in charges:
         wanted = LineConditions.parse(charge.price_id) or LineConditions(service_tier=entry.service_tier)
+        if wanted.prompt_tokens is None and (charge.model, charge.role) in several:
+            over = size_over(charge.price_id)
+            wanted = wanted._replace(prompt_tokens=UNKNOWN_SIZE if over is None else over + 1)
         quantities = groups.setdefault((charge.model, charge.role, wanted), {})
-        if charge.sku_meter != "requests":  # the list says itself whether requests have a price
+        if charge.sku_meter != _FEE or entry.usage[_FEE]:  # the list says itself whether a request has a price
             quantities[charge.sku_meter] = add(quantities.get(charge.sku_meter, 0), charge.quantity)
     prompts: dict[tuple[str | None, str], int] = {}
     for (model, role, _), quantities in groups.items():
         size = sum(int(quantities[meter]) for meter in INPUT_METERS if meter in quantities)
         prompts[model, role] = prompts.get((model, role), 0) + size
     for (model, role, wanted), quantities in groups.items():
-        if wanted.prompt_tokens is None and "tier_ambiguous" not in entry.flags:
+        if wanted.prompt_tokens is None:
             wanted = wanted._replace(prompt_tokens=prompts[model, role])  # noqa: PLW2901 - what follows means this
         yield wanted.consumption(model, Usage(quantities), role)
+
+
+def _of_several_prompts(entry: Entry) -> frozenset[tuple[str | None, str]]:
+    """Models and roles whose lines do not tell the size of their prompt, and are not one prompt either."""
+    untold: Counter[tuple[str | None, str, str]] = Counter()
+    doubted = "tier_ambiguous" in entry.flags
+    for charge in entry.charges:
+        wanted = LineConditions.parse(charge.price_id)
+        if wanted is not None and wanted.prompt_tokens is None:
+            untold[charge.model, charge.role, charge.sku_meter] += 1
+        elif wanted is not None and wanted.prompt_tokens == UNKNOWN_SIZE and charge.list_cost is not None:
+            doubted = False  # this is the group that is in doubt
+    return frozenset((model, role) for (model, role, _), lines in untold.items() if doubted or lines > 1)
 
 
 def _restated(entry: Entry, charges: Sequence[Charge], rating: Rating, *, key: str) -> Entry:

@@ -16,7 +16,16 @@ from tokenmeter.money import EXACT
 from tokenmeter.pricing.card import Circumstances
 from tokenmeter.pricing.price import Discount, Multiplier, Multipliers, Price, Terms
 from tokenmeter.pricing.price_list import ListedModel, PriceList
-from tokenmeter.pricing.rating import Rating, compare, priced_lines, supplied_line, total, unpriced_lines
+from tokenmeter.pricing.rating import (
+    Rating,
+    compare,
+    main_group,
+    priced_lines,
+    supplied_line,
+    tells_sizes,
+    total,
+    unpriced_lines,
+)
 from tokenmeter.pricing.sheet import Ceiling, RateSheet, ceiling_of
 from tokenmeter.providers.hosts import canonical_provider
 from tokenmeter.usage import Consumption, Observation
@@ -93,6 +102,7 @@ class Pricer:
         at: datetime,
         api_key: ApiKey | None = None,
         attribution: Attribution = NOBODY,
+        fee: bool = True,
     ) -> Rating:
         """What `observation` costs.
 
@@ -103,6 +113,7 @@ class Pricer:
             at: When the call left, aware.
             api_key: Key used, for multipliers by key.
             attribution: On whose account, for multipliers by member, team, ...
+            fee: Whether a price of the request itself, where there is one, is due; it is once for each observation.
         """
         if not observation.billable:
             return _NOTHING
@@ -112,7 +123,9 @@ class Pricer:
         worked = self._worked
         charges: list[Charge] = []
         flags: set[str] = set()
-        for consumption in observation.consumptions:
+        sizes = tells_sizes(observation.consumptions)
+        main = main_group(observation) if fee else None
+        for place, consumption in enumerate(observation.consumptions):
             listed = self._listed(worked, provider, consumption)
             models = (consumption.model, listed.model if listed else None)
             platform = self._multipliers.factor(
@@ -126,7 +139,10 @@ class Pricer:
                 flags.add("unknown_model")
                 lines = list(unpriced_lines(consumption))
             else:
-                lines = self._lines(worked, listed, consumption, flags, endpoint=endpoint, at=moment, platform=platform)
+                if consumption.prompt_tokens is None and _ambiguous(consumption, listed):
+                    flags.add("tier_ambiguous")
+                sheet = self._sheet_for(worked, listed, consumption, endpoint=endpoint, at=moment, platform=platform)
+                lines = priced_lines(consumption, sheet, flags, fee=place == main, sized=sizes[place])
             if supplied is not None:
                 compare(supplied, lines, flags)
             charges += lines
@@ -137,19 +153,18 @@ class Pricer:
             return replace(rating, cost_source="unpriced") if charges else _UNKNOWN
         return rating
 
-    def _lines(
+    def _sheet_for(
         self,
         worked: _WorkedPrices,
         listed: ListedModel,
         consumption: Consumption,
-        flags: set[str],
         *,
         endpoint: str,
         at: datetime,
         platform: Decimal,
-    ) -> list[Charge]:
-        """The charges of a group whose model is listed; remarks are added to `flags`."""
-        sheet = self._sheet(
+    ) -> RateSheet:
+        """The rates of a group whose model is listed."""
+        return self._sheet(
             worked,
             listed,
             (
@@ -164,9 +179,6 @@ class Pricer:
             prompt_tokens=consumption.prompt_tokens or 0,
             platform=platform,
         )
-        if consumption.prompt_tokens is None and _ambiguous(consumption, listed):
-            flags.add("tier_ambiguous")
-        return priced_lines(consumption, sheet, flags)
 
     def _listed(self, worked: _WorkedPrices, provider: str, consumption: Consumption) -> ListedModel | None:
         """Whose prices a group has: what no model did (a container) costs the same whichever asked for it."""

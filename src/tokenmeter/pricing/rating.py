@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from tokenmeter.dimensions import CostSource, unit_of
+from tokenmeter.dimensions import TOOL_OPERATION, CostSource, unit_of
 from tokenmeter.display import counted, dollars, facts_html
 from tokenmeter.ledger import CHARGE_COLUMNS, Charge, charge_cells
 from tokenmeter.money import EXACT, MOST_DOLLARS, ONE, ZERO, quantize
-from tokenmeter.pricing.sheet import LineConditions, RateSheet
+from tokenmeter.pricing.sheet import LineConditions, RateSheet, with_size
 from tokenmeter.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from tokenmeter.usage import Consumption, Quantity, SuppliedCost
+    from tokenmeter.usage import Consumption, Observation, Quantity, SuppliedCost
 
 #: A supplied cost this near to the price of the same usage confirms it; providers round.
 _TOLERANCE = Decimal("0.02")
@@ -63,8 +64,18 @@ class Rating:
         return facts_html("Rating", facts, columns=CHARGE_COLUMNS, rows=charge_cells(self.charges))
 
 
-def priced_lines(consumption: Consumption, sheet: RateSheet, flags: set[str]) -> list[Charge]:
-    """The lines of a group whose model is listed; what has no price is unpriced, and `flags` learns why."""
+def priced_lines(
+    consumption: Consumption, sheet: RateSheet, flags: set[str], *, fee: bool, sized: bool
+) -> list[Charge]:
+    """The lines of a group whose model is listed; what has no price is unpriced, and `flags` learns why.
+
+    Args:
+        consumption: The group.
+        sheet: Its rates.
+        flags: Remarks so far.
+        fee: Whether the price of the request itself, where it has one, is to be among them.
+        sized: Whether its lines must say how long the prompt was, since their sum does not.
+    """
     model, role, quantities = consumption.model, consumption.role, consumption.usage.quantities
     lines: list[Charge] = []
     for meter, quantity in quantities.items():
@@ -81,9 +92,39 @@ def priced_lines(consumption: Consumption, sheet: RateSheet, flags: set[str]) ->
                 line = _unpriced(consumption, meter, quantity)
             flags |= rate.flags
             lines.append(line)
-    if lines and not any(meter.startswith("requests") for meter in quantities) and sheet.per_request is not None:
+    stated = any(meter.startswith("requests") for meter in quantities)
+    if fee and lines and not stated and sheet.per_request is not None:
         lines.append(sheet.per_request.line(model, "requests", 1, role))
+    if sized:
+        return [line if line.list_cost is None else with_size(line, consumption.prompt_tokens) for line in lines]
     return lines
+
+
+def tells_sizes(consumptions: Sequence[Consumption]) -> Sequence[bool]:
+    """Of each group whether its lines must say how long its prompt was.
+
+    They need not where the tokens of one model in one role are one prompt: then their sum is its size, and calls alike
+    have lines of the same price.
+    """
+    many = len(consumptions) > 1
+    kinds = Counter((group.model, group.role) for group in consumptions) if many else None
+    return [
+        (kinds is not None and kinds[group.model, group.role] > 1)
+        or group.usage.input_tokens != (group.prompt_tokens or 0)
+        for group in consumptions
+    ]
+
+
+def main_group(observation: Observation) -> int | None:
+    """Which group of a response bears the fee that its request has; None where it is no request.
+
+    A tool at work is none, nor is what a session has used since it was read last.
+    """
+    groups = observation.consumptions
+    if observation.operation == TOOL_OPERATION or observation.reading == "growth" or not groups:
+        return None
+    answered = observation.response_model
+    return next((place for place, group in enumerate(groups) if group.model == answered), 0)
 
 
 def unpriced_lines(consumption: Consumption) -> Iterator[Charge]:

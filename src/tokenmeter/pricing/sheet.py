@@ -6,11 +6,13 @@ The context in which a line was priced, or waits for a price: its ``price_id`` k
 from __future__ import annotations
 
 import json
+import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, NamedTuple, cast
+from typing import Any, Final, Literal, NamedTuple, cast
 
 from tokenmeter.call import RequestFacts
 from tokenmeter.dimensions import CACHE_READ_METERS, CACHE_WRITE_METERS, INPUT_METERS, OUTPUT_METERS, unit_of
@@ -210,17 +212,24 @@ def _whole(rates: tuple[Decimal, Decimal, Decimal]) -> tuple[int, int, int] | No
 
 _PREFIX = "unpriced "
 _MARK = "|"
+#: Where a line says the size of its prompt, what it says if nobody knows it: the tokens are of several prompts.
+UNKNOWN_SIZE: Final = "unknown"
+_SIZE = re.compile(rf"(?<=[{re.escape(_MARK)},])prompt=(?:\d+|{UNKNOWN_SIZE})$")
+_OVER = re.compile(r"\[(?:[^\]]*,)?min_input_tokens=(\d+)[,\]]")
 
 
 class LineConditions(NamedTuple):
-    """The context of a line. The fields mean what they mean in `tokenmeter.usage.Consumption`."""
+    """The context of a line. The fields mean what they mean in `tokenmeter.usage.Consumption`.
+
+    `prompt_tokens` is None where the line does not tell it: the tokens of its group are one prompt, all of it.
+    """
 
     service_tier: str | None = None
     processing: str | None = None
     speed: str | None = None
     geo: str | None = None
     region: str | None = None
-    prompt_tokens: int | None = None
+    prompt_tokens: int | Literal["unknown"] | None = None
 
     @classmethod
     def of(cls, consumption: Consumption) -> LineConditions:
@@ -240,12 +249,14 @@ class LineConditions(NamedTuple):
         if price_id is None:
             return None
         if price_id.startswith(_PREFIX):
-            return cls(**cast("dict[str, Any]", json.loads(price_id[len(_PREFIX) :])))
+            known = cls(**cast("dict[str, Any]", json.loads(price_id[len(_PREFIX) :])))
+            return known if known.prompt_tokens is not None else known._replace(prompt_tokens=UNKNOWN_SIZE)
         listed, _, told = price_id.partition(_MARK)
         context: dict[str, Any] = dict(each.split("=", 1) for each in told.split(",") if "=" in each)
+        size = context.pop("prompt", None)
         if listed.partition("/")[2].startswith("global."):  # a row of its own, and elsewhere the standard case
             context.setdefault("region", "global")
-        return cls(**context)
+        return cls(**context, prompt_tokens=int(size) if size and size != UNKNOWN_SIZE else size)
 
     def price_id(self) -> str:
         """The context in one line, for a line without a price; only what is known is named."""
@@ -263,7 +274,7 @@ class LineConditions(NamedTuple):
             speed=self.speed,
             geo=self.geo,
             region=self.region,
-            prompt_tokens=self.prompt_tokens,
+            prompt_tokens=None if self.prompt_tokens == UNKNOWN_SIZE else self.prompt_tokens,
         )
 
 
@@ -275,6 +286,24 @@ def with_context(price_id: str, context: Circumstances) -> str:
         if (value := getattr(context, name)) is not None
     ]
     return f"{price_id}{_MARK}{','.join(told)}" if told else price_id
+
+
+def with_size(line: Charge, prompt_tokens: int | None) -> Charge:
+    """A priced line that tells the size of its prompt; None says that nobody knows it."""
+    size = UNKNOWN_SIZE if prompt_tokens is None else prompt_tokens
+    price_id = line.price_id or ""
+    return replace(line, price_id=f"{price_id}{',' if _MARK in price_id else _MARK}prompt={size}")
+
+
+def without_size(price_id: str | None) -> str | None:
+    """The price alone, without the size of the prompt that one line of it was for."""
+    return None if price_id is None else _SIZE.sub("", price_id).rstrip(f"{_MARK},")
+
+
+def size_over(price_id: str | None) -> int | None:
+    """More tokens than how many a prompt has whose line bears this price; None where it is for prompts of any size."""
+    found = _OVER.search(price_id or "")
+    return int(found[1]) if found else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

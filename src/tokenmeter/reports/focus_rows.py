@@ -17,6 +17,7 @@ from tokenmeter.dimensions import ACCOUNTS, COUNTED_AS, WHO
 from tokenmeter.ledger import Charge, Entry
 from tokenmeter.money import EXACT, ONE, ZERO, Costs, add, quantize
 from tokenmeter.periods import Period, floor, zone
+from tokenmeter.pricing.sheet import without_size
 from tokenmeter.providers.hosts import host_of
 from tokenmeter.reports.query import BEGINNING
 from tokenmeter.stores.documents import DocumentQuery
@@ -276,7 +277,7 @@ def _sku(entry: Entry, charge: Charge) -> Sku:
         entry.service_tier,
         None if unpriced else price,
         None if unpriced else contracted,
-        charge.price_id,
+        without_size(charge.price_id),
         charge.multipliers.get("platform", ONE),
         "unpriced" if unpriced else "computed" if entry.cost_source == "unpriced" else entry.cost_source,
     )
