@@ -190,3 +190,15 @@ def test_a_token_is_revoked_where_a_link_leads_and_nobody_reads_along(run, tmp_p
     assert link.is_symlink()
     assert "ada" not in re.findall(r"[\w-]+", real.read_text())
     assert not any(mode & 0o077 for mode in [*seen, real.stat().st_mode])
+
+
+def test_the_settings_named_before_token_are_those_that_get_it(run, tmp_path):
+    other = tmp_path / "other.toml"
+    other.write_text("multiplier = '1.05'\n")
+    made = CliRunner().invoke(app, ["dashboard", "--config", str(other), "token", "create", "ada", "--json"])
+    assert made.exit_code == 0, made
+    assert list(tomllib.loads(other.read_text())["dashboard"]["tokens"]) == ["ada"]
+    assert "tokens" not in (tmp_path / "tokenmeter.toml").read_text()
+    refused = CliRunner().invoke(app, ["dashboard", "--port", "1", "token", "list"])
+    assert refused.exit_code == 2
+    assert "No such option: --port" in refused.output

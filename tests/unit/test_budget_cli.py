@@ -252,3 +252,32 @@ def test_where_a_limit_is_not_known_the_answer_has_an_exit_code_of_its_own(run, 
     run("remaining", "member=ada", code=6)
     run("budgets", "set", "asked", "hard=false")
     run("remaining", "member=ada")
+
+
+def test_what_is_given_before_a_commands_name_holds_for_it(run, ledger):
+    other = f"sqlite:///{ledger}/other.db"
+    (ledger / "other.toml").write_text(f'store = "{other}"\n')
+    run("budgets", "--store", other, "set", "caps", "member=*", "limit_usd=5")
+    assert not json.loads(run("budgets", "--json", "history"))["changes"]
+    run(
+        "budgets",
+        "--config",
+        ledger / "other.toml",
+        "--store",
+        other,
+        "grant",
+        "--reason",
+        "r",
+        "--",
+        "caps",
+        "1",
+        "member=a",
+    )
+    there = json.loads(run("budgets", "--store", other, "--json", "history", "caps"))
+    assert [one["name"] for one in there["changes"]] == ["caps"]
+    assert len(there["grants"]) == 1
+    # What stands nearer to the command counts.
+    assert not json.loads(
+        run("budgets", "--json", "--store", other, "history", "--store", f"sqlite:///{ledger}/ledger.db")
+    )["changes"]
+    assert "No such option: --tz" in run("budgets", "--tz", "Europe/Berlin", "retire", "caps", code=2)

@@ -63,11 +63,19 @@ progress_out = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False
 _UsageError: Any = typer.BadParameter.__bases__[0]
 
 
+#: Where a command line keeps the options that stand before the name of a command.
+_HANDED_ON = "tokenmeter.handed_on"
+
+
 class Command(TyperCommand):
-    """A command that says how a dimension's value is written, to who took the dimension for an option."""
+    """A command that says how a dimension's value is written, to who took the dimension for an option.
+
+    What was given to its groups (`Group`) is its own, before what was given to itself.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """As typer's."""
+        args = [*ctx.meta.get(_HANDED_ON, ()), *args]
         given = list(args)
         try:
             return super().parse_args(ctx, args)
@@ -90,10 +98,21 @@ class Command(TyperCommand):
 
 
 class Group(TyperGroup):
-    """Commands under one name; to who asks for another it says which there are."""
+    """Commands under one name; to who asks for another it says which there are.
+
+    Options before a command's name are the command's, which refuses those that it does not have: the ledger in
+    ``budgets --store URL set ...`` is the one that is written to.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As typer's."""
+        self._given = list(args)  # the parser takes them off
+        return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """As typer's."""
+        own = self._given[: len(self._given) - len(args)]
+        ctx.meta.setdefault(_HANDED_ON, []).extend(own[:-1] if own[-1:] == ["--"] else own)
         try:
             return super().resolve_command(ctx, args)
         except _UsageError as error:
