@@ -92,7 +92,8 @@ def load_settings(**given: Unpack[SettingsArguments]) -> Settings:
     for name in arguments:
         if name not in SettingsArguments.__annotations__:
             raise ConfigurationError(f"There is no setting {name!r}; {_suggest(name, Settings)}")
-    content, source = _read_content(arguments.pop("config", None))
+    config = arguments.pop("config", None)
+    content, source = _read_content(config)
     values: dict[str, Any] = {**content, "source": source}
     if "source" in content:
         raise ConfigurationError(f"{source or 'configuration'}: 'source' is no setting; {_suggest('source', Settings)}")
@@ -115,7 +116,7 @@ def load_settings(**given: Unpack[SettingsArguments]) -> Settings:
     settings._keys = KeysAtHand(_plain_keys(arguments.get("api_keys")))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
     if source is not None:
         settings._rows_of_file = {name: len(rows) for name, rows in of_file.items()}  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-    settings._tokens_of_file = source is not None and "dashboard" not in arguments  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    settings._tokens_of_file = not isinstance(config, Mapping) and "dashboard" not in arguments  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
     return settings
 
 

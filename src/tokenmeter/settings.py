@@ -417,7 +417,7 @@ class Settings(BaseModel):
 
     @property
     def tokens_of_file(self) -> bool:
-        """Whether `dashboard` is what the file says, and code says nothing of it."""
+        """Whether `dashboard` is what the file says, where there is one by now, and code says nothing of it."""
         return self._tokens_of_file
 
     def rows_in_code(self, table: str) -> int:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import re
 import subprocess
 import sys
+import tempfile
 import tomllib
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ from typer.testing import CliRunner
 from tokenmeter import make_meter
 from tokenmeter.cli.app import app
 from tokenmeter.errors import ConfigurationError
+from tokenmeter.serving.access import Tokens
 
 
 @pytest.fixture
@@ -202,3 +206,121 @@ def test_the_settings_named_before_token_are_those_that_get_it(run, tmp_path):
     refused = CliRunner().invoke(app, ["dashboard", "--port", "1", "token", "list"])
     assert refused.exit_code == 2
     assert "No such option: --port" in refused.output
+
+
+NOBODY = 65534
+as_root = pytest.mark.skipif(getattr(os, "geteuid", lambda: 1)() != 0, reason="only root writes files of others")
+
+
+@contextmanager
+def _as_user(number):
+    """The rights of an ordinary user, for what is called here."""
+    os.setegid(number)
+    os.seteuid(number)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+
+
+@pytest.fixture
+def open_folder():
+    """A folder in which everybody may write."""
+    with tempfile.TemporaryDirectory() as made:
+        Path(made).chmod(0o777)
+        yield Path(made)
+
+
+@as_root
+def test_what_root_changes_stays_the_servers_own(open_folder):
+    file = open_folder / "tokenmeter.toml"
+    file.write_text("multiplier = '1.05'\n")
+    os.chown(file, NOBODY, NOBODY)
+    file.chmod(0o600)
+
+    def run(*arguments):
+        return CliRunner().invoke(app, ["dashboard", "token", *arguments, "--config", str(file)])
+
+    for name in ("ada", "ops"):
+        assert run("create", name).exit_code == 0
+    with _as_user(NOBODY):
+        meter = make_meter(store="memory:", config=file)
+        tokens = Tokens(meter.settings)
+        assert [one.access.name for one in tokens.now] == ["ada", "ops"]
+    assert run("revoke", "ada").exit_code == 0
+    assert {(one.stat().st_uid, one.stat().st_gid) for one in open_folder.iterdir()} == {(NOBODY, NOBODY)}
+    assert file.stat().st_mode & 0o777 == 0o600
+    with _as_user(NOBODY):
+        assert [one.access.name for one in tokens.now] == ["ops"]
+        assert run("revoke", "ops").exit_code == 0  # the lock is theirs, too
+        assert not tokens.now
+    meter.close()
+
+
+@as_root
+def test_a_file_that_would_become_anothers_is_left_alone(open_folder):
+    file = open_folder / "tokenmeter.toml"
+    file.write_text("multiplier = '1.05'\n")
+    file.chmod(0o666)
+    with _as_user(NOBODY):
+        refused = CliRunner().invoke(app, ["dashboard", "token", "create", "ada", "--config", str(file)])
+    assert isinstance(refused.exception, ConfigurationError)
+    assert "run this as that user" in str(refused.exception)
+    assert file.read_text() == "multiplier = '1.05'\n"
+    assert [one.name for one in open_folder.iterdir() if one.name.startswith(".tokenmeter.toml.")] == []
+
+
+@as_root
+def test_tokens_end_with_a_change_that_the_server_may_not_read(open_folder):
+    file = open_folder / "tokenmeter.toml"
+    digest = "ab" * 32
+    file.write_text(f"[dashboard.tokens.ada]\nhash = 'sha256:{digest}'\n")
+    meter = make_meter(store="memory:", config=file)
+    tokens = Tokens(meter.settings)
+    file.chmod(0o600)
+    with _as_user(NOBODY):  # has given up the right to read it, and it is as it was
+        assert [one.access.name for one in tokens.now] == ["ada"]
+    file.write_text(file.read_text() + "\n")
+    with _as_user(NOBODY):
+        assert not tokens.now
+        assert tokens.asked_for
+    file.chmod(0o644)
+    with _as_user(NOBODY):
+        assert [one.access.name for one in tokens.now] == ["ada"]
+    meter.close()
+
+
+def test_of_settings_that_are_refused_the_tokens_count_that_still_stand_there(run, tmp_path):
+    for name in ("ada", "bob"):
+        assert run("create", name).exit_code == 0
+    meter = make_meter(store="memory:", config=tmp_path / "tokenmeter.toml")
+    tokens = Tokens(meter.settings)
+    assert run("revoke", "ada").exit_code == 0
+    file = tmp_path / "tokenmeter.toml"
+    file.write_text(file.read_text() + "\nmultiplier = \n")
+    assert [one.access.name for one in tokens.now] == ["bob"]
+    meter.close()
+
+
+def test_a_server_that_began_without_settings_asks_for_the_first_token(tmp_path, monkeypatch, serve):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.delenv("TOKENMETER_CONFIG", raising=False)
+    meter = make_meter(store="memory:")
+    said_in_code = make_meter(store="memory:", config={})
+    try:
+        served, apart = serve(meter), serve(said_in_code)
+        assert served.get("/api/v1/me")[0] == 200
+        for words in (["init"], ["dashboard", "token", "create", "ada", "--only", "member=ada"]):
+            made = CliRunner().invoke(app, words)
+            assert made.exit_code == 0, made
+        assert served.get("/api/v1/me")[0] == 401
+        bearer = {"authorization": f"Bearer {made.stdout.split()[-1]}"}
+        assert json.loads(served.get("/api/v1/me", **bearer)[2])["name"] == "ada"
+        assert CliRunner().invoke(app, ["dashboard", "token", "revoke", "ada"]).exit_code == 0
+        assert [served.get("/api/v1/me")[0], served.get("/api/v1/me", **bearer)[0]] == [401, 401]
+        assert apart.get("/api/v1/me")[0] == 200
+    finally:
+        meter.close()
+        said_in_code.close()

@@ -26,6 +26,7 @@ from tokenmeter.processes import lock_file
 from tokenmeter.reports.query import parse_conditions
 from tokenmeter.serving.access import EVERYTHING, RIGHTS, AccessScope, Token, make_token
 from tokenmeter.serving.lens import look_through
+from tokenmeter.stores.urls import open_beside
 
 _VARIABLE = "TOKENMETER_DASHBOARD_TOKEN"
 
@@ -247,17 +248,37 @@ def _rewrite(path: str, change: Callable[[str], str]) -> None:
     file = Path(path).resolve()  # a link stays one, and what it leads to is what servers read
     replacement = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
     try:
-        with file.with_name(f".{file.name}-lock").open("a+b") as lock:  # the file itself is another one afterwards
+        beside = open_beside(file.with_name(f".{file.name}-lock"), file)  # the file itself is another one afterwards
+        with open(beside, "a+b") as lock:  # noqa: PTH123 - a descriptor
             lock_file(lock.fileno())
             after = change(file.read_bytes().decode("utf-8-sig"))  # its line ends stay
-            # Nobody may read it before it has the mode of the file that it replaces.
+            # Nobody may read it before it has the owner and the mode of the file that it replaces.
             replacement.touch(0o600)
             replacement.write_text(after, encoding="utf-8", newline="")
-            replacement.chmod(file.stat().st_mode & 0o777)
+            _take_after(replacement, file)
             replacement.replace(file)
     except OSError as error:
-        replacement.unlink(missing_ok=True)
         raise ConfigurationError(f"{path} cannot be written: {error.strerror}.") from error
+    finally:
+        replacement.unlink(missing_ok=True)
+
+
+def _take_after(replacement: Path, file: Path) -> None:
+    """Give a file the owner, group and mode of the one that it replaces.
+
+    Raises:
+        ConfigurationError: this user may not: the server that reads it might be shut out, or somebody else let in.
+    """
+    made, like = replacement.stat(), file.stat()
+    if (made.st_uid, made.st_gid) != (like.st_uid, like.st_gid):
+        try:
+            os.chown(replacement, like.st_uid, like.st_gid)
+        except OSError as error:
+            raise ConfigurationError(
+                f"{file} is of user {like.st_uid} and group {like.st_gid}, which only that user, or root, can keep: "
+                "run this as that user. The file is as it was."
+            ) from error
+    replacement.chmod(like.st_mode & 0o777)
 
 
 def _parse_tokens(settings: str) -> Mapping[str, Any]:

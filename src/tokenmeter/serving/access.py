@@ -10,13 +10,14 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import field
 from datetime import datetime
 from itertools import product
 from pathlib import Path
 from typing import Literal, get_args
 
-from tokenmeter.config import load_settings
+from tokenmeter.config import find_file, load_settings
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import utcnow
 from tokenmeter.settings import Only, Settings, parse_only
@@ -130,20 +131,22 @@ class Tokens:
     """The tokens that are good: a fixed one, and those that a settings file has by now.
 
     The file is looked at with every question and read again when it is another one, so that a token that was taken
-    out, or put in, is known with the next request. Without the file there are none; one that cannot be read leaves
-    what it said before, and the log says so.
+    out, or put in, is known with the next request; so is a file that was made since. Without the file there are none.
+    One whose content is refused leaves the tokens whose hashes still stand in it; one that was changed and may not be
+    read leaves none, since any of them may have been taken out. The log says so.
 
     Args:
-        settings: Whose file to follow; without a file its tokens stay as they are.
+        settings: Whose file to follow; what code says of its tokens stays as it is.
         fixed: A token beside these.
     """
 
     def __init__(self, settings: Settings | None, fixed: Token | None = None) -> None:
         self._fixed = () if fixed is None else (fixed,)
         # What a program says otherwise than its file counts. The file may be another one since it was read.
-        follows = settings is not None and settings.source is not None and settings.tokens_of_file
-        self._file = Path(str(settings.source)) if settings is not None and follows else None
-        self._seen: tuple[int, ...] | None = ()
+        self._follows = settings is not None and settings.tokens_of_file
+        self._file = None if settings is None or settings.source is None else Path(settings.source)
+        self._seen: tuple[int, ...] | None = () if self._file else None
+        self._unread = False
         self._read = () if settings is None else tuple(Token.of(settings))
         self._lock = threading.Lock()
         self._door = bool(self._fixed or self._read)
@@ -151,32 +154,50 @@ class Tokens:
     @property
     def asked_for(self) -> bool:
         """Whether somebody who asks needs one: there is one, or there was."""
-        self._door = self._door or bool(self.now)
+        self._door = bool(self.now) or self._door
         return self._door
 
     @property
     def now(self) -> tuple[Token, ...]:
         """All of them, expired ones too."""
-        if self._file is not None and (seen := self._look()) != self._seen:
+        if self._follows and ((seen := self._look()) != self._seen or self._unread):
             with self._lock:
-                if seen != self._seen:
-                    self._follow(self._file)
+                if self._file is not None and (seen != self._seen or self._unread):
+                    self._follow(self._file, changed=self._seen not in {(), seen}, again=seen == self._seen)
                     self._seen = seen
         return (*self._fixed, *self._read)
 
     def _look(self) -> tuple[int, ...] | None:
+        if self._file is None:
+            with suppress(ConfigurationError):  # a folder, where a file was to be mounted
+                self._file = find_file()
         try:
             found = None if self._file is None else self._file.stat()
         except OSError:
             return None
-        # Two writings may fall into one tick of the file system's clock.
-        return None if found is None else (found.st_mtime_ns, found.st_size, found.st_ino)
+        # Two writings may fall into one tick of the file system's clock; who may read it is in the last of these.
+        return None if found is None else (found.st_mtime_ns, found.st_size, found.st_ino, found.st_ctime_ns)
 
-    def _follow(self, file: Path) -> None:
+    def _follow(self, file: Path, *, changed: bool, again: bool) -> None:
         try:
-            self._read = tuple(Token.of(load_settings(config=file))) if file.exists() else ()
+            text = file.read_bytes().decode(errors="replace").lower()
+        except FileNotFoundError:
+            self._read, self._unread = (), False
+            return
+        except OSError as error:
+            self._unread = True
+            if changed:  # else it says what the program read, which has given up the right to since
+                self._read, self._door = (), True
+            if not again:
+                kept = "stay as they were" if self._read else "are good no more"
+                log.error("Tokens %s, since %s cannot be read: %s", kept, file, error.strerror)  # noqa: TRY400 - it says all
+            return
+        self._unread = False
+        try:
+            self._read = tuple(Token.of(load_settings(config=file)))
         except ConfigurationError as error:
-            log.error("Tokens stay as they were, since the settings cannot be read: %s", error)  # noqa: TRY400 - it says all
+            self._read = tuple(one for one in self._read if one.digest.lower() in text)
+            log.error("Tokens whose hashes are in the settings stay as they were, since those are refused: %s", error)  # noqa: TRY400 - it says all
 
 
 def make_token() -> tuple[str, str]:
