@@ -281,3 +281,28 @@ def test_what_is_given_before_a_commands_name_holds_for_it(run, ledger):
         run("budgets", "--json", "--store", other, "history", "--store", f"sqlite:///{ledger}/ledger.db")
     )["changes"]
     assert "No such option: --tz" in run("budgets", "--tz", "Europe/Berlin", "retire", "caps", code=2)
+
+
+def test_a_field_given_twice_is_refused(run):
+    run("budgets", "set", "caps", "member=*", "limit_usd=5")
+    for words in (
+        ("remaining", "member=ada", "member=bob"),
+        ("budgets", "set", "caps", "limit_usd=5", "limit_usd=6"),
+        ("budgets", "set", "caps", "tag:env=prod", "tag:env=test"),
+        ("budgets", "grant", "caps", "1", "member=ada", "member=bob", "--reason", "r"),
+        ("raise", "caps", "1", "member=ada", "member=bob", "--reason", "r"),
+    ):
+        assert "is given twice" in run(*words, code=2)
+    told = json.loads(run("budgets", "history", "--json"))
+    assert len(told["changes"]) == 1
+    assert not told["grants"]
+
+
+def test_nothing_after_the_sign_takes_a_tag_away(run):
+    run("budgets", "set", "caps", "tag:env=prod", "tag:job=nightly", "limit_usd=5")
+    run("budgets", "set", "caps", "tag:env=", "limit_usd=6")
+    assert json.loads(run("budgets", "history", "caps", "--json"))["changes"][-1]["budget"]["tags"] == {
+        "job": "nightly"
+    }
+    run("budgets", "set", "caps", "tag:job=", "member=ada")
+    assert "tags" not in json.loads(run("budgets", "history", "caps", "--json"))["changes"][-1]["budget"]

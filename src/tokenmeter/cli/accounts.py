@@ -18,7 +18,7 @@ from tokenmeter.budgets.policy import Unit
 from tokenmeter.budgets.status import check_scope
 from tokenmeter.cli.app import Exit, Group, commands, out
 from tokenmeter.cli.frame import Frame, command, emit, show_table
-from tokenmeter.cli.options import TzOption
+from tokenmeter.cli.options import TzOption, parse_pairs
 from tokenmeter.config import load_settings
 from tokenmeter.display import share, unit_amount, visible
 from tokenmeter.errors import ConfigurationError
@@ -207,12 +207,11 @@ def _parse_row(fields: Sequence[str], before: Mapping[str, Any]) -> dict[str, An
     """``["member=*", "limit_usd=50"]`` as a ``[[budgets]]`` row."""
     row: dict[str, Any] = {}
     tags = dict(before.get("tags", {}))
-    for part in fields:
-        name, equals, value = part.partition("=")
-        if not (name and equals):
-            raise ConfigurationError(f"{part!r} must read FIELD=VALUE, such as limit_usd=50.")
+    for name, value in _parse_fields(fields, "limit_usd=50").items():
+        # Nothing after the sign takes the field away.
         if name.startswith("tag:"):
             tags[name.removeprefix("tag:")] = value
+            row["tags"] = {tag: one for tag, one in tags.items() if one}
         elif name == "thresholds":
             row[name] = [int(one) if one.strip().isdecimal() else one for one in value.split(",") if one]
         elif name in _FLAGS:
@@ -220,9 +219,16 @@ def _parse_row(fields: Sequence[str], before: Mapping[str, Any]) -> dict[str, An
         elif name in _NUMBERS and value.isdecimal():
             row[name] = int(value)
         else:
-            # Nothing after the sign takes the field away.
             row[name] = value or None
-    return row | ({"tags": tags} if tags else {})
+    return row
+
+
+def _parse_fields(parts: Sequence[str], example: str) -> dict[str, str]:
+    for part in parts:
+        name, equals, _ = part.partition("=")
+        if not (name and equals):
+            raise ConfigurationError(f"{part!r} must read FIELD=VALUE, such as {example}.")
+    return parse_pairs(list(parts))
 
 
 _FLAGS = ("hard", "inject_max_tokens")
@@ -287,12 +293,9 @@ def remaining(
 
 
 def _parse_scope(scope: Sequence[str]) -> dict[str, str]:
-    wanted: dict[str, str] = {}
-    for part in scope:
-        name, equals, value = part.partition("=")
-        if not (name and equals and value):
-            raise ConfigurationError(f"{part!r} must read FIELD=VALUE, such as member=ada.")
-        wanted[name] = value
+    wanted = _parse_fields(scope, "member=ada")
+    if empty := next((name for name, value in wanted.items() if not value), None):
+        raise ConfigurationError(f"'{empty}=' must read FIELD=VALUE, such as member=ada.")
     check_scope(wanted)
     return wanted
 
