@@ -10,6 +10,7 @@ import sys
 import threading
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -19,7 +20,7 @@ from tokenmeter.attribution import Attribution
 from tokenmeter.budgets import Budget, delivery
 from tokenmeter.budgets.alerts import Notice
 from tokenmeter.budgets.rules import Unpriced
-from tokenmeter.budgets.targets import TargetError, Webhook
+from tokenmeter.budgets.targets import Email, TargetError, Webhook
 from tokenmeter.call import Call, Outcome, RequestFacts
 from tokenmeter.errors import BudgetExceededError
 from tokenmeter.meter import Meter
@@ -149,6 +150,27 @@ def listening(port=0):
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+class Channel:
+    """A target that is a method, as of a client for a chat."""
+
+    def __init__(self, name, notify):
+        self.name, self.notify = name, notify
+
+    def send(self, alert):
+        self.notify(self.name, alert)
+
+
+class Mail(Email):
+    """Mail that goes nowhere."""
+
+    def __init__(self, host, notify):
+        super().__init__("ada@example.com", sender="meter@example.com", host=host)
+        self.host, self.notify = host, notify
+
+    def __call__(self, alert):
+        self.notify(self.host, alert)
 
 
 @EVERY
@@ -335,6 +357,34 @@ class TestLater:
             meter.budgets.alerts.catch_up()
             assert meter.budgets.alerts.flush(60)
             assert seen == told
+        meter.close()
+
+    @pytest.mark.parametrize(
+        "make",
+        [
+            lambda name, notify: Channel(name, notify).send,
+            lambda name, notify: partial(notify, name),
+            lambda name, notify: Mail(f"{name}.example.com", notify),
+        ],
+        ids=["methods", "partials", "mail by two hosts"],
+    )
+    def test_of_two_targets_of_one_kind_each_is_told(self, make, store_url, monkeypatch):
+        seen, away = [], ["dev"]
+
+        def notify(name, _alert):
+            if name.partition(".")[0] in away:
+                raise TargetError("away")
+            seen.append(name.partition(".")[0])
+
+        meter = meter_at(store_url, make("ops", notify), make("dev", notify), budgets=[ONE_EACH])
+        call_once(meter)
+        assert seen == ["ops"]
+        away.clear()
+        now = meter.store.now()
+        monkeypatch.setattr(meter.store, "now", lambda: now + timedelta(minutes=20))
+        meter.budgets.alerts.catch_up()
+        assert meter.budgets.alerts.flush(60)
+        assert seen == ["ops", "dev"]
         meter.close()
 
     def test_a_refusal_for_good_is_not_asked_again(self, store_url, monkeypatch):

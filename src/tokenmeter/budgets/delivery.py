@@ -15,7 +15,7 @@ import os
 import queue
 import threading
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta
 from functools import partial
@@ -178,7 +178,9 @@ class AlertQueue:
     """
 
     def __init__(self, targets: Iterable[AlertTarget] = (), *, deliveries: Deliveries | None = None) -> None:
-        self._outboxes = tuple(_Outbox(target, deliveries) for target in targets)
+        targets = tuple(targets)
+        names = _number([_name_of(target) for target in targets])
+        self._outboxes = tuple(_Outbox(*each, deliveries) for each in zip(targets, names, strict=True))
         self._exit_hook_set = False
 
     def __bool__(self) -> bool:
@@ -234,9 +236,9 @@ class _CatchUp:
 class _Outbox:
     """What waits for one target."""
 
-    def __init__(self, target: AlertTarget, deliveries: Deliveries | None) -> None:
+    def __init__(self, target: AlertTarget, name: str, deliveries: Deliveries | None) -> None:
         self.target = target
-        self._name = _name_of(target)
+        self._name = name
         self._deliveries = deliveries
         self._begin()
 
@@ -414,6 +416,14 @@ def _name_of(target: AlertTarget) -> str:
     module = getattr(target, "__module__", None) or kind.__module__
     digest = hashlib.sha256(f"{module}\n{said}".encode()).hexdigest()[:16]
     return f"{kind.__qualname__} {digest}"
+
+
+def _number(names: Iterable[str]) -> Iterator[str]:
+    """`names`, of which each but the first of its kind has its number: two methods of one class are two targets."""
+    met: Counter[str] = Counter()
+    for name in names:
+        met[name] += 1
+        yield name if met[name] == 1 else f"{name} {met[name]}"
 
 
 _starting = make_lock()
