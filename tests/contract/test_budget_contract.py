@@ -611,6 +611,18 @@ class TestRaises:
                 meter.authorize(replace(a_call(), scopes=current_scopes()))
             assert run.left == {"tokens": 40}
 
+    @pytest.mark.parametrize("expires", [None, "2026-02-01"], ids=["for good", "expired"])
+    def test_who_has_no_limit_has_none_whatever_is_given_and_taken_back(self, expires, metered):
+        table = {"ada": "unlimited", "bob": 20}
+        meter = metered(Budget(member="*", limit_usd=1, limit=table, period="total", name="plans"))
+        for member in table:
+            scope = {"member": member}
+            meter.budgets.grant("plans", 3, by="grace", reason="r", scope=scope, at="2026-01-01", expires=expires)
+            meter.budgets.grant("plans", -5, by="grace", reason="r", scope=scope, at="2026-01-01")
+        left = {one.scope["member"]: one for member in table for one in meter.remaining(member=member)}
+        assert str(left["ada"].limit) == "Infinity"
+        assert left["bob"].limit == 18  # of what expires first it is taken first
+
     def test_it_ends_with_its_window(self, metered):
         meter = metered(Budget(limit_usd=100, name="all"))
         meter.raise_budget("all", 50, by="grace", reason="launch", at=utcnow() - timedelta(days=62))

@@ -234,11 +234,13 @@ def add_grants(limit: int, grants: Sequence[Grant], at_us: int, spent_before: Ca
     What expires first is spent first, so an expiry takes away only what nobody used of it.
 
     Args:
-        limit: The limit without grants; it expires with the window.
+        limit: The limit without grants; it expires with the window. `NO_CAP` stays what it is.
         grants: The counter's grants in its window, in any order.
         at_us: Now, in microseconds since the epoch.
         spent_before: What the counter had settled before an instant. Only asked when something has expired already.
     """
+    if limit >= NO_CAP:  # what is unlimited stays so, whatever is given or taken back
+        return NO_CAP
     live = [grant for grant in grants if to_microseconds(grant.starts) <= at_us]
     if not any(grant.expires is not None and to_microseconds(grant.expires) <= at_us for grant in live):
         return min(max(limit + sum(_amount(grant) for grant in live), 0), NO_CAP)
