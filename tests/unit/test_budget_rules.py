@@ -79,6 +79,17 @@ class TestBurnRate:
         meter.post(a_cost(20, at=datetime(2026, 11, 1, 5, tzinfo=UTC)))
         assert meter.budgets.telling.check_rules() == []
 
+    def test_a_rate_limit_is_no_budget_that_is_full_before_it_resets(self, meter_with):
+        meter = meter_with(BurnRate(), budgets=[Budget(limit_requests=30, period="rolling-1m", name="rate")])
+        for _ in range(10):
+            meter.settle(meter.authorize(a_call()), Outcome())
+        for seconds in range(0, 60, 5):
+            now = NOON + timedelta(seconds=seconds)
+            meter.store.now = lambda now=now: now
+            assert meter.budgets.telling.check_rules() == []
+            (balance,) = meter.remaining()
+            assert balance.full_at(now) is None
+
 
 class TestSpike:
     def test_an_hour_far_above_the_week_before_is_told(self, meter_with):
@@ -121,6 +132,48 @@ def test_calls_without_a_price_are_told_per_model(meter_with):
     assert len(told) == 2
     assert told[1].startswith("2 calls of 'gpt-9' at openai have no known price")
     assert meter.budgets.telling.check_rules() == []
+
+
+def test_a_call_that_has_a_price_by_now_is_not_told(tmp_path):
+    settings = {"store": f"sqlite:///{tmp_path}/usage.db", "rules": ["unpriced"]}
+    usage = {"prompt_tokens": 5, "completion_tokens": 5, "total_tokens": 10}
+    meter = tokenmeter.make_meter(config=settings)
+    for model in ("gpt-99", "gpt-100"):
+        answer = {"id": model, "object": "chat.completion", "model": model, "usage": usage}
+        meter.record(answer, provider="openai", endpoint="chat.completions")
+    meter.close()
+    price = {"provider": "openai", "model": "gpt-99", "unit_price": "1.00", "source": "test"}
+    rows = [{**price, "sku_meter": one} for one in ("input", "output")]
+    meter = tokenmeter.make_meter(config=settings, prices=rows)
+    assert [entry.kind for entry in meter.reprice()] == ["correction"]
+    (notice,) = meter.budgets.telling.check_rules()
+    assert "'gpt-100'" in str(notice)
+    meter.close()
+
+
+def test_a_call_without_a_price_is_told_once_and_not_again_after_midnight(meter_with, monkeypatch):
+    meter = meter_with(Unpriced())
+    meter.post(a_cost(None, cost_source="unpriced"))
+    assert len(meter.budgets.telling.check_rules()) == 1
+    midnight = datetime(2026, 11, 11, tzinfo=UTC)
+    for minutes in (0, 20, 600):
+        monkeypatch.setattr(meter.store, "now", lambda minutes=minutes: midnight + timedelta(minutes=minutes))
+        assert meter.budgets.telling.check_rules() == []
+    meter.post(a_cost(None, at=midnight + timedelta(minutes=5), cost_source="unpriced"))
+    assert len(meter.budgets.telling.check_rules()) == 1
+
+
+def test_faults_are_told_when_there_are_more(meter_with, monkeypatch):
+    meter = meter_with(Faults())
+    told = []
+    for hours, faults in ((0, 3), (0, 4), (1, 4), (2, 4), (3, 6), (4, 6)):
+        monkeypatch.setattr(meter.store, "now", lambda hours=hours: NOON + timedelta(hours=hours))
+        told += [(hours, str(one).partition(" in ")[0]) for one in meter.budgets.telling.check_rules(faults=faults)]
+    assert told == [
+        (0, "tokenmeter failed 3 times"),
+        (1, "tokenmeter failed 1 time"),
+        (3, "tokenmeter failed 2 times"),
+    ]
 
 
 def test_faults_are_told_with_the_process(meter_with):

@@ -18,7 +18,7 @@ from tokenmeter.budgets.status import Balance
 from tokenmeter.display import counted, dollars, number_text
 from tokenmeter.errors import ConfigurationError, shown, whose
 from tokenmeter.money import EXACT, ZERO, parse_decimal
-from tokenmeter.stores.base import EntryFilter, Store
+from tokenmeter.stores.base import Store
 from tokenmeter.stores.documents import NewDocument
 from tokenmeter.values import dataclass
 
@@ -38,6 +38,7 @@ class Sight:
         balances: Every counter of every budget in force.
         now: The store's clock.
         faults: How often something inside tokenmeter failed in this process.
+        faults_told: How often it had failed when that was told last.
         process: ``host:pid``.
     """
 
@@ -46,6 +47,7 @@ class Sight:
     now: datetime
     faults: int
     process: str
+    faults_told: int = 0
 
 
 class Rule(Protocol):
@@ -157,15 +159,16 @@ class Unpriced:
     """Calls of the last day whose price is not known: they are missing from every sum of money."""
 
     def __call__(self, sight: Sight) -> Iterator[Notice]:
-        """One notice per model and day."""
-        where = EntryFilter(where={"cost_source": frozenset({"unpriced"}), "kind": frozenset({"usage"})})
-        for found in sight.store.aggregate([sight.now - _DAY, sight.now], ("provider", "model"), where):
+        """One notice per model and day on which it was called; what a correction has priced since is none."""
+        since, midnight = sight.now - _DAY, sight.now.replace(hour=0, minute=0, second=0, microsecond=0)
+        days = [since, midnight] if midnight > since else [since]
+        for found in sight.store.aggregate([*days, sight.now], ("provider", "model")):
             if found.unpriced > 0:
                 provider, model = found.group
                 of = f"of {model!r} at {provider}"
                 yield Notice(
                     kind="unpriced",
-                    subject=f"{provider} {model} {sight.now:%Y-%m-%d}",
+                    subject=f"{provider} {model} {days[found.bucket]:%Y-%m-%d}",
                     text=f"{counted(found.unpriced, f'call {of} has', f'calls {of} have')} no known price. "
                     "Give it one ([[prices]]), then `tokenmeter reprice`.",
                     figures={"provider": str(provider), "model": str(model), "calls": str(found.unpriced)},
@@ -178,12 +181,14 @@ class Faults:
     """Something inside tokenmeter failed in this process: calls went on, but may be missing in the ledger."""
 
     def __call__(self, sight: Sight) -> Iterator[Notice]:
-        """One notice per process and hour."""
-        if sight.faults:
+        """One notice per process and hour in which there were more."""
+        if sight.faults > sight.faults_told:
+            often = counted(sight.faults - sight.faults_told, "time")
+            total = f", {sight.faults} in all" if sight.faults_told else ""
             yield Notice(
                 kind="faults",
                 subject=f"{sight.process} {sight.now:%Y-%m-%dT%H}",
-                text=f"tokenmeter failed {counted(sight.faults, 'time')} in {sight.process}; its log says where. "
+                text=f"tokenmeter failed {often} in {sight.process}{total}; its log says where. "
                 "`tokenmeter doctor` looks after the ledger.",
                 figures={"process": sight.process, "faults": str(sight.faults)},
                 severity="critical",

@@ -60,6 +60,7 @@ class Balance:
         hard: Whether it stops calls.
         limit_known: False where the limit is asked of a function that this process does not have, or that fails, and no
             fixed one stands beside it. No call would pass here, so `limit` is 0.
+        rolling: Whether it is a rate limit, whose window is always the last seconds or hours.
     """
 
     budget: str
@@ -74,14 +75,16 @@ class Balance:
     hard: bool
     limit_known: bool = True
     assumed: Decimal = Decimal(0)
+    rolling: bool = False
 
     def full_at(self, now: datetime) -> datetime | None:
         """When it is used up if its window goes on as it went until `now`; may lie after `resets_at`.
 
-        None when nothing was spent yet, when it is used up already, and for what has no window or no limit.
+        None when nothing was spent yet, when it is used up already, and for what has no window, one that goes along, or
+        no limit.
         """
         start, end = self.window_start, self.resets_at
-        if start is None or end is None or not start < now <= end or not self.limit.is_finite():
+        if self.rolling or start is None or end is None or not start < now <= end or not self.limit.is_finite():
             return None
         if not 0 < self.spent < self.limit:
             return None
@@ -342,6 +345,7 @@ def _balance(
         hard=cap.budget.hard,
         limit_known=known,
         assumed=amount_of(cap.unit, beyond.get(key, 0)),
+        rolling=cap.rolling,
     )
 
 

@@ -75,6 +75,7 @@ class Telling:
         self.queue = AlertQueue(targets, deliveries=Deliveries(store, self._alert))
         now = time.monotonic()
         self._missed_due, self._rules_due = now, now + _FIRST_LOOK
+        self._faults_told = 0
         #: Whether there is anything to look for.
         self.looks = bool(self.rules or self.queue)
 
@@ -143,8 +144,12 @@ class Telling:
             StoreUnavailableError: the ledger cannot be read or written.
         """
         now = self._store.now()
-        sight = Sight(self._store, self._balances(now), now, faults, f"{_HOST}:{os.getpid()}")
-        found = check(self.rules, sight)
+        process = f"{_HOST}:{os.getpid()}"
+        found = check(
+            self.rules, Sight(self._store, self._balances(now), now, faults, process, min(self._faults_told, faults))
+        )
+        if any(notice.kind == "faults" for notice in found):
+            self._faults_told = faults
         for notice in found:
             self.queue.submit(notice)
         return found
