@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import field
 from decimal import Decimal
 from functools import partial
@@ -79,6 +80,18 @@ def _to_bytes(key: str) -> bytes:
     return key.encode(errors="backslashreplace")
 
 
+#: Who is told of a text that no account may be called by, which is left out then; None where it is refused. For texts
+#: that come with somebody's request: he must not be able to break it.
+UNFIT: ContextVar[Callable[[str, ConfigurationError], None] | None] = ContextVar("tokenmeter_unfit", default=None)
+
+
+def _leave_out(what: str, value: object, error: ConfigurationError) -> None:
+    tell = UNFIT.get()
+    if tell is None or not isinstance(value, str):  # no text at all is a fault of the program's
+        raise error
+    tell(what, error)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attribution(Who):
     """On whose account a call goes: the fields of `Who`, and tags. Every field is optional; unknown is None.
@@ -93,16 +106,25 @@ class Attribution(Who):
         for name in WHO:
             value = getattr(self, name)
             if value is not None:
-                check_text(value, name)
+                try:
+                    check_text(value, name)
+                except ConfigurationError as error:
+                    _leave_out(name, value, error)
+                    object.__setattr__(self, name, None)
         if self.tags:
             if not isinstance(self.tags, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance] - without a checker
                 raise ConfigurationError(
                     f"tags must be a mapping of names to texts, such as {{'experiment': 'b'}}, not {shown(self.tags)}."
                 )
-            for key, value in self.tags.items():
-                check_text(key, "a tag's name")
-                check_text(value, f"tag {key!r}")
-            object.__setattr__(self, "tags", MappingProxyType(dict(sorted(self.tags.items()))))
+            kept: dict[Any, Any] = dict(self.tags)
+            for key, value in tuple(kept.items()):
+                try:
+                    check_text(key, "a tag's name")
+                    check_text(value, f"tag {key!r}")
+                except ConfigurationError as error:
+                    _leave_out("tag", value if isinstance(key, str) else key, error)
+                    del kept[key]
+            object.__setattr__(self, "tags", MappingProxyType(dict(sorted(kept.items()))))
 
     def __reduce__(self) -> tuple[Any, ...]:  # a mapping proxy cannot be pickled
         return partial(Attribution, **{name: getattr(self, name) for name in WHO}, tags=dict(self.tags)), ()

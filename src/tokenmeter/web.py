@@ -8,10 +8,12 @@ found out) is added with `attribute_request`, from anywhere within the request.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import logging
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Unpack, cast
 
-from tokenmeter.attribution import Attribution, Scope, attribute, current_scopes
+from tokenmeter.attribution import UNFIT, Attribution, Scope, attribute, current_scopes
 from tokenmeter.dimensions import WHO, WhoArguments
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.running import in_steps, scopes_set_to
@@ -23,6 +25,8 @@ __all__ = [
     "WsgiAttributionMiddleware",
     "attribute_request",
 ]
+
+log = logging.getLogger("tokenmeter")
 
 
 class Request(Mapping[str, Any]):
@@ -73,9 +77,11 @@ class AttributionMiddleware:
     Args:
         app: The application.
         attribution: Says on whose account a request goes: a function of the `Request` that returns an `Attribution`,
-            a mapping of its fields, or None. For ASGI it may be a coroutine function. What it raises is raised to the
-            server: a request whose payer cannot be told must not pass the payer's budget. Default: nobody, until
-            `attribute_request` says more.
+            a mapping of its fields, or None. For ASGI it may be a coroutine function. A text that no account may be
+            called by (empty, too long, with control characters) is left out, and the first one told in the log: what a
+            client sends must not break his request. What the function raises is raised to the server: a request whose
+            payer cannot be told must not pass the payer's budget; ``require`` refuses calls that lack one. Default:
+            nobody, until `attribute_request` says more.
 
     Raises:
         ConfigurationError: `attribution` is no function, or returned something else.
@@ -114,10 +120,12 @@ class AsgiAttributionMiddleware(AttributionMiddleware):
         if scope["type"] not in {"http", "websocket"}:
             await self.app(scope, receive, send)
             return
-        found: Any = None if self._attribution is None else self._attribution(Request(scope))
-        if inspect.isawaitable(found):
-            found = await found
-        with _request_block(found):
+        with _leaving_out():
+            found: Any = None if self._attribution is None else self._attribution(Request(scope))
+            if inspect.isawaitable(found):
+                found = await found
+            block = _request_block(found)
+        with block:
             await self.app(scope, receive, send)
 
 
@@ -126,7 +134,9 @@ class WsgiAttributionMiddleware(AttributionMiddleware):
 
     def __call__(self, environ: Any, start_response: Any) -> Iterable[bytes]:
         """Serve one request."""
-        with _request_block(None if self._attribution is None else self._attribution(Request(environ))) as scope:
+        with _leaving_out():
+            block = _request_block(None if self._attribution is None else self._attribution(Request(environ)))
+        with block as scope:
             body: Iterable[bytes] = self.app(environ, start_response)
             wrapper = environ.get("wsgi.file_wrapper")
             if isinstance(body, list | tuple) or (isinstance(wrapper, type) and isinstance(body, wrapper)):
@@ -169,10 +179,11 @@ def attribute_request(
     """Attribute what the present request calls from now on, from anywhere within it: a dependency, a view, a thread.
 
     Unlike an `attribute` block it needs no end, and holds for the rest of the request wherever it was said, so it is
-    the way for dependencies that run in a thread. Arguments as for `tokenmeter.attribute`; what is left out stays.
+    the way for dependencies that run in a thread. Arguments as for `tokenmeter.attribute`; what is left out stays. So
+    it is with a text that no account may be called by, see `AttributionMiddleware`.
 
     Raises:
-        ConfigurationError: no `AttributionMiddleware` is around this code, or a value is not a non-empty text.
+        ConfigurationError: no `AttributionMiddleware` is around this code, or a value is no text.
 
     Examples:
         >>> def current_user(token: str) -> User:  # doctest: +SKIP
@@ -188,7 +199,8 @@ def attribute_request(
             "Django's test client goes past what is around the application; docs/how-to/test-your-app.md has one that "
             "does not."
         )
-    named = Attribution(tags=tags or {}, **who)
+    with _leaving_out():
+        named = Attribution(tags=tags or {}, **who)
     request.refine(named if attribution is None else named.over(attribution))
 
 
@@ -196,6 +208,25 @@ class _RequestBlock(attribute):
     """The block around one request."""
 
     place = "the request (tokenmeter.web)"
+
+
+@contextmanager
+def _leaving_out() -> Generator[None]:
+    """Inside, a text that no account may be called by is left out of an attribution."""
+    token = UNFIT.set(_tell)
+    try:
+        yield
+    finally:
+        UNFIT.reset(token)
+
+
+def _tell(what: str, error: ConfigurationError) -> None:
+    if what not in _told:
+        _told.add(what)
+        log.warning("A request is attributed without its %s, as others like it will be: %s", what, error)
+
+
+_told: set[str] = set()
 
 
 def _request_block(found: Any) -> _RequestBlock:

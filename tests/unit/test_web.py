@@ -157,11 +157,53 @@ def test_both_kinds_of_request_read_alike():
 
 
 @pytest.mark.parametrize(("returned", "message"), [
-    ({"user": "ada"}, "unknown fields: user"), ("ada", "not str"), ({"member": ""}, "member must be"), (7, "not int"),
+    ({"user": "ada"}, "unknown fields: user"), ("ada", "not str"), ({"member": 7}, "member must be"),
+    ({"tags": {"plan": 7}}, "tag 'plan' must be"), (7, "not int"),
 ])  # fmt: skip
 async def test_what_a_function_must_not_return(returned, message):
     with pytest.raises(ConfigurationError, match=message):
         await answer(AttributionMiddleware(asgi, attribution=lambda request: returned))
+
+
+BAD = {"empty": "", "too long": "a" * 513, "a line break": "a\nb", "half a letter": "\udc80"}
+
+
+@pytest.mark.parametrize("text", BAD.values(), ids=BAD)
+@pytest.mark.parametrize("kind", [dict, Attribution], ids=["a mapping", "an attribution"])
+@pytest.mark.parametrize("awaited", [False, True], ids=["", "awaited"])
+async def test_what_a_client_sends_breaks_no_request(awaited, kind, text, monkeypatch, caplog):
+    monkeypatch.setattr("tokenmeter.web._told", set())
+    attribution = function = lambda request: kind(member=text, route="/a", tags={"plan": text, "x": "1"})
+    if awaited:
+
+        async def function(request):
+            return attribution(request)
+
+    expected = Attribution(route="/a", tags={"x": "1"})
+    with caplog.at_level("WARNING", "tokenmeter"):
+        for _ in range(2):
+            assert await answer(AttributionMiddleware(asgi, attribution=function)) == [expected]
+            if not awaited:
+                app = AttributionMiddleware(wsgi, attribution=function)
+                assert list(app(environ(), lambda *_: None)) == [expected]
+    assert [record.message.partition(",")[0] for record in caplog.records] == [
+        "A request is attributed without its member",
+        "A request is attributed without its tag",
+    ]
+    with pytest.raises(ConfigurationError):  # anywhere else it is a fault of the program's
+        Attribution(member=text)
+
+
+@pytest.mark.parametrize("text", BAD.values(), ids=BAD)
+async def test_what_is_only_known_further_in_breaks_no_request(text):
+    async def app(scope, receive, send):
+        attribute_request(member="ada")
+        attribute_request(member=text, team="a")
+        await send(current_attribution())
+        with pytest.raises(ConfigurationError), attribute(member=text):
+            pytest.fail("opened the block")
+
+    assert await answer(AttributionMiddleware(app)) == [Attribution(member="ada", team="a")]
 
 
 async def test_what_a_function_raises_reaches_the_server():
