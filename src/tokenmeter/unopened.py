@@ -24,7 +24,7 @@ class UnopenedStore:
         reason: Why.
     """
 
-    url, hears_late, policy = "", False, None
+    url, hears_late, policy, tell_late = "", False, None, None
 
     def __init__(self, reason: Exception) -> None:
         self.reason = reason

@@ -1,25 +1,35 @@
 """What the SQLite store promises about its file."""
 
+import asyncio
 import contextlib
 import errno
 import gc
 import mmap
 import os
+import queue
 import re
 import shutil
 import sqlite3
 import stat
 import subprocess
 import sys
+import threading
+import time
+from collections import Counter as Counted
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 
+import openai
 import pytest
 
+from tokenmeter import Budget, wrap
 from tokenmeter.errors import ConfigurationError, SchemaVersionError, StoreUnavailableError
+from tokenmeter.meter import Meter
+from tokenmeter.pricing import PriceList, Pricer
 from tokenmeter.stores import default_path, open_store, writer
 from tokenmeter.stores.base import CapReachedError, Counter
 from tokenmeter.stores.documents import NewDocument
@@ -28,7 +38,8 @@ from tokenmeter.stores.slots import to_microseconds
 from tokenmeter.stores.sqlite import SQLiteStore, database
 from tokenmeter.stores.sqlite.schema import SCHEMA_VERSION
 from tokenmeter.stores.tail import Segment, segment_path, segments
-from tokenmeter.stores.urls import is_mounted_alone, is_network
+from tokenmeter.stores.urls import SideLock, is_mounted_alone, is_network
+from tokenmeter.testing import FakeProvider
 
 
 @pytest.fixture
@@ -708,6 +719,51 @@ class TestLooks:
         assert ["entries_by_response" in row[-1] for row in plan] == [True]
 
 
+@pytest.fixture
+def waits(monkeypatch):
+    """Threads that waited for the file, and how often each."""
+    found = Counted()
+
+    def sleep(seconds):
+        found[threading.current_thread()] += 1
+        time.sleep(seconds)
+
+    monkeypatch.setattr(database, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
+    return found
+
+
+@pytest.mark.parametrize("budgets", [[], [Budget(name="team", limit_requests=100)]], ids=["", "capped"])
+async def test_an_event_loop_goes_on_while_others_write_where_each_record_is_a_transaction(
+    path, budgets, waits, monkeypatch
+):
+    """It stood still for as long as another process wrote, such as an import."""
+    monkeypatch.setattr(database, "is_network", lambda path: True)
+    meter = Meter(store=SQLiteStore(path), pricer=Pricer(PriceList.load()), budgets=budgets)
+    others = SideLock(path)
+    with FakeProvider() as provider, closing(meter):
+        client = wrap(openai.AsyncOpenAI(base_url=provider.openai_url, api_key="sk-test"), meter=meter)
+
+        async def ask():
+            await client.chat.completions.create(model="gpt-5-mini", messages=[{"role": "user", "content": "Hi"}])
+
+        for _ in range(3):
+            await ask()
+        waits.clear()
+        assert others.acquire()
+        asked = asyncio.gather(*(ask() for _ in range(3)))
+        while not waits:  # noqa: ASYNC110 - a thread of its own says so
+            await asyncio.sleep(0.01)
+        for _ in range(20):
+            await asyncio.sleep(0.01)
+        others.release()
+        await asked
+        await client.close()
+        others.close()
+        assert threading.current_thread() not in waits
+        assert len(list(meter.store.entries())) == 6
+        assert meter.store.verify().ok
+
+
 class TestForeignLock:
     @pytest.fixture
     def locked(self, path, store):
@@ -768,6 +824,43 @@ class TestForeignLock:
         assert list(store.expired(datetime.max.replace(tzinfo=UTC))) == []
         assert store.counters([make_key()])[make_key()] == Counter(settled=20, reserved=0)
         assert store.verify().ok
+
+    @pytest.mark.parametrize("is_async", [False, True])
+    def test_a_threshold_that_is_crossed_meanwhile_is_told_when_it_ends_and_no_call_waits(
+        self, path, store, is_async, waits
+    ):
+        """It was told with the next threshold, and the last one never; the call, also an event loop's, waited."""
+        told = queue.Queue()
+        budget = Budget(name="team", limit_requests=4, hard=False, thresholds=[50, 100])
+        with (
+            FakeProvider() as provider,
+            closing(Meter(store=store, pricer=Pricer(PriceList.load()), budgets=[budget], alerts=[told.put])) as meter,
+        ):
+            kind = openai.AsyncOpenAI if is_async else openai.OpenAI
+            client = wrap(kind(base_url=provider.openai_url, api_key="sk-test"), meter=meter)
+
+            async def ask():
+                answer = client.chat.completions.create(
+                    model="gpt-5-mini", messages=[{"role": "user", "content": "Hi"}]
+                )
+                if is_async:
+                    await answer
+
+            async def run():
+                for _ in range(3):
+                    await ask()
+                other = sqlite3.connect(path, isolation_level=None)
+                other.execute("BEGIN IMMEDIATE")
+                await ask()
+                other.execute("ROLLBACK")
+                other.close()
+                await client.close() if is_async else client.close()
+
+            asyncio.run(run())
+            assert [told.get(timeout=60).threshold for _ in range(2)] == [50, 100]
+            assert [one.threshold for one in meter.store.crossings()] == [4, 2]
+            assert waits[threading.main_thread()] <= 2
+        assert told.empty()
 
     def test_a_document_is_not_filed(self, store, locked):
         with pytest.raises(StoreUnavailableError, match="locked"):

@@ -65,6 +65,7 @@ class Telling:
         background: Background,
     ) -> None:
         self._store = store
+        store.tell_late = self.announce
         self._caps = caps
         self._limit_of = limit_of
         self._limits_before = limits_before

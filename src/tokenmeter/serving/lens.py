@@ -23,7 +23,7 @@ from tokenmeter.budgets import Balance, Budget, Change, Grant
 from tokenmeter.budgets.matching import Cap, parse_scope
 from tokenmeter.budgets.policy import limit_table
 from tokenmeter.errors import ConfigurationError, LedgerError, StoreUnavailableError
-from tokenmeter.ledger import CounterKey, Entry
+from tokenmeter.ledger import CounterKey, Entry, ThresholdCrossing
 from tokenmeter.pricing import Pricer
 from tokenmeter.reports import Query, Row, read_report
 from tokenmeter.serving.access import AccessScope
@@ -353,6 +353,7 @@ class Lens:
     # What only whoever writes needs; nobody writes through a lens.
     hears_late = False
     policy: PolicyReader | None = None
+    tell_late: Callable[[Sequence[ThresholdCrossing]], object] | None = None
 
     def generation(self, *, ask: bool = False) -> int:
         """Changes with the ledger's."""

@@ -351,6 +351,8 @@ class Store(Protocol):
     #: By what this process counts, if it counts; set by who does. Asked where entries come into the ledger later than
     #: they were recorded: whoever recorded them may not have heard of today's budgets, and may have ended.
     policy: PolicyReader | None
+    #: Told of thresholds whose crossing could not be written down with its entry, once it is; set by who alerts.
+    tell_late: Callable[[Sequence[ThresholdCrossing]], object] | None
 
     def settle(
         self,

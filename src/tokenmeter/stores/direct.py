@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
-from tokenmeter.errors import StoreUnavailableError
+from tokenmeter.errors import StoreBusyError, StoreUnavailableError
 from tokenmeter.ledger import CounterKey
-from tokenmeter.processes import process_name
+from tokenmeter.processes import HURRY, is_on_event_loop, process_name, run_at_once
 from tokenmeter.stores.base import Counter
 from tokenmeter.stores.effects import (
     Book,
@@ -102,7 +102,22 @@ class DirectJournal(Shared):
 
     @property
     def generation(self) -> int:
-        """Changes when a plan may be out of date: at once when the file was replaced; else looked up once a second."""
+        """Changes when a plan may be out of date: at once when the file was replaced; else looked up once a second.
+
+        On an event loop as far as it is known, where somebody writes at this moment: whatever goes by it is checked
+        once more in the transaction that it ends in.
+
+        Raises:
+            StoreBusyError: it has to be looked up, and this thread must not wait.
+        """
+        if HURRY.on or not is_on_event_loop():
+            return self._look()
+        try:
+            return run_at_once(self._look)
+        except StoreBusyError:
+            return self._generation
+
+    def _look(self) -> int:
         file = self._file
         with contextlib.suppress(StoreUnavailableError):  # it is gone: whoever reads or writes is told
             file = self._book.file()
@@ -121,7 +136,7 @@ class DirectJournal(Shared):
         return self._generation
 
     def _check(self, generation: int | None) -> None:
-        if generation is not None and generation != self.generation:
+        if generation is not None and generation != self._look():
             raise OutdatedError
 
     def renew_generation(self) -> None:

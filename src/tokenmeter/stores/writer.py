@@ -508,9 +508,12 @@ class Writer(Shared):
         self._write(b"".join(map(frame, records)))
 
     def _find_name(self, kind: str, value: str) -> str | None:
-        with contextlib.suppress(StoreError):
+        try:
             return self._book.find_name(kind, value)
-        return None
+        except StoreBusyError:  # a thread asks
+            raise
+        except StoreError:
+            return None
 
 
 def _file_at(path: str) -> tuple[int, int]:

@@ -111,6 +111,7 @@ class PostgresStore(BookStore[PostgresBook, ServerJournal]):
             )
 
     hears_late = True
+    tell_late: Callable[[Sequence[ThresholdCrossing]], object] | None = None
     _may_write = True
 
     def _set_up(self, connection: Connection[Any]) -> None:

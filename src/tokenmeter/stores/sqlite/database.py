@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from tokenmeter.errors import ConfigurationError, StoreBusyError, StoreError, StoreUnavailableError
 from tokenmeter.paths import full_path
-from tokenmeter.processes import KNOWN, notice_fork, run_at_exit
+from tokenmeter.processes import HURRY, KNOWN, may_wait, notice_fork, run_at_exit
 from tokenmeter.stores.sqlite.opened import (
     FORK_PATIENCE,
     OpenFile,
@@ -131,6 +131,8 @@ class Database:
         """Run `work` in one read transaction: it sees one state of the ledger and nobody waits for it.
 
         Raises:
+            StoreBusyError: who writes would have to be waited for, which only happens without WAL, and this thread must
+                not wait.
             StoreUnavailableError: the file cannot be read.
         """
         if not KNOWN[0]:
@@ -147,8 +149,10 @@ class Database:
 
     def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         session = self._lend()
-        healthy = False
+        healthy, wait = False, self.wal or not HURRY.on or may_wait()
         try:
+            if not self.wal:
+                session.connection.execute(f"PRAGMA busy_timeout = {round(self.patience * 1000) if wait else 0}")
             session.connection.execute("BEGIN")
             try:
                 result = work(session.connection)
@@ -157,6 +161,8 @@ class Database:
             finally:
                 session.connection.execute("ROLLBACK")
         except sqlite3.Error as error:
+            if not wait and is_busy(error):
+                raise self._taken() from error
             raise explained(self.path, error) from error
         finally:
             if healthy and session.is_sound():
@@ -222,6 +228,7 @@ class Database:
         """Run `work`, given its deadline, with the writing connection to itself.
 
         Raises:
+            StoreBusyError: somebody else is at it, and this thread must not wait.
             StoreUnavailableError: the file or the disk does not do what is asked of it.
         """
         seconds = self.patience if patience is None else patience
@@ -229,8 +236,9 @@ class Database:
             return work(time.monotonic() + seconds)
         try:
             try:
-                if not self._mutex.acquire(timeout=_PEER_PATIENCE):
-                    raise self._too_busy()
+                wait = not HURRY.on or may_wait()
+                if not self._mutex.acquire(wait, _PEER_PATIENCE if wait else -1):
+                    raise self._too_busy() if wait else self._taken()
                 return work(time.monotonic() + seconds)
             except sqlite3.Error as error:
                 raise explained(self.path, error) from error
@@ -311,9 +319,14 @@ class Database:
             attempt += 1
 
     def _wait(self, attempt: int, deadline: float) -> None:
+        if not may_wait():
+            raise self._taken()
         if time.monotonic() > deadline:
             raise self._too_busy()
         time.sleep(_DICE.uniform(0.00005, min(0.0002 * (attempt + 1), 0.005)))
+
+    def _taken(self) -> StoreBusyError:
+        return StoreBusyError(f"{self.path} is being written to; call again from a thread.")
 
     def _too_busy(self) -> StoreError:
         return StoreUnavailableError(
@@ -445,11 +458,11 @@ class Database:
     def _close_idle(self, deadline: float) -> None:
         """Close connections under the side lock: the last one to close checkpoints. Needs the turn."""
         sessions = [*self._readers, *((self._writer,) if self._writer else ())]
-        self._readers, self._writer = [], None
         if not sessions:
             return
-        with contextlib.suppress(OSError, StoreError):
+        with contextlib.suppress(OSError, StoreUnavailableError):
             self._take_lock(deadline)
+        self._readers, self._writer = [], None
         try:
             for session in sessions:
                 with contextlib.suppress(OSError):  # where nobody may look

@@ -7,6 +7,7 @@ import heapq
 import itertools
 import json
 import stat
+import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
@@ -19,7 +20,7 @@ from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError,
 from tokenmeter.late import LateModule
 from tokenmeter.ledger import CounterKey, Entry, Posting, Reservation, ThresholdCrossing, is_own, utcnow
 from tokenmeter.paths import find_abandoned
-from tokenmeter.processes import CAN_SHARE
+from tokenmeter.processes import CAN_SHARE, Background, is_on_event_loop, make_lock, run_alone, run_at_once
 from tokenmeter.stores.base import (
     Counter,
     EntryFilter,
@@ -54,6 +55,10 @@ else:  # no call needs it
 #: What becomes of an entry that no budget is about.
 _RECORDED, _REPEATED = Settlement(recorded=True), Settlement(recorded=False)
 _MOST_TOLD = 50_000
+#: Seconds until what could not be written down of crossed thresholds is tried again.
+_NOTE_AGAIN = 0.5  # not money
+#: Counter and threshold -> the crossing, the entry that took the counter there, and when.
+_Untold = dict[tuple[CounterKey, int], tuple[ThresholdCrossing, str, datetime]]
 #: Times that records are made anew because the ledger changed under them.
 _ATTEMPTS = 3
 
@@ -74,6 +79,7 @@ class SQLiteStore(BookStore[SQLiteBook, Journal | DirectJournal]):
     """
 
     policy: PolicyReader | None = None
+    tell_late: Callable[[Sequence[ThresholdCrossing]], object] | None = None
 
     def __init__(self, path: Path, *, patience: float = PATIENCE) -> None:
         super().__init__(SQLiteBook(path, patience=patience))
@@ -93,6 +99,10 @@ class SQLiteStore(BookStore[SQLiteBook, Journal | DirectJournal]):
         self._generation = self.journal.generation
         self._told: set[tuple[CounterKey, int]] = set()
         self._told_as_of = self._generation
+        #: What was crossed while it could not be written down, and whether a thread is at it.
+        self._untold: _Untold = {}
+        self._is_noting, self._noting = False, make_lock()
+        self._background = Background()
 
     def now(self) -> datetime:
         """This machine's clock."""
@@ -175,27 +185,63 @@ class SQLiteStore(BookStore[SQLiteBook, Journal | DirectJournal]):
             at: When, aware.
             reached: Counters, each with its thresholds (ascending) and its settled amount.
         """
-        if self._told_as_of != (now := self.journal.generation):  # a ledger in its place was told less
-            self._told_as_of = now
-            self._told.clear()
-        wanted = [
-            ThresholdCrossing(slot.key, threshold, settled)
+        with contextlib.suppress(StoreBusyError):  # it is written down: nothing is left to be tried again
+            if self._told_as_of != (now := self.journal.generation):  # a ledger in its place was told less
+                self._told_as_of = now
+                self._told.clear()
+        told, untold = self._told, self._untold
+        wanted = {
+            (slot.key, threshold): (ThresholdCrossing(slot.key, threshold, settled), entry_id, at)
             for slot, thresholds, settled in reached
             for threshold in thresholds
-            if threshold <= settled and (slot.key, threshold) not in self._told
-        ]
-        crossed: list[ThresholdCrossing] = []
-        if wanted:
-            with contextlib.suppress(StoreError):  # told by the book; the next entry looks again
-                crossed = self._book.database.write(
-                    lambda connection: [one for one in wanted if _first(connection, one, entry_id, at)]
-                )
-                if len(self._told) > _MOST_TOLD:
-                    self._told.clear()
-                self._told.update((one.key, one.threshold) for one in wanted)
+            if threshold <= settled and (slot.key, threshold) not in told and (slot.key, threshold) not in untold
+        }
+        crossed: tuple[ThresholdCrossing, ...] = ()
+        if wanted or untold:
+            try:
+                if wanted:
+                    crossed = run_at_once(self._note, wanted) if is_on_event_loop() else self._note(wanted, patience=0)
+            except StoreError:  # no call waits for it
+                untold.update(wanted)
+            run_alone(self._noting, self._begin_noting)
         for slot, thresholds, settled in reached:
-            slot.alert_at = next((threshold for threshold in thresholds if threshold > settled), NEVER)
-        return tuple(crossed)
+            left = (one for one in thresholds if one > settled or (slot.key, one) in untold)
+            slot.alert_at = next(left, NEVER)
+        return crossed
+
+    def _note(self, wanted: _Untold, *, patience: float | None = None) -> tuple[ThresholdCrossing, ...]:  # not money
+        """Write down who crossed what; what nobody else has."""
+
+        def work(connection: Connection) -> tuple[ThresholdCrossing, ...]:
+            return tuple(one for one, entry_id, at in wanted.values() if _first(connection, one, entry_id, at))
+
+        crossed = self._book.database.write(work, patience=patience)
+        if len(self._told) > _MOST_TOLD:
+            self._told.clear()
+        self._told.update(wanted)
+        return crossed
+
+    def _begin_noting(self) -> None:
+        if self._untold and not (self._is_noting and self._background.is_busy):
+            self._is_noting = True
+            self._background.run("cross", self._note_untold)
+
+    def _note_untold(self) -> None:
+        """Write down, once that can be done, what was crossed while it could not, and tell of it."""
+        while wanted := run_alone(self._noting, self._next_untold):
+            try:
+                crossed = self._note(wanted)
+            except StoreError:
+                time.sleep(_NOTE_AGAIN)
+                continue
+            for place in wanted:
+                self._untold.pop(place, None)
+            if crossed and self.tell_late is not None:
+                self.tell_late(crossed)
+
+    def _next_untold(self) -> _Untold:
+        self._is_noting = bool(self._untold)
+        return dict(self._untold)
 
     def reserve(self, reservation: Reservation) -> None:
         """Hold every claim or none; holding the same reservation again changes nothing."""
@@ -427,6 +473,8 @@ class SQLiteStore(BookStore[SQLiteBook, Journal | DirectJournal]):
     def close(self) -> None:
         """Fold what is in the tail and let go of all files. Using the store again opens them again."""
         self._fold()
+        self._background.finish(self._book.database.patience)
+        self._untold.clear()  # the next entry of any process looks again
         self.journal.close()
         self._book.database.close()
 
