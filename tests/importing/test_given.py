@@ -3,6 +3,8 @@
 import json
 from copy import deepcopy
 from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
 
 import pytest
 
@@ -202,7 +204,7 @@ def read(tmp_path):
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         more = {"fields": MAP} if log == "mapped" else {"source": log.partition(" ")[0]}
         meter = tokenmeter.make_meter(store="memory:", config={})
-        outcome = import_usage(meter, path, **more, **given)
+        outcome = import_usage(meter, path, **{**more, **given})
         entries = list(meter.store.entries())
         meter.close()
         return outcome, entries
@@ -345,3 +347,134 @@ def test_a_kept_response_of_an_hour_that_clocks_showed_twice_is_flagged(read):
 def test_a_zone_that_there_is_not_is_refused(read):
     with pytest.raises(ConfigurationError, match="Nowhere"):
         read("responses", [CLAUDES], tz="Europe/Nowhere", at="2026-11-10")
+
+
+GROKS = {
+    "prompt_tokens": 100,
+    "completion_tokens": 9,
+    "total_tokens": 359,
+    "completion_tokens_details": {"reasoning_tokens": 250},
+}
+#: 100 in at 3 and 259 out at 15 dollars per million.
+GROKS_COST = Decimal("0.004185")
+
+
+def groks(total=359, answer=9):
+    usage = {**GROKS, "completion_tokens": answer, "total_tokens": total}
+    row = {**LOGS["litellm"][0][0], **usage, "model": "xai/grok-4", "custom_llm_provider": "xai"}
+    return {**row, "metadata": {"usage_object": usage}}
+
+
+def test_reasoning_beside_the_completion_is_output_in_a_gateways_log_as_in_a_kept_response(read):
+    (logged,) = read("litellm", [groks()])[1]
+    body = {"id": "r2", "object": "chat.completion", "created": 1790812800, "model": "grok-4", "usage": GROKS}
+    (kept,) = read("responses", [body], provider="x-ai")[1]
+    for entry in (logged, kept):
+        assert dict(entry.usage.quantities) == {"input": 100, "output": 259}
+        assert (entry.usage.reasoning_output_tokens, entry.billed_cost, entry.flags) == (250, GROKS_COST, ("imported",))
+
+
+@pytest.mark.parametrize(
+    ("total", "answer", "output", "reasoning", "flags"),
+    [
+        (0, 9, 259, 250, ("imported", "reasoning_exceeds_output")),
+        (109, 9, 9, 9, ("imported", "reasoning_exceeds_output")),
+        (359, 259, 259, 250, ("imported",)),
+        (0, 259, 259, 250, ("imported",)),
+        (609, 259, 509, 250, ("imported",)),
+    ],
+    ids=["no total", "a total that denies it", "inside", "inside, no total", "beside a longer answer"],
+)
+def test_reasoning_is_held_against_what_it_should_be_part_of(read, total, answer, output, reasoning, flags):
+    (entry,) = read("litellm", [groks(total, answer)])[1]
+    assert (entry.usage["output"], entry.usage.reasoning_output_tokens, entry.flags) == (output, reasoning, flags)
+
+
+def test_no_source_has_more_reasoning_than_output(read):
+    codex: Any = deepcopy(LOGS["codex"][0])
+    for row in codex:
+        info = row["payload"].get("info")
+        if info:
+            info["total_token_usage"] = {**SUMS, "reasoning_output_tokens": 250}
+    router = {**LOGS["openrouter"][0][0], "tokens_reasoning": 250}
+    details = {"input": 100, "output": 9, "output_reasoning_tokens": 250, "total": 109}
+    rows = {
+        "codex": codex,
+        "openrouter": [router],
+        "langfuse": [{**LOGS["langfuse"][0][0], "usage_details": details}],
+    }
+    found = {log: read(log, lines)[1][0] for log, lines in rows.items()}
+    assert {log: (one.usage["output"], one.usage.reasoning_output_tokens) for log, one in found.items()} == {
+        "codex": (260, 250),
+        "openrouter": (260, 250),
+        "langfuse": (9, 9),
+    }
+    assert all("reasoning_exceeds_output" in entry.flags for entry in found.values())
+
+
+def test_a_row_of_ones_own_with_more_reasoning_than_output_is_left_out(read):
+    row = {**LOGS["mapped"][0][0], "reasoning": 11}
+    fields = {**MAP, "reasoning": "reasoning"}
+    outcome, entries = read("mapped", [row], fields=fields)
+    assert entries == []
+    assert "reasoning (11) is more than its output (10)" in outcome.left_out[0].reason
+    (entry,) = read("mapped", [{**row, "reasoning": 10}], fields=fields)[1]
+    assert (entry.usage["output"], entry.usage.reasoning_output_tokens) == (10, 10)
+
+
+def test_a_total_of_helicone_that_its_parts_do_not_make_is_told(read):
+    (entry,) = read("helicone", [{**LOGS["helicone"][0][0], "total_tokens": MILLION + 260}])[1]
+    assert entry.flags == ("imported", "total_mismatch")
+
+
+NAMES = [
+    ("portkey", "azure-openai", "azure", "gpt-5"),
+    ("portkey", "bedrock", "aws", "anthropic.claude-sonnet-4-5-20250929-v1:0"),
+    ("portkey", "vertex-ai", "google", "gemini-2.5-pro"),
+    ("portkey", "mistral-ai", "mistral", "mistral-large-latest"),
+    ("portkey", "together-ai", "together", "meta-llama/Llama-3.3-70B-Instruct-Turbo"),
+    ("portkey", "fireworks-ai", "fireworks", "accounts/fireworks/models/deepseek-v3p2"),
+    ("portkey", "perplexity-ai", "perplexity", "sonar-pro"),
+    ("opencode", "amazon-bedrock", "aws", "anthropic.claude-sonnet-4-5-20250929-v1:0"),
+    ("opencode", "google-vertex", "google", "gemini-2.5-pro"),
+    ("opencode", "google-vertex-anthropic", "google", "claude-sonnet-4-5@20250929"),
+    ("opencode", "togetherai", "together", "meta-llama/Llama-3.3-70B-Instruct-Turbo"),
+    ("opencode", "azure-cognitive-services", "azure", "gpt-5"),
+    ("helicone", "X", "x-ai", "grok-4"),
+    ("helicone", "AWS", "aws", "anthropic.claude-sonnet-4-5-20250929-v1:0"),
+    ("litellm", "perplexity", "perplexity", "sonar-pro"),
+]
+PLACES = {"portkey": ("ai_org", "ai_model"), "opencode": ("providerID", "modelID")}
+PLACES |= {"helicone": ("provider", "response_model"), "litellm": ("custom_llm_provider", "model")}
+
+
+@pytest.mark.parametrize(("log", "theirs", "provider", "model"), NAMES, ids=lambda value: value)
+def test_a_gateways_own_name_of_a_provider_has_that_providers_price(read, log, theirs, provider, model):
+    who, what = PLACES[log]
+    (entry,) = read(log, [{**LOGS[log][0][0], who: theirs, what: model}], provider="ollama")[1]
+    assert (entry.provider, entry.cost_source) == (provider, "computed")
+
+
+@pytest.mark.parametrize("log", PLACES)
+def test_who_is_given_stands_in_for_a_name_that_no_price_list_has(read, log):
+    row = {**LOGS[log][0][0], PLACES[log][0]: "our-proxy"}
+    (told,), (given,) = read(log, [row])[1], read(log, [row], provider="openai")[1]
+    assert (told.provider, told.billed_cost) == ("our-proxy", None)
+    assert (given.provider, given.cost_source) == ("openai", "computed")
+
+
+def test_a_name_that_is_0_or_false_is_a_name(read, tmp_path):
+    fields = {**MAP, "member": "user", "tag:paid": "paid"}
+    row = {**LOGS["mapped"][0][0], "user": 0, "paid": False}
+    (entry,) = read("mapped", [row], fields=fields)[1]
+    assert (entry.attribution.member, dict(entry.attribution.tags)) == ("0", {"paid": "False"})
+    for log, said in {
+        "litellm": {"user": 0},
+        "helicone": {"request_user_id": 0},
+        "portkey": {"metadata": {"_user": 0}},
+        "langfuse": {"user_id": 0},
+    }.items():
+        (entry,) = read(log, [{**LOGS[log][0][0], **said}])[1]
+        assert entry.attribution.member == "0", log
+    (entry,) = read("openrouter", [{**LOGS["openrouter"][0][0], "user": 0}])[1]
+    assert entry.attribution.end_user == "0"

@@ -19,6 +19,7 @@ from tokenmeter.errors import ConfigurationError
 from tokenmeter.importing.call import (
     Given,
     ImportedCall,
+    answer_of,
     complete,
     count_of,
     decimal_of,
@@ -27,6 +28,7 @@ from tokenmeter.importing.call import (
     object_in,
     provider_of,
     sides_of,
+    texts_of,
     without_zero,
 )
 from tokenmeter.values import dataclass
@@ -245,6 +247,7 @@ class Codex:
         if meta is None or not meta.name:
             raise ConfigurationError("the session has no id, so that it could be counted twice")
         name = model or self._given.model or _CODEX_MODEL
+        output, reasoning, doubts = answer_of(output, reasoning)
         return ImportedCall(
             where=count.where,
             id=f"codex:{meta.name}:{identity}",
@@ -261,7 +264,7 @@ class Codex:
                 }
             ),
             reasoning=reasoning,
-            flags=frozenset(() if model or self._given.model else {"model_assumed"}),
+            flags=doubts.union(() if model or self._given.model else {"model_assumed"}),
             who={"project": meta.folder} if meta.folder else {},
             tags=_tags(session=meta.name),
         )
@@ -424,4 +427,4 @@ def opencode(row: Row, where: str, given: Given) -> ImportedCall | None:
 
 
 def _tags(**given: object) -> dict[str, str]:
-    return {name: str(value) for name, value in given.items() if value}
+    return texts_of(given)

@@ -43,6 +43,10 @@ _LATEST = 253_402_300_800  # the year 10000
 #: Models whose answers are no tokens.
 _WORDLESS = re.compile(r"embed|moderation|rerank|whisper|tts", re.IGNORECASE)
 _MILLISECONDS = 100_000_000_000
+#: What stands in a row where there is nothing; 0 and false are something.
+NOTHING = (None, "")
+_NO_DOUBTS: frozenset[str] = frozenset()
+_EXCEEDS = frozenset({"reasoning_exceeds_output"})
 
 
 def _not_said(_provider: str) -> None:
@@ -64,6 +68,7 @@ class Given:
         attribution: On whose account.
         fields: What is where in lines of a shape of their own: name -> path (``req.id``).
         cost_unit: Provider id -> what the settings say of the cost in its usage; see `RequestFacts.cost_unit`.
+        sells: Provider id -> whether the price list knows any price of it.
     """
 
     provider: str | None = None
@@ -76,6 +81,7 @@ class Given:
     attribution: Attribution = NOBODY
     fields: Mapping[str, str] = field(default_factory=dict[str, str])
     cost_unit: Callable[[str], str | None] = _not_said
+    sells: Callable[[str], bool] = bool
 
 
 @dataclass(slots=True, kw_only=True)
@@ -130,12 +136,15 @@ class ImportedCall:
 def complete(call: ImportedCall, given: Given) -> ImportedCall:
     """A call of which its source has told what it knows, with what is given of all lines where it says nothing.
 
-    What is neither told nor given is by the model's name.
+    What is neither told nor given is by the model's name. Where the price list has nothing under the provider's name
+    that is told (a gateway's own word, a server of one's own), the one that is given stands in.
 
     Raises:
         ConfigurationError: whose model it is cannot be told.
     """
     call.model = call.model or given.model
+    if given.provider and call.provider and not given.sells(call.provider):
+        call.provider = given.provider
     call.provider = call.provider or given.provider or provider_of(call.model) or ""
     if not call.provider:
         raise ConfigurationError("whose model it is cannot be told: give --provider")
@@ -199,6 +208,23 @@ def sides_of(
         if needed and (values.get(name) is None or values[name] == ""):
             raise ConfigurationError(f"it does not say its {name}{otherwise}")
     return given, made
+
+
+def answer_of(answer: int, reasoning: int, *, prompt: int = 0, total: int = 0) -> tuple[int, int, frozenset[str]]:
+    """What came out of a call, how much of it was reasoning, and doubts: some hosts count reasoning beside the answer.
+
+    Args:
+        answer: What came out, as the source counts it.
+        reasoning: The reasoning, as it counts that.
+        prompt: What went in, all of it.
+        total: What it says both are together; 0 = it does not.
+    """
+    if reasoning and total - prompt - answer == reasoning:
+        return answer + reasoning, reasoning, _NO_DOUBTS
+    if reasoning <= answer:
+        return answer, reasoning, _NO_DOUBTS
+    is_denied = answer and total == prompt + answer
+    return answer if is_denied else answer + reasoning, answer if is_denied else reasoning, _EXCEEDS
 
 
 def _whole(value: object) -> int | None:
@@ -303,6 +329,16 @@ def provider_of(model: str | None) -> str | None:
 def endpoint_of(provider: str) -> str:
     """The method a call is recorded under whose log does not say it."""
     return dialect(provider if provider in FORMATS else FORMATS[0]).usual_endpoint({})
+
+
+def told_in(values: Mapping[str, Any], *names: str) -> Any:
+    """The first value that there is under the names; None where there is none."""
+    return next((value for name in names if (value := values.get(name)) not in NOTHING), None)
+
+
+def texts_of(values: Mapping[str, object]) -> dict[str, str]:
+    """The values that there are, as texts."""
+    return {name: str(value) for name, value in values.items() if value not in NOTHING}
 
 
 def mapping_of(value: object) -> Mapping[str, Any]:

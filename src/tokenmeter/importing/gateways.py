@@ -17,12 +17,15 @@ from tokenmeter.errors import ConfigurationError
 from tokenmeter.importing.call import (
     Given,
     ImportedCall,
+    answer_of,
     complete,
     count_of,
     decimal_of,
     made_at,
     mapping_of,
     sides_of,
+    texts_of,
+    told_in,
     without_zero,
 )
 from tokenmeter.money import EXACT
@@ -45,8 +48,14 @@ _LITELLM_PROVIDERS = {
     "together_ai": "together",
     **{name: name for name in ("anthropic", "azure", "bedrock", "cerebras", "cohere", "databricks", "deepseek")},
     **{name: name for name in ("gemini", "groq", "mistral", "moonshot", "novita", "openai", "openrouter")},
-    **{name: name for name in ("perplexity", "vertex_ai", "xai", "zai")},
+    **{name: name for name in ("perplexity", "vertex_ai", "xai", "zai", "baseten", "cloudflare", "deepinfra")},
+    **{name: name for name in ("minimax", "ovhcloud", "voyage")},
+    "github_copilot": "github-copilot",
 }
+#: The same of Helicone, in small letters; the others it calls as the price list does.
+_HELICONE_PROVIDERS = {"x": "x-ai"}
+#: Attribution that programs send along under the names it has here.
+_GROUPS = ("team", "project", "organization")
 _LITELLM_WHO = (("member", "user"), ("team", "team_id"), ("organization", "organization_id"), ("end_user", "end_user"))
 
 
@@ -112,7 +121,7 @@ def litellm(row: Row, where: str, given: Given) -> ImportedCall | None:
         flags=counted.flags,
         cost_in_source=_cost(row, "spend"),
         usage=dict(nested(metadata, "usage_object")) or None,
-        who={name: str(value) for name, column in _LITELLM_WHO if (value := row.get(column))},
+        who=texts_of({name: row.get(column) for name, column in _LITELLM_WHO}),
     )
 
 
@@ -147,7 +156,13 @@ def _litellm_tokens(row: Row, metadata: Row) -> _Counted | None:
         "output": output,
     }
     reasoning = count_of(nested(usage, "completion_tokens_details"), "reasoning_tokens")
-    return _Counted(quantities, reasoning, frozenset(flags))
+    quantities["output"], reasoning, doubts = answer_of(
+        output,
+        reasoning,
+        prompt=prompt + (read + written if beside else 0),
+        total=count_of(usage, "total_tokens") or count_of(row, "total_tokens"),
+    )
+    return _Counted(quantities, reasoning, doubts.union(flags))
 
 
 def langfuse(row: Row, where: str, given: Given) -> ImportedCall | None:
@@ -173,7 +188,7 @@ def langfuse(row: Row, where: str, given: Given) -> ImportedCall | None:
         flags=counted.flags,
         cost_in_source=cost,
         usage=dict(usage),
-        who={"member": str(user)} if (user := row.get("user_id") or row.get("userId")) else {},
+        who=texts_of({"member": told_in(row, "user_id", "userId")}),
     )
 
 
@@ -202,6 +217,9 @@ def _langfuse_tokens(usage: Row, *, answers: bool) -> _Counted:
         "cache_write_5m": written - hour,
         "output": answer if inside else answer + reasoning,
     }
+    doubts: frozenset[str] = frozenset()
+    if inside:
+        quantities["output"], reasoning, doubts = answer_of(answer, reasoning, prompt=before, total=total)
     if not any(quantities.values()):
         raise ConfigurationError(f"its usage has no count that is known, only {', '.join(usage)}: record it by hand")
     sides = ((_LANGFUSE[0], answer), (_LANGFUSE[1], before if answers else 0))
@@ -215,7 +233,7 @@ def _langfuse_tokens(usage: Row, *, answers: bool) -> _Counted:
     known = {"unit", *chain.from_iterable(_LANGFUSE)}
     if rest or (not any((read, hour, short, unsaid, reasoning)) and set(usage) - known):
         flags.add("usage_partly_read")
-    return _Counted(quantities, reasoning, frozenset(flags))
+    return _Counted(quantities, reasoning, doubts.union(flags))
 
 
 def helicone(row: Row, where: str, given: Given) -> ImportedCall | None:
@@ -227,17 +245,16 @@ def helicone(row: Row, where: str, given: Given) -> ImportedCall | None:
         return None
     body = nested(row, "response_body")
     names = (row.get(name) for name in ("response_model", "request_model", "model_override"))
-    who = {"member": str(row["request_user_id"])} if row.get("request_user_id") else {}
+    theirs = str(row.get("provider") or "").lower()
     properties = nested(row, "request_properties")
-    who |= {name: str(properties[name]) for name in ("team", "project", "organization") if properties.get(name)}
     call = ImportedCall(
         where=where,
         id=str(body.get("id") or row.get("response_id") or _id(row, "request_id")),
-        provider=str(row.get("provider") or "").lower(),
+        provider=_HELICONE_PROVIDERS.get(theirs, theirs),
         model=_model(given, *names, body.get("model")),
         at=made_at(given, row.get("response_created_at"), row.get("request_created_at")),
         cost_in_source=_cost(row, "costUSD", "cost_usd"),
-        who=who,
+        who=texts_of({"member": row.get("request_user_id"), **{name: properties.get(name) for name in _GROUPS}}),
     )
     if mapping_of(body.get("usage")):
         return _observed(call, body, given)
@@ -255,8 +272,9 @@ def helicone(row: Row, where: str, given: Given) -> ImportedCall | None:
             "output": output,
         }
     )
-    decided = beside or total == prompt + output
-    call.flags = frozenset({"cache_uncertain"} if read + written and not decided else ())
+    if not beside and total != prompt + output:
+        doubts = {"cache_uncertain": read + written, "total_mismatch": total}
+        call.flags = frozenset(name for name, is_so in doubts.items() if is_so)
     return call
 
 
@@ -268,19 +286,19 @@ def openrouter(row: Row, where: str, given: Given) -> ImportedCall | None:
         return _without_usage(_cost(row, "cost_total"))
     cost = _cost(row, "cost_total")
     own = _cost(row, "byok_usage_inference")
-    who = {"end_user": str(row["user"])} if row.get("user") else {}
+    answer, reasoning, doubts = answer_of(output, count_of(row, "tokens_reasoning"))
     return ImportedCall(
         where=where,
         id=_id(row, "generation_id"),
         provider="openrouter",
         model=_model(given, row.get("model_permaslug")),
         at=made_at(given, row.get("created_at")),
-        quantities=without_zero({"input": prompt - read, "cache_read": read, "output": output}),
-        reasoning=count_of(row, "tokens_reasoning"),
-        flags=frozenset({"own_key"} if own else ()),
+        quantities=without_zero({"input": prompt - read, "cache_read": read, "output": answer}),
+        reasoning=reasoning,
+        flags=doubts.union({"own_key"} if own else ()),
         cost_in_source=cost,
         usage={name: row[name] for name in row if name.startswith("tokens_")},
-        who=who,
+        who=texts_of({"end_user": row.get("user")}),
     )
 
 
@@ -295,8 +313,6 @@ def portkey(row: Row, where: str, given: Given) -> ImportedCall | None:
         return None
     body = nested(nested(row, "response"), "body") or nested(row, "response")
     metadata = nested(row, "metadata")
-    who = {"member": str(metadata["_user"])} if metadata.get("_user") else {}
-    who |= {name: str(metadata[name]) for name in ("team", "project", "organization") if metadata.get(name)}
     is_dollars = str(row.get("cost_currency") or "USD").upper() == "USD"
     cents = _cost(row, "cost") if is_dollars else None
     call = ImportedCall(
@@ -306,7 +322,7 @@ def portkey(row: Row, where: str, given: Given) -> ImportedCall | None:
         model=_model(given, row.get("ai_model"), body.get("model")),
         at=made_at(given, row.get("created_at")),
         cost_in_source=None if cents is None else cents.scaleb(-2, context=EXACT),
-        who=who,
+        who=texts_of({"member": metadata.get("_user"), **{name: metadata.get(name) for name in _GROUPS}}),
     )
     if mapping_of(body.get("usage")):
         return _observed(call, body, given)
@@ -379,5 +395,5 @@ def _model(given: Given, *names: object) -> str:
 
 
 def _cost(row: Row, *names: str) -> Decimal | None:
-    value = next((row[name] for name in names if row.get(name) not in {None, ""}), None)
+    value = told_in(row, *names)
     return None if value is None else decimal_of(value, names[0])

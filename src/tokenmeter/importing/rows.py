@@ -11,9 +11,10 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any, cast
 
-from tokenmeter.dimensions import ALL_METERS, WHO
+from tokenmeter.dimensions import ALL_METERS, OUTPUT_METERS, WHO
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.importing.call import (
+    NOTHING,
     Given,
     ImportedCall,
     complete,
@@ -30,7 +31,6 @@ from tokenmeter.providers import observe
 Row = Mapping[str, Any]
 _OK = 200
 _NO_DOUBTS: frozenset[str] = frozenset()
-_NOTHING = (None, "")
 
 
 #: ``object`` (OpenAI) or ``type`` (Anthropic) of a response body -> provider and SDK method path.
@@ -273,25 +273,27 @@ class MappedRows:
         quantities = self._quantities(found, unsaid)
         if not quantities:
             return None
+        reasoning = count_of(found, "reasoning")
         cost, time = found.get("cost"), found["time"]
         call = ImportedCall(
             where=where,
             id=str(found["id"]),
             provider=str(found.get("provider") or ""),
             model=model,
-            at=given.at if time in _NOTHING and given.at is not None else instant_of(time, tz=given.tz),
+            at=given.at if time in NOTHING and given.at is not None else instant_of(time, tz=given.tz),
             endpoint=str(found.get("endpoint") or ""),
             quantities=quantities,
-            reasoning=count_of(found, "reasoning"),
+            reasoning=reasoning,
             service_tier=str(found["service_tier"]) if found.get("service_tier") else None,
             processing=str(found["processing"]) if found.get("processing") else None,
             flags=_doubts(time, given.tz, unsaid=bool(unsaid)),
-            cost_in_source=None if cost in _NOTHING else decimal_of(cost, "cost"),
-            who={name: str(found[name]) for name in self._who if found[name]},
-            tags={tag: str(found[name]) for name, tag in self._tags.items() if found[name]},
+            cost_in_source=None if cost in NOTHING else decimal_of(cost, "cost"),
+            who={name: str(found[name]) for name in self._who if found[name] not in NOTHING},
+            tags={tag: str(found[name]) for name, tag in self._tags.items() if found[name] not in NOTHING},
         )
         complete(call, given)
         self._refuse_half(found, model)
+        _refuse_beside(reasoning, sum([quantities.get(name, 0) for name in OUTPUT_METERS]))
         return call
 
     def _refuse_half(self, found: Row, model: str | None) -> None:
@@ -316,7 +318,7 @@ class MappedRows:
             if value is None and path in self._needed:
                 self.lacking[path] += 1
         for name in ("id", "time") if self._given.at is None else ("id",):
-            if found[name] in _NOTHING:
+            if found[name] in NOTHING:
                 raise ConfigurationError(f"there is no {self._given.fields[name]!r} (the {name})")
         return found
 
@@ -330,6 +332,15 @@ class MappedRows:
             cached = sum([count for name, count in quantities.items() if name.startswith("cache_")])
             quantities["input"] = told - cached if told >= cached else told
         return without_zero(quantities)
+
+
+def _refuse_beside(reasoning: int, output: int) -> None:
+    """Refuse a call whose reasoning stands beside its output: of others it cannot be told whether it does."""
+    if reasoning > output:
+        raise ConfigurationError(
+            f"its reasoning ({reasoning:,}) is more than its output ({output:,}), so that it is no part of it: give "
+            "the sum of both as the output"
+        )
 
 
 def _picked(values: object, step: str) -> object:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import field, replace
 from datetime import date, datetime
 from decimal import Decimal
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -189,7 +190,7 @@ def import_usage(
         fields: What is where in rows of your own: ``{"id": "req.id", "time": "req.ts", "model": "llm.name", "input":
             "llm.in", "cache_read": "llm.cached?", "output": "llm.out", "member": "who"}``; names as of
             `tokenmeter.importing.FIELDS`. A path that no row has is refused, unless it ends in a question mark.
-        provider: Provider id, where the rows do not tell.
+        provider: Provider id, where the rows do not tell, or tell a name that the price list does not know.
         endpoint: SDK method path, the same.
         model: Model, the same.
         at: When the calls were made, the same.
@@ -214,6 +215,7 @@ def import_usage(
         attribution=Attribution.of(attribution),
         fields=fields or {},
         cost_unit=meter.pricer.terms.cost_unit,
+        sells=cache(meter.pricer.price_list.sells),
     )
     if given.at is not None:
         check_made(given.at, meter.store.now(), f"at={shown(at)}")
