@@ -175,6 +175,11 @@ EntryKind = Literal["usage", "growth", "reversal", "correction", "adjustment"]
 COUNTED_AS: Final = {"usage": 1, "growth": 1, "reversal": -1}
 #: As how many requests one of a kind counts, where that is not none.
 REQUESTS_AS: Final = {"usage": 1, "reversal": -1}
+#: Tag of an adjustment that says who posted it: of what is in the ledger for good, a tag can be erased.
+POSTED_BY: Final = "posted_by"
+#: Tags of an adjustment that say which bucket it settles, apart from whose account it is on. A key is its fingerprint
+#: there, or its name where several keys have it, or none; and so in what was posted by the first releases.
+SETTLES: Final[Mapping[str, str]] = {"api_key": "reconciled_api_key", "project": "reconciled_project"}
 #: ok: an answer came; error: the provider refused or failed; aborted: the caller stopped; timeout: nobody answered.
 Status = Literal["ok", "error", "aborted", "timeout"]
 #: billed: the biller said the cost; computed: usage x price list; estimated: part of the usage was estimated;

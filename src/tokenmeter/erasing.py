@@ -23,7 +23,7 @@ from pydantic_core import from_json, to_json
 
 from tokenmeter.arguments import tell_wrong_arguments
 from tokenmeter.budgets.matching import parse_scope, scope_text
-from tokenmeter.dimensions import WHO
+from tokenmeter.dimensions import POSTED_BY, SETTLES, WHO
 from tokenmeter.errors import ConfigurationError, LedgerError, StoreUnavailableError
 from tokenmeter.ledger import utcnow
 from tokenmeter.stores.archive.manifest import KIND as ARCHIVE
@@ -40,6 +40,12 @@ from tokenmeter.values import dataclass
 #: Europe for invoices.
 KEEP_YEARS = 10
 _KINDS = (*WHO, "api_key")
+#: Tags that reconciliation gives an adjustment, with the same text as what is erased.
+_ALONG = {
+    "member": f"tag:{POSTED_BY}",
+    "project": f"tag:{SETTLES['project']}",
+    "api_key_alias": f"tag:{SETTLES['api_key']}",
+}
 #: What a value stands behind in the text of a scope.
 _SCOPED = re.compile(rf"(?<!\w)(?:{'|'.join(_KINDS)}|tag:[^=,]+)=$")
 #: Documents that accounts and tax law want to be kept; all others only name somebody.
@@ -255,17 +261,18 @@ class _Erasing:
 
     def run(self, rows: Any) -> NewDocument:
         """Take the text out; the document that says so."""
-        found = rows.execute(
-            "SELECT id, digest FROM names WHERE kind = ? AND value = ? AND salt IS NOT NULL ORDER BY id",
-            (self._kind, self._value),
-        ).fetchall()
+        statement = "SELECT id, digest FROM names WHERE kind = ? AND value = ? AND salt IS NOT NULL ORDER BY id"
+        own = rows.execute(statement, (self._kind, self._value)).fetchall()
+        found = [*own]
+        if (tag := _ALONG.get(self._kind)) is not None:
+            found += rows.execute(statement, (tag, self._value)).fetchall()
         self._refuse_holds(rows)
         self.digests = [bytes(digest).hex() for _, digest in found]
         self.pseudonym = storable_text(self._wanted or f"erased-{(self.digests or [token_hex(4)])[0][:8]}")
         known = rows.execute("SELECT salt FROM names WHERE kind = ? AND value = ?", (self._kind, self.pseudonym))
         if any(found or salt for (salt,) in known.fetchall()):
             raise ConfigurationError(f"{self.pseudonym!r} stands for somebody in the ledger; take another pseudonym.")
-        self.entries = sum(self._count(rows, number) for number, _ in found)
+        self.entries = sum(self._count(rows, number) for number, _ in own)
         for number, _ in found:
             rows.execute("UPDATE names SET salt = NULL, value = ? WHERE id = ?", (self.pseudonym, number))
         for table in self._tables:

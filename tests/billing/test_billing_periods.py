@@ -10,6 +10,7 @@ from tokenmeter.billing import (
     close_period,
     closed_periods,
     draft_invoice,
+    draft_invoices,
     invoice_coverage,
     late_costs,
     late_entries,
@@ -161,6 +162,28 @@ def test_hours_between_two_zones_are_closed_or_the_next_period_is_refused(store,
     close_period(store, Period(start, end, "UTC", "hours between"), now=JANUARY)
     close_period(store, then[0], tz=then[1], now=JANUARY)
     assert total(one.billed_cost for one in closed_periods(store)) == 3
+
+
+def test_what_came_late_waits_for_the_first_month_that_has_use(store, book):
+    """A month without any may never be closed, and the next closing takes up what waits."""
+
+    def billed():
+        return [invoice_coverage(store, period=f"2026-{month:02}").ledger for month in (9, 10, 11)]
+
+    book("1", at="2026-08-05T10:00", member="ada")
+    close_period(store, "2026-08", now=JANUARY)
+    book("0.1", at="2026-08-06T10:00", member="ada")
+    assert billed() == [Decimal("0.1"), 0, 0]  # nothing else is known yet
+    book("3", at="2026-11-06T10:00", member="ada")
+    assert billed() == [0, 0, Decimal("3.1")]
+    book("2", at="2026-10-06T10:00", member="ada")
+    assert billed() == [0, Decimal("2.1"), 3]
+    assert [one.totals.ledger_cost for one in draft_invoices(store, each="member", period="2026-09")] == []
+    assert [one.totals.ledger_cost for one in draft_invoices(store, each="member", period="2026-10")] == [
+        Decimal("2.1")
+    ]
+    close_period(store, "2026-10", now=JANUARY)
+    assert billed() == [0, Decimal("2.1"), 3]
 
 
 @pytest.mark.parametrize("period", ["2026-Q4", "2026-11-30", "2026-W48", "2026-12-24", "2027-01"])

@@ -259,6 +259,17 @@ def test_who_was_erased_in_one_copy_has_no_name_again_from_the_other(
     assert meter.verify().ok
 
 
+def test_a_tag_that_was_erased_with_a_project_keeps_its_pseudonym(target, tmp_path, open_meter, record):
+    theirs = open_meter(f"sqlite:///{tmp_path}/source.db")
+    record(theirs, "one", project="thesis", tags={"reconciled_project": "thesis"})
+    theirs.erase("project", "thesis", pseudonym="work 17", **WHY)
+    meter = open_meter(target)
+    merge_ledger(f"sqlite:///{tmp_path}/source.db", target)
+    for by in ("project", "tag:reconciled_project"):
+        assert len(list(meter.entries(where={by: "work 17"}))) == 1
+    assert meter.verify().ok
+
+
 def test_a_closed_month_that_names_whom_the_target_erased_is_not_billed_again(target, tmp_path, open_meter, record):
     source = f"sqlite:///{tmp_path}/source.db"
     meter = open_meter(source)

@@ -9,6 +9,7 @@ import pytest
 
 from tokenmeter.attribution import ApiKey, Attribution
 from tokenmeter.billing import draw_statement
+from tokenmeter.erasing import erase
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Charge, Entry, new_id
 from tokenmeter.money import negate
@@ -242,6 +243,42 @@ def test_an_adjustment_is_found_in_its_bucket_whoever_pays_for_it(meter, shop, b
     again = shop(by)
     assert (again.ok, causes(again), again.proposals, again.difference) == (True, {"adjusted"}, (), 0)
     assert post_proposals(meter, again, attribution=account) == []
+
+
+@pytest.mark.parametrize("tags", ["of today", "of the first releases"])
+@pytest.mark.parametrize("change", ["another alias", "alias erased", "project erased"])
+def test_an_adjustment_is_found_in_its_bucket_whatever_key_and_project_are_called_now(
+    meter, shop, tmp_path, change, tags
+):
+    outcome = shop("model,api_key,project")
+    if tags == "of today":
+        assert len(post_proposals(meter, outcome, attribution={"team": "search"}, by="kim")) == 2
+    else:
+        assert all(meter.post_all([one.entry("openai", by="kim") for one in outcome.proposals]))
+    names = {"keys": {}, "projects": {}}
+    if change == "another alias":
+        (call,) = [entry for entry in meter.store.entries() if entry.kind == "usage" and entry.api_key]
+        later = replace(call, entry_id=new_id(), occurred_at=datetime(2026, 12, 1, tzinfo=UTC))
+        meter.post(replace(later, api_key=ApiKey("a" * 32, "1234", "prod-eu")))
+        names["keys"] = {"prod": "prod-eu"}
+    else:
+        dimension, value = ("api_key", "prod") if change == "alias erased" else ("project", "shop")
+        done = erase(meter.store, dimension, value, reason="it ended", by="office")
+        names["keys" if dimension == "api_key" else "projects"] = {value: done.pseudonym}
+        assert value not in {text for entry in meter.store.entries() for text in entry.attribution.tags.values()}
+    columns = {name: name for name in ("day", "model", "project", "input", "cost")} | {"api_key": "key"}
+    given = {"source": tmp_path / "shop.csv", "columns": columns, "by": "model,api_key,project", **names}
+    again = reconcile(meter.store, provider="openai", period="2026-11", **given)
+    assert (again.ok, causes(again), again.proposals, again.difference) == (True, {"adjusted"}, (), 0)
+
+
+def test_who_posted_an_adjustment_is_erased_with_the_member_of_that_name(meter, shop):
+    post_proposals(meter, shop("model,api_key"), by="kim")
+    done = erase(meter.store, "member", "kim", reason="left", by="office", pseudonym="person 17")
+    assert (done.names, done.entries) == (1, 0)
+    posted = [entry for entry in meter.store.entries() if entry.kind == "adjustment"]
+    assert {entry.attribution.tags["posted_by"] for entry in posted} == {"person 17"}
+    assert meter.store.verify().ok
 
 
 def test_the_same_adjustment_can_be_right_a_second_time(meter, shop):

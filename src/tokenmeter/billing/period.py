@@ -280,8 +280,9 @@ def _billed(sums: Mapping[tuple[Any, ...], Costs]) -> Decimal:
 def corrections(store: Store, period: Period, closed: ClosedPeriod | None, *, every: bool = False) -> list[Late]:
     """Corrections that belong to a period: those its closing took up; while it is open, those waiting for the next one.
 
-    Each waits for one period, the first after the last closing: any other would bill it once more, and one that
-    overlaps with a closed period has it among its own.
+    Each waits for one period, the first after the last closing that has use, since a month without any may never be
+    closed; without use, the first. Any other would bill it once more, and one that overlaps with a closed period has it
+    among its own.
 
     Args:
         store: The ledger.
@@ -294,8 +295,10 @@ def corrections(store: Store, period: Period, closed: ClosedPeriod | None, *, ev
     closings = closed_periods(store)
     if every:
         return [late for late in late_entries(store, closings) if late.period.end <= period.start]
-    first = bool(closings) and period.start == max(one.period.end for one in closings)
-    return late_entries(store, closings) if first else []
+    if not closings or period.start < (end := max(one.period.end for one in closings)):
+        return []
+    used = store.span(end, None)
+    return late_entries(store, closings) if (end == period.start if used is None else used[0] in period) else []
 
 
 def _told(one: ClosedPeriod, closings: Iterable[ClosedPeriod]) -> dict[RateKey, Rated]:

@@ -11,15 +11,17 @@ from collections import Counter
 from dataclasses import field, replace
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from tokenmeter.attribution import NOBODY, Attribution
+from tokenmeter.dimensions import POSTED_BY, SETTLES
 from tokenmeter.display import counted
 from tokenmeter.ledger import Charge, Entry
 from tokenmeter.money import EXACT, ONE, ZERO, magnitude, quantize, round_to, total
 from tokenmeter.periods import Period
 from tokenmeter.reconciliation.causes import CAUSES, HARMLESS, NO_TRAFFIC, POSTABLE, Cause, Discrepancy
-from tokenmeter.reconciliation.statement import POSTED_BY, SETTLES, UNNAMED, Bucket
+from tokenmeter.reconciliation.statement import UNNAMED, Bucket
 from tokenmeter.values import dataclass
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ TOLERANCE = Decimal("0.005")
 _ROWS = 40
 _PERCENT = Decimal(100)
 ENDPOINT = "reconcile"
+_NO_KEYS: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,15 @@ class Proposal:
     amount: Decimal
     grain: tuple[str, ...] = ()
 
-    def entry(self, provider: str, *, by: str, attribution: Attribution = NOBODY, multiplier: Decimal = ONE) -> Entry:
+    def entry(
+        self,
+        provider: str,
+        *,
+        by: str,
+        attribution: Attribution = NOBODY,
+        multiplier: Decimal = ONE,
+        keys: Mapping[str, str] = _NO_KEYS,
+    ) -> Entry:
         """The adjustment as a ledger entry, at noon UTC of the day it is for: there is most of that day in every zone.
 
         Args:
@@ -69,11 +80,13 @@ class Proposal:
             by: Who posts it, kept as its tag ``posted_by``.
             attribution: On whose account.
             multiplier: Platform multiplier on top of the upstream amount.
+            keys: Name of an API key -> its fingerprint, by which the bucket is found under later names, too.
         """
         bucket = self.discrepancy.bucket
         # Whose account it is on says nothing of the bucket that it settles, by which a further run has to find it.
+        settled = {"project": bucket.project, "api_key": keys.get(bucket.api_key or "", bucket.api_key)}
         settles = {
-            tag: getattr(bucket, name) or UNNAMED
+            tag: settled[name] or UNNAMED
             for name, tag in SETTLES.items()
             if name in self.grain and (getattr(bucket, name) or getattr(attribution, name, None))
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -236,8 +237,11 @@ def post_proposals(
         raise ConfigurationError(
             f"{shown(strange[0])} is no cause that is posted; those are {', '.join(sorted(POSTABLE))}."
         )
+    called = meter.store.key_labels()
+    several = Counter(called.values())
+    keys = {name: fingerprint for fingerprint, name in called.items() if several[name] == 1}
     entries = [
-        proposal.entry(outcome.provider, by=actor, attribution=account, multiplier=factor)
+        proposal.entry(outcome.provider, by=actor, attribution=account, multiplier=factor, keys=keys)
         for proposal in outcome.proposals
         if proposal.discrepancy.cause in wanted
     ]

@@ -15,6 +15,8 @@ from tokenmeter.dimensions import (
     COUNTED_AS,
     INPUT_METERS,
     OUTPUT_METERS,
+    POSTED_BY,
+    SETTLES,
     TOOL_OPERATION,
     WHO,
 )
@@ -24,6 +26,7 @@ from tokenmeter.ledger import Entry
 from tokenmeter.money import EXACT, ZERO
 from tokenmeter.periods import Period
 from tokenmeter.stores.base import EntryFilter, Store
+from tokenmeter.stores.naming import FINGERPRINT, NamesNow
 from tokenmeter.usage import Quantity
 from tokenmeter.values import dataclass
 
@@ -31,10 +34,6 @@ from tokenmeter.values import dataclass
 TOKEN_CLASSES = ("input", "cache_read", "cache_write", "output")
 #: What a statement can be split by, besides the UTC day. A project is OpenAI's project or Anthropic's workspace.
 GRAIN = ("model", "api_key", "project", "service_tier")
-#: Tag of an adjustment that says who posted it: of what is in the ledger for good, a tag can be erased.
-POSTED_BY = "posted_by"
-#: Tags of an adjustment that say which bucket it settles, apart from whose account it is on.
-SETTLES: Mapping[str, str] = {"api_key": "reconciled_api_key", "project": "reconciled_project"}
 #: What such a tag says where the bucket has no name.
 UNNAMED = "-"
 #: What an amount is for. Only ``usage`` is traffic that a ledger of calls could have.
@@ -308,14 +307,16 @@ def read_ledger(store: Store, statement: ProviderStatement) -> LedgerSide:
         until=statement.period.end,
         where={"provider": frozenset([statement.provider])},
     )
-    reader = _BookReader(statement)
+    reader = _BookReader(statement, NamesNow(store))
     for entry in store.entries(which):
         reader.read(entry)
     return LedgerSide(reader.sides, reader.quarters)
 
 
 class _BookReader:
-    def __init__(self, statement: ProviderStatement) -> None:
+    def __init__(self, statement: ProviderStatement, names: NamesNow) -> None:
+        self._names = names
+        self._keys: dict[str, str] = {}
         self.sides: dict[Bucket, Side] = {}
         self.quarters: dict[tuple[int, Bucket], tuple[int, Decimal]] = {}
         self._statement = statement
@@ -394,8 +395,17 @@ class _BookReader:
             for name, tag in SETTLES.items():
                 settled = entry.attribution.tags.get(tag, told[name])
                 told[name] = None if settled == UNNAMED else settled
+            if (key_told := entry.attribution.tags.get(SETTLES["api_key"], UNNAMED)) != UNNAMED:
+                told["api_key"] = self._call_key(key_told)
         day = entry.occurred_at.astimezone(UTC).date()
         return Bucket(day, **{name: told[name] for name in self._statement.grain})
+
+    def _call_key(self, told: str) -> str:
+        """What a key is called now that a tag tells, by fingerprint or by a name that it had."""
+        if told not in self._keys:
+            now = self._names.rename({"api_key": told, FINGERPRINT: told})["api_key"]
+            self._keys[told] = now if now != told else self._names.rename({"api_key": told})["api_key"]
+        return self._keys[told]
 
     def _note(self, entry: Entry, model: str | None, tokens: Mapping[str, int], cost: Decimal) -> None:
         quarter = int((entry.occurred_at - _EPOCH).total_seconds()) // QUARTER

@@ -269,22 +269,26 @@ def _carry_erasures(origin: Movable, store: Movable) -> None:
     for record in theirs:
         said: dict[str, Any] = json.loads(record.body)
         standing = {(moved[at], place) for at, place in said.get("standing", ()) if at in moved}
-        here = store.end().read(partial(_erased_names, digests=said["names"]))
-        called = next(iter(here.values()), said["pseudonym"])
+        kinds = {name: kind for name, (kind, _) in _read_erased(origin, said).items()}
+        here = _read_erased(store, said)
+        called = next((value for _, value in here.values()), said["pseudonym"])
         if called != said["pseudonym"]:  # it was erased here on its own
             standing |= _find_standing(both, said["kind"], {said["pseudonym"]})
-        _file_erasure(store, record.key, {**said, "pseudonym": called}, set(said["names"]) - {*here}, standing)
+        fresh: list[str] = [digest for digest in said["names"] if digest not in here]
+        names = {digest: kinds.get(digest, str(said["kind"])) for digest in fresh}
+        _file_erasure(store, record.key, {**said, "pseudonym": called}, names, standing)
     for record in ours:
         said = json.loads(record.body)
         texts = origin.end().read(partial(_live_names, digests=said["names"]))
-        _file_erasure(store, record.key, said, (), _find_standing(both, said["kind"], texts))
+        _file_erasure(store, record.key, said, {}, _find_standing(both, said["kind"], texts))
 
 
-def _erased_names(rows: Any, *, digests: Collection[str]) -> dict[str, str]:
-    """Those of the digests whose name a record of this ledger erased, with the pseudonym."""
-    keys = [bytes.fromhex(digest) for digest in digests]
-    found = look_up(rows, "SELECT digest, salt, kind, value FROM names WHERE digest IN", keys)
-    return {bytes(digest).hex(): value for digest, salt, kind, value in found if salt is None and kind}
+def _read_erased(store: Movable, said: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Those of an erasure's digests that a record of this ledger erased, each with its kind and its pseudonym."""
+    keys = [bytes.fromhex(digest) for digest in said["names"]]
+    statement = "SELECT digest, salt, kind, value FROM names WHERE digest IN"
+    found = store.end().read(lambda rows: list(look_up(rows, statement, keys)))
+    return {bytes(digest).hex(): (kind, value) for digest, salt, kind, value in found if salt is None and kind}
 
 
 def _live_names(rows: Any, *, digests: Collection[str]) -> set[str]:
@@ -319,19 +323,27 @@ def _find_standing(
 
 
 def _file_erasure(
-    store: Movable, key: str, said: Mapping[str, Any], digests: Collection[str], standing: Collection[tuple[int, int]]
+    store: Movable, key: str, said: Mapping[str, Any], names: Mapping[str, str], standing: Collection[tuple[int, int]]
 ) -> None:
-    """File what is new of an erasure: digests that get the pseudonym, and places in documents; nothing, if none is."""
+    """File what is new of an erasure: nothing, if nothing is.
+
+    Args:
+        store: The target.
+        key: The record's key in the ledger that it is from.
+        said: What it says.
+        names: Digests that get its pseudonym, each with the kind of the name.
+        standing: Positions and places where documents have the name.
+    """
     records = list(store.documents(DocumentQuery(ERASURE)))
     known: set[tuple[Any, ...]] = set()
     for told in (json.loads(one.body) for one in records):
         known |= {(told["kind"], *place) for place in told.get("standing", ())}
-    names, fresh = sorted(digests), sorted(place for place in standing if (said["kind"], *place) not in known)
+    fresh = sorted(place for place in standing if (said["kind"], *place) not in known)
     if not names and not fresh:
         return
     body = {
         **{name: said[name] for name in ("kind", "pseudonym", "reason", "by")},
-        "names": names,
+        "names": sorted(names),
         "documents": [],
         **({"standing": fresh} if fresh else {}),
     }
@@ -340,11 +352,11 @@ def _file_erasure(
         key = f"{key} {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
     def work(rows: Any) -> NewDocument:
-        for digest in names:
+        for digest, kind in names.items():
             rows.execute(
                 "INSERT INTO names (digest, salt, kind, value) VALUES (?, NULL, ?, ?) ON CONFLICT (digest) "
                 "DO UPDATE SET kind = excluded.kind, value = excluded.value WHERE names.salt IS NULL",
-                (bytes.fromhex(digest), said["kind"], said["pseudonym"]),
+                (bytes.fromhex(digest), kind, said["pseudonym"]),
             )
         return NewDocument(kind=ERASURE, key=key, body=text)
 
