@@ -7,11 +7,14 @@ from decimal import Decimal
 
 import pytest
 
+import tokenmeter
 from tokenmeter.call import RequestFacts
 from tokenmeter.ledger import Entry
 from tokenmeter.money import multiply, total
 from tokenmeter.pricing import Multiplier, PriceList, Pricer, Terms, parse_prices
 from tokenmeter.pricing.corrections import correction
+from tokenmeter.providers.context import Context
+from tokenmeter.providers.openai.dialect import DIALECT
 from tokenmeter.usage import Consumption, Observation, SuppliedCost, Usage
 
 AT = datetime(2026, 11, 20, tzinfo=UTC)
@@ -379,3 +382,73 @@ def test_a_line_that_no_answer_costs_is_unpriced_and_the_others_are_not():
     assert beyond.flags == {"implausible_cost"}
     dear = Pricer(PriceList.load(prices), Terms(multipliers=(Multiplier(factor=Decimal(2)),)))
     assert rate(dear, seen({"web_searches": 10**10}, "m")).flags == {"implausible_cost"}
+
+
+def line_of(body):
+    return {"custom_id": "1", "response": {"status_code": 200, "body": body}, "error": None}
+
+
+def list_cost(body, *, provider, endpoint, model=None):
+    rating = tokenmeter.price(body, provider=provider, endpoint=endpoint, model=model, at=AT)
+    assert rating.cost_source == "computed", rating
+    return rating.list_cost
+
+
+@pytest.mark.parametrize("model", ["mistral-ocr-4-1", "mistral-ocr-4-0", "mistral-ocr-2505"])
+def test_pages_of_documents_cost_half_in_a_batch(model):
+    body = {"pages": [{"index": 0, "markdown": "x"}], "model": model, "usage_info": {"pages_processed": 1_000}}
+    now = list_cost(body, provider="mistral", endpoint="ocr")
+    in_batch = list_cost(line_of(body), provider="mistral", endpoint="files.content")
+    assert now == multiply(in_batch, 2) > 0
+
+
+@pytest.mark.parametrize(("size", "in_batch"), [("720x1280", "1.2"), ("1024x1792", "2")])
+def test_seconds_of_video_cost_half_in_a_batch(size, in_batch):
+    body = {"id": "v", "object": "video", "model": "sora-2-pro", "status": "completed", "seconds": "8", "size": size}
+    assert list_cost(body, provider="openai", endpoint="videos") == multiply(Decimal(in_batch), 2)
+    assert list_cost(line_of(body), provider="openai", endpoint="files.content") == Decimal(in_batch)
+
+
+def test_what_no_rule_names_costs_the_same_in_a_batch(pricer):
+    for meter in ("web_searches", "file_searches"):
+        assert per_million(pricer, meter, processing="batch") == per_million(pricer, meter)
+
+
+def test_a_transcription_in_a_batch_is_billed_by_its_seconds():
+    usage = {"prompt_audio_seconds": 100, "prompt_tokens": 4, "completion_tokens": 6, "total_tokens": 410}
+    voxtral = {"model": "voxtral-mini-latest", "text": "hello", "language": None, "segments": [], "usage": usage}
+    whisper = {"text": "hello", "duration": 100.0, "usage": {"type": "duration", "seconds": 100}}
+    for body, provider, model, cost in (
+        (voxtral, "mistral", None, "0.0025"),
+        (whisper, "groq", "whisper-large-v3", "0.001541666667"),
+    ):
+        found = list_cost(line_of(body), provider=provider, endpoint="files.content", model=model)
+        assert found == Decimal(cost)
+
+
+@pytest.mark.parametrize("name", ["azure", "foundry", "azure_openai", "azure.ai.openai", "Azure"])
+def test_a_provider_is_read_alike_by_each_of_its_names(name):
+    usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
+    body = {"object": "chat.completion", "id": "c", "model": "gpt-4o-search-preview", "choices": [], "usage": usage}
+    assert list_cost(body, provider=name, endpoint="chat.completions") == Decimal("0.025075")
+
+
+@pytest.mark.parametrize("name", ["google", "gemini", "vertex"])
+def test_a_batch_of_geminis_is_read_by_each_name_of_its_provider(name):
+    usage = {"promptTokenCount": 10, "candidatesTokenCount": 5, "totalTokenCount": 15}
+    answer = {"modelVersion": "gemini-2.5-flash", "responseId": "r", "usageMetadata": usage}
+    answer["candidates"] = [{"content": {"parts": [{"text": "x"}]}}]
+    body = {
+        "name": "batches/1",
+        "done": True,
+        "metadata": {"state": "BATCH_STATE_SUCCEEDED"},
+        "response": {"inlinedResponses": {"inlinedResponses": [{"response": answer}]}},
+    }
+    assert list_cost(body, provider=name, endpoint="batches.get") == Decimal("0.00000775")
+
+
+@pytest.mark.parametrize("model", ["tts-1", "openai/tts-1", "tts-1-1106"])
+def test_speech_is_sold_by_the_character_under_a_gateways_name_too(pricer, model):
+    request = RequestFacts(model=model, input_bytes=1_000, pieces={"characters": 1_000})
+    seen = DIALECT.read_body(b"mp3", Context("openai", "audio.speech", request))
+    assert pricer.rate(seen, provider="openai", endpoint="audio.speech", at=AT).list_cost == Decimal("0.015")

@@ -179,9 +179,11 @@ class RateCard:
             return Quote(row.per_unit, row)
         if not context.modes:
             return None
-        if sku_meter not in TOKEN_CLASSES or self._leaves_out(context, at, prompt_tokens):
-            return self._own(sku_meter, context.standard(), at, prompt_tokens)
-        return self._by_rule(sku_meter, context, at, prompt_tokens)
+        if sku_meter in TOKEN_CLASSES and not self._leaves_out(context, at, prompt_tokens):
+            return self._by_rule(sku_meter, context, at, prompt_tokens)
+        # What is sold by the piece costs the same in every mode, unless a rule names it.
+        ruled = None if sku_meter in TOKEN_CLASSES else self._by_rule(sku_meter, context, at, prompt_tokens)
+        return ruled or self._own(sku_meter, context.standard(), at, prompt_tokens)
 
     def _by_rule(self, sku_meter: str, context: Circumstances, at: datetime, prompt_tokens: int) -> Quote | None:
         """The price that a mode's rule makes of the price without that mode; rules of several modes compose."""

@@ -185,14 +185,14 @@ def _spread(group: Mapping[str, Any], models: Iterable[str]) -> list[dict[str, A
 
 def _rule(raw: dict[str, Any]) -> RateRule:
     when = next(iter(raw["when"].items())) if "when" in raw else None
-    meters = raw.get("sku_meters", "tokens")
+    meters = frozenset(raw.get("sku_meters", ("tokens",)))
     return RateRule(
         kind=raw["kind"],
         providers=frozenset(raw["providers"]),
         models=tuple(raw.get("models", ("*",))),
         except_models=tuple(raw.get("except_models", ())),
         when=when,
-        sku_meters=frozenset(TOKEN_CLASSES if meters == "tokens" else meters),
+        sku_meters=meters - {"tokens"} | TOKEN_CLASSES if "tokens" in meters else meters,
         factor=Decimal(raw.get("factor", 1)),
         assumed=raw.get("assumed", False),
         base=raw.get("base"),

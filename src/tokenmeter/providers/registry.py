@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from tokenmeter.call import RequestFacts
 from tokenmeter.errors import PricingError
 from tokenmeter.providers.context import Context, joined
+from tokenmeter.providers.hosts import billing_name
 from tokenmeter.providers.prompts import PromptRule
 from tokenmeter.providers.wire import (
     JSON,
@@ -240,7 +241,7 @@ def observe(
     Args:
         body: An SDK object, decoded JSON or JSON text: a whole response, a bare usage object, a batch, a line of its
             output, an event, all events of a stream, an image, a transcription, a session.
-        provider: Provider id.
+        provider: Provider id, or another name of it.
         endpoint: SDK method path.
         model: Model the request or session named, for bodies that name none; for a response that used the image tool
             and does not say with which model, the image tool's.
@@ -258,6 +259,7 @@ def observe(
     Raises:
         PricingError: `body` is no body at all.
     """
+    provider = billing_name(provider)
     wire = to_wire(body)
     wire = events_in(wire) or wire
     if is_array(wire):

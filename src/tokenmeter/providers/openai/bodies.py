@@ -30,6 +30,8 @@ from tokenmeter.providers.wire import JSON, count, is_array, is_object, members,
 from tokenmeter.usage import Observation, Usage
 
 _Reader = Callable[[JSON, Context], Observation]
+#: How long a transcription was, in its usage.
+_LENGTHS = frozenset({"seconds", "prompt_audio_seconds"})
 
 
 def read_body(body: Any, context: Context) -> Observation:
@@ -61,7 +63,8 @@ def _reader(body: JSON, context: Context) -> _Reader:
         return named
     if kind and context.endpoint in _SOCKETS and not usage_of(body):
         return _no_bill
-    return next((reader for prefix, reader in _BY_ENDPOINT if context.endpoint.startswith(prefix)), _any)
+    other = media.transcription if _is_transcription(body) else _any  # lines of a batch do not say what they are
+    return next((reader for prefix, reader in _BY_ENDPOINT if context.endpoint.startswith(prefix)), other)
 
 
 def _batch_line(body: JSON, context: Context) -> Observation:
@@ -158,6 +161,15 @@ def _any(body: JSON, context: Context) -> Observation:
         group = replace(group, speed=speed)
     seen = observation(reading, group, body, wire, tier=tier)
     return replace(seen, response_model=model, response_id=seen.response_id or beside.get("id"))
+
+
+def _is_transcription(body: JSON) -> bool:
+    """Whether it is words that were heard, which say how long that took."""
+    return (
+        "choices" not in body
+        and isinstance(body.get("text"), str)
+        and ("duration" in body or not _LENGTHS.isdisjoint(usage_of(body)))
+    )
 
 
 def _unwrapped(body: JSON) -> JSON:
