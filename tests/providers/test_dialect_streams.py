@@ -398,6 +398,21 @@ class TestMessages:
         seen = played([start(), delta("refusal", output_tokens=1), STOP], endpoint="messages").observation()
         assert (seen.billable, seen.flags) == (False, {"unbilled_refusal"})
 
+    def test_where_every_model_of_a_chain_refuses_before_any_output_nothing_is_billed(self):
+        hop = {"type": "fallback", "from": {"model": "claude-opus-5-5"}, "to": {"model": "claude-opus-4-6"}}
+        entries = [
+            {"type": "message", "model": "claude-opus-5-5", "input_tokens": 50_000, "output_tokens": 0},
+            {"type": "fallback_message", "model": "claude-opus-4-6", "input_tokens": 50_000, "output_tokens": 0},
+        ]
+        usage = {"input_tokens": 50_000, "output_tokens": 0, "iterations": entries}
+        mark = {"type": "content_block_start", "index": 0, "content_block": hop}
+        streamed = played([start(), mark, delta("refusal", **usage), STOP], endpoint="beta.messages").observation()
+        whole = {"type": "message", "id": "m", "model": "claude-opus-4-6", "stop_reason": "refusal", "content": [hop]}
+        read = observe({**whole, "usage": usage}, provider="anthropic", endpoint="beta.messages")
+        for seen in (streamed, read):
+            assert (seen.billable, seen.flags) == (False, {"declined_attempt", "unbilled_refusal"})
+            assert seen.usage.input_tokens == 50_000
+
     def test_refused_half_way_is_billed(self):
         events = [start(), BLOCK, words("Hel"), delta("refusal", output_tokens=3), STOP]
         assert played(events, endpoint="messages").observation().billable

@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from tokenmeter.dimensions import TOKEN_METERS
+from tokenmeter.money import ZERO
 from tokenmeter.providers.anthropic.requests import ROUTES
 from tokenmeter.providers.anthropic.usage import exclusive
 from tokenmeter.providers.context import Context, billed_tier, joined, observation, pending, supplied_cost, unknown
@@ -31,7 +32,7 @@ from tokenmeter.providers.wire import (
     text,
     utf8_length,
 )
-from tokenmeter.usage import Consumption, Observation, Usage
+from tokenmeter.usage import Consumption, Observation, SuppliedCost, Usage
 from tokenmeter.values import dataclass
 
 _Reader = Callable[[JSON, Context], Observation]
@@ -86,7 +87,7 @@ def message(body: JSON, context: Context) -> Observation:
         context = context.in_batch()
     wire = usage_of(body)
     model = text(body, "model")
-    refused = body.get("stop_reason") == "refusal" and body.get("content") == []
+    refused = body.get("stop_reason") == "refusal" and _shows_nothing(body.get("content"))
     said = exclusive(wire, cache_ttl=context.request.terms.get("cache_ttl"))
     if said.unsaid == BOTH_SIDES:
         said = read_usage(wire) or said  # a gateway may hand on what its host said in a format of its own
@@ -103,17 +104,42 @@ def message(body: JSON, context: Context) -> Observation:
     groups, flags = groups_of(wire, top, model, context)
     if _ran_code(body, wire):
         flags |= {"code_execution_time_unknown"}
+    billable = True
+    if refused:
+        groups, billable = _take_off_refusal(groups, attempted=bool(wire.get("iterations")))
+        flags |= {_REFUSAL}
     return Observation(
         consumptions=groups,
         response_model=model,
         response_id=text(body, "id"),
         service_tier=text(wire, "service_tier"),
-        # A refusal before any output is not billed (https://platform.claude.com/docs, "Refusals and fallback").
-        flags=flags | {"unbilled_refusal"} if refused else flags,
+        flags=flags,
         raw_usage=wire or None,
-        billable=not refused,
+        billable=billable,
         deduplicate=True,
     )
+
+
+#: A refusal before any output is not billed (https://platform.claude.com/docs, "Refusals and fallback").
+_REFUSAL = "unbilled_refusal"
+
+
+def _shows_nothing(content: Any) -> bool:
+    """Whether an answer holds no more than marks of where one model gave way to the next."""
+    return is_array(content) and all(is_object(block) and block.get("type") == "fallback" for block in content)
+
+
+def _take_off_refusal(groups: tuple[Consumption, ...], *, attempted: bool) -> tuple[tuple[Consumption, ...], bool]:
+    """The groups of a refused message, of which the refusal itself costs nothing, and whether any of them is billed.
+
+    What else there was is: attempts that had written before they declined, compaction, advice.
+    """
+    refused = [group.role in _SERVING and not (attempted and group.usage["output"]) for group in groups]
+    if all(refused):
+        return groups, False
+    nothing = SuppliedCost(ZERO, _REFUSAL)
+    pairs = zip(groups, refused, strict=True)
+    return tuple(replace(group, supplied_cost=nothing) if free else group for group, free in pairs), True
 
 
 def _ran_code(body: JSON, wire: JSON) -> bool:

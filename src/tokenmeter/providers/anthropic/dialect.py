@@ -239,8 +239,8 @@ class MessageStream:
         elif kind == "error":
             self._failed = kind_of_error(event)
         elif kind == "content_block_start":
-            self._content = True
             block = section(event, "content_block")
+            self._content = self._content or block.get("type") != "fallback"
             self._bytes += bodies.content_bytes({"content": [block]})  # deltas follow, or hosts put all of it here
             if not self._called and bodies.is_called_by_code(block):
                 self._called = [{"name": block["name"], "caller": block["caller"]}]
