@@ -66,7 +66,7 @@ class RequestFacts:
         tools: Hosted tools that the request configures, as far as their bill depends on it (kind, model, container):
             hosts need not repeat them in their answers.
         terms: What else in the request decides its price, and may be left out of the answer, by the answer's name for
-            it: ``search_context_size``, ``inference_geo``, ``cache_ttl``.
+            it: ``search_context_size``, ``inference_geo``, ``cache_ttl``; of an extended video ``added_seconds``.
         unbounded: Why no upper bound of the output exists (``"server_tools"``, ``"advisor"``, ...); None when it does.
         cache_writes: Which of the prompt's tokens may be billed as written to a cache: ``"none"`` where the request
             marks none and nothing else has them written, ``"usual"`` where none is to be kept longer than is usual.

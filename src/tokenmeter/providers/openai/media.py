@@ -225,8 +225,9 @@ def video(body: JSON, context: Context) -> Observation:
     if context.final_only and status in {"queued", "in_progress"}:
         return pending(body)
     asked = next(((meter, long) for meter, long in context.request.pieces.items() if meter.startswith(_VIDEO)), None)
-    if not seconds and asked is not None:
-        seconds = Decimal(asked[1])
+    added = context.request.terms.get("added_seconds")
+    if asked is not None and (not seconds or added is not None):
+        seconds = Decimal(asked[1])  # of an extension the body tells the whole length, of which the rest is billed
     if not seconds:
         model = text(body, "model") or context.request.model
         return unknown(body, wire or None, model=model, flags=frozenset(flags), deduplicate=True)

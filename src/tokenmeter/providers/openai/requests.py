@@ -114,7 +114,7 @@ def request_facts(endpoint: Endpoint, body: JSON | None) -> RequestFacts:
         streamed=bool(get("stream")) or get("stream_format") == "sse",
         tool_models=tool_models,
         tools=_hosted(tools),
-        terms=_terms(body, prompt),
+        terms=_terms(endpoint, body, prompt),
         unbounded=",".join(dict.fromkeys(reasons)) or None,
     )
 
@@ -126,6 +126,8 @@ def _pieces(endpoint: Endpoint, body: JSON, choices: int) -> Mapping[str, int]:
     if endpoint.path == "videos":
         seconds = count(body, "seconds", flags=set()) or _VIDEO_SECONDS
         return {video_meter(text(body, "size")): seconds}
+    if added := _added_seconds(endpoint, body):
+        return {video_meter(None): added}
     spoken = body.get("input") if endpoint.operation == "speech" else None
     return {"characters": len(spoken)} if isinstance(spoken, str) else NO_PIECES
 
@@ -230,9 +232,16 @@ def _billed(tool: JSON) -> dict[str, Any]:
     return terms
 
 
-def _terms(body: JSON, prompt: PromptSize) -> dict[str, str]:
+def _added_seconds(endpoint: Endpoint, body: JSON) -> int | None:
+    """What a video is to be longer by; None for what extends none, or does not say by how much."""
+    return (count(body, "seconds", flags=set()) or None) if endpoint.path == "videos.extend" else None
+
+
+def _terms(endpoint: Endpoint, body: JSON, prompt: PromptSize) -> dict[str, str]:
     """See `RequestFacts.terms`."""
     terms = prompt.cache_terms
+    if added := _added_seconds(endpoint, body):
+        terms["added_seconds"] = str(added)
     searched = (
         text(section(body, "web_search_options"), "search_context_size") if "web_search_options" in body else None
     )
