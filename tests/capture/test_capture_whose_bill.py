@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+from decimal import Decimal
+
+import openai
 import pytest
 
 import tokenmeter
@@ -87,3 +91,63 @@ def test_an_estimate_of_what_the_customer_pays_is_nothing():
     assert (made.expected.billed_cost, made.upper_bound, made.upper_lines) == (0, 0, ())
     assert [charge.source for charge in made.expected.charges] == ["billed_to_user_profile"]
     assert tokenmeter.estimate(request=asked, provider="anthropic", endpoint="beta.messages").upper_bound > 0
+
+
+def answering(body, url, meter):
+    """A metered client of a host at `url`, every request of which is answered with `body`."""
+    http = importlib.import_module(next(one.__module__ for one in openai.DefaultHttpxClient.__mro__[1:]).split(".")[0])
+    transport = http.MockTransport(lambda request: http.Response(200, json=body(request)))
+    client = openai.OpenAI(api_key="k", base_url=url, http_client=http.Client(transport=transport))
+    return tokenmeter.wrap(client, meter)
+
+
+@pytest.mark.parametrize(
+    ("url", "model", "provider", "cost", "flags"),
+    [
+        ("https://us-central1-aiplatform.googleapis.com/v1", "google/gemini-3.5-flash", "google", "2.64", ()),
+        ("https://aiplatform.eu.rep.googleapis.com/v1", "google/gemini-3.5-flash", "google", "2.64", ()),
+        ("https://aiplatform.googleapis.com/v1", "google/gemini-3.5-flash", "google", "2.4", ()),
+        ("https://api.x.ai/v1", "grok-4.5", "x-ai", None, ()),
+        ("https://us.api.x.ai/v1", "grok-4.5", "x-ai", "1.1", ()),
+        ("https://eu-west-1.api.x.ai/v1", "grok-4.5", "x-ai", "1", ("region_rate_assumed",)),
+        ("https://router.huggingface.co/v1", "openai/gpt-oss-120b:groq", "huggingface_groq", "0.225", ()),
+        ("https://router.huggingface.co/v1", "openai/gpt-oss-120b:fastest", "huggingface", None, None),
+        ("https://router.huggingface.co/v1", "openai/gpt-oss-120b", "huggingface", None, None),
+    ],
+)
+def test_a_regional_host_and_a_router_are_billed_as_they_bill(meter, url, model, provider, cost, flags):
+    usage = {"prompt_tokens": 1_000_000, "completion_tokens": 100_000, "total_tokens": 1_100_000}
+    body = {**STORED, "model": model.partition(":")[0], "usage": usage}
+    made = [answering(lambda _: body, url, meter), answering(lambda _: body, "https://api.x.ai/v1", meter)]
+    for client in made * 2:  # the second call of each goes by what the first one learnt
+        client.chat.completions.create(model=model, messages=ASKED["messages"])
+    first, plain, again, _ = meter.store.entries()
+    assert {(entry.provider, entry.billed_cost, entry.flags) for entry in (first, again)} == {
+        (provider, first.billed_cost, first.flags)
+    }
+    if flags is not None:
+        assert first.flags == flags
+    if cost is not None:
+        wanted = Decimal(cost) if provider != "x-ai" else Decimal(cost) * plain.billed_cost
+        assert first.billed_cost == wanted
+
+
+@pytest.mark.filterwarnings("ignore:The Sora API")
+def test_what_a_video_is_extended_by_is_billed(meter):
+    def body(request):
+        longer = "extensions" in request.url.path or request.url.path.endswith("video_2")
+        status = "queued" if request.method == "POST" else "completed"
+        video = {"object": "video", "model": "sora-2", "created_at": 1, "progress": 100, "size": "720x1280"}
+        return {**video, "id": f"video_{1 + longer}", "status": status, "seconds": "24" if longer else "20"}
+
+    client = answering(body, "https://api.openai.com/v1", meter)
+    client.videos.create(model="sora-2", prompt="a fox", seconds="20")
+    client.videos.retrieve("video_1")
+    client.videos.extend(prompt="it runs", seconds="4", video=("v.mp4", b"x"))
+    client.videos.retrieve("video_2")
+    entries = list(meter.store.entries())
+    assert [(one.endpoint, dict(one.usage.quantities)) for one in entries] == [
+        ("videos", {"seconds_video": 20}),
+        ("videos.extend", {"seconds_video": 4}),
+    ]
+    assert entries[0].billed_cost == entries[1].billed_cost * 5

@@ -248,6 +248,20 @@ def test_the_provider_is_known_by_class_and_host(meter):
         "https://us.api.fireworks.ai/inference/v1": "fireworks",
         "https://acme.openai.azure.com/openai/v1": "azure",
         "https://router.huggingface.co/together/v1": "huggingface_together",
+        "https://router.huggingface.co/fireworks-ai/inference/v1": "huggingface_fireworks-ai",
+        "https://router.huggingface.co/v1": "huggingface",
+        "https://eu.openrouter.ai/api/v1": "openrouter",
+        "https://us.openrouter.ai/api/v1": "openrouter",
+        "https://us.api.x.ai/v1": "x-ai",
+        "https://eu-west-1.api.x.ai/v1": "x-ai",
+        "https://codestral.mistral.ai/v1": "mistral",
+        "https://api.individual.githubcopilot.com": "github-copilot",
+        "https://api.enterprise.githubcopilot.com": "github-copilot",
+        "https://acme.openai.azure.us/openai/v1": "azure",
+        "https://eastus.api.cognitive.microsoft.com/openai/v1": "azure",
+        "https://acme.eastus2.models.ai.azure.com/v1": "azure",
+        "https://aiplatform.eu.rep.googleapis.com/v1/projects/p/locations/eu/endpoints/openapi": "google",
+        "https://evil-api.x.ai.example/v1": "openai",
         "https://bedrock-runtime.eu-west-1.amazonaws.com": "aws",
         "http://127.0.0.1:8000/v1": "openai",
         "https://openrouter.ai.evil.example/v1": "openai",
@@ -261,6 +275,31 @@ def test_the_provider_is_known_by_class_and_host(meter):
         assert binding_of(client).host(client, meter).provider == "deepseek"
     azure = tokenmeter.openai.AzureOpenAI(api_key="k", azure_endpoint="https://proxy.example", api_version="2024-10-21")
     assert binding_of(azure).host(azure, meter).provider == "azure"
+
+
+@pytest.mark.parametrize(
+    ("url", "region"),
+    [
+        (
+            "https://us-central1-aiplatform.googleapis.com/v1/projects/p/endpoints/openapi",
+            "us-central1",
+        ),
+        ("https://aiplatform.eu.rep.googleapis.com/v1/projects/p/locations/eu/endpoints/openapi", "eu"),
+        ("https://aiplatform.googleapis.com/v1/projects/p/locations/global/endpoints/openapi", None),
+        ("https://generativelanguage.googleapis.com/v1beta/openai", None),
+        ("https://us.api.x.ai/v1", "us"),
+        ("https://eu-west-1.api.x.ai/v1", "eu-west-1"),
+        ("https://api.x.ai/v1", None),
+        ("https://eu.api.openai.com/v1", "eu"),
+        ("https://eu.openrouter.ai/api/v1", None),
+        ("https://bedrock-runtime.eu-west-1.amazonaws.com", "eu-west-1"),
+    ],
+)
+def test_the_region_is_known_by_the_host(meter, url, region):
+    from tokenmeter.capture.sdk import binding_of
+
+    client = tokenmeter.openai.OpenAI(api_key="k", base_url=url)
+    assert binding_of(client).host(client, meter).region == region
 
 
 def test_anthropics_platform_classes_have_their_own_provider_and_region(meter):

@@ -13,6 +13,7 @@ from tokenmeter.capture.description import Kind, is_given, whose
 from tokenmeter.capture.sdk import Binding, UnopenedStoreError, complain
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.meter import Meter
+from tokenmeter.providers.hosts import ROUTERS, routed_provider
 
 if TYPE_CHECKING:
     from tokenmeter.providers.base import Endpoint
@@ -55,6 +56,8 @@ def open_call(
             kind: Kind | None = binding.kinds.get((*place, text, key is None))
             if kind is None or kind.base_url is not client.base_url or kind.meter() is not meter:
                 kind = _kind(client, binding, meter, endpoint, (*place, text, key is None))
+            if kind.provider in ROUTERS and body is not None and isinstance(body.get("model"), str):
+                kind = kind._replace(provider=routed_provider(kind.provider, body["model"]))
             who = whose(binding, meter, body)
             plan_key = _plan_key(meter, kind, who, body, streamed=streamed) if by_plan else None
             return InFlight(binding, meter, kind, who, body, streamed=streamed, plan_key=plan_key)

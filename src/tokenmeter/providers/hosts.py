@@ -56,7 +56,11 @@ _HOSTS = (
     Host("anthropic", (r"api\.anthropic\.com",), company="Anthropic", service="Claude API", caches_marked=True),
     Host(
         "azure",
-        (r"[^/]*(openai\.azure\.com|azure-api\.net|cognitiveservices\.azure\.com|services\.ai\.azure\.com)",),
+        (
+            r"[^/]*(openai\.azure\.(com|us)|azure-api\.(net|us)|cognitiveservices\.azure\.(com|us))",
+            r"[^/]*(services\.ai\.azure\.com|models\.ai\.azure\.com)",
+            r"[a-z0-9-]+\.api\.cognitive\.microsoft\.(com|us)",
+        ),
         names=(
             *("azure.ai.inference", "azure.ai.openai", "azure_ai", "azure_openai", "foundry"),
             *("azure-ai", "azure-cognitive-services", "azure-openai"),
@@ -100,15 +104,20 @@ _HOSTS = (
     ),
     Host(
         "openrouter",
-        (r"(api\.)?openrouter\.ai",),
+        (r"((api|eu|us)\.)?openrouter\.ai",),
         company="OpenRouter",
         service="OpenRouter API",
         bills_cost=True,  # 1 credit is 1 dollar
     ),
     Host("groq", (r"api\.groq\.com",), least_audio=10),
-    Host("mistral", (r"api\.mistral\.ai",), names=("mistral-ai", "mistral_ai", "mistralai"), otel="mistral_ai"),
+    Host(
+        "mistral",
+        (r"(api|codestral)\.mistral\.ai",),
+        names=("mistral-ai", "mistral_ai", "mistralai"),
+        otel="mistral_ai",
+    ),
     Host("deepseek", (r"api\.deepseek\.com",)),
-    Host("x-ai", (r"api\.x\.ai",), names=("grok", "x_ai", "xai"), otel="x_ai"),
+    Host("x-ai", (r"([a-z0-9-]+\.)?api\.x\.ai",), names=("grok", "x_ai", "xai"), otel="x_ai"),
     Host("together", (r"api\.together\.(xyz|ai)",), names=("together-ai", "together_ai", "togetherai")),
     Host("fireworks", (r"(us\.)?api\.fireworks\.ai",), names=("fireworks-ai", "fireworks_ai")),
     Host("perplexity", (r"api\.perplexity\.ai",), names=("perplexity-ai", "perplexity_ai"), bills_cost=True),
@@ -130,15 +139,28 @@ _HOSTS = (
         names=("cloudflare-workers-ai", "workers-ai"),
     ),
     Host("databricks", (r"[^/]*(cloud\.databricks\.com|azuredatabricks\.net|gcp\.databricks\.com)",)),
-    Host("github-copilot", (r"api\.githubcopilot\.com",)),
+    Host("github-copilot", (r"api\.((individual|business|enterprise)\.)?githubcopilot\.com",)),
+    Host("huggingface", (r"router\.huggingface\.co",)),
     Host("modal", (r"[^/]+\.modal\.(run|direct)",)),
     Host("ovhcloud", (r"oai\.endpoints\.kepler\.ai\.cloud\.ovh\.net",)),
     Host("voyageai", (r"api\.voyageai\.com",), names=("voyage",)),
     Host("meta", (r"api\.meta\.ai",)),
 )
-_HUGGING_FACE = re.compile(r"router\.huggingface\.co/([a-z-]+)")
-_DATA_ZONE = re.compile(r"([a-z]{2})\.api\.(?:openai\.com|fireworks\.ai)")
-_CLOUD_REGION = re.compile(r"bedrock[a-z-]*\.([a-z0-9-]+)\.(amazonaws\.com|api\.aws)")
+#: Whom Hugging Face is told to ask by the path; by the path of its own version (``v1``) it chooses, or the model says.
+_HUGGING_FACE = re.compile(r"router\.huggingface\.co/(?!v\d+(?:/|$))([a-z0-9-]+)(?=/|$)")
+#: Hosts that ask somebody else to answer, and whose requests name him behind the model: ``openai/gpt-oss-120b:groq``.
+ROUTERS = frozenset({"huggingface"})
+#: What may stand there in place of a name.
+_WISHES = frozenset({"cheapest", "fastest", "preferred"})
+_ROUTED = re.compile(r"[^:]+:([a-z0-9-]+)")
+#: Where in a URL stands in which region, or data zone, the work is done.
+_REGIONS = (
+    re.compile(r"([a-z]{2})\.api\.(?:openai\.com|fireworks\.ai)(?=[:/]|$)"),
+    re.compile(r"([a-z0-9-]+)\.api\.x\.ai(?=[:/]|$)"),
+    re.compile(r"bedrock[a-z-]*\.([a-z0-9-]+)\.(?:amazonaws\.com|api\.aws)"),
+    re.compile(r"([a-z0-9-]+)-aiplatform\.googleapis\.com(?=[:/]|$)"),
+    re.compile(r"aiplatform\.([a-z0-9-]+)\.rep\.googleapis\.com(?=[:/]|$)"),
+)
 _BY_NAME = {name: host for host in _HOSTS for name in (host.id, *host.names)}
 
 
@@ -180,9 +202,15 @@ def provider_of_url(url: str) -> str | None:
     )
 
 
+@lru_cache(maxsize=1024)
+def routed_provider(router: str, model: str) -> str:
+    """Provider id of who answers a request for `model` to one of `ROUTERS`; the router's, where it chooses."""
+    named = _ROUTED.fullmatch(model)
+    return router if named is None or named[1] in _WISHES else f"{router}_{named[1]}"
+
+
 @lru_cache(maxsize=256)
 def region_of_url(url: str) -> str | None:
     """Cloud region or data zone that a base URL names; None when it names none."""
     bare = url.partition("://")[2]
-    found = _DATA_ZONE.match(bare) or _CLOUD_REGION.match(bare)
-    return found[1] if found else None
+    return next((found[1] for pattern in _REGIONS if (found := pattern.match(bare))), None)
