@@ -19,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenmeter.testing import Answer, FakeProvider
-from tokenmeter.testing.composition import count_tokens, cut_to_tokens, sample_arguments, split_words
+from tokenmeter.testing.composition import count_tokens, cut_to_tokens, split_words
+from tokenmeter.testing.samples import sample_arguments
 
 HELLO = {"model": "gpt-5", "messages": [{"role": "user", "content": "Hello there"}]}
 CHAT = "/v1/chat/completions"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from tokenmeter.dimensions import CACHE_READ_METERS
 from tokenmeter.money import add, total
 from tokenmeter.testing.context import Context, ToolCall
+from tokenmeter.testing.samples import sample_arguments
 from tokenmeter.testing.truth import Bill
 from tokenmeter.testing.wire import JSON, count, part
 from tokenmeter.usage import Consumption, Quantity, Usage
@@ -234,50 +235,6 @@ def _last_text(value: Any) -> str:
             if found := _last_text(part):
                 return found
     return ""
-
-
-def sample_arguments(schema: Mapping[str, Any], root: Mapping[str, Any] | None = None) -> Any:
-    """The smallest value that fits a JSON schema, for tool arguments and structured answers."""
-    top = root or schema
-    if reference := schema.get("$ref"):
-        return sample_arguments(_resolve(cast("str", reference), top), top)
-    for name in ("const", "default"):
-        if name in schema:
-            return schema[name]
-    for name in ("enum", "examples"):
-        if schema.get(name):
-            return schema[name][0]
-    for name in ("anyOf", "oneOf", "allOf"):
-        if schema.get(name):
-            return sample_arguments(schema[name][0], top)
-    return _sample_type(schema, top)
-
-
-def _sample_type(schema: Mapping[str, Any], top: Mapping[str, Any]) -> Any:
-    kind = schema.get("type", "object" if "properties" in schema else "string")
-    match kind if isinstance(kind, str) else cast("list[str]", kind)[0]:
-        case "object":
-            properties = cast("Mapping[str, Mapping[str, Any]]", schema.get("properties", {}))
-            wanted = cast("Iterable[str]", schema.get("required", properties))
-            return {name: sample_arguments(properties[name], top) for name in wanted if name in properties}
-        case "array":
-            return [sample_arguments(schema.get("items", {}), top) for _ in range(schema.get("minItems", 1))]
-        case "integer" | "number":
-            return schema.get("minimum", 1)
-        case "boolean":
-            return True
-        case "null":
-            return None
-        case _:
-            return "x" * max(schema.get("minLength", 0), 1)
-
-
-def _resolve(reference: str, root: Mapping[str, Any]) -> Mapping[str, Any]:
-    node: Any = root  # a pointer may pass through lists
-    for name in reference.removeprefix("#").strip("/").split("/"):
-        if name:
-            node = node[name.replace("~1", "/").replace("~0", "~")]
-    return cast("Mapping[str, Any]", node)
 
 
 def arguments_text(arguments: Mapping[str, Any] | str) -> str:

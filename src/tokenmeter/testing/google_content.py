@@ -15,11 +15,11 @@ from tokenmeter.testing.composition import (
     arguments_text,
     count_tokens,
     cut_to_tokens,
-    sample_arguments,
     split_words,
 )
 from tokenmeter.testing.context import Context, Served, ToolCall, merged
 from tokenmeter.testing.openai_chat import SSE
+from tokenmeter.testing.samples import sample_arguments
 from tokenmeter.testing.truth import Bill
 from tokenmeter.testing.wire import JSON, Event, Reply, count, json_reply, part, sse
 from tokenmeter.usage import Consumption, Usage
@@ -138,15 +138,33 @@ def _structured(settings: JSON) -> str | None:
     return json.dumps(sample_arguments(_plain_schema(schema))) if schema else None
 
 
+#: Keywords as Google's SDK writes some of them -> as JSON Schema has them.
+_KEYWORDS = {
+    f"{most}_{name}": f"{most}{name.capitalize()}"
+    for most in ("min", "max")
+    for name in ("items", "length", "properties")
+} | {"any_of": "anyOf"}
+
+
 def _plain_schema(schema: Any) -> Any:
-    """A schema with its types in small letters, as JSON Schema has them."""
+    """A schema with its types in small letters and keywords in one word, as JSON Schema has them."""
     if isinstance(schema, dict):
         given = cast("JSON", schema)
-        lowered = {name: _plain_schema(value) for name, value in given.items()}
+        lowered = {
+            _KEYWORDS.get(name, name): _plain_properties(value) if name == "properties" else _plain_schema(value)
+            for name, value in given.items()
+        }
         if isinstance(given.get("type"), str):
             lowered["type"] = given["type"].lower()
         return lowered
     return [_plain_schema(item) for item in cast("list[object]", schema)] if isinstance(schema, list) else schema
+
+
+def _plain_properties(properties: Any) -> Any:
+    """The same of what has names of the user's own."""
+    if not isinstance(properties, dict):
+        return properties
+    return {name: _plain_schema(value) for name, value in cast("JSON", properties).items()}
 
 
 def _tier(context: Context) -> str | None:
