@@ -4,6 +4,7 @@ import contextlib
 import sqlite3
 from datetime import UTC, datetime
 
+import openai
 import pytest
 
 import tokenmeter
@@ -13,6 +14,8 @@ from tokenmeter.stores import copying, packing
 from tokenmeter.stores.backup import restore
 from tokenmeter.stores.documents import NewDocument
 from tokenmeter.stores.moving import copy_ledger, opened
+from tokenmeter.stores.sqlite import database
+from tokenmeter.testing import FakeProvider
 
 BUDGET = tokenmeter.Budget(name="team", team="search", limit_usd="0.0005", thresholds=[10])
 ENDPOINT = {"provider": "openai", "endpoint": "chat.completions"}
@@ -164,6 +167,32 @@ def test_a_retired_ledger_tells_writers_where_it_went_and_hands_on_what_they_rec
     assert new.store.entry(late.entry_id) == late
     assert new.verify().ok
     assert sum(one.settled for key, one in new.store.all_counters() if not key.budget.startswith("=")) > 0
+
+
+def test_without_a_tail_what_programs_record_in_a_retired_ledger_is_handed_on_too(
+    filled, record, open_meter, tmp_path, monkeypatch, caplog
+):
+    """It was kept in memory, and lost with the program."""
+    monkeypatch.setattr(database, "is_network", lambda path: path.parent.name == "old")
+    source, target = f"sqlite:///{tmp_path}/old/ledger.db", f"sqlite:///{tmp_path}/new/copy.db"
+    meters = [filled(source), open_meter(source)]
+    done = copy_ledger(source, target, retire=True)
+    late = [record(meter, f"late-{number}", member=f"m{number}") for number, meter in enumerate(meters)]
+    with FakeProvider() as provider, openai.OpenAI(api_key="sk-test", base_url=provider.openai_url) as client:
+        tokenmeter.wrap(client, meter=meters[0])
+        for _ in range(2):
+            client.chat.completions.create(model="gpt-5-mini", messages=[{"role": "user", "content": "Hi"}])
+    assert f"This ledger moved to {done.url}" in caplog.text
+    for meter in meters:
+        assert meter.flush(0) == 0
+        meter.close()
+    assert copy_ledger(source, target, retire=True).forwarded == 4
+    late.append(record(meters[1], "later", member="m2"))
+    again = copy_ledger(source, target, retire=True)
+    assert (again.forwarded, again.entries) == (1, done.entries + 5)
+    new = open_meter(target)
+    assert [new.store.entry(entry.entry_id) for entry in late] == late
+    assert new.verify().ok
 
 
 def test_a_retired_ledger_can_still_be_read_proved_and_backed_up(way, filled, record, open_meter, tmp_path, caplog):

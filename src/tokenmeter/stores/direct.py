@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from tokenmeter.errors import StoreBusyError, StoreUnavailableError
@@ -29,6 +30,8 @@ from tokenmeter.stores.effects import (
     settle_effects,
 )
 from tokenmeter.stores.encoding import quoted
+from tokenmeter.stores.tail import OwnSegment, frame
+from tokenmeter.stores.urls import unwritable
 
 T = TypeVar("T")
 
@@ -59,6 +62,8 @@ class Transaction(Protocol):
 class DirectBook(Book, Protocol):
     """A book that takes records in without a tail."""
 
+    path: Path
+
     def transact(self, work: Callable[[Transaction], T]) -> T:
         """Run `work` in one transaction."""
         ...
@@ -87,13 +92,41 @@ class DirectJournal(Shared):
         self._looked = (-1, 0)
         #: The file that definitions were made in, and how often another took its place.
         self._file, self._replaced = book.file(), 0
+        #: What calls record after the ledger went elsewhere.
+        self._beside: OwnSegment | None = None
 
     def _define(self, records: Sequence[bytes]) -> None:
         def work(transaction: Transaction) -> None:
             for record in records:
                 transaction.put(record)
 
-        self._book.transact(work)
+        self._put(work, None, b"".join(map(frame, records)))
+
+    def _put(self, work: Callable[[Transaction], T], instead: T, framed: bytes) -> T:
+        """Run `work` in a transaction. Of a ledger that went elsewhere what it is to take waits beside it.
+
+        Args:
+            work: Puts records.
+            instead: What there is to say where these wait, as `framed`.
+            framed: The same as frames.
+
+        Raises:
+            StoreUnavailableError: they cannot be written anywhere.
+        """
+        try:
+            return self._book.transact(work)
+        except StoreUnavailableError as error:
+            if self._book.moved() is None:
+                raise
+            try:
+                if self._beside is None:
+                    after = self._book.stand(lambda standing: max(standing.places, default=0))
+                    self._beside = OwnSegment(self._book.path, self._book.identity, after)
+                self._beside.append(framed)
+            except OSError as failure:
+                raise unwritable(self._book.path, failure) from error
+            self._book.trouble.failed(error)
+            return instead
 
     @property
     def owner(self) -> bytes:  # type: ignore[override]
@@ -147,7 +180,7 @@ class DirectJournal(Shared):
     def append(self, record: bytes, *, generation: int | None = None) -> None:
         """Write an entry's record."""
         self._check(generation)
-        self._book.transact(lambda transaction: transaction.put(record))
+        self._put(lambda transaction: transaction.put(record), None, frame(record))
 
     def reserve(self, hold: NewHold, *, generation: int | None = None) -> None:
         """Hold every claim or none."""
@@ -182,7 +215,9 @@ class DirectJournal(Shared):
             transaction.put(record, settle_effects(hold_id, posts))
             return reached
 
-        return tuple(one for one in self._book.transact(work) if one[1] >= one[0].alert_at)
+        nothing: tuple[Post, ...] = ()
+        reached = self._put(work, nothing, frame(record, settle_effects(None, posts)))
+        return tuple(one for one in reached if one[1] >= one[0].alert_at)
 
     def release(self, hold_id: str) -> bool:
         """Free a hold without an entry; False when there is none."""
@@ -230,7 +265,9 @@ class DirectJournal(Shared):
             transaction.put(record, settle_effects(freed, posts))
             return Posted(recorded=True, hold_found=found, reached=reached)
 
-        return self._book.transact(work)
+        if only_if_held:  # a sweep: what is held was carried along, and ends there
+            return self._book.transact(work)
+        return self._put(work, Posted(recorded=True), frame(record, settle_effects(None, posts)))
 
     def post_all(
         self, items: Sequence[tuple[bytes, str, str | None, Sequence[Post]]], *, generation: int | None = None
@@ -282,7 +319,8 @@ class DirectJournal(Shared):
         return self._book.hold(hold_id) is not None
 
     def close(self) -> None:
-        """Nothing is open here."""
+        """Let go of what lies beside a ledger that went elsewhere."""
+        self._beside = None
 
 
 def _reached(transaction: Transaction, posts: Sequence[Post]) -> tuple[Post, ...]:

@@ -13,17 +13,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import struct
 import zlib
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
 from tokenmeter.interrupts import let_interrupt_through
 from tokenmeter.processes import lock_file
-from tokenmeter.stores.urls import make_private_file
+from tokenmeter.stores.encoding import FORMAT
+from tokenmeter.stores.urls import make_beside, make_private_file
 
 #: Not for programs that are started; Windows has no such flag.
 _CLOEXEC = getattr(os, "O_CLOEXEC", 0)
@@ -175,6 +177,51 @@ class Segment:
         descriptor, self._descriptor = getattr(self, "_descriptor", -1), -1
         if descriptor >= 0:
             os.close(descriptor)
+
+
+def first_frame(owner: bytes, number: int) -> bytes:
+    """What a segment begins with: whose it is."""
+    return frame(to_json({"format": FORMAT, "record": "segment", "ledger": owner.hex(), "number": number}))
+
+
+class OwnSegment:
+    """A segment that one process alone writes to, where the file system promises nothing to several.
+
+    Args:
+        ledger: The ledger that it belongs to.
+        owner: Its identity.
+        after: The highest number that is taken.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+
+    __slots__ = ("_descriptor", "path")
+
+    def __init__(self, ledger: Path, owner: bytes, after: int) -> None:
+        self._descriptor = -1
+        for number in itertools.count(max(*segments(ledger), after, 0) + 1):
+            self.path = segment_path(ledger, number)
+            with contextlib.suppress(FileExistsError):
+                flags = os.O_WRONLY | os.O_APPEND | _CLOEXEC | getattr(os, "O_BINARY", 0)
+                self._descriptor = make_beside(self.path, ledger, flags)
+                break
+        self.append(first_frame(owner, number))
+
+    def append(self, framed: bytes) -> None:
+        """Write frames, durably.
+
+        Raises:
+            OSError: the disk is full or fails. What was written of them is a torn frame, which readers step over.
+        """
+        written = os.write(self._descriptor, framed)
+        if written != len(framed):
+            raise TornWriteError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+        os.fsync(self._descriptor)
+
+    def __del__(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
 
 
 def owner_of(path: Path) -> bytes | None:

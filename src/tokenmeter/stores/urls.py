@@ -78,13 +78,22 @@ def open_beside(path: Path, ledger: Path, flags: int = 0) -> int:
         with contextlib.suppress(FileNotFoundError):
             return os.open(path, flags)
         try:  # made by its own name alone: behind a link it would be given to the ledger's owner wherever that leads
-            descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+            return make_beside(path, ledger, flags)
         except FileExistsError:
             if path.is_symlink():
                 raise
-            continue
-        _share(descriptor, ledger)
-        return descriptor
+
+
+def make_beside(path: Path, ledger: Path, flags: int) -> int:
+    """Make a file beside a ledger, and open it.
+
+    Raises:
+        FileExistsError: it is there.
+        OSError: it cannot be made.
+    """
+    descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+    _share(descriptor, ledger)
+    return descriptor
 
 
 def _share(descriptor: int, ledger: Path) -> None:

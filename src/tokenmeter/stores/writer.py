@@ -16,16 +16,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, TypeVarTuple, Unpack
 
-from pydantic_core import from_json, to_json
+from pydantic_core import from_json
 
 from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError
 from tokenmeter.ledger import CounterKey
 from tokenmeter.processes import HURRY, KNOWN, lock_file, may_wait, notice_fork, process_name, unlock_file
 from tokenmeter.stores.definitions import Definitions
 from tokenmeter.stores.effects import Book, Shared, Standing, apply_effects
-from tokenmeter.stores.encoding import FORMAT, quoted
+from tokenmeter.stores.encoding import quoted
 from tokenmeter.stores.live import DIRTY, QUIET, SITUATION, STATE, SWEPT, Live, LiveHeader, digest_of
-from tokenmeter.stores.tail import Segment, TailGoneError, frame, frames, owner_of, segment_path, segments
+from tokenmeter.stores.tail import Segment, TailGoneError, first_frame, frame, frames, owner_of, segment_path, segments
 from tokenmeter.stores.urls import unwritable
 
 log = logging.getLogger("tokenmeter")
@@ -393,10 +393,9 @@ class Writer(Shared):
     def _begin(self, number: int) -> Segment:
         """Make a new segment. It says whose it is."""
         path = segment_path(self._ledger, number)
-        record = {"format": FORMAT, "record": "segment", "ledger": self._book.identity.hex(), "number": number}
         try:
             segment = Segment(self._ledger, number, make=True)
-            segment.append(frame(to_json(record)))
+            segment.append(first_frame(self._book.identity, number))
         except OSError as error:
             raise unwritable(path, error) from error
         return segment
