@@ -1,17 +1,23 @@
 """A key is its fingerprint: the name that it has now is its name for all that it did, wherever keys are named."""
 
+import contextlib
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from tokenmeter.attribution import ApiKey, Attribution
+from tokenmeter.billing import close_period, draft_invoice, invoices, issue_invoice
 from tokenmeter.budgets import Budget
 from tokenmeter.call import Call, Outcome, RequestFacts
 from tokenmeter.errors import BudgetExceededError, ConfigurationError
 from tokenmeter.meter import Meter
+from tokenmeter.periods import parse_period
 from tokenmeter.pricing import PriceList, Pricer
 from tokenmeter.reports import Query, export_entries, read_entries, read_report
+from tokenmeter.serving.access import AccessScope
+from tokenmeter.serving.lens import look_through
+from tokenmeter.stores import open_store
 from tokenmeter.usage import Consumption, Observation, Usage
 
 ROWS = [
@@ -62,6 +68,52 @@ def test_a_name_that_is_given_later_is_one_row_and_finds_what_was_before_it(stor
     assert [entry.api_key.alias for entry in store.entries()] == ["prod", "prod", "prod", None]
     export_entries(store, tmp_path / "e.csv", query=Query.parse(where={"api_key": "prod"}))
     assert (tmp_path / "e.csv").read_text().count("prod") == 3
+
+
+def test_who_sees_one_key_sees_all_that_is_of_it_under_any_of_its_names_and_nothing_of_others(store, make_entry, noon):
+    """Grants and crossings, which say a fingerprint, and an invoice to an earlier name were not seen."""
+    other = replace(OTHER, alias="theirs")
+    month, profile = parse_period("2026-02"), {"seller": {"name": "Platform GmbH", "address": ["Hauptstr. 1"]}}
+    at = datetime(2026, 2, 10, tzinfo=UTC)
+    old, theirs = (make_entry(occurred_at=at, api_key=key) for key in (called("old"), other))
+    store.append([(old, ()), (theirs, ())])
+    close_period(store, month, by="kim")
+    for name in ("old", "theirs"):
+        issue_invoice(store, draft_invoice(store, api_key=name, period=month, profile=profile), force=True)
+    budgets = [
+        Budget(name="keys", api_key="*", limit_usd=10, hard=False, thresholds=[50]),
+        *(Budget(name=f"of {name}", api_key=name, limit_requests=100) for name in ("old", "theirs")),
+    ]
+    for key in (called("old"), other):
+        meter = spend(store, 6, key, budgets)
+    for name, amount in (("old", 3), ("theirs", 4)):
+        meter.budgets.grant("keys", amount, scope={"api_key": name}, by="kim", reason="more")
+    meter = spend(store, 1, called("new"), budgets)
+    for name in ("new", "old"):
+        seen = look_through(meter, AccessScope.of({"api_key": name}))
+        assert {entry.api_key.fingerprint for entry in seen.store.entries()} == {KEY.fingerprint}
+        assert [seen.store.entry(one.entry_id) is not None for one in (old, theirs)] == [True, False]
+        assert {one.key.scope for one in seen.store.crossings()} == {f"api_key={KEY.fingerprint}"}
+        assert {key.scope for key, _ in seen.store.all_counters()} == {f"api_key={KEY.fingerprint}"}
+        assert [(one.amount, one.by) for one in seen.budgets.grants("keys")] == [(3, "")]
+        assert [one.scope["api_key"] for one in invoices(seen.store)] == ["old"]
+        assert {one.name for one in seen.budgets.in_force} == {"keys", "of old"}
+        for wanted in ({}, {"api_key": "new"}):
+            told = {(one.budget, one.scope["api_key"]) for one in seen.budgets.remaining(wanted, store.now())}
+            assert told == {("keys", "new"), ("of old", "new")}
+        assert seen.budgets.remaining({"api_key": "theirs"}, store.now()) == []
+        assert seen.store.key_labels() == {KEY.fingerprint: "new"}
+
+
+def test_commands_name_the_key_that_more_was_granted_to(tmp_path, run_command):
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    with contextlib.closing(open_store(url)) as store:
+        spend(store, 6, called("prod"), [Budget(name="keys", api_key="*", limit_usd=100)])
+    code, said, _ = run_command("raise", "keys", "3", "api_key=prod", "--reason", "more", "--store", url)
+    assert (code, said.strip()) == (0, "keys: +3 usd for api_key=prod.")
+    code, said, _ = run_command("budgets", "history", "keys", "--store", url)
+    assert "for api_key=prod" in " ".join(said.split())
+    assert KEY.fingerprint not in said
 
 
 def test_a_new_name_takes_the_place_of_an_old_one_and_the_old_one_still_finds_the_key(store):

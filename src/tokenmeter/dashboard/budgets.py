@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import NamedTuple
@@ -170,6 +171,7 @@ def past(meter: ReadableMeter, name: str, now: datetime) -> list[PastWindow]:
     """The windows of a budget that are over, the last first. Those of a rate limit are not told apart: they overlap."""
     caps = {key: cap for key, cap in meter.budgets.caps.items() if cap.budget.name == name and not cap.rolling}
     found: list[PastWindow] = []
+    labels = meter.store.key_labels() if caps else {}
     for key, counter in meter.store.all_counters() if caps else ():
         cap = caps.get(key.budget)
         if cap is None:
@@ -185,7 +187,7 @@ def past(meter: ReadableMeter, name: str, now: datetime) -> list[PastWindow]:
         percent = _percent(spent, amount_of(cap.unit, limit)) if limit is not None else None
         # A key counts by its fingerprint, which no filter takes.
         calls = None if "api_key" in scope else _calls(scope, first, last)
-        found.append(PastWindow(scope, first, last, spent, cap.unit, percent, calls))
+        found.append(PastWindow(name_key(scope, labels), first, last, spent, cap.unit, percent, calls))
     return sorted(found, key=lambda one: (one.end, one.spent), reverse=True)
 
 
@@ -246,8 +248,8 @@ def _percent(part: Decimal, limit: Decimal) -> Decimal:
 
 def fired(meter: ReadableMeter, *, limit: int) -> list[Fired]:
     """The last alerts of all budgets, the last first."""
-    caps = meter.budgets.caps
-    return [_fired(crossing, caps.get(crossing.key.budget)) for crossing in meter.store.crossings(limit=limit)]
+    caps, labels = meter.budgets.caps, meter.store.key_labels()
+    return [_fired(crossing, caps.get(crossing.key.budget), labels) for crossing in meter.store.crossings(limit=limit)]
 
 
 def _percent_of(cap: Cap, threshold: int) -> int | None:
@@ -255,11 +257,16 @@ def _percent_of(cap: Cap, threshold: int) -> int | None:
     return None if cap.limit is None else threshold_amounts(cap.budget, cap.limit).get(threshold)
 
 
-def _fired(crossing: Crossing, cap: Cap | None) -> Fired:
+def name_key(scope: Mapping[str, str], labels: Mapping[str, str]) -> dict[str, str]:
+    """`scope` with the name of the API key that it says by its fingerprint, where the key has one."""
+    return {field: labels.get(value, value) if field == "api_key" else value for field, value in scope.items()}
+
+
+def _fired(crossing: Crossing, cap: Cap | None, labels: Mapping[str, str]) -> Fired:
     key = crossing.key
     return Fired(
         budget=cap.budget.name if cap else key.budget,
-        scope=parse_scope(key.scope),
+        scope=name_key(parse_scope(key.scope), labels),
         percent=_percent_of(cap, crossing.threshold) if cap else None,
         amount=amount_of(cap.unit, crossing.threshold) if cap else None,
         unit=cap.unit if cap else None,
@@ -319,6 +326,7 @@ class BudgetPages:
         find = request.query_params.get("find", "")
         found = search(every, find)
         windows = past(meter, name, now)
+        labels = meter.store.key_labels()
         return page(
             request,
             "budget.html",
@@ -336,7 +344,7 @@ class BudgetPages:
             windows=windows[:_MOST_WINDOWS],
             more_windows=max(len(windows) - _MOST_WINDOWS, 0),
             changes=changes_of(history),
-            grants=meter.budgets.grants(name)[::-1],
+            grants=[replace(one, scope=name_key(one.scope, labels)) for one in meter.budgets.grants(name)[::-1]],
             # The store tells the last ones of all budgets.
             alerts=[one for one in fired(meter, limit=1000) if one.budget == name][:_MOST_ALERTS],
             examples=_examples(name, budget, every),

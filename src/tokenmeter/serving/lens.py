@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from functools import cache, cached_property
 from itertools import islice
 from typing import Any, NoReturn, Protocol, runtime_checkable
 
@@ -22,6 +23,7 @@ from tokenmeter.billing.invoice import number_text
 from tokenmeter.budgets import Balance, Budget, Change, Grant
 from tokenmeter.budgets.matching import Cap, parse_scope
 from tokenmeter.budgets.policy import limit_table
+from tokenmeter.budgets.status import keys_called
 from tokenmeter.errors import ConfigurationError, LedgerError, StoreUnavailableError
 from tokenmeter.ledger import CounterKey, Entry, ThresholdCrossing
 from tokenmeter.pricing import Pricer
@@ -31,6 +33,7 @@ from tokenmeter.settings import Settings
 from tokenmeter.stores.base import Aggregate, Counter, Crossing, EntryFilter, Health, PolicyReader, Store
 from tokenmeter.stores.documents import ERASURE, Document, DocumentQuery
 from tokenmeter.stores.engine import matches
+from tokenmeter.stores.naming import FINGERPRINT
 from tokenmeter.stores.sketch import Latencies
 
 _MANY = 10_000
@@ -38,6 +41,7 @@ _MANY = 10_000
 _LAST = 200
 #: Documents that change what may be seen; of an erasure it is not known what it took out.
 _SEEN = ("invoice", "invoice_event", ERASURE)
+_KEY = "api_key"
 _secret = secrets.token_bytes(32)
 
 
@@ -127,6 +131,75 @@ def look_through(meter: ReadableMeter, scope: AccessScope) -> ReadableMeter:
     return ScopedMeter(meter, scope) if scope.conditions else meter
 
 
+class Admission:
+    """What a scope admits. An API key that it names is meant by whatever name, since it is what its fingerprint says.
+
+    Args:
+        store: The whole ledger.
+        scope: What may be seen of it.
+    """
+
+    def __init__(self, store: Store, scope: AccessScope) -> None:
+        self.store, self.scope = store, scope
+
+    def now(self) -> AdmissionNow:
+        """The same by the names that keys have now. Good for one answer."""
+        return AdmissionNow(self.store, self.scope)
+
+
+class AdmissionNow:
+    """See `Admission`."""
+
+    def __init__(self, store: Store, scope: AccessScope) -> None:
+        self._store, self._scope = store, scope
+        self._named = next((values for name, values in scope.conditions if name == _KEY), None)
+        self._meant = cache(self._find)
+
+    @cached_property
+    def _labels(self) -> Mapping[str, str]:
+        return self._store.key_labels()
+
+    def _find(self, name: str) -> frozenset[str]:
+        """Fingerprints of the keys that a name means."""
+        return frozenset({name} if name in self._labels else keys_called(self._store, name))
+
+    @cached_property
+    def keys(self) -> frozenset[str]:
+        """Fingerprints of the keys that it names."""
+        return frozenset(key for name in self._named or () for key in self._meant(name))
+
+    @property
+    def where(self) -> dict[str, frozenset[str | None]]:
+        """As a filter of entries."""
+        found = self._scope.where
+        if found.pop(_KEY, None) is not None:
+            found[FINGERPRINT] = frozenset[str | None](self.keys)
+        return found
+
+    def admits(self, owner: Mapping[str, str | None]) -> bool:
+        """Whether all that is `owner`'s (dimension -> value; a key by a name, or its fingerprint) lies in the scope."""
+        if self._named is None:
+            return self._scope.admits(owner)
+        key = owner.get(FINGERPRINT) or owner.get(_KEY)
+        return key is not None and self._admits_key(key) and self._scope.admits({**owner, _KEY: self._named[0]})
+
+    def _admits_key(self, key: str) -> bool:
+        meant = self._meant(key)
+        return meant <= self.keys if meant else key in (self._named or ())
+
+    def narrow(self, wanted: Mapping[str, str], account: Mapping[str, str]) -> Mapping[str, str] | None:
+        """`wanted` of one `account` of the scope; None where both together are nobody."""
+        found = {**wanted, **account}
+        for name, value in account.items():
+            asked = wanted.get(name, value)
+            if asked in {value, "*"}:
+                continue
+            if name != _KEY or not self._admits_key(asked):
+                return None
+            found[name] = asked
+        return found
+
+
 class ScopedMeter:
     """What a scope leaves of a meter; see `ReadableMeter`. What concerns the ledger as a whole is not told.
 
@@ -137,7 +210,7 @@ class ScopedMeter:
 
     def __init__(self, meter: ReadableMeter, scope: AccessScope) -> None:
         self._meter = meter
-        self.budgets: BudgetView = SeenBudgets(meter.budgets, scope)
+        self.budgets: BudgetView = SeenBudgets(meter.budgets, Admission(meter.store, scope))
         self.store: Store = Lens(meter.store, scope, said=self.budgets.changes)
         self.settings: Settings | None = None
 
@@ -162,60 +235,58 @@ class SeenBudgets:
 
     Args:
         budgets: All.
-        scope: What may be seen of them.
+        admission: What may be seen of them.
     """
 
-    def __init__(self, budgets: BudgetView, scope: AccessScope) -> None:
-        self._budgets, self._scope = budgets, scope
+    def __init__(self, budgets: BudgetView, admission: Admission) -> None:
+        self._budgets, self._admission, self._scope = budgets, admission, admission.scope
 
     @property
     def in_force(self) -> tuple[Budget, ...]:
         """Those that concern nobody outside the scope: made for it, or for each member (or the like) alike."""
-        return tuple(budget for budget in self._budgets.in_force if self._concerns(budget))
+        now = self._admission.now()
+        return tuple(budget for budget in self._budgets.in_force if self._concerns(budget, now))
 
     @property
     def caps(self) -> Mapping[str, Cap]:
         """The limits of these, by their counters' name."""
-        return {name: cap for name, cap in self._budgets.caps.items() if self._concerns(cap.budget)}
+        now = self._admission.now()
+        return {name: cap for name, cap in self._budgets.caps.items() if self._concerns(cap.budget, now)}
 
     def changes(self) -> list[Change]:
         """The definitions of these; not who said them, where and why."""
-        return [_strip_author(change) for change in self._budgets.changes() if self._tells_of_these(change)]
+        return self._strip(self._budgets.changes())
 
     def history(self, name: str | None = None) -> list[Change]:
         """Their definitions and changes, as above."""
-        return [_strip_author(change) for change in self._budgets.history(name) if self._tells_of_these(change)]
+        return self._strip(self._budgets.history(name))
 
     def grants(self, name: str, scope: Mapping[str, str] | None = None) -> list[Grant]:
         """What was granted to counters in the scope; not who granted it and why."""
-        return [
-            replace(grant, by="", reason="")
-            for grant in self._budgets.grants(name, scope)
-            if self._scope.admits(grant.scope)
-        ]
+        admits, granted = self._admission.now().admits, self._budgets.grants(name, scope)
+        return [replace(grant, by="", reason="") for grant in granted if admits(grant.scope)]
 
     def remaining(self, wanted: Mapping[str, str], at: datetime) -> list[Balance]:
         """Where the counters in the scope stand."""
         found: dict[tuple[object, ...], Balance] = {}
+        now = self._admission.now()
         for account in self._scope.accounts():
-            if all(wanted.get(name, value) in {value, "*"} for name, value in account.items()):
-                for one in self._budgets.remaining({**wanted, **account}, at):
-                    if self._scope.admits(one.scope):
+            if (narrowed := now.narrow(wanted, account)) is not None:
+                for one in self._budgets.remaining(narrowed, at):
+                    if now.admits(one.scope):
                         found[one.budget, one.unit, *sorted(one.scope.items())] = one
         return list(found.values())
 
-    def _concerns(self, budget: Budget) -> bool:
+    def _concerns(self, budget: Budget, now: AdmissionNow) -> bool:
         # A budget on each member (``*``) is the scope's own member's as well.
         whose = dict(budget.scope)
         named = {name: values[0] for name, values in self._scope.conditions if whose.get(name) == "*"}
-        return limit_table(budget) is None and self._scope.admits({**whose, **named})
+        return limit_table(budget) is None and now.admits({**whose, **named})
 
-    def _tells_of_these(self, change: Change) -> bool:
-        return change.budget is not None and self._concerns(change.budget)
-
-
-def _strip_author(change: Change) -> Change:
-    return replace(change, by="", reason="", source="")
+    def _strip(self, changes: Sequence[Change]) -> list[Change]:
+        now = self._admission.now()
+        seen = (one for one in changes if one.budget is not None and self._concerns(one.budget, now))
+        return [replace(change, by="", reason="", source="") for change in seen]
 
 
 class Lens:
@@ -232,7 +303,8 @@ class Lens:
     url = ""
 
     def __init__(self, store: Store, scope: AccessScope, said: Callable[[], Sequence[Change]] = list) -> None:
-        self._store, self._scope, self._where, self._said = store, scope, scope.where, said
+        self._store, self._said = store, said
+        self._admission = Admission(store, scope)
         self._numbers: set[str] = set()
         self._noted = 0
         self._looked = dict.fromkeys(_SEEN, 0)
@@ -244,11 +316,12 @@ class Lens:
     def entry(self, entry_id: str) -> Entry | None:
         """One entry, or None: also where it is not of the scope."""
         found = self._store.entry(entry_id)
-        return found if found is not None and matches(found, self._where) else None
+        return found if found is not None and matches(found, self._admission.now().where) else None
 
     def recorded_under(self, keys: Sequence[str]) -> Sequence[Entry]:
         """The scope's entries with these dedup keys."""
-        return [one for one in self._store.recorded_under(keys) if matches(one, self._where)]
+        where = self._admission.now().where
+        return [one for one in self._store.recorded_under(keys) if matches(one, where)]
 
     def entries(self, which: EntryFilter | None = None, *, newest_first: bool = False) -> Iterator[Entry]:
         """The scope's entries."""
@@ -296,7 +369,7 @@ class Lens:
         """`which` and the scope; None where both together accept nothing."""
         which = which or EntryFilter()
         where = dict(which.where)
-        for name, values in self._where.items():
+        for name, values in self._admission.now().where.items():
             where[name] = where.get(name, values) & values
         return replace(which, where=where) if all(where.values()) else None
 
@@ -304,20 +377,22 @@ class Lens:
 
     def documents(self, which: DocumentQuery = DocumentQuery()) -> Iterator[Document]:  # noqa: B008 - immutable
         """Invoices made out to an account of the scope, and what happened to them; nothing else that is filed."""
+        admits = self._admission.now().admits
         for document in self._store.documents(which):
             if document.kind == "invoice":
-                if self._scope.admits(_read_scope(document)):
+                if admits(_read_scope(document)):
                     yield document
             elif document.kind == "invoice_event" and document.key.rpartition(" #")[0] in self._invoices():
                 yield document
 
     def _invoices(self) -> set[str]:
         """The numbers of the scope's invoices; what was looked at before is not looked at again."""
+        admits = self._admission.now().admits
         with self._lock:
             for kind in _SEEN:
                 for document in self._store.documents(DocumentQuery(kind, after=self._looked[kind])):
                     self._looked[kind] = document.position
-                    if kind == "invoice" and self._scope.admits(_read_scope(document)):
+                    if kind == "invoice" and admits(_read_scope(document)):
                         self._numbers.add(number_text(document))
                         self._noted += 1
                     elif kind == ERASURE or document.key.rpartition(" #")[0] in self._numbers:
@@ -328,12 +403,19 @@ class Lens:
         """Thresholds that counters of the scope crossed."""
         # The newest of all: those of others are left out behind.
         found = self._store.crossings(limit=_MANY, since=since)
-        seen = (one for one in found if self._scope.admits(parse_scope(one.key.scope)))
+        admits = self._admission.now().admits
+        seen = (one for one in found if admits(parse_scope(one.key.scope)))
         return list(islice(seen, limit if since is None else None))
 
     def all_counters(self) -> Iterator[tuple[CounterKey, Counter]]:
         """The counters of the scope."""
-        return ((key, one) for key, one in self._store.all_counters() if self._scope.admits(parse_scope(key.scope)))
+        admits = self._admission.now().admits
+        return ((key, one) for key, one in self._store.all_counters() if admits(parse_scope(key.scope)))
+
+    def key_labels(self) -> Mapping[str, str]:
+        """What the API keys are called that the scope names; of a scope without keys nothing is told."""
+        keys = self._admission.now().keys
+        return {key: label for key, label in self._store.key_labels().items() if key in keys}
 
     # -- the ledger itself
 
@@ -404,7 +486,7 @@ class Lens:
         raise LedgerError("Here only a part of the ledger can be seen, and nothing of it can be changed.")
 
     settle = append = reserve = release = extend = note = name_answer = file = recount = open_counters = _refuse
-    expired = left = held_for = counters = verify = rebuild = secret = call_keys = key_names = key_labels = _refuse
+    expired = left = held_for = counters = verify = rebuild = secret = call_keys = key_names = _refuse
 
 
 def _read_scope(document: Document) -> Mapping[str, str]:
