@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import itertools
 import os
 import struct
 import zlib
@@ -200,12 +199,13 @@ class OwnSegment:
 
     def __init__(self, ledger: Path, owner: bytes, after: int) -> None:
         self._descriptor = -1
-        for number in itertools.count(max(*segments(ledger), after, 0) + 1):
+        number = max(*segments(ledger), after, 0)
+        while self._descriptor < 0:
+            number += 1
             self.path = segment_path(ledger, number)
             with contextlib.suppress(FileExistsError):
                 flags = os.O_WRONLY | os.O_APPEND | _CLOEXEC | getattr(os, "O_BINARY", 0)
                 self._descriptor = make_beside(self.path, ledger, flags)
-                break
         self.append(first_frame(owner, number))
 
     def append(self, framed: bytes) -> None:
