@@ -143,7 +143,7 @@ def history(
         changes = meter.budgets.history(name)
         names = dict.fromkeys([name] if name else [change.name for change in changes])
         grants = [grant for one in names for grant in meter.budgets.grants(one)]
-        labels = meter.store.key_labels() if grants else {}
+        labels = meter.store.key_labels()
     if frame.as_json:
         emit({"changes": [one.to_dict() for one in changes], "grants": [one.to_dict() for one in grants]})
         return

@@ -171,7 +171,7 @@ def past(meter: ReadableMeter, name: str, now: datetime) -> list[PastWindow]:
     """The windows of a budget that are over, the last first. Those of a rate limit are not told apart: they overlap."""
     caps = {key: cap for key, cap in meter.budgets.caps.items() if cap.budget.name == name and not cap.rolling}
     found: list[PastWindow] = []
-    labels = meter.store.key_labels() if caps else {}
+    labels = meter.store.key_labels()
     for key, counter in meter.store.all_counters() if caps else ():
         cap = caps.get(key.budget)
         if cap is None:
