@@ -478,3 +478,17 @@ def test_a_name_that_is_0_or_false_is_a_name(read, tmp_path):
         assert entry.attribution.member == "0", log
     (entry,) = read("openrouter", [{**LOGS["openrouter"][0][0], "user": 0}])[1]
     assert entry.attribution.end_user == "0"
+
+
+def test_a_slip_for_a_batch_is_refused(read):
+    rows = LOGS["litellm"][0]
+    with pytest.raises(ConfigurationError, match=r"processing is 'batch' or left out, not 'batches'"):
+        read("litellm", rows, processing="batches")
+
+
+def test_a_map_needs_no_time_where_it_is_given(read):
+    fields = {name: path for name, path in MAP.items() if name != "time"}
+    outcome, (entry,) = read("mapped", LOGS["mapped"][0], fields=fields, at=TIME)
+    assert (outcome.ok, entry.occurred_at) == (True, AT)
+    with pytest.raises(ConfigurationError, match=r"say where the time is: time=\.\.\."):
+        read("mapped", LOGS["mapped"][0], fields=fields)

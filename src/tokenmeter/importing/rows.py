@@ -171,8 +171,12 @@ def _says_usage(content: Row) -> bool:
     return any(told.values()) if (told := mapping_of(usage)) else bool(usage)
 
 
-def check_fields(fields: Mapping[str, str]) -> None:
+def check_fields(fields: Mapping[str, str], *, timed: bool = False) -> None:
     """Refuse a map that cannot work.
+
+    Args:
+        fields: The map.
+        timed: Whether it is said of all rows when they were, so that none needs to tell.
 
     Raises:
         ConfigurationError: an unknown name, or an id, time or count missing.
@@ -180,9 +184,10 @@ def check_fields(fields: Mapping[str, str]) -> None:
     for name in fields:
         if name not in FIELDS and not name.startswith("tag:"):
             raise ConfigurationError(f"--map: unknown name {name!r}; use {', '.join(FIELDS)} or tag:NAME.")
-    missing = [name for name in ("id", "time") if name not in fields]
+    missing = [name for name in (("id",) if timed else ("id", "time")) if name not in fields]
     if missing:
-        raise ConfigurationError(f"--map: say where the {' and the '.join(missing)} is: id=..., time=....")
+        told = ", ".join(f"{name}=..." for name in missing)
+        raise ConfigurationError(f"--map: say where the {' and the '.join(missing)} is: {told}.")
     if "input" in fields and "input_uncached" in fields:
         raise ConfigurationError("--map: give 'input' (with what was cached) or 'input_uncached', not both.")
     if not set(fields) & {*ALL_METERS, "input_uncached"}:
@@ -274,7 +279,7 @@ class MappedRows:
         if not quantities:
             return None
         reasoning = count_of(found, "reasoning")
-        cost, time = found.get("cost"), found["time"]
+        cost, time = found.get("cost"), found.get("time")
         call = ImportedCall(
             where=where,
             id=str(found["id"]),

@@ -34,6 +34,7 @@ from tokenmeter.ledger import Entry
 from tokenmeter.meter import Meter
 from tokenmeter.money import EXACT, ZERO
 from tokenmeter.periods import check_made, parse_instant
+from tokenmeter.pricing.price import canonical_condition
 from tokenmeter.tables import DecimalMark
 from tokenmeter.values import dataclass
 
@@ -219,10 +220,12 @@ def import_usage(
     )
     if given.at is not None:
         check_made(given.at, meter.store.now(), f"at={shown(at)}")
+    if canonical_condition("processing", processing) not in {None, "batch"}:
+        raise ConfigurationError(f"processing is 'batch' or left out, not {shown(processing)}.")
     if decimal not in {None, ".", ","}:
         raise ConfigurationError(f'decimal is "." or ",", not {decimal!r}.')
     if fields is not None:
-        check_fields(fields)
+        check_fields(fields, timed=given.at is not None)
     named: Source | None = next((known for known in SOURCES if known == source), None)
     if source is not None and named is None:
         raise ConfigurationError(f"Unknown source {source!r}; use one of {', '.join(SOURCES)}.")
