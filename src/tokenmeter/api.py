@@ -462,8 +462,12 @@ class Meter(CallMeter):
         Returns:
             The corrections that were recorded, or that would be.
         """
-        wanted = dict(where or {}) if changed else {**(where or {}), "cost_source": "unpriced"}
-        query = reports.Query.parse(since=since, until=until, period=period, where=wanted, tz=tz)
+        query = reports.Query.parse(since=since, until=until, period=period, where=where, tz=tz)
+        if not changed:
+            unpriced = frozenset({"unpriced"})
+            if not unpriced <= query.where.get("cost_source", unpriced):
+                return []  # entries that have a price are asked for
+            query = replace(query, where={**query.where, "cost_source": unpriced})
         recorded = self.catch_up().entries(query.filter)  # whole ones, whatever the filter
         earlier = self._find_corrections(query)
 

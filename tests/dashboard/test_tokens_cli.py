@@ -324,3 +324,12 @@ def test_a_server_that_began_without_settings_asks_for_the_first_token(tmp_path,
     finally:
         meter.close()
         said_in_code.close()
+
+
+def test_a_token_for_nobody_is_refused_with_what_to_write(run, tmp_path):
+    before = (tmp_path / "tokenmeter.toml").read_text()
+    refused = run("create", "ada", "--only", "member=")
+    assert isinstance(refused.exception, ConfigurationError)
+    assert "member" in str(refused.exception)
+    assert "null" not in str(refused.exception)
+    assert (tmp_path / "tokenmeter.toml").read_text() == before

@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout, suppress
 from enum import IntEnum
 from importlib import import_module
-from typing import Annotated, Any, ClassVar, NoReturn
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, NoReturn, TextIO
 
 import typer
 from rich.console import Console
@@ -190,12 +191,7 @@ def main(
 def run(arguments: Sequence[str] | None = None) -> None:
     """Run a command line and end the process; an error of tokenmeter's is said in words, without a traceback."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    for name in ("stdout", "stderr"):  # None where it was closed before the process began
-        if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
-    for stream in (sys.stdout, sys.stderr):  # what it cannot say is shown as ?, rather than ending the command
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+    _prepare_streams()
     as_json = "--json" in given
     try:
         try:
@@ -210,12 +206,23 @@ def run(arguments: Sequence[str] | None = None) -> None:
         sys.exit(Exit.FOUND)
     except TokenmeterError as error:
         sys.exit(fail(error, as_json=as_json))
+    except typer.Abort:  # as above: somebody said no
+        sys.exit(fail(TokenmeterError("Nothing was done: the answer was no."), as_json=as_json, code=Exit.FOUND))
     except _UsageError as error:  # without JSON typer shows it itself
         sys.exit(fail(ConfigurationError(error.format_message()), as_json=as_json))
     except OSError as error:  # a full disk behind standard output, a file that may not be read
         reason = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
         _leave_output()
         sys.exit(fail(ConfigurationError(f"The system refuses: {reason}."), as_json=as_json))
+
+
+def _prepare_streams() -> None:
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # it was closed before the process began
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - stays open
+    for stream in (sys.stdout, sys.stderr):  # what it cannot say is shown as ?, rather than ending the command
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _complete_in_bash() -> NoReturn:
@@ -266,11 +273,43 @@ def code_of(error: TokenmeterError) -> Exit:
     return Exit.BUDGET if isinstance(error, BudgetExceededError) else Exit.LEDGER
 
 
-def fail(error: TokenmeterError, *, as_json: bool) -> Exit:
-    """Say on standard error what went wrong."""
+def fail(error: TokenmeterError, *, as_json: bool, code: Exit | None = None) -> Exit:
+    """Say on standard error what went wrong; gives the exit code, the error's own without `code`."""
     if as_json:
-        sys.stderr.write(json.dumps({"error": type(error).__name__, "message": str(error)}, ensure_ascii=False) + "\n")
+        told = json.dumps({"error": type(error).__name__, "message": str(error)}, ensure_ascii=False)
+        write_exactly(f"{told}\n", sys.stderr)
     else:
         progress_out.print(f"[bold red]{type(error).__name__}[/]", end=": ")
         progress_out.print(str(error), markup=False)
-    return code_of(error)
+    return code_of(error) if code is None else code
+
+
+def exact_stream(stream: TextIO | None = None) -> Any:
+    """Where to write what machines read: what lies behind `stream` (standard output), which has a terminal's encoding.
+
+    What stands in its place in a test or a notebook may have no bytes behind it, and is written as it is.
+    """
+    chosen: Any = sys.stdout if stream is None else stream
+    has_bytes = isinstance(sys.stdout if stream is None else stream, io.TextIOWrapper)
+    chosen.flush()  # what was written before stands before it
+    return chosen.buffer if has_bytes else chosen
+
+
+def write_exactly(text: str, stream: TextIO | None = None) -> None:
+    """Write what machines read to standard output, or `stream`: UTF-8, whatever a terminal has."""
+    place: Any = exact_stream(stream)
+    as_text = isinstance(place, io.TextIOBase)
+    place.write(text if as_text else text.encode(errors="replace"))
+    place.flush()
+
+
+def read_input() -> str:
+    """Standard input as files are read: UTF-8, with or without a mark at its beginning.
+
+    Raises:
+        OSError, UnicodeDecodeError: it cannot be read.
+    """
+    stream: Any = sys.stdin
+    has_bytes = isinstance(sys.stdin, io.TextIOWrapper)
+    text: str = stream.buffer.read().decode("utf-8") if has_bytes else stream.read()
+    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")

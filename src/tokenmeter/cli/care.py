@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 
 import tokenmeter
-from tokenmeter.cli.app import Exit, commands, out
+from tokenmeter.cli.app import Exit, commands, out, write_exactly
 from tokenmeter.cli.configuration import unknown_names, unset_keys
 from tokenmeter.cli.frame import Frame, command, emit, show_progress, show_table
 from tokenmeter.cli.options import SelectionOptions
@@ -119,7 +119,7 @@ def _tell_outcome(outcome: Verification) -> None:
 def checkpoint(frame: Frame, *, key: KeyOption = None) -> None:
     """The ledger's present state, signed, as a line of JSON: kept elsewhere, it shows that nothing was changed."""
     with frame.meter() as meter:
-        typer.echo(meter.checkpoint(key=None if key is None else _read_file(key)).to_json())
+        write_exactly(meter.checkpoint(key=None if key is None else _read_file(key)).to_json() + "\n")
 
 
 def _read_file(path: Path) -> bytes:

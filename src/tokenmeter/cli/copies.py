@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from tokenmeter.api import Meter
-from tokenmeter.cli.app import Exit, Group, commands, out, progress_out
+from tokenmeter.cli.app import Exit, Group, commands, out, progress_out, write_exactly
 from tokenmeter.cli.database import app as db
 from tokenmeter.cli.frame import Frame, command, emit, show_progress, show_table
 from tokenmeter.cli.options import OverwriteOption
@@ -329,7 +329,7 @@ def prove_entry(
 ) -> None:
     """Print a proof that a sealed month has an entry, for somebody who knows the month's root and sees nothing else."""
     with frame.meter() as meter:
-        typer.echo(meter.prove(entry_id).to_json())
+        write_exactly(meter.prove(entry_id).to_json() + "\n")
 
 
 @command(archive_app, "check", options=("as_json",), examples=["tokenmeter archive check proof.json --root 4f2c..."])
@@ -349,7 +349,7 @@ def check_proof(
         emit({"holds": holds, "month": proof.month, "record": proof.record})
     elif holds:
         out.print(f"The month {proof.month} has this entry, record {proof.index + 1} of {proof.size}:", markup=False)
-        typer.echo(proof.record)
+        write_exactly(f"{proof.record}\n")
     else:
         out.print("[red]The month with this root does not have this entry.[/]")
     if not holds:

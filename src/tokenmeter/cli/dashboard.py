@@ -129,7 +129,7 @@ def create(
     token, digest = make_token()
     row: dict[str, Any] = {"hash": digest}
     if only:
-        row["only"] = parse_conditions(only, "--only")
+        row["only"] = _parse_scope(only).to_dict()
     row |= {"can": list(dict.fromkeys(["read", *(can or ())]))} | ({"expires": expires} if expires else {})
     table = f"\n[dashboard.tokens.{_quote_key(name)}]\n" + "".join(
         f"{key} = {_format_value(row[key])}\n" for key in row

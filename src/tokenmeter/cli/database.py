@@ -243,7 +243,9 @@ def erase(
 def _ask_to_erase(dimension: str, value: str) -> None:
     try:
         typer.confirm(f"Erase {dimension} {value} from the ledger, for good?", err=True, abort=True)
-    except typer.Abort:
+    except typer.Abort as answer:
+        if isinstance(answer.__context__, KeyboardInterrupt):  # no answer: it ends as Ctrl-C ends any command
+            raise KeyboardInterrupt from None
         if sys.stdin.isatty():
             raise
         progress_out.print()  # the question has a line of its own
@@ -317,6 +319,10 @@ def sql(
         if re.search(r"\b(entries|charges)\b", query):
             _tell_archived(store)
     if frame.as_json:
+        if twice := next((head for head in heads if heads.count(head) > 1), None):
+            raise ConfigurationError(
+                f"Several columns are called {twice!r}; --json needs a name for each: AS gives one."
+            )
         emit([dict(zip(heads, row, strict=True)) for row in rows])
     elif not rows:
         out.print("No rows.")

@@ -102,7 +102,7 @@ def statement(
             markup=False,
         )
     if to is not None:
-        write_document(drawn, to)
+        write_document(frame, drawn, to)
     elif frame.as_json:
         emit(drawn.to_dict())
     else:
@@ -145,7 +145,7 @@ def journal(
             tz=books_zone(frame, tz),
             options=parse_pairs(option or [], option="--option", empty=True),
         )
-    write_file(to or STDOUT, content)
+    write_file(frame, to or STDOUT, content)
 
 
 @command(

@@ -34,7 +34,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from tokenmeter.api import Meter
-from tokenmeter.cli.app import Command, Exit, out, progress_out
+from tokenmeter.cli.app import Command, Exit, out, progress_out, write_exactly
 from tokenmeter.config import load_settings
 from tokenmeter.default import make_meter
 from tokenmeter.dimensions import WHO
@@ -273,7 +273,7 @@ def show_progress(what: str, of: str = "records") -> Generator[Tell]:
 
 def emit(value: Any) -> None:
     """Print `value` as JSON."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+    write_exactly(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
 def show_table(
@@ -356,10 +356,12 @@ def _show_blocks(heads: Sequence[str], rows: Sequence[Sequence[str | ProgressBar
 
 def table_width() -> int | None:
     """Columns a table may take; None = as many as it needs, because it goes to no terminal."""
+    if not out.is_terminal:  # COLUMNS is the width of a terminal that looks on
+        return None
     columns = os.environ.get("COLUMNS", "")  # read now: a console remembers what it was made with
     if columns.isdecimal() and int(columns):
         return int(columns)
-    return out.width if out.is_terminal else None
+    return out.width
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import sys
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Annotated, Any, Unpack
 import typer
 
 from tokenmeter.attribution import Attribution
-from tokenmeter.cli.app import Exit, commands, out, progress_out
+from tokenmeter.cli.app import Exit, commands, exact_stream, out, progress_out, read_input
 from tokenmeter.cli.frame import Frame, command
 from tokenmeter.cli.options import parse_pairs
 from tokenmeter.dimensions import WhoArguments
@@ -152,7 +151,7 @@ def record(
         if entry is None and meter.faults:
             raise StoreUnavailableError("The call could not be recorded; the log above says why.")
     if frame.as_json:
-        write([entry] if entry else [], entry_fields(), sys.stdout, Origin(dataset="entries"), format="jsonl")
+        write([entry] if entry else [], entry_fields(), exact_stream(), Origin(dataset="entries"), format="jsonl")
     elif entry is None:
         out.print(
             "Nothing was recorded: it is in the ledger already, has nothing new, has not ended, or tokenmeter is "
@@ -177,7 +176,7 @@ def _describe(entry: Entry) -> str:
 def _read_answer(file: Path) -> Any:
     name = "Standard input" if file == _STDIN else str(file)
     try:
-        text = sys.stdin.read() if file == _STDIN else file.read_text(encoding="utf-8")
+        text = read_input() if file == _STDIN else file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{name} cannot be read: {reason_of(error)}.") from error
     if not (text := text.removeprefix("\ufeff").strip()):

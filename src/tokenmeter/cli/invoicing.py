@@ -33,7 +33,7 @@ from tokenmeter.billing.issuing import list_refusals
 from tokenmeter.billing.profile import EINVOICE_PDFS
 from tokenmeter.billing.rated import check_dimensions
 from tokenmeter.billing.receivables import ask_credit
-from tokenmeter.cli.app import Exit, Group, commands, out
+from tokenmeter.cli.app import Exit, Group, commands, out, write_exactly
 from tokenmeter.cli.frame import Frame, command, emit, show_table
 from tokenmeter.cli.options import BillPeriod, BooksTzOption, complete_account, parse_account
 from tokenmeter.dimensions import ACCOUNTS
@@ -238,7 +238,7 @@ def pdf(
     with frame.ledger() as opened:
         document = _find_document(opened, number)
     path = _one_file(target, to) or Path(f"{number}.pdf")
-    write_document(document, path)
+    write_document(frame, document, path)
 
 
 @command(invoice_app, "einvoice", examples=["tokenmeter invoice einvoice INV-00001 --form xrechnung"])
@@ -263,7 +263,7 @@ def einvoice(
     if path.suffix.lower() in {".pdf", ".xml"} - {ending}:
         other = "--form cii, ubl or xrechnung is XML" if ending == ".pdf" else "--form factur-x is a PDF"
         raise ConfigurationError(f"{path}: {chosen} is written as {ending}; {other}.")
-    write_file(path, content)
+    write_file(frame, path, content)
 
 
 def _one_file(target: Path | None, to: Path | None) -> Path | None:
@@ -328,27 +328,36 @@ def write_off(frame: Frame, number: Number, *, reason: Reason, actor: Actor = No
         _show_invoice(frame, write_off_invoice(opened, number, reason, by=actor))
 
 
-def write_document(document: Invoice | CreditNote | Statement, path: Path) -> None:
+def write_document(frame: Frame, document: Invoice | CreditNote | Statement, path: Path) -> None:
     """Write a document in the form that the file's ending names; to standard output as PDF."""
     form = ".pdf" if path == STDOUT else path.suffix.lower()
     texts = {".html": document.to_html, ".csv": document.to_csv, ".json": document.to_json}
     if form in texts:
-        write_file(path, texts[form]())
+        write_file(frame, path, texts[form]())
     elif form == ".pdf":
-        write_file(path, document.to_pdf(None))
+        write_file(frame, path, document.to_pdf(None))
     elif form == ".xlsx":
-        write_file(path, document.to_xlsx(None))
+        write_file(frame, path, document.to_xlsx(None))
     else:
         raise ConfigurationError(f"{path.name}: a document is written as .pdf, .html, .csv, .xlsx or .json.")
 
 
-def write_file(path: Path, content: str | bytes) -> None:
+def write_file(frame: Frame, path: Path, content: str | bytes) -> None:
     """Write a file, whole or not at all, and say where it is; standard output, or a pipe, gets the content alone."""
     if path == STDOUT:
-        typer.echo(content, nl=False)
+        if frame.as_json:
+            raise ConfigurationError("The document goes to standard output as it is; leave out --json, or name a file.")
+        if isinstance(content, str):
+            write_exactly(content)
+        else:
+            typer.echo(content, nl=False)
         return
     write_whole(path, content, overwrite=True)
-    if not is_stream(path):
+    if is_stream(path):
+        return
+    if frame.as_json:
+        emit({"file": str(path)})
+    else:
         out.print(str(path), markup=False)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
@@ -14,12 +13,12 @@ import typer
 from rich.markup import escape
 
 from tokenmeter import prices
-from tokenmeter.cli.app import Exit, Group, commands, out, progress_out
+from tokenmeter.cli.app import Exit, Group, commands, out, progress_out, read_input
 from tokenmeter.cli.frame import Frame, command, emit, show_table
 from tokenmeter.cli.options import TzOption
 from tokenmeter.default import make_pricer
 from tokenmeter.display import amount, counted, money_places, visible
-from tokenmeter.errors import ConfigurationError, reason_of
+from tokenmeter.errors import ConfigurationError, UnknownModelError, reason_of
 from tokenmeter.estimating import ASSUMED_ANSWER, Estimate
 from tokenmeter.estimating import estimate as estimated
 from tokenmeter.ledger import utcnow
@@ -53,7 +52,12 @@ def show(
     moment = utcnow() if at is None else parse_instant(at, tz)
     listed = _load_price_list(frame)
     if model and provider:
-        rows = prices.show(model, provider=provider, at=moment, price_list=listed)
+        try:
+            rows = prices.show(model, provider=provider, at=moment, price_list=listed)
+        except UnknownModelError as error:  # nothing that matches, as without a provider; it says what may be meant
+            rows = []
+            if not frame.as_json:
+                progress_out.print(str(error), markup=False)
     else:
         rows = list(find_in_force(_find_rows(listed, provider, model), moment))
     wanted = [row for row in rows if meter in {None, row.sku_meter}]
@@ -284,9 +288,10 @@ def _read_requests(file: Path) -> Iterator[_EstimateLine]:
         ConfigurationError: the file cannot be read, or a line is no request; says which.
     """
     try:
-        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8-sig")
+        text = read_input() if str(file) == "-" else file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{file} cannot be read: {reason_of(error)}.") from error
+        name = "Standard input" if str(file) == "-" else file
+        raise ConfigurationError(f"{name} cannot be read: {reason_of(error)}.") from error
     for number, line in enumerate(
         text.split("\n"), start=1
     ):  # a prompt may hold what else Python takes for a line's end

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from tokenmeter.cli.app import commands, out
+from tokenmeter.cli.app import commands, exact_stream, out
 from tokenmeter.cli.frame import Frame, command, emit, ended_by_hanging_up, show_progress, show_table, table_width
 from tokenmeter.cli.options import OverwriteOption, SelectionOptions, SplitOptions, TzOption, Where
 from tokenmeter.display import amount, count, counted, visible
@@ -79,7 +78,7 @@ def entries(
     with frame.ledger() as opened:
         found = islice(read_entries(opened, query, newest_first=True), limit or None)
         if frame.as_json:
-            write(found, entry_fields(), sys.stdout, Origin(dataset="entries", query=query), format="jsonl")
+            write(found, entry_fields(), exact_stream(), Origin(dataset="entries", query=query), format="jsonl")
             return
         rows = [_format_entry(entry, selection.tz) for entry in found]
     if rows:
@@ -123,8 +122,8 @@ _MANY = 100
 
 def _tell_entry(frame: Frame, entry: Entry, tz: str) -> None:
     if frame.as_json:
-        write([entry], entry_fields(), sys.stdout, Origin(dataset="entries"), format="jsonl")
-        sys.stdout.flush()
+        write([entry], entry_fields(), exact_stream(), Origin(dataset="entries"), format="jsonl")
+        exact_stream().flush()
     else:
         out.print("  ".join(_format_entry(entry, tz)), markup=False)
 
@@ -174,14 +173,27 @@ def export(
     groups: SplitOptions,
     selection: SelectionOptions,
     format_: Annotated[str | None, typer.Option("--format", help=f"{', '.join(EXPORT_FORMATS)}.")] = None,
-    focus_version: Annotated[str, typer.Option(help="FOCUS version: 1.4 or 1.2.")] = "1.4",
+    focus_version: Annotated[str | None, typer.Option(help="FOCUS version: 1.4 or 1.2.", show_default="1.4")] = None,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Write a report, entries, charge lines or FOCUS datasets, each with a manifest beside it."""
+    if dataset is not Dataset.report and (groups.by or groups.granularity):
+        raise ConfigurationError(
+            f"`export {dataset}` has a line for each; --by and --granularity are for `export report`."
+        )
+    if dataset is not Dataset.focus and focus_version is not None:
+        raise ConfigurationError("--focus-version is for `export focus`.")
     query = selection.query(groups)
     with frame.ledger() as opened, show_progress("exporting") as tell:
         manifests = _export(
-            dataset, opened, target, query, format_, focus_version=focus_version, overwrite=overwrite, tell=tell
+            dataset,
+            opened,
+            target,
+            query,
+            format_,
+            focus_version=focus_version or "1.4",
+            overwrite=overwrite,
+            tell=tell,
         )
     if target == _STDOUT or is_stream(target):
         return
@@ -218,7 +230,7 @@ def _export(
             overwrite=overwrite,
             progress=tell,
         )
-    place = sys.stdout.buffer if target == _STDOUT else target
+    place = exact_stream() if target == _STDOUT else target
     if dataset is Dataset.report:
         return {"report": read_report(opened, query).export(place, format=format_, overwrite=overwrite)}
     writer = export_entries if dataset is Dataset.entries else export_charges

@@ -73,7 +73,7 @@ class Report(Sheet):
         """The table that ``print`` shows.
 
         Args:
-            width: Columns to fit into; None = the terminal's.
+            width: Columns to fit into; None = the terminal's. What has no room is named below the table.
             max_rows: Rows to show before the rest is summed into one line; None = all.
         """
         return table.text(self, width=width, max_rows=max_rows)

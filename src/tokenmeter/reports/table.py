@@ -188,8 +188,14 @@ def text(report: Sheet, *, width: int | None = None, max_rows: int | None = MAX_
         return f"{_title(report)}\n{_nothing(report)}"
     width = width or shutil.get_terminal_size(fallback=(120, 24)).columns
     view = _view(report, max_rows)
-    lines = [_title(report), "", *render(fit(_columns(view), width))]
-    notes = [line for note in _notes(view) for line in textwrap.wrap(note, width, subsequent_indent="  ")]
+    columns = _columns(view)
+    fitted = fit(columns, width)
+    lines = [_title(report), "", *render(fitted)]
+    notes = [
+        line
+        for note in (*_lacking(columns, fitted, width), *_notes(view))
+        for line in textwrap.wrap(note, width, subsequent_indent="  ")
+    ]
     return "\n".join([*lines, "", *notes] if notes else lines)
 
 
@@ -338,6 +344,13 @@ def _money(head: str, view: _ShownRows, pick: Callable[[Row], Decimal]) -> Colum
 
 
 # -- words
+
+
+def _lacking(columns: Sequence[Column], shown: Sequence[Column], width: int) -> list[str]:
+    """What had no room."""
+    heads = {column.head for column in shown}
+    missing = [column.head for column in columns if not {column.head, column.narrow_head or column.head} & heads]
+    return [f"No room in {width} columns for: {', '.join(missing)}."] if missing else []
 
 
 def _condition(key: str) -> str:

@@ -109,6 +109,13 @@ def run(run_command: Callable[..., Outcome]) -> Callable[..., Outcome]:
     return run_command
 
 
+def look_through(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    """A terminal of this width, rather than a pipe."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(out, "_force_terminal", True)
+    monkeypatch.setattr(out, "width", columns)
+
+
 @pytest.mark.usefixtures("ledger")
 def test_report_prints_the_table(run: Callable[..., Outcome]) -> None:
     outcome = run("report", "--by", "member,model", "--period", "2026-11")
@@ -288,8 +295,7 @@ def test_a_statement_is_an_accounts_running_balance(run: Callable[..., Outcome],
 def test_a_statement_and_an_invoice_fit_a_narrow_terminal(
     run: Callable[..., Outcome], ledger: Path, monkeypatch: pytest.MonkeyPatch, columns: str
 ) -> None:
-    monkeypatch.setenv("COLUMNS", columns)
-    monkeypatch.setattr(out, "width", int(columns))
+    look_through(monkeypatch, int(columns))
     told = run("statement", "member=bob", "--period", "2026-11").out.splitlines()
     title, *table, doubt = told
     assert ("member=bob" in title, "price" in doubt) == (True, True)
@@ -309,8 +315,7 @@ def test_a_narrow_terminal_folds_and_never_cuts(
     store.close()
     monkeypatch.delenv("COLUMNS", raising=False)
     assert name in run("entries").out  # into a pipe
-    monkeypatch.setenv("COLUMNS", columns)
-    monkeypatch.setattr(out, "width", int(columns))
+    look_through(monkeypatch, int(columns))
     lines = run("entries").out.splitlines()
     assert max(map(len, lines)) <= int(columns)
     assert "…" not in "".join(lines)
@@ -684,7 +689,7 @@ def test_prices_diff_without_dates_compares_with_the_catalog(run: Callable[..., 
 def test_prices_show_says_that_nobody_knows_a_model(run: Callable[..., Outcome], place: Path) -> None:
     assert place.is_dir()
     unknown = run("prices", "show", "unheard-of", "--provider", "openai")
-    assert unknown.code == 4
+    assert unknown.code == 1
     assert "unheard-of" in unknown.err
 
 
@@ -998,3 +1003,165 @@ def test_an_assistant_that_hangs_up_leaves_no_traceback_and_ctrl_c_ends_the_wait
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ledger")
+def test_a_report_is_whole_in_a_pipe_and_says_what_a_terminal_has_no_room_for(
+    run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")  # of the terminal that the pipe was begun on
+    asked = ("report", "--by", "model,member", "-g", "day")
+    whole = run(*asked).out
+    assert all(head in whole for head in ("requests", "input", "cached", "output", "list cost", "billed cost"))
+    assert "No room" not in whole
+    look_through(monkeypatch, 40)
+    narrow = run(*asked).out
+    (_, said) = " ".join(narrow.split()).split("No room in 40 columns for: ")
+    assert said.startswith("requests, input, cached, output")
+    look_through(monkeypatch, 200)
+    assert "No room" not in run(*asked).out
+
+
+def _in_latin(*words: str, given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    """A command line on a terminal that has Latin-1, its ledger in the working directory."""
+    return subprocess.run(
+        [sys.executable, "-m", "tokenmeter", *words],
+        input=given,
+        capture_output=True,
+        check=False,
+        env={**os.environ, "PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0"},
+    )
+
+
+@pytest.mark.usefixtures("place")
+def test_what_machines_read_is_utf8_on_every_terminal(run: Callable[..., Outcome]) -> None:
+    answer = json.dumps(LINES[0] | {"model": "café-李"}, ensure_ascii=False).encode()
+    member = "Zoë 韓梅"
+    named = ("--provider", "openai", "--endpoint", "chat.completions", "--member", member)
+    recorded = _in_latin("record", *named, "--json", given=b"\xef\xbb\xbf" + answer)
+    assert recorded.returncode == 0, recorded
+    assert json.loads(recorded.stdout.decode())["model"] == "café-李"
+    assert json.loads(run("entries", "--json").out)["model"] == "café-李"
+    for words in (
+        ("report", "-b", "member", "--json"),
+        ("entries", "--json"),
+        ("tail", "--once", "--json"),
+        ("export", "entries", "-", "--format", "jsonl"),
+    ):
+        assert member in _in_latin(*words).stdout.decode()
+    refused = _in_latin("report", "-b", "李", "--json")
+    assert "李" in json.loads(refused.stderr.decode())["message"]
+    assert "李".encode() not in _in_latin("report", "-b", "model").stdout  # people see what their terminal can show
+
+
+@pytest.mark.usefixtures("place")
+def test_requests_from_a_pipe_may_begin_with_a_mark(run: Callable[..., Outcome]) -> None:
+    body = b'\xef\xbb\xbf{"model": "gpt-5-mini", "messages": [], "max_completion_tokens": 10}\r\n'
+    told = _in_latin("estimate", "-", "--json", given=body)
+    assert told.returncode == 0, told
+    assert len(json.loads(told.stdout)["requests"]) == 1
+    garbled = _in_latin("estimate", "-", "--json", given=b'{"model": "caf\xe9"}')
+    assert garbled.returncode == 2
+    assert "Standard input cannot be read" in json.loads(garbled.stderr)["message"]
+
+
+@pytest.mark.usefixtures("ledger")
+def test_what_stands_in_the_place_of_standard_output_gets_json_as_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    for words in (["report", "--json"], ["entries", "--json"], ["export", "entries", "-", "--format", "jsonl"]):
+        kept = io.StringIO()
+        monkeypatch.setattr(sys, "stdout", kept)
+        with pytest.raises(SystemExit):
+            main(words)
+        assert kept.getvalue().startswith("{")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "record --provider openai --endpoint chat.completions",
+        "erase member ada --reason r17 --by kim",
+        "estimate -",
+    ],
+)
+@pytest.mark.usefixtures("ledger")
+def test_a_closed_standard_input_is_an_empty_one(words: str) -> None:
+    command = shlex.join([sys.executable, "-m", "tokenmeter", *words.split()])
+    ended = subprocess.run(["sh", "-c", f"{command} <&-"], capture_output=True, check=False, text=True)
+    assert "Traceback" not in ended.stderr
+    assert ended.returncode == (0 if "estimate" in words else 2)
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.usefixtures("ledger")
+def test_a_question_that_is_answered_no_or_interrupted(
+    run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, as_json: bool
+) -> None:
+    words = ["erase", "member", "ada", "--reason", "r17", "--by", "kim", *["--json"] * as_json]
+    terminal = io.StringIO("n\n")
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdin", terminal)
+    refused = run(*words)
+    assert refused.code == 1
+    assert not as_json or "the answer was no" in json.loads(refused.err.partition("]:")[2])["message"]
+
+    class Interrupted(io.StringIO):
+        def readline(self, *_: Any) -> Any:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "stdin", Interrupted())
+    assert run(*words).code == 130
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "export entries x.csv --by member",
+        "export charges x.csv -g day",
+        "export focus folder --by member",
+        "export entries x.csv --focus-version 1.2",
+        "export report x.csv --focus-version 1.2",
+        "journal beancount -p 2026-11 --json",
+        "statement member=ada -p 2026-11 --to - --json",
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(run: Callable[..., Outcome], ledger: Path, words: str) -> None:
+    ended = run(*words.split())
+    assert ended.code == 2
+    assert not ended.out
+    assert not [one for one in ledger.parent.iterdir() if one.name in {"x.csv", "folder"}]
+
+
+@pytest.mark.usefixtures("ledger")
+def test_with_json_a_document_that_was_written_is_named(run: Callable[..., Outcome]) -> None:
+    for words in (
+        "statement member=ada -p 2026-11 --to s.csv --json",
+        "journal beancount -p 2026-11 --to j.txt --json",
+    ):
+        ended = run(*words.split())
+        assert json.loads(ended.out) == {"file": words.split()[-2]}, ended
+
+
+@pytest.mark.usefixtures("ledger")
+def test_json_of_a_query_needs_a_name_for_each_column(run: Callable[..., Outcome]) -> None:
+    query = "SELECT member, model AS member FROM entries"
+    assert "'member'" in run("sql", query, "--json").err
+    assert run("sql", query).code == 0
+    assert len(json.loads(run("sql", query.replace("AS member", "AS m"), "--json").out)[0]) == 2
+
+
+@pytest.mark.usefixtures("place")
+def test_a_model_that_has_no_price_is_nothing_that_matches(run: Callable[..., Outcome]) -> None:
+    ended = run("prices", "show", "gpt-5-minni", "--provider", "openai")
+    assert (ended.code, "Did you mean 'gpt-5-mini'" in ended.err) == (1, True)
+    assert json.loads(run("prices", "show", "nosuch", "--provider", "openai", "--json").out) == []
+
+
+@pytest.mark.usefixtures("ledger")
+def test_repricing_takes_no_entry_that_was_not_asked_for(run: Callable[..., Outcome], place: Path) -> None:
+    row = "[[prices]]\nprovider = 'openai'\nmodel = 'unheard-of'\nsku_meter = 'input'\nunit_price = '1'\n"
+    provider = json.loads(run("entries", "-w", "model=unheard-of", "--json").out)["provider"]
+    (place / "tokenmeter.toml").write_text(f"store = 'sqlite:///usage.db'\n{row.replace('openai', provider)}")
+    assert json.loads(run("reprice", "-w", "cost_source=computed", "--json").out)["corrections"] == 0
+    assert json.loads(run("reprice", "-w", "cost_source!=unpriced", "--json").out)["corrections"] == 0
+    assert json.loads(run("reprice", "-w", "cost_source=unpriced", "--json").out)["corrections"] == 1
