@@ -287,10 +287,10 @@ def parse_period(text: str, tz: str = "UTC", *, now: datetime | None = None) -> 
         unit, back = named
         current = floor(moment, unit, tz)
         if not back:
-            return current
+            return _call_week(current, unit)
         if current.start - _BEGINNING <= _INSTANT:
             raise ConfigurationError(_OUT_OF_RANGE)
-        return floor(current.start - _INSTANT, unit, tz)
+        return _call_week(floor(current.start - _INSTANT, unit, tz), unit)
     if last := _LAST.match(text):
         try:
             return _last(int(last[1]), last[2], tz, moment, text)
@@ -300,13 +300,21 @@ def parse_period(text: str, tz: str = "UTC", *, now: datetime | None = None) -> 
         if found := pattern.match(text):
             parts = found.groupdict()
             try:
-                return _calendar_period(_form_day(parts), unit, tz)
+                return _call_week(_calendar_period(_form_day(parts), unit, tz), unit)
             except (OverflowError, ValueError):
                 break
     raise ConfigurationError(
         f"Unknown period {text!r}; use '2026-11', '2026-11-23', '2026-Q4', '2026', 'today', 'yesterday', 'this-month', "
         "'last-month', 'last-7d' or 'last-24h', or give since= and until=."
     )
+
+
+def _call_week(period: Period, unit: CalendarUnit) -> Period:
+    """A week by the name it is asked for, ``2026-W44``: by its first day it would be taken for that day."""
+    if unit != "week":
+        return period
+    year, week, _ = period.start.astimezone(zone(period.tz)).isocalendar()
+    return Period(period.start, period.end, period.tz, f"{year:04d}-W{week:02d}")
 
 
 def _form_day(parts: dict[str, str]) -> date:

@@ -10,12 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import pytest
 from bs4 import BeautifulSoup
 
 from tokenmeter.billing import closed_periods, credit_notes
+from tokenmeter.periods import Period
 
 ACTS, READS = "tokenmeter_" + "b" * 43, "tokenmeter_" + "r" * 43
 
@@ -371,6 +372,67 @@ def test_what_was_changed_in_between_is_shown_again(served, filed):
     status, _, again = submit(served, what, cookie, **hidden(shown))
     assert (status, "has changed since you looked" in again) == (200, True)
     assert str(filed.budgets.history("ada-monthly")[-1].budget.limit_usd) == "7"
+
+
+def test_a_budget_that_has_ended_meanwhile_is_not_changed_into_one_on_every_call(served, filed):
+    cookie, proof = logged_in(served)
+    form = BeautifulSoup(served.get("/budgets/ada-monthly", cookie=cookie)[2], "html.parser").find(
+        "form", {"action": "/acts/budget"}
+    )
+    fields = {one["name"]: one["value"] for one in form.find_all("input", {"type": "hidden"})}
+    fields |= {"set:limit_usd": "60", "set:hard": "true", "reason": "more", "proof": proof}
+    shown = submit(served, "budget", cookie, **fields)[2]
+    assert "Change budget" in shown
+    filed.budgets.retire("ada-monthly", by="kim", reason="she left")
+    for sent in (fields, hidden(shown)):
+        status, _, told = submit(served, "budget", cookie, **sent)
+        assert (status, "has ended since" in told, 'name="confirmed"' in told) == (409, True, False), told
+    assert "ada-monthly" not in {one.name for one in filed.budgets.in_force}
+
+
+def test_a_new_budget_on_every_call_says_so_before_it_is_set(served):
+    cookie, proof = logged_in(served)
+    told = {}
+    for whose in ({}, {"dimension": "team", "value": "*"}):
+        fields = {"name": "new", "limit": "5", "reason": "start", "set:period": "week", **whose}
+        page = submit(served, "budget", cookie, proof=proof, **fields)[2]
+        rows = [[cell.text for cell in row("th") + row("td")] for row in BeautifulSoup(page, "html.parser")("tr")]
+        told[bool(whose)] = {row[0]: row[-1] for row in rows}
+    assert told[False]["counts"] == "every call"
+    assert "counts" not in told[True]
+
+
+@pytest.mark.parametrize("period", ["2021-W09", "2021-03-07", None])
+def test_a_closed_period_is_invoiced_from_its_page_whatever_it_is_called(served, filed, record, period):
+    since, until = datetime(2021, 3, 1, tzinfo=UTC), datetime(2021, 3, 7, 12, tzinfo=UTC)
+    record(at=datetime(2021, 3, 7, 9, tzinfo=UTC), who={"team": "spring"}, input=1_000_000)
+    made = filed.close_period(Period(since, until, "UTC") if period is None else period, tz="UTC")
+    cookie, proof = logged_in(served)
+    page = BeautifulSoup(served.get(f"/periods/{made.document.key}", cookie=cookie)[2], "html.parser")
+    form = page.find("form", {"action": "/acts/invoice"})
+    fields = {one["name"]: one["value"] for one in form.find_all("input", {"type": "hidden"})}
+    fields |= {"account": "team", "of": "spring", "proof": proof}
+    shown = submit(served, "invoice", cookie, **fields)[2]
+    status, headers, _ = submit(served, "invoice", cookie, **hidden(shown))
+    assert status == 303, shown
+    issued = filed.find_invoice(headers["location"].rpartition("/")[2])
+    assert (issued.period.start, issued.period.end) == (made.period.start, made.period.end)
+    assert issued.period.label == (period or made.period.label)
+
+
+@pytest.mark.parametrize("name", ["route=/chat usd/month", "a/b/c", "/"])
+def test_a_budget_with_slashes_in_its_name_is_reached(served, filed, name):
+    filed.budgets.set({"name": name, "route": "/chat", "limit_usd": "5"}, by="me", reason="start")
+    there = f"/budgets/{quote(name, safe='')}"
+    assert post(served, there, fields={"limit_usd": "6"}, reason="more", dry_run=False)[0] == 201
+    assert post(served, f"{there}/grants", amount="2", reason="more", dry_run=False)[0] == 201
+    assert str(filed.budgets.history(name)[-1].budget.limit_usd) == "6"
+    status, _, answer = served.get(f"/api/v1{there}/history", authorization=f"Bearer {READS}")
+    assert (status, len(json.loads(answer)["changes"]), len(json.loads(answer)["grants"])) == (200, 2, 1)
+    assert post(served, f"{there}/end", reason="over", dry_run=False)[0] == 201
+    assert name not in {one.name for one in filed.budgets.in_force}
+    described = json.loads(served.get("/api/v1/openapi.json", authorization=f"Bearer {ACTS}")[2])["paths"]
+    assert {"/v1/budgets/{name}", "/v1/budgets/{name}/grants", "/v1/budgets/{name}/history"} <= set(described)
 
 
 def test_only_a_page_of_ones_own_acts_and_only_with_the_right(served, filed):

@@ -237,3 +237,11 @@ def test_many_invoices_are_paged(meter, serve, record):
         path = older[1] if older else None
     assert len(set(seen)) == len(seen) == 60
     assert "Invoice 2026/?#00060" in served.get(seen[0])[2]
+
+
+def test_what_one_buyer_paid_too_much_is_not_taken_off_what_others_owe(filed, serve):
+    owed = filed.find_invoice("INV-00002").balance
+    assert owed > 0
+    filed.record_payment("INV-00001", "15.00", reference="twice")
+    told = re.sub("<[^>]+>", "", serve(filed).get("/invoices")[2])
+    assert f"left to pay: {owed:.2f} USD on 1 invoice; to give back: 15.00 USD on 1 invoice" in told

@@ -48,6 +48,15 @@ def test_a_day_with_daylight_saving_has_23_or_25_hours():
     assert len(buckets(long_day, "hour")) == 25
 
 
+@pytest.mark.parametrize("tz", ["UTC", "Asia/Tokyo", "America/New_York"])
+@pytest.mark.parametrize(
+    "text", ["2026-W47", "2026-W01", "2026-W53", "last-week", "this-week", "2026-Q4", "last-month"]
+)
+def test_what_a_period_is_called_is_read_as_the_same_period(text, tz):
+    asked = parse_period(text, tz, now=utc(2026, 11, 23, 12))
+    assert parse_period(asked.label, tz) == asked
+
+
 @pytest.mark.parametrize(
     ("text", "tz", "start", "end"),
     [

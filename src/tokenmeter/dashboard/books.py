@@ -36,7 +36,7 @@ from tokenmeter.dashboard.view import View
 from tokenmeter.dimensions import ACCOUNTS, AccountArguments
 from tokenmeter.errors import ConfigurationError, LedgerError
 from tokenmeter.ledger import utcnow
-from tokenmeter.money import EXACT, ZERO, add, magnitude, negate, round_to
+from tokenmeter.money import EXACT, ZERO, add, magnitude, multiply, negate, round_to
 from tokenmeter.periods import Period, zone
 from tokenmeter.reconciliation import CAUSES, Discrepancy, Reconciliation, reconciliations
 from tokenmeter.reports.report import read_report
@@ -94,19 +94,15 @@ class DocumentPages:
     def invoices(self, request: Request) -> Response:
         """Issued invoices, the last first."""
         found = invoices(self._store, lines=False)[::-1]
-        due: Counter[str] = Counter()
-        left: dict[str, Decimal] = {}
-        for one in found:
-            if one.balance:
-                due[one.currency] += 1
-                left[one.currency] = add(left.get(one.currency, ZERO), one.balance)
+        # What one buyer has paid too much is not what another owes.
+        due, back = _sum_balances(found, 1), _sum_balances(found, -1)
         return page(
             request,
             "invoices.html",
             title="Invoices",
             part=part_of(request, found),
             due=due,
-            left=left,
+            back=back,
             today=utcnow().astimezone(zone(zone_of(request, self._tz))).date(),
         )
 
@@ -362,6 +358,16 @@ class MeterSums(NamedTuple):
     list_cost: Decimal = ZERO
     billed_cost: Decimal = ZERO
     unpriced: int = 0
+
+
+def _sum_balances(found: Sequence[Invoice], sign: int) -> dict[str, tuple[Decimal, int]]:
+    """What is left to pay (1), or to give back (-1), on how many invoices, by currency."""
+    sums: dict[str, tuple[Decimal, int]] = {}
+    for one in found:
+        if (left := multiply(one.balance, sign)) > 0:
+            known, count = sums.get(one.currency, (ZERO, 0))
+            sums[one.currency] = add(known, left), count + 1
+    return sums
 
 
 def closings(store: Store) -> list[Closing]:

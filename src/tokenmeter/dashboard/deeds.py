@@ -11,6 +11,8 @@ from typing import Any, cast
 from urllib.parse import quote
 
 from tokenmeter.api import Meter
+from tokenmeter.billing import closed_periods
+from tokenmeter.budgets import Budget
 from tokenmeter.budgets.agreement import describe_field
 from tokenmeter.budgets.policy import Unit
 from tokenmeter.dashboard.figures import count, dollars, instant, money, money_text, name, scope_name, unit_amount
@@ -86,6 +88,11 @@ def _set_budget(meter: Meter, form: Form, by: str, _key: str, dry_run: bool) -> 
     called = form.get("name", "").strip()
     if not called:
         raise ConfigurationError("name: a budget needs a name that others will know it by.")
+    # What a change leaves out stays as it is: of a budget that is gone it would make one without whose and for when.
+    if form.get("changes") and all(one.name != called for one in meter.budgets.in_force):
+        raise LedgerError(
+            f"Budget {called!r} has ended since; there is nothing to change. Set it anew if it is needed."
+        )
     deed = acting.SetBudget(fields=fields, reason=form.get("reason", "").strip(), dry_run=dry_run)
     return acting.set_budget(meter, called, deed, by=by, source=_SOURCE)
 
@@ -105,16 +112,20 @@ def _tell_budget(form: Form, answer: Json) -> Told:
     names = [one for one in {**before, **after} if before.get(one) != after.get(one) and one != "name"]
     called = form["name"].strip()
     words = "Every process obeys it with its next call. What was spent stays counted."
+    whole = not Budget.parse(after).scope and not (before and not Budget.parse(before).scope)
     return Told(
         title=f"{'Change' if before else 'Set'} budget {name(called)}",
         words=words if names else "Nothing changes: it says so already.",
         rows=[
-            (
-                one.replace("_", " "),
-                describe_field(one, before.get(one)) if before else "",
-                describe_field(one, after.get(one)),
-            )
-            for one in names
+            *([("counts", "", "every call")] if whole else []),
+            *(
+                (
+                    one.replace("_", " "),
+                    describe_field(one, before.get(one)) if before else "",
+                    describe_field(one, after.get(one)),
+                )
+                for one in names
+            ),
         ],
         button="Set it" if names else "",
     )
@@ -240,7 +251,13 @@ def _issue(meter: Meter, form: Form, by: str, _key: str, dry_run: bool) -> Json:
             "dry_run": dry_run,
         }
     )
-    return acting.issue_invoice(meter, deed, by=by)
+    # By the closing itself: what a period is called (two instants, in older ledgers a week's first day) may say
+    # another, or none.
+    closed = form.get("closing") and next(
+        (one.period for one in closed_periods(meter.store) if one.document and one.document.key == form["closing"]),
+        None,
+    )
+    return acting.issue_invoice(meter, deed, by=by, period=closed or None)
 
 
 def _tell_invoice(_: Form, answer: Json) -> Told:

@@ -27,6 +27,7 @@ from tokenmeter.budgets.policy import Unit
 from tokenmeter.dimensions import ACCOUNTS, AccountArguments
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import ZERO, subtract, total
+from tokenmeter.periods import Period
 from tokenmeter.reports import Query, read_report
 from tokenmeter.reports.query import parse_conditions
 from tokenmeter.serving import answers
@@ -196,11 +197,11 @@ def close_period(meter: Meter, deed: ClosePeriod, *, by: str) -> dict[str, Any]:
     return {**told, "late": late, "key": None if made.document is None else made.document.key}
 
 
-def issue_invoice(meter: Meter, deed: IssueInvoice, *, by: str) -> dict[str, Any]:
-    """Issue an invoice over a closed period. The same one twice is the same invoice."""
+def issue_invoice(meter: Meter, deed: IssueInvoice, *, by: str, period: Period | None = None) -> dict[str, Any]:
+    """Issue an invoice over a closed period (`period`: not the deed's). The same one twice is the same invoice."""
     account = answers.pairs([f"{name}={value}" for name, value in deed.account.items()], "account", ACCOUNTS)
     draft = meter.invoice(
-        period=deed.period, lines_by=deed.lines_by or (), tz=deed.tz, **cast("AccountArguments", account)
+        period=period or deed.period, lines_by=deed.lines_by or (), tz=deed.tz, **cast("AccountArguments", account)
     )
     if deed.dry_run:
         there = check_invoice(meter.store, draft, on=deed.on, force=deed.force, allow_unpriced=deed.allow_unpriced)
@@ -286,20 +287,21 @@ _TOLD: dict[str, Any] = {
 def add_verbs(api: FastAPI, meter: Meter) -> None:
     """Add to `api` what acts on the ledger of `meter`."""
 
-    @api.post("/v1/budgets/{name}", name="set_budget", **_TOLD)
-    def post_budget(name: Word, deed: SetBudget, who: Annotated[Access, _require("budgets")]) -> Response:
-        """Define a budget, or change the fields named; every process obeys it with its next call."""
-        return _tell_result(deed, set_budget(meter, name, deed, by=who.name))
-
-    @api.post("/v1/budgets/{name}/grants", name="grant", **_TOLD)
+    @api.post("/v1/budgets/{name:path}/grants", name="grant", **_TOLD)
     def post_grant(name: Word, deed: GrantMore, who: Annotated[Access, _require("budgets")]) -> Response:
         """Give one counter of a budget more room: a raise for this window, or prepaid credit."""
         return _tell_result(deed, grant(meter, name, deed, by=who.name))
 
-    @api.post("/v1/budgets/{name}/end", name="end_budget", **_TOLD)
+    @api.post("/v1/budgets/{name:path}/end", name="end_budget", **_TOLD)
     def post_end(name: Word, deed: EndBudget, who: Annotated[Access, _require("budgets")]) -> Response:
         """End a budget: every process stops obeying it with its next call; its history stays."""
         return _tell_result(deed, end_budget(meter, name, deed, by=who.name))
+
+    # Behind those whose paths are longer: a name may have slashes in it (`route=/chat usd/month`).
+    @api.post("/v1/budgets/{name:path}", name="set_budget", **_TOLD)
+    def post_budget(name: Word, deed: SetBudget, who: Annotated[Access, _require("budgets")]) -> Response:
+        """Define a budget, or change the fields named; every process obeys it with its next call."""
+        return _tell_result(deed, set_budget(meter, name, deed, by=who.name))
 
     @api.post("/v1/corrections", name="reprice", **_TOLD)
     def post_corrections(deed: Reprice, _: Annotated[Access, _require("prices")]) -> Response:

@@ -233,7 +233,7 @@ def _read_limits(api: FastAPI) -> None:
         page = answers.budget_page(sight, limit=limit, cursor=cursor)
         return JSONResponse({"budgets": page.items, "next_cursor": page.next})
 
-    @api.get("/v1/budgets/{name}/history", response_model=HistoryShape, tags=["budgets"], responses=problems(404))
+    @api.get("/v1/budgets/{name:path}/history", response_model=HistoryShape, tags=["budgets"], responses=problems(404))
     def read_budget_history(sight: Seen, name: Word) -> Response:
         """Every version of a budget, and what was granted."""
         return _found(answers.budget_history(sight, name), "budget")
