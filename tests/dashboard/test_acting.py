@@ -431,6 +431,8 @@ def test_a_budget_with_slashes_in_its_name_is_reached(served, filed, name):
     assert (status, len(json.loads(answer)["changes"]), len(json.loads(answer)["grants"])) == (200, 2, 1)
     assert post(served, f"{there}/end", reason="over", dry_run=False)[0] == 201
     assert name not in {one.name for one in filed.budgets.in_force}
+    cookie, _ = logged_in(served)
+    assert served.get(there, cookie=cookie)[0] == 200
     described = json.loads(served.get("/api/v1/openapi.json", authorization=f"Bearer {ACTS}")[2])["paths"]
     assert {"/v1/budgets/{name}", "/v1/budgets/{name}/grants", "/v1/budgets/{name}/history"} <= set(described)
 

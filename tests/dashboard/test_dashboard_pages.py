@@ -19,6 +19,7 @@ from tokenmeter.budgets import Budget
 from tokenmeter.dashboard.budgets import changes_of, definition, past, standings
 from tokenmeter.dashboard.care import checks, estimated, price_card, unpriced, used_prices
 from tokenmeter.dashboard.view import WITH_PAGE, View, label_of
+from tokenmeter.periods import parse_period
 from tokenmeter.stores.base import Health
 
 NONE = "\u2013"
@@ -359,3 +360,24 @@ def test_a_command_to_copy_takes_names_as_text(make_meter, serve, record_in):
         blocks = re.findall(r"<pre[^>]*><code>(.*?)</code>", served.get(path)[2], re.DOTALL)
         words = [shlex.split(line) for block in blocks for line in html.unescape(block).splitlines()]
         assert any(one.partition("=")[2] == name for line in words for one in line), path
+
+
+def test_a_budgets_page_has_its_alerts_after_its_end_its_change_and_those_of_others(meter, record, serve):
+    for name, period in (("gone", "month"), ("moved", "quarter"), ("kept", "year")):
+        meter.budgets.set({"name": name, "member": "eve", "limit_usd": "0.1", "period": period}, by="x", reason="y")
+    record(who={"member": "eve"}, input=1_000_000)
+    meter.budgets.retire("gone", by="x", reason="over")
+    meter.budgets.set({"name": "moved", "member": "eve", "limit_usd": "0.1", "period": "week"}, by="x", reason="y")
+    meter.budgets.set({"name": "each", "member": "*", "limit_usd": "0.001"}, by="x", reason="y")
+    for number in range(340):  # three alerts each
+        record(who={"member": f"m{number}"}, input=1_000_000)
+    served = serve(meter)
+    for name, start in (("gone", "this-month"), ("moved", "this-quarter"), ("kept", "this-year")):
+        told = served.get(f"/budgets/{name}")[2].rpartition("alerts-heading")[2].partition("</table>")[0]
+        rows = re.findall(r"<tr>.*?</tr>", told, re.DOTALL)[1:]
+        assert [re.search(r">(\d+)%<", row)[1] for row in rows] == ["100", "80", "50"], name
+        assert "$0.10" in rows[0]
+        assert all(f"{parse_period(start).start:%Y-%m-%d}" in row for row in rows), name
+    listed = served.get("/budgets")[2]
+    assert "not configured now" not in listed
+    assert "[usd/quarter]" not in listed

@@ -16,7 +16,7 @@ from starlette.routing import Route
 from tokenmeter.budgets import Balance, Budget
 from tokenmeter.budgets.agreement import describe_field, list_differences
 from tokenmeter.budgets.definitions import Change
-from tokenmeter.budgets.matching import Cap, parse_scope
+from tokenmeter.budgets.matching import parse_scope
 from tokenmeter.budgets.policy import IN_FLIGHT, Unit, amount_of, limit_table, threshold_amounts
 from tokenmeter.budgets.rules import BurnRate
 from tokenmeter.dashboard.figures import scope_name, unit_amount
@@ -25,6 +25,7 @@ from tokenmeter.dashboard.view import View, label_of
 from tokenmeter.dimensions import DIMENSIONS
 from tokenmeter.money import ZERO, add, multiply, negate, ratio, subtract
 from tokenmeter.serving.lens import ReadableMeter, pulse_of
+from tokenmeter.serving.rest import NAME
 from tokenmeter.stores.base import Crossing
 from tokenmeter.stores.slots import from_microseconds, to_microseconds
 from tokenmeter.values import dataclass
@@ -95,9 +96,9 @@ class Fired:
     Attributes:
         budget: Name of the budget.
         scope: Whose: field -> value.
-        percent: Of the limit; None where the budget is configured otherwise by now.
+        percent: Of the limit; None where it was another one than was said last.
         amount: What was crossed, in `unit`; None without a unit.
-        unit: The budget's; None where it is not configured any more.
+        unit: The counter's; None where no definition of it is filed.
         window_start: Start of the window it was crossed in; None for a budget that never resets.
         crossing: As the store remembers it: when, and by which entry.
     """
@@ -246,15 +247,33 @@ def _percent(part: Decimal, limit: Decimal) -> Decimal:
     return multiply(ratio(max(part, ZERO), limit), 100) if limit > 0 else _FULL
 
 
-def fired(meter: ReadableMeter, *, limit: int) -> list[Fired]:
-    """The last alerts of all budgets, the last first."""
-    caps, labels = meter.budgets.caps, meter.store.key_labels()
-    return [_fired(crossing, caps.get(crossing.key.budget), labels) for crossing in meter.store.crossings(limit=limit)]
+def fired(meter: ReadableMeter, *, limit: int, name: str | None = None) -> list[Fired]:
+    """The last alerts of all budgets, or of the one called `name`, the last first.
+
+    Those too that were raised before a budget ended, or was given another window.
+    """
+    counters, labels = _counters(meter, name), meter.store.key_labels()
+    only = None if name is None else list(counters)
+    found = meter.store.crossings(limit=limit, budgets=only)
+    return [_fired(crossing, counters.get(crossing.key.budget), labels) for crossing in found]
 
 
-def _percent_of(cap: Cap, threshold: int) -> int | None:
+def _counters(meter: ReadableMeter, name: str | None) -> dict[str, tuple[Budget, Unit]]:
+    """What each counter that there ever was limits, by its name in the store, as it was said last."""
+    said = [(one.budget, one.era) for one in meter.budgets.history(name) if one.budget is not None]
+    found: dict[str, tuple[Budget, Unit]] = {}
+    for budget, era in said:
+        found |= {budget.counter_name(unit, era): (budget, unit) for unit in budget.units}
+    for key, cap in meter.budgets.caps.items():
+        if name in {None, cap.budget.name}:
+            found[key] = cap.budget, cap.unit
+    return found
+
+
+def _percent_of(budget: Budget, unit: Unit, threshold: int) -> int | None:
     """The percent that was crossed; None where the limit was another one at the time."""
-    return None if cap.limit is None else threshold_amounts(cap.budget, cap.limit).get(threshold)
+    limit = budget.limits.get(unit)
+    return None if limit is None else threshold_amounts(budget, limit).get(threshold)
 
 
 def name_key(scope: Mapping[str, str], labels: Mapping[str, str]) -> dict[str, str]:
@@ -262,14 +281,15 @@ def name_key(scope: Mapping[str, str], labels: Mapping[str, str]) -> dict[str, s
     return {field: labels.get(value, value) if field == "api_key" else value for field, value in scope.items()}
 
 
-def _fired(crossing: Crossing, cap: Cap | None, labels: Mapping[str, str]) -> Fired:
+def _fired(crossing: Crossing, counted: tuple[Budget, Unit] | None, labels: Mapping[str, str]) -> Fired:
     key = crossing.key
+    budget, unit = counted or (None, None)
     return Fired(
-        budget=cap.budget.name if cap else key.budget,
+        budget=budget.name if budget else key.budget,
         scope=name_key(parse_scope(key.scope), labels),
-        percent=_percent_of(cap, crossing.threshold) if cap else None,
-        amount=amount_of(cap.unit, crossing.threshold) if cap else None,
-        unit=cap.unit if cap else None,
+        percent=_percent_of(budget, unit, crossing.threshold) if budget and unit else None,
+        amount=amount_of(unit, crossing.threshold) if unit else None,
+        unit=unit,
         window_start=from_microseconds(key.window_start) if key.window_start else None,
         crossing=crossing,
     )
@@ -288,7 +308,7 @@ class BudgetPages:
 
     def routes(self) -> list[Route]:
         """Where each page is."""
-        return [Route("/budgets", self.budgets), Route("/budgets/{name:path}", self.budget)]
+        return [Route("/budgets", self.budgets), Route(f"/budgets/{NAME}", self.budget)]
 
     def budgets(self, request: Request) -> Response:
         """Every budget with its bar, and the last alerts."""
@@ -345,8 +365,7 @@ class BudgetPages:
             more_windows=max(len(windows) - _MOST_WINDOWS, 0),
             changes=changes_of(history),
             grants=[replace(one, scope=name_key(one.scope, labels)) for one in meter.budgets.grants(name)[::-1]],
-            # The store tells the last ones of all budgets.
-            alerts=[one for one in fired(meter, limit=1000) if one.budget == name][:_MOST_ALERTS],
+            alerts=fired(meter, limit=_MOST_ALERTS, name=name),
             examples=_examples(name, budget, every),
             limits=_limits(budget),
             stars=[] if budget is None else [field for field, value in budget.scope.items() if value == "*"],

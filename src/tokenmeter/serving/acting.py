@@ -33,7 +33,7 @@ from tokenmeter.reports.query import parse_conditions
 from tokenmeter.serving import answers
 from tokenmeter.serving.access import BEARER, Access, Right
 from tokenmeter.serving.problems import problems
-from tokenmeter.serving.rest import Word, access_of
+from tokenmeter.serving.rest import NAME, Word, access_of
 from tokenmeter.serving.shapes import ResponsePart
 
 _MOST_SHOWN = 100
@@ -287,18 +287,18 @@ _TOLD: dict[str, Any] = {
 def add_verbs(api: FastAPI, meter: Meter) -> None:
     """Add to `api` what acts on the ledger of `meter`."""
 
-    @api.post("/v1/budgets/{name:path}/grants", name="grant", **_TOLD)
+    @api.post(f"/v1/budgets/{NAME}/grants", name="grant", **_TOLD)
     def post_grant(name: Word, deed: GrantMore, who: Annotated[Access, _require("budgets")]) -> Response:
         """Give one counter of a budget more room: a raise for this window, or prepaid credit."""
         return _tell_result(deed, grant(meter, name, deed, by=who.name))
 
-    @api.post("/v1/budgets/{name:path}/end", name="end_budget", **_TOLD)
+    @api.post(f"/v1/budgets/{NAME}/end", name="end_budget", **_TOLD)
     def post_end(name: Word, deed: EndBudget, who: Annotated[Access, _require("budgets")]) -> Response:
         """End a budget: every process stops obeying it with its next call; its history stays."""
         return _tell_result(deed, end_budget(meter, name, deed, by=who.name))
 
     # Behind those whose paths are longer: a name may have slashes in it (`route=/chat usd/month`).
-    @api.post("/v1/budgets/{name:path}", name="set_budget", **_TOLD)
+    @api.post(f"/v1/budgets/{NAME}", name="set_budget", **_TOLD)
     def post_budget(name: Word, deed: SetBudget, who: Annotated[Access, _require("budgets")]) -> Response:
         """Define a budget, or change the fields named; every process obeys it with its next call."""
         return _tell_result(deed, set_budget(meter, name, deed, by=who.name))

@@ -11,7 +11,7 @@ import hmac
 import json
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import cache, cached_property
@@ -399,10 +399,12 @@ class Lens:
                         self._noted += 1
             return self._numbers
 
-    def crossings(self, *, limit: int = 100, since: datetime | None = None) -> Sequence[Crossing]:
+    def crossings(
+        self, *, limit: int = 100, since: datetime | None = None, budgets: Collection[str] | None = None
+    ) -> Sequence[Crossing]:
         """Thresholds that counters of the scope crossed."""
         # The newest of all: those of others are left out behind.
-        found = self._store.crossings(limit=_MANY, since=since)
+        found = self._store.crossings(limit=_MANY, since=since, budgets=budgets)
         admits = self._admission.now().admits
         seen = (one for one in found if admits(parse_scope(one.key.scope)))
         return list(islice(seen, limit if since is None else None))

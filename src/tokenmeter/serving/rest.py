@@ -14,6 +14,7 @@ from fastapi import Depends, FastAPI, Query, Request, Security
 from fastapi.responses import JSONResponse, Response
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 
 from tokenmeter import reports
@@ -42,6 +43,9 @@ _MOST_ROWS = 10_000
 _MOST_ON_A_PAGE = 1_000
 #: Texts of a request are short; NUL is in no name, and a server refuses it.
 Word = Annotated[str, Field(max_length=512, pattern=r"^[^\x00]*$")]
+#: A name in a path, whatever is in it: slashes, in a mistaken one line breaks. What has a longer path goes before what
+#: ends with it.
+NAME = "{name:anything}"
 Limit = Annotated[int, Query(ge=1, le=_MOST_ON_A_PAGE)]
 Cursor = Annotated[Word | None, Query(description="`next_cursor` of the page before; with the same other parameters")]
 
@@ -49,6 +53,13 @@ Account = Annotated[
     Sequence[Word],
     Query(description="FIELD=VALUE, such as `member=ada` or `tag:env=prod`; repeat it.", max_length=16),
 ]
+
+
+class _Anything(PathConvertor):
+    regex = "(?s:.+)"
+
+
+register_url_convertor("anything", _Anything())
 
 
 # -- who asks for what
@@ -233,7 +244,7 @@ def _read_limits(api: FastAPI) -> None:
         page = answers.budget_page(sight, limit=limit, cursor=cursor)
         return JSONResponse({"budgets": page.items, "next_cursor": page.next})
 
-    @api.get("/v1/budgets/{name:path}/history", response_model=HistoryShape, tags=["budgets"], responses=problems(404))
+    @api.get(f"/v1/budgets/{NAME}/history", response_model=HistoryShape, tags=["budgets"], responses=problems(404))
     def read_budget_history(sight: Seen, name: Word) -> Response:
         """Every version of a budget, and what was granted."""
         return _found(answers.budget_history(sight, name), "budget")

@@ -444,12 +444,15 @@ class Store(Protocol):
         """
         ...
 
-    def crossings(self, *, limit: int = 100, since: datetime | None = None) -> Sequence[Crossing]:
+    def crossings(
+        self, *, limit: int = 100, since: datetime | None = None, budgets: Collection[str] | None = None
+    ) -> Sequence[Crossing]:
         """The thresholds that were crossed last, the last first; of one moment the highest first.
 
         Args:
             limit: So many at most.
             since: All from this instant on in their place, however many they are.
+            budgets: Only of counters with these names (`CounterKey.budget`).
         """
         ...
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
@@ -220,16 +220,23 @@ class BookStore(ABC, Generic[B, J]):
                 return
             last = rows[-1][:3]
 
-    def crossings(self, *, limit: int = 100, since: datetime | None = None) -> Sequence[Crossing]:
+    def crossings(
+        self, *, limit: int = 100, since: datetime | None = None, budgets: Collection[str] | None = None
+    ) -> Sequence[Crossing]:
         """The thresholds that were crossed last, the last first; or all since some instant."""
-        which, most = ("", limit) if since is None else ("WHERE crossed_at >= ?", to_microseconds(since))
+        asked: list[tuple[str, Sequence[str | int]]] = []
+        if budgets is not None:
+            asked.append((f"budget IN ({', '.join('?' * len(budgets)) or 'NULL'})", list(budgets)))
+        if since is not None:
+            asked.append(("crossed_at >= ?", [to_microseconds(since)]))
+        which = f"WHERE {' AND '.join(words for words, _ in asked)}" if asked else ""
         return [
             Crossing(CounterKey(budget, scope, start), int(threshold), from_microseconds(at), entry_id)
             for budget, scope, start, threshold, at, entry_id in self._ask(
                 "SELECT budget, scope, window_start, threshold, crossed_at, entry_id FROM crossings "  # noqa: S608 - words of our own
                 f"{which} ORDER BY crossed_at DESC, {self._book.engine.largest.format('threshold')}, budget, scope "
                 f"{'LIMIT ?' if since is None else ''}",
-                (most,),
+                (*(value for _, values in asked for value in values), *([limit] if since is None else [])),
             )
         ]
 
