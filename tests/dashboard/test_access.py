@@ -699,3 +699,22 @@ def test_who_granted_and_why_is_not_told_to_a_part(shared, filed):
     filed.budgets.grant("ada-monthly", 1, by="boss", reason="bob left")
     (grant,) = api(shared, "/budgets/ada-monthly/history", ADA)[1]["grants"]
     assert (grant["amount"], grant["by"], grant["reason"]) == ("1", "", "")
+
+
+@pytest.mark.parametrize(
+    ("path", "told", "untold"),
+    [
+        ("/periods", "Not among what you see", "No period is closed yet"),
+        ("/reconciliations", "Not among what you see", "Nothing was reconciled yet"),
+        ("/invoices", "No invoice is among what you see", "No invoice has been issued"),
+        ("/credit-notes", "No credit note is among what you see", "No credit note has been issued"),
+        ("/budgets", "No budget is among what you see", "No budget is configured"),
+        ("/account?member=nobody&period=last-30d", "No budget that you see concerns", "No budget concerns"),
+        ("/health", "Nothing that you see needs care", "holds a part of a budget"),
+        ("/health", "It answers", "failed here"),
+    ],
+)
+def test_what_may_not_be_seen_is_not_said_to_be_none(filed, hosted, path, told, untold):
+    served = hosted(dashboard.app(filed, only=lambda _: {"member": "nobody"}))
+    status, _, page = served.get(path)
+    assert (status, told in page, untold in page) == (200, True, False), page

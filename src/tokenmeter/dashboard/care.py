@@ -264,14 +264,17 @@ def _checks(meter: ReadableMeter, facts: Mapping[str, object]) -> Iterator[Check
         refused = number("refused_records")
         words = f"{counted(refused, 'record was', 'records were')} kept aside, not understood; see tokenmeter doctor."
         yield Check("Records", words if refused else "Every record was understood.", not refused)
-    holds = number("pending_holds")
-    yield Check(
-        "Calls under way",
-        f"{counted(holds, 'holds', 'hold')} a part of a budget." if holds else "None holds a part of a budget.",
-    )
+    # What is not told is not said to be none: whoever sees a part sees nothing of the whole.
+    if "pending_holds" in facts:
+        holds = number("pending_holds")
+        words = f"{counted(holds, 'holds', 'hold')} a part of a budget." if holds else "None holds a part of a budget."
+        yield Check("Calls under way", words)
     faults = meter.faults
-    words = f"Something inside tokenmeter failed {counted(faults, 'time')} here; the log of this process says where."
-    yield Check("This process", words if faults else "Nothing inside tokenmeter failed here.", not faults)
+    if faults is not None:
+        words = (
+            f"Something inside tokenmeter failed {counted(faults, 'time')} here; the log of this process says where."
+        )
+        yield Check("This process", words if faults else "Nothing inside tokenmeter failed here.", not faults)
     listed = meter.pricer.price_list
     yield Check("Prices", f"Calls are rated by price list {listed.hash[:12]}, on {listed.base_name}.")
     entries = facts.get("entries")

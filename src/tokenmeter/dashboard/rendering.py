@@ -144,6 +144,7 @@ def page(request: Request, template: str, *, status: int = 200, title: str, **co
         "browser_zone": request.scope.get(ZONE),
         "proof": request.scope.get(PAGE_PROOF, ""),
         "viewer": access.name,
+        "sees_part": bool(access.scope.conditions),
         "can": access.can if PAGE_PROOF in request.scope else frozenset[Right](),
         **context,
     }

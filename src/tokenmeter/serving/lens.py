@@ -94,8 +94,8 @@ class ReadableMeter(Protocol):
         ...
 
     @property
-    def faults(self) -> int:
-        """How often something failed in this process."""
+    def faults(self) -> int | None:
+        """How often something failed in this process; None where that is not told."""
         ...
 
     @property
@@ -220,9 +220,9 @@ class ScopedMeter:
         return self._meter.pricer
 
     @property
-    def faults(self) -> int:
+    def faults(self) -> None:
         """Faults of the process are nobody's own."""
-        return 0
+        return None
 
     @property
     def profile(self) -> BillingProfile | None:
