@@ -224,6 +224,7 @@ def places_of(filed):
         "number:path": ["INV-00001", "INV-00002", "CN-00001"],
         "number": ["INV-00001"],
         "name:path": ["everything", "ada-monthly"],
+        "name:anything": ["everything", "ada-monthly"],
         "name": ["everything"],
         "key": [closing.key, outcome.document_id, "1"],
         "form": ["csv", "html", "json"],
