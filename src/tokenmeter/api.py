@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from tokenmeter.arguments import tell_wrong_arguments
 from tokenmeter.attribution import NOBODY, Attribution
+from tokenmeter.dimensions import POSTED_BY
 from tokenmeter.errors import ConfigurationError, LedgerError, StoreUnavailableError, TamperedLedgerError
 from tokenmeter.late import LateModule, late_method
 from tokenmeter.ledger import Entry, utcnow
@@ -23,6 +24,7 @@ from tokenmeter.periods import CalendarUnit, Period, parse_instant
 from tokenmeter.pricing import PriceList, Pricer, Rating
 from tokenmeter.settings import Settings
 from tokenmeter.stores.base import Fault, Store, Verification
+from tokenmeter.texts import check_text
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -443,6 +445,7 @@ class Meter(CallMeter):
         tz: str = "UTC",
         changed: bool = False,
         post: bool | None = None,
+        by: str | None = None,
     ) -> list[Entry]:
         """Rate entries again whose price was unknown (or has changed), and append the difference as corrections.
 
@@ -458,11 +461,14 @@ class Meter(CallMeter):
             tz: As above.
             changed: Every entry whose cost would differ today, not only those without a price.
             post: Whether the corrections are recorded; default: yes, but with `changed` only when told.
+            by: Who has it done, kept as each correction's tag ``posted_by``.
 
         Returns:
             The corrections that were recorded, or that would be.
         """
         query = reports.Query.parse(since=since, until=until, period=period, where=where, tz=tz)
+        if by is not None:
+            check_text(by, "by")
         if not changed:
             unpriced = frozenset({"unpriced"})
             if not unpriced <= query.where.get("cost_source", unpriced):
@@ -474,8 +480,13 @@ class Meter(CallMeter):
         def rate_again(entry: Entry) -> Entry | None:
             made = earlier.get(entry.entry_id, ())
             if changed:
-                return corrections.changed(entry, made, self.pricer)
-            return None if made else corrections.correction(entry, self.pricer)
+                found = corrections.changed(entry, made, self.pricer)
+            else:
+                found = None if made else corrections.correction(entry, self.pricer)
+            if found is None or by is None:
+                return found
+            who = found.attribution
+            return replace(found, attribution=replace(who, tags={**who.tags, POSTED_BY: by}))
 
         # All are rated before any is written: what is appended would come up in the same reading.
         known = [found for entry in recorded if (found := rate_again(entry))]

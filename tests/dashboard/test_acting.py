@@ -15,6 +15,7 @@ from urllib.parse import quote, urlencode
 import pytest
 from bs4 import BeautifulSoup
 
+import tokenmeter
 from tokenmeter.billing import closed_periods, credit_notes
 from tokenmeter.periods import Period
 
@@ -203,6 +204,18 @@ def test_an_invoice_is_issued_once(served, filed):
 def test_calls_are_priced_anew(served, filed):
     status, answer = post(served, "/corrections", dry_run=False)
     assert (status, answer["result"]["corrections"]) == (201, 0)  # nobody has said yet what unheard-of-1 costs
+
+
+def test_who_has_calls_priced_anew_stands_in_the_ledger(served, filed):
+    listed = filed.pricer
+    filed.pricer = tokenmeter.make_meter(store="memory:", multiplier="2").pricer
+    try:
+        status, answer = post(served, "/corrections", changed=True, dry_run=False)
+    finally:
+        filed.pricer = listed
+    assert (status, answer["result"]["corrections"] > 0) == (201, True)
+    made = [entry for entry in filed.entries() if entry.kind == "correction" and "repriced" in entry.flags]
+    assert {entry.attribution.tags.get("posted_by") for entry in made} == {"lead"}
 
 
 def test_only_a_token_with_the_right_acts_and_only_in_a_header(served, filed):

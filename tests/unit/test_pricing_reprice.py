@@ -91,6 +91,23 @@ def test_what_would_differ_is_shown_and_recorded_only_when_told(store):
     meter.close()
 
 
+def test_who_has_calls_priced_anew_stands_with_each_correction(store):
+    first = tokenmeter.make_meter(store=store)
+    recorded(first)
+    before = first.report(by="member", period="all").totals
+    first.close()
+    meter = tokenmeter.make_meter(store=store, prices=[ROW])
+    (posted,) = meter.reprice(changed=True, post=True, by="kim")
+    (kept,) = (entry for entry in meter.entries() if entry.kind == "correction")
+    assert (kept.entry_id, kept.attribution.tags) == (posted.entry_id, {"posted_by": "kim"})
+    assert meter.reprice(changed=True, post=True, by="lee") == []
+    (row,) = meter.report(by="member", period="all").rows
+    assert (row.requests, row.list_cost) == (before.requests, add(before.list_cost, posted.list_cost))
+    with pytest.raises(tokenmeter.ConfigurationError, match="by"):
+        meter.reprice(by="")
+    meter.close()
+
+
 def test_a_price_that_changes_back_is_corrected_back(store):
     first = tokenmeter.make_meter(store=store)
     recorded(first, cached=400_000)

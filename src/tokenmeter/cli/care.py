@@ -172,6 +172,9 @@ def reprice(
         typer.Option("--changed", help="Every entry whose cost would differ today; shown, and recorded with --post."),
     ] = False,
     post: Annotated[bool, typer.Option("--post", help="With --changed: record the corrections.")] = False,
+    actor: Annotated[
+        str | None, typer.Option("--actor", help="Who has it done: the tag posted_by of each.", show_default=False)
+    ] = None,
     selection: SelectionOptions,
 ) -> None:
     """Rate entries again with today's price list, at the prices of their day; differences are appended as corrections.
@@ -186,6 +189,7 @@ def reprice(
             where={name: list(values) for name, values in query.where.items()},
             changed=changed,
             post=post or not changed,
+            by=actor,
         )
     recorded = post or not changed
     if not frame.as_json:

@@ -365,7 +365,7 @@ def _to_note(_: Form, done: Json) -> str:
 # -- prices
 
 
-def _reprice(meter: Meter, form: Form, _by: str, _key: str, dry_run: bool) -> Json:
+def _reprice(meter: Meter, form: Form, by: str, _key: str, dry_run: bool) -> Json:
     deed = acting.Reprice(
         period=form.get("period") or None,
         where=[f"model={form['model']}"] if form.get("model", "").strip() else [],
@@ -373,7 +373,7 @@ def _reprice(meter: Meter, form: Form, _by: str, _key: str, dry_run: bool) -> Js
         changed=form.get("changed") == "1",
         dry_run=dry_run,
     )
-    return acting.reprice(meter, deed)
+    return acting.reprice(meter, deed, by=by)
 
 
 def _tell_reprice(_: Form, answer: Json) -> Told:

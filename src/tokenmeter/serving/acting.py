@@ -240,10 +240,12 @@ def record_payment(meter: Meter, number: str, deed: RecordPayment, *, by: str) -
     return {"payment": made.to_dict(), "invoice": known, "balance": f"{left:f}"}
 
 
-def reprice(meter: Meter, deed: Reprice) -> dict[str, Any]:
+def reprice(meter: Meter, deed: Reprice, *, by: str) -> dict[str, Any]:
     """Rate calls again whose price was unknown, or has changed, and append the differences. Twice corrects once."""
     where = parse_conditions(deed.where, "where")
-    found = meter.reprice(period=deed.period, where=where, tz=deed.tz, changed=deed.changed, post=not deed.dry_run)
+    found = meter.reprice(
+        period=deed.period, where=where, tz=deed.tz, changed=deed.changed, post=not deed.dry_run, by=by
+    )
     shown = [answers.entry_of(one) for one in found[:_MOST_SHOWN]]
     cost = total(one.billed_cost or ZERO for one in found)
     return {"corrections": len(found), "billed_cost": f"{cost:f}", "first": shown}
@@ -304,9 +306,9 @@ def add_verbs(api: FastAPI, meter: Meter) -> None:
         return _tell_result(deed, set_budget(meter, name, deed, by=who.name))
 
     @api.post("/v1/corrections", name="reprice", **_TOLD)
-    def post_corrections(deed: Reprice, _: Annotated[Access, _require("prices")]) -> Response:
+    def post_corrections(deed: Reprice, who: Annotated[Access, _require("prices")]) -> Response:
         """Rate calls again whose price was unknown, or has changed, and append the differences as corrections."""
-        return _tell_result(deed, reprice(meter, deed))
+        return _tell_result(deed, reprice(meter, deed, by=who.name))
 
     _add_bookkeeping(api, meter)
 
