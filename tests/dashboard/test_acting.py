@@ -167,6 +167,10 @@ def test_a_key_without_a_letter_is_none(served):
         assert post(served, path, amount="0.01", reason="r", key="")[0] == 422
 
 
+def _asked_only(deed):
+    return {**deed, "dry_run": True}
+
+
 def test_a_credit_that_is_sent_twice_is_given_once(served, filed):
     before = len(credit_notes(filed.store))
     deed = {"amount": "0.02", "reason": "goodwill", "key": "ticket-7", "dry_run": False}
@@ -179,6 +183,13 @@ def test_a_credit_that_is_sent_twice_is_given_once(served, filed):
         assert (status, "ticket-7" in answer["detail"]) == (409, True)
     same = post(served, "/invoices/INV-00001/credit-notes", **{**deed, "amount": "0.020"})
     assert same == found[0]
+    status, answer = post(served, "/invoices/INV-00001/credit-notes", **_asked_only(deed))
+    assert (status, answer["result"]["credit_note"]) == (
+        200,
+        None,
+    )  # nothing would change
+    status, answer = post(served, "/invoices/INV-00001/credit-notes", **_asked_only({**deed, "reason": "outage"}))
+    assert (status, "ticket-7" in answer["detail"]) == (409, True)
 
 
 def test_what_cannot_be_done_is_said_before_it_is_confirmed(served, filed):

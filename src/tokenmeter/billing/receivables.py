@@ -242,9 +242,9 @@ def credit_invoice(
     while True:
         current = load_invoice(store, document)
         filed = _notes_on(store, current)
-        known = next((one for one, body in filed if key is not None and body.get("key") == key), None)
+        known = _find_same(filed, current, lines, reason, key)
         if known is not None:
-            return _same_credit(CreditNote.of(known, current), asked, reason)
+            return known
         body = {**_write_body(current, [body for _, body in filed], lines, reason, who), **(asked or {})}
         # Of two notes at once one gets the place; the other looks again at what is left to give back.
         place = f"{current.number} #{len(current.events) + 1}"
@@ -254,11 +254,21 @@ def credit_invoice(
             return CreditNote.of(filing.document, load_invoice(store, document))
 
 
-def draft_credit_note(store: Store, invoice: Invoice | str, lines: CreditRequest, reason: str) -> dict[str, Any]:
-    """What a credit note would say; nothing is written. As `credit_invoice`, without a number."""
+def draft_credit_note(
+    store: Store, invoice: Invoice | str, lines: CreditRequest, reason: str, *, key: str | None = None
+) -> dict[str, Any] | None:
+    """What a credit note would say, without a number; nothing is written. As `credit_invoice`.
+
+    None where what is asked for was issued with this key: nothing would change.
+    """
     require_reason(reason)
+    _check_words(None, key)
+    lines = _read_request(lines)
     current = load_invoice(store, _find_filed(store, invoice))
-    return _write_body(current, [body for _, body in _notes_on(store, current)], _read_request(lines), reason, "")
+    filed = _notes_on(store, current)
+    if _find_same(filed, current, lines, reason, key) is not None:
+        return None
+    return _write_body(current, [body for _, body in filed], lines, reason, "")
 
 
 def _notes_on(store: Store, invoice: Invoice) -> list[tuple[Document, dict[str, Any]]]:
@@ -296,11 +306,25 @@ def _is_pair(one: object) -> bool:
     )
 
 
-def _same_credit(note: CreditNote, asked: Mapping[str, Any] | None, reason: str) -> CreditNote:
-    body = json.loads(note.document.body)
-    if asked is None or (body["asked"], note.reason) != (asked["asked"], reason):
+def _find_same(
+    filed: Sequence[tuple[Document, Mapping[str, Any]]],
+    invoice: Invoice,
+    lines: CreditRequest,
+    reason: str,
+    key: str | None,
+) -> CreditNote | None:
+    """The credit note that was asked for with `key`.
+
+    Raises:
+        LedgerError: something else was.
+    """
+    found = next(((one, body) for one, body in filed if key is not None and body.get("key") == key), None)
+    if found is None:
+        return None
+    note = CreditNote.of(found[0], invoice)
+    if (found[1]["asked"], note.reason) != (_asked(lines), reason):
         raise LedgerError(
-            f"The key {body['key']!r} was used for credit note {note.number} over {note.net} "
+            f"The key {key!r} was used for credit note {note.number} over {note.net} "
             f"({note.reason}); give what is something else a key of its own."
         )
     return note

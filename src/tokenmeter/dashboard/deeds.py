@@ -304,9 +304,12 @@ def _tell_credit(form: Form, answer: Json) -> Told:
         answer["invoice"]["currency"],
         Decimal(answer["invoice"]["balance"]),
     )
+    title = f"Credit invoice {name(form['number'])}"
+    if note is None:
+        return Told(title=title, words="Nothing changes: it is credited already.", rows=[])
     whole = Decimal(note["total"])
     return Told(
-        title=f"Credit invoice {name(form['number'])}",
+        title=title,
         words="It gets a number of its own and is never changed.",
         rows=[
             *((name(line["description"]), "", money_text(Decimal(line["amount"]), currency)) for line in note["lines"]),

@@ -217,7 +217,7 @@ def credit_invoice(meter: Meter, number: str, deed: CreditInvoice, *, by: str) -
         return None
     asked = ask_credit(deed.amount, deed.line)
     if deed.dry_run:
-        note = draft_credit_note(meter.store, number, asked, deed.reason)
+        note = draft_credit_note(meter.store, number, asked, deed.reason, key=deed.key)
         return {"amount": deed.amount, "line": deed.line, "credit_note": note, "invoice": known}
     return meter.credit_invoice(number, asked, deed.reason, by=by, key=deed.key).to_dict()
 
