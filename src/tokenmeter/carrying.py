@@ -12,7 +12,7 @@ from tokenmeter.arguments import tell_wrong_arguments
 from tokenmeter.attribution import NOBODY, Attribution, current_attribution, current_scopes
 from tokenmeter.dimensions import WHO
 from tokenmeter.errors import ConfigurationError, shown
-from tokenmeter.running import runner_of, runner_of_made, scopes_set_to
+from tokenmeter.running import runner_of, scopes_set_to
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -52,25 +52,12 @@ def carry(function: Callable[P, R]) -> Callable[P, R]:
             f"carry() takes a function to run elsewhere, not {type(function).__name__}; pass the function itself, "
             "without calling it."
         )
-    # A partial, since that is pickled with what it carries, and every framework looks through it.
-    carried = functools.partial(runner_of(function), _block_of_now(), function)
-    return cast("Callable[P, R]", functools.update_wrapper(carried, function))
-
-
-def carry_steps(made: Any) -> Any:
-    """A generator of either kind that was just made, each step of which is taken on the account of who calls this now.
-
-    Anything else is given back as it is.
-    """
-    runner = runner_of_made(made)
-    return made if runner is None else runner(_block_of_now(), lambda: made)
-
-
-def _block_of_now() -> Callable[[], scopes_set_to]:
     scopes = current_scopes()
     for scope in scopes:
         scope.begun = True  # its calls are on their way
-    return functools.partial(scopes_set_to, scopes)
+    # A partial, since that is pickled with what it carries, and every framework looks through it.
+    carried = functools.partial(runner_of(function), functools.partial(scopes_set_to, scopes), function)
+    return cast("Callable[P, R]", functools.update_wrapper(carried, function))
 
 
 class CarryingExecutor(Executor):

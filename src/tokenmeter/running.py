@@ -116,13 +116,6 @@ def runner_of(function: Callable[..., Any]) -> Callable[..., Any]:
     return next((runner for is_kind, runner in kinds if is_kind(function) or is_kind(called)), _call)
 
 
-def runner_of_made(made: object) -> Callable[..., Any] | None:
-    """As `runner_of`, of what gives a generator of either kind that there is already; None for anything else."""
-    if inspect.isgenerator(made):
-        return _iterate
-    return _iterate_async if inspect.isasyncgen(made) else None
-
-
 def decorate(function: Callable[P, R], block_of: Callable[[Callable[..., Any]], _Block]) -> Callable[P, R]:
     """`function`, or the method that a `staticmethod` or `classmethod` holds, with each run inside a block of its own.
 

@@ -185,7 +185,7 @@ def test_keys_and_secrets_are_not_on_any_page(served, busy):
 
 
 def test_a_key_without_an_alias_is_not_told_by_its_fingerprint(serve, make_meter):
-    """Its budget counts by the fingerprint, which is only hinted at."""
+    """Its budget counts by the fingerprint; it is called by its last four characters, as in alerts and stops."""
     key = ApiKey("0123456789abcdef" * 2, "wxyz")
     made = make_meter([{"api_key": "*", "limit_usd": 5}])
     recorded = Entry(
@@ -202,7 +202,9 @@ def test_a_key_without_an_alias_is_not_told_by_its_fingerprint(serve, make_meter
     for path in (*PAGES, f"/entries/{recorded.entry_id}"):
         body = served.get(path)[2]
         assert key.fingerprint not in body, path
-    assert "0123…" in served.get("/budgets")[2]
+    told = served.get("/budgets")[2]
+    assert "...wxyz" in told
+    assert "0123…" not in told
 
 
 def test_entries_are_paged_without_gaps_or_repetitions(meter, serve, record):

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Awaitable, Callable
-from inspect import iscoroutinefunction
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from inspect import isasyncgen, iscoroutinefunction, isgenerator
 from typing import TYPE_CHECKING, Any, cast
 
 from tokenmeter.capture.genai_requests import (
@@ -33,8 +33,8 @@ from tokenmeter.capture.genai_sockets import (
     try_twice,
 )
 from tokenmeter.capture.sdk import BINDING, Binding, Sdk, complain, twice
-from tokenmeter.carrying import carry_steps
 from tokenmeter.interrupts import let_interrupt_through
+from tokenmeter.running import SCOPES, scopes_set_to
 
 if TYPE_CHECKING:
     from tokenmeter.capture.calls import InFlight
@@ -86,10 +86,81 @@ def _carried(resource: Any, made: Any) -> Any:
     for _ in range(2):  # what fails once may pass, as want of memory does
         try:
             api = getattr(getattr(resource, "_modules", resource), "_api_client", None)
-            return carry_steps(made) if BINDING in getattr(api, "__dict__", ()) else made
+            if BINDING not in getattr(api, "__dict__", ()):
+                return made
+            scopes = SCOPES.get()
+            for scope in scopes:
+                scope.begun = True  # its calls are on their way
+            if isgenerator(made):
+                return _take_steps(made, scopes)
+            return _take_steps_async(made, scopes) if isasyncgen(made) else made
         except Exception as error:  # noqa: BLE001 - the call itself goes on
             complain("see a call", error)
     return made
+
+
+# Each step in the blocks of who asked. What fails of ours takes no piece away: the step is taken where it is, then.
+
+
+def _take_steps(made: Any, scopes: tuple[Any, ...]) -> Generator[Any, Any, Any]:
+    step, item = made.__next__, _NOTHING
+    while True:
+        try:
+            with scopes_set_to(scopes):
+                item = step()
+        except StopIteration as end:
+            return end.value
+        except Exception as error:
+            if item is _NOTHING and made.gi_frame is None:
+                raise
+            complain("see a call", error)
+            if item is _NOTHING:
+                try:
+                    item = step()
+                except StopIteration as end:
+                    return end.value
+        try:
+            sent = yield item
+        except GeneratorExit:
+            with scopes_set_to(scopes):
+                made.close()
+            raise
+        except BaseException as error:  # noqa: BLE001 - whatever the caller throws in belongs to the generator
+            step, item = functools.partial(made.throw, error), _NOTHING
+        else:
+            step, item = functools.partial(made.send, sent), _NOTHING
+
+
+async def _take_steps_async(made: Any, scopes: tuple[Any, ...]) -> AsyncGenerator[Any, Any]:
+    step, item = made.__anext__, _NOTHING
+    while True:
+        try:
+            with scopes_set_to(scopes):
+                item = await step()
+        except StopAsyncIteration:
+            return
+        except Exception as error:
+            if item is _NOTHING and made.ag_frame is None:
+                raise
+            complain("see a call", error)
+            if item is _NOTHING:
+                try:
+                    item = await step()
+                except StopAsyncIteration:
+                    return
+        try:
+            sent = yield item
+        except GeneratorExit:
+            with scopes_set_to(scopes):
+                await made.aclose()
+            raise
+        except BaseException as error:  # noqa: BLE001 - whatever the caller throws in belongs to the generator
+            step, item = functools.partial(made.athrow, error), _NOTHING
+        else:
+            step, item = functools.partial(made.asend, sent), _NOTHING
+
+
+_NOTHING: Any = object()
 
 
 # -- interactions and their sisters

@@ -259,9 +259,10 @@ class RateCard:
             return all(rule.kind != "derived" for rule in quote.rules)
         if quote.rules or all(getattr(quote.row.conditions, mode) is not None for mode in context.modes):
             return False
+        of_tokens = (rule for rule in self._mode_rules if not rule.sku_meters.isdisjoint(TOKEN_CLASSES))
         return not any(
             rule.applies(mode, getattr(context, mode)) and sku_meter not in rule.sku_meters
-            for rule in self._mode_rules
+            for rule in of_tokens
             for mode in context.modes
         )
 
