@@ -206,6 +206,8 @@ def test_a_forecast_goes_by_the_same_weekdays_and_says_so(meter, record):
     assert found.low == found.high == found.expected
     assert "same weekdays of the last 28 days" in found.words
     assert asked(meter, "period=last-month&show=output").forecast is None
+    assert asked(meter, "since=2000-01-01&until=9000-01-01&show=output").forecast is None  # days of 7,000 years
+    assert asked(meter, "since=2000-01-01&until=2027-10-01&show=output").forecast is not None
 
 
 def test_a_forecast_needs_a_week_and_its_band_holds_what_differs(meter, record):

@@ -77,6 +77,8 @@ def _line(view: View, one: Balance, unit: CalendarUnit, form: Form) -> Limit | N
 #: Days that are looked back on, and how many with calls it takes to say anything.
 _BACK = timedelta(days=28)
 _LEAST_DAYS = 7
+#: Four weeks say nothing of what is further ahead.
+_AHEAD = timedelta(days=366)
 _WEEK = 7
 #: How many standard deviations hold four of five outcomes, if days are independent.
 _BAND = Decimal("1.28")
@@ -104,7 +106,7 @@ class Forecast:
 def forecast(
     read: Callable[[Query], Report], view: View, measure: Callable[[Row], Decimal | int | None], totals: Row
 ) -> Forecast | None:
-    """What the view's period may come to; None when it is over, nearly over, or too little is known.
+    """What the view's period may come to; None when it is over, nearly over, ends in years, or too little is known.
 
     Each day that is left is taken to come to the mean of the same weekdays of the last four weeks (of all days where
     there are less than two weeks of calls); the band is made of how far those days lay from their mean. A day of which
@@ -118,7 +120,7 @@ def forecast(
     """
     period, now, so_far = view.query.period, view.now, measure(totals)
     today = floor(now, "day", view.tz)
-    if so_far is None or not period.start <= now < period.end or period.end <= today.end:
+    if so_far is None or not period.start <= now < period.end or not today.end < period.end <= today.end + _AHEAD:
         return None
     past = Period(floor(today.start - _BACK, "day", view.tz).start, today.end, view.tz)
     found = {row.bucket.start: measure(row) for row in read(replace(view.query, period=past, granularity="day")).rows}
