@@ -22,7 +22,8 @@ from tokenmeter.stores.effects import (
     settle_effects,
 )
 from tokenmeter.stores.live import STATE, SWEPT, Live
-from tokenmeter.stores.postgres.book import PostgresBook, json_text, parts
+from tokenmeter.stores.postgres.book import PostgresBook
+from tokenmeter.stores.postgres.fold import json_text, parts
 from tokenmeter.stores.postgres.leases import LeasingWriter
 from tokenmeter.stores.postgres.spool import Sender
 from tokenmeter.stores.record import encode_entry, kept_key

@@ -17,7 +17,8 @@ from tokenmeter.processes import OnceForAll
 from tokenmeter.stores.base import CapReachedError
 from tokenmeter.stores.effects import NewHold, SlotClaim, Standing, claim_effects
 from tokenmeter.stores.live import Live
-from tokenmeter.stores.postgres.book import PostgresBook, json_text, parts
+from tokenmeter.stores.postgres.book import PostgresBook
+from tokenmeter.stores.postgres.fold import json_text, parts
 from tokenmeter.stores.tail import frame
 from tokenmeter.stores.writer import Writer
 

@@ -32,7 +32,8 @@ from tokenmeter.stores.definitions import Definitions
 from tokenmeter.stores.documents import Document, DocumentQuery, Filing, NewDocument, told_of_move
 from tokenmeter.stores.live import NEVER, Slot
 from tokenmeter.stores.postgres.admin import describe
-from tokenmeter.stores.postgres.book import PostgresBook, json_text
+from tokenmeter.stores.postgres.book import PostgresBook
+from tokenmeter.stores.postgres.fold import json_text
 from tokenmeter.stores.postgres.journal import ServerJournal
 from tokenmeter.stores.postgres.pool import Pool
 from tokenmeter.stores.postgres.schema import PostgresEnd, apply, check, state
