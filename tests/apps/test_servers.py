@@ -51,6 +51,7 @@ class Site:
                 env={**os.environ, **environment, "PYTHONPATH": str(EXAMPLES), "PYTHONUNBUFFERED": "1"},
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
 
     def open(self, path, user="ada"):
@@ -61,6 +62,18 @@ class Site:
     def get(self, path, user="ada"):
         with self.open(path, user) as answer:
             return answer.read().decode()
+
+    def wait_until_ended(self):
+        """Until none of its processes is left: gunicorn ends when it has killed its workers, and they after it."""
+        self.process.wait(120)
+        until = time.monotonic() + 120
+        while time.monotonic() < until:
+            try:
+                os.killpg(self.process.pid, 0)
+            except ProcessLookupError:
+                return
+            time.sleep(0.05)
+        pytest.fail("a worker outlived its server")
 
     def wait_until_up(self):
         while self.process.poll() is None:
@@ -141,7 +154,7 @@ def stop_amid_streams(site, *, words, wait=lambda: None):
         site.process.send_signal(signal.SIGTERM)
         for answer in reading:
             answer.exception()  # a server may break off what it sends
-    site.process.wait(120)
+    site.wait_until_ended()
 
 
 def wait_until_two_are_noted():
