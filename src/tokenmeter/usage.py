@@ -128,6 +128,8 @@ class Consumption:
         prompt_tokens: Size of the one prompt that chooses a long-context tier (cache included); None when only an
             aggregate over several prompts is known.
         supplied_cost: The biller's own figure for this group.
+        endpoint: SDK method path of the work, where that is not the call's own: a line of a batch's output file holds
+            the answer of another endpoint, whose prices it has. None = the call's.
     """
 
     model: str | None
@@ -140,6 +142,7 @@ class Consumption:
     role: str = "message"
     prompt_tokens: int | None = None
     supplied_cost: SuppliedCost | None = None
+    endpoint: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

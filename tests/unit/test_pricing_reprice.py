@@ -305,6 +305,30 @@ def test_a_total_of_many_prompts_that_gets_its_price_later_has_that_of_short_one
     meter.close()
 
 
+def test_what_was_done_in_a_batch_has_the_prices_of_its_own_endpoint(store):
+    usage = {"input_tokens": 1_000_000, "output_tokens": 100_000, "total_tokens": 1_100_000}
+    search = {"type": "web_search_call", "status": "completed", "action": {"type": "search", "query": "x"}}
+    answer = {"id": "r", "object": "response", "status": "completed", "model": "gpt-4o", "usage": usage}
+    answer |= {"output": [search], "tools": [{"type": "web_search"}]}
+    line = {"custom_id": "1", "response": {"status_code": 200, "body": answer}, "error": None}
+    whole = {"id": "b", "object": "batch", "status": "completed", "model": "gpt-4o", "endpoint": "/v1/responses"}
+    whole |= {"usage": usage}
+    meter = tokenmeter.make_meter(store=store)
+    for endpoint, body in (("files.content", line), ("batches.retrieve", whole)):
+        meter.record(body, provider="azure", endpoint=endpoint, at=AT)
+    found = [line for entry in meter.entries() for line in entry.charges if line.sku_meter == "web_searches"]
+    assert [line.list_cost for line in found] == [Decimal("0.014")], "Azure's own, and not OpenAI's 0.01"
+    assert meter.reprice(changed=True) == []
+    meter.close()
+    changed = {"provider": "azure", "model": "gpt-4o", "endpoint": "responses", "processing": "batch"}
+    meter = tokenmeter.make_meter(store=store, prices=[changed | {"sku_meter": "output", "unit_price": "50"}])
+    corrected = meter.reprice(changed=True, post=True)  # 100,000 tokens at 50, and not at half of 10
+    assert [each.list_cost for each in corrected] == [Decimal("4.5"), Decimal("4.5")]
+    assert meter.reprice(changed=True) == []
+    assert meter.verify().ok
+    meter.close()
+
+
 def groups(*used):
     """Groups by model, role, prompt size and tokens of input."""
     return Observation(

@@ -173,7 +173,7 @@ class Pricer:
                 consumption.speed,
                 consumption.geo,
                 consumption.region,
-                endpoint,
+                consumption.endpoint or endpoint,
             ),
             at=at,
             prompt_tokens=consumption.prompt_tokens or 0,

@@ -10,7 +10,7 @@ from tokenmeter.dimensions import TOOL_OPERATION, CostSource, unit_of
 from tokenmeter.display import counted, dollars, facts_html
 from tokenmeter.ledger import CHARGE_COLUMNS, Charge, charge_cells
 from tokenmeter.money import EXACT, MOST_DOLLARS, ONE, ZERO, quantize
-from tokenmeter.pricing.sheet import LineConditions, RateSheet, with_size
+from tokenmeter.pricing.sheet import LineConditions, RateSheet, with_endpoint, with_size
 from tokenmeter.values import dataclass
 
 if TYPE_CHECKING:
@@ -95,6 +95,8 @@ def priced_lines(
     stated = any(meter.startswith("requests") for meter in quantities)
     if fee and lines and not stated and sheet.per_request is not None:
         lines.append(sheet.per_request.line(model, "requests", 1, role))
+    if (endpoint := consumption.endpoint) is not None:
+        lines = [line if line.list_cost is None else with_endpoint(line, endpoint) for line in lines]
     if sized:
         return [line if line.list_cost is None else with_size(line, consumption.prompt_tokens) for line in lines]
     return lines

@@ -229,6 +229,7 @@ class LineConditions(NamedTuple):
     speed: str | None = None
     geo: str | None = None
     region: str | None = None
+    endpoint: str | None = None
     prompt_tokens: int | Literal["unknown"] | None = None
 
     @classmethod
@@ -240,6 +241,7 @@ class LineConditions(NamedTuple):
             speed=consumption.speed,
             geo=consumption.geo,
             region=consumption.region,
+            endpoint=consumption.endpoint,
             prompt_tokens=consumption.prompt_tokens,
         )
 
@@ -274,6 +276,7 @@ class LineConditions(NamedTuple):
             speed=self.speed,
             geo=self.geo,
             region=self.region,
+            endpoint=self.endpoint,
             prompt_tokens=None if self.prompt_tokens == UNKNOWN_SIZE else self.prompt_tokens,
         )
 
@@ -288,11 +291,19 @@ def with_context(price_id: str, context: Circumstances) -> str:
     return f"{price_id}{_MARK}{','.join(told)}" if told else price_id
 
 
+def with_endpoint(line: Charge, endpoint: str) -> Charge:
+    """A priced line that tells the endpoint of its work, which is not that of its entry."""
+    return _with_mark(line, f"endpoint={endpoint}")
+
+
 def with_size(line: Charge, prompt_tokens: int | None) -> Charge:
     """A priced line that tells the size of its prompt; None says that nobody knows it."""
-    size = UNKNOWN_SIZE if prompt_tokens is None else prompt_tokens
+    return _with_mark(line, f"prompt={UNKNOWN_SIZE if prompt_tokens is None else prompt_tokens}")
+
+
+def _with_mark(line: Charge, told: str) -> Charge:
     price_id = line.price_id or ""
-    return replace(line, price_id=f"{price_id}{',' if _MARK in price_id else _MARK}prompt={size}")
+    return replace(line, price_id=f"{price_id}{',' if _MARK in price_id else _MARK}{told}")
 
 
 def without_size(price_id: str | None) -> str | None:

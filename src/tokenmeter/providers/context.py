@@ -295,7 +295,7 @@ def _put_together(groups: Iterable[Consumption]) -> tuple[Consumption, ...]:
     sums: dict[tuple[str | None, ...], Consumption] = {}
     for group in groups:
         context = (group.service_tier, group.processing, group.speed, group.geo, group.region, group.role)
-        key: tuple[str | None, ...] = (group.model, *context)
+        key: tuple[str | None, ...] = (group.model, *context, group.endpoint)
         if key not in sums and len(sums) >= _MOST_GROUPS - 1:  # so many models there are not
             key, group = (), replace(group, model=None, role="message")  # noqa: PLW2901 - from here on it is that one
         before = sums.get(key)

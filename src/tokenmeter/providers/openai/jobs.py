@@ -39,8 +39,14 @@ _RUNS = frozenset({"thread.run", "thread.run.step"})
 _HTTP_ERROR = 400
 
 
-#: Endpoints whose answers are no tokens, or not of text alone.
-_ANSWERS_IN_TOKENS = ("/chat/completions", "/completions", "/responses")
+#: Endpoints whose answers are tokens of text, by the end of their path.
+_ANSWERS_IN_TOKENS = {
+    "/chat/completions": "chat.completions",
+    "/completions": "completions",
+    "/responses": "responses",
+}
+#: What a whole answer says it is -> its endpoint. Other answers in a batch do not say what they are.
+_ENDPOINTS = {"chat.completion": "chat.completions", "response": "responses", "text_completion": "completions"}
 #: Words for work that has been done.
 _DONE = frozenset({"completed", "succeeded", "success"})
 
@@ -59,7 +65,8 @@ def batch(body: JSON, context: Context) -> Observation:
     if what.endswith("/moderations"):
         return Observation(response_model=text(body, "model"), response_id=text(body, "id"), billable=False)
     meter = "output_image" if "/images/" in what else "output"
-    reading = _sum_of(wire, answered=what.endswith(_ANSWERS_IN_TOKENS), output_meter=meter)
+    endpoint = next((name for path, name in _ANSWERS_IN_TOKENS.items() if what.endswith(path)), None)
+    reading = _sum_of(wire, answered=endpoint is not None, output_meter=meter)
     if reading.unsaid or not reading.usage:
         done = count(section(body, "request_counts"), "completed", flags=set())
         if done == 0 or (done is None and _status(body) not in {"", *_DONE}):
@@ -67,7 +74,7 @@ def batch(body: JSON, context: Context) -> Observation:
         seen = unknown(body, wire or None, model=context.request.model, flags=reading.flags, deduplicate=True)
     else:
         group = context.in_batch().consumption(reading, model=text(body, "model"), wire=wire)
-        seen = observation(reading, group, body, wire, deduplicate=True)
+        seen = observation(reading, replace(group, endpoint=endpoint), body, wire, deduplicate=True)
     # Its output file states the same bill line by line: whichever is read first is recorded under the file's id.
     return replace(seen, bill_id=text(body, "output_file_id"))
 
@@ -78,10 +85,13 @@ def batch_line(body: JSON, context: Context, read: Callable[[Any, Context], Obse
     status = response.get("status_code")
     if body.get("error") or not response or (isinstance(status, int) and status >= _HTTP_ERROR):
         return Observation(response_id=text(body, "id"), billable=False)
+    answer = section(response, "body")
     inner = read(response.get("body"), replace(context, endpoint="batch line").in_batch()).with_shared()
+    endpoint = _ENDPOINTS.get(text(answer, "object") or "")
     # Lines say service_tier "default"; "batch" is known from where they stand.
     groups = tuple(
-        replace(group, service_tier=None) if group.service_tier == "default" else group for group in inner.consumptions
+        replace(group, service_tier=None if group.service_tier == "default" else group.service_tier, endpoint=endpoint)
+        for group in inner.consumptions
     )
     return replace(
         inner,
