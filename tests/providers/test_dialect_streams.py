@@ -146,6 +146,9 @@ class TestChat:
         request = RequestFacts(model="asked", choices=2, input_bytes=4)
         reader = played([chunk("a", finish="stop")], request=request)
         assert not reader.terminal
+        reader.feed(chunk(finish="stop"))  # said again
+        assert not reader.terminal
+        assert "estimated" in reader.observation().flags
         reader.feed(chunk("b", finish="stop", index=1))
         assert reader.terminal
 

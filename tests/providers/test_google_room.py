@@ -452,6 +452,20 @@ def test_odd_searches_do_not_lose_the_tokens(said):
     assert dict(read(body, model="gemini-3.5-flash").usage.quantities) == {"input": 9, "output": 4}
 
 
+def test_a_stream_of_two_candidates_ends_when_both_have():
+    stream = ROOM.stream(provider="google", endpoint="models.generate_content", request=RequestFacts(choices=2))
+    said = {"promptTokenCount": 10, "candidatesTokenCount": 2, "totalTokenCount": 12}
+    for index in (0, 1):
+        part = {"index": index, "content": {"parts": [{"text": "x" * 4}]}}
+        stream.feed({"candidates": [part], "usageMetadata": said})
+    stream.feed({"candidates": [{"index": 0, "finishReason": "STOP"}], "usageMetadata": said})
+    assert not stream.terminal
+    assert "estimated" in stream.observation().flags
+    stream.feed({"candidates": [{"index": 1, "finishReason": "STOP"}], "usageMetadata": said})
+    assert stream.terminal
+    assert "estimated" not in stream.observation().flags
+
+
 def test_odd_chunks_do_not_lose_a_stream():
     stream = ROOM.stream(provider="google", endpoint="models.generate_content", request=RequestFacts())
     usage = {"promptTokenCount": 9, "candidatesTokenCount": 4}

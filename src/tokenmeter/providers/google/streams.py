@@ -27,8 +27,8 @@ class AnswerStream:
     """
 
     __slots__ = (
-        *("_body", "_bytes", "_candidates", "_context", "_counted", "_failed", "_finished", "_read", "_usage"),
-        "_words",
+        *("_begun", "_body", "_bytes", "_candidates", "_context", "_counted", "_ended", "_failed", "_finished"),
+        *("_read", "_usage", "_words"),
     )
 
     def __init__(self, context: Context, read: Read) -> None:
@@ -39,13 +39,15 @@ class AnswerStream:
         self._body: dict[str, Any] = {}
         self._failed: str | None = None
         self._finished = False
+        self._begun: set[int] = set()  # candidates by their index, as are those that have ended
+        self._ended: set[int] = set()
         self._candidates: list[JSON] = []
         self._usage: dict[str, Any] = {}
 
     @property
     def terminal(self) -> bool:
-        """Whether a candidate, or a blocked prompt, was finished and its usage told, after all of its words."""
-        return self._finished and bool(self._usage) and self._counted == self._bytes
+        """Whether every candidate, or a blocked prompt, was finished and the usage told, after all of the words."""
+        return self._finished and self._begun <= self._ended and bool(self._usage) and self._counted == self._bytes
 
     def feed(self, event: Mapping[str, Any]) -> None:
         """Take a chunk; what is no object says nothing."""
@@ -64,13 +66,18 @@ class AnswerStream:
             self._usage, self._counted = latest(self._usage, said), self._bytes
 
     def _take(self, candidate: JSON) -> None:
-        self._finished = self._finished or bool(candidate.get("finishReason"))
+        index = candidate.get("index")
+        whose = index if isinstance(index, int) else 0
+        if candidate.get("finishReason"):
+            self._finished = True
+            self._ended.add(whose)
+        elif candidate.get("content"):
+            self._begun.add(whose)
         if candidate.get("groundingMetadata"):
             self._candidates.append({"groundingMetadata": candidate["groundingMetadata"]})
         for part in members(section(candidate, "content"), "parts"):
             sound = section(part, "inlineData")
             if (kind := text(sound, "mimeType")) is not None:
-                whose = candidate.get("index") or 0
                 kept = {"index": whose, "content": {"parts": [{"inlineData": {"mimeType": kind}}]}}
                 if kept not in self._candidates:
                     self._candidates.append(kept)

@@ -33,9 +33,10 @@ class ChatStream:
         "_bytes",
         "_context",
         "_counted",
+        "_ended",
         "_executed",
         "_failed",
-        "_finished",
+        "_is_final",
         "_read",
         "_said",
         "_usage",
@@ -51,7 +52,8 @@ class ChatStream:
         self._builtin: list[JSON] = []
         self._executed: list[JSON] = []
         self._failed: str | None = None
-        self._finished = 0
+        self._ended: set[Any] = set()  # by index: a host may give the reason to stop more than once
+        self._is_final = False
 
     @property
     def terminal(self) -> bool:
@@ -60,7 +62,7 @@ class ChatStream:
 
     @property
     def _is_finished(self) -> bool:
-        return self._finished >= self._context.request.choices
+        return self._is_final or len(self._ended) >= self._context.request.choices
 
     def feed(self, event: Mapping[str, Any]) -> None:
         """Take a chunk."""
@@ -116,7 +118,7 @@ class ChatStream:
         self._usage = latest(self._usage, usage) if self._usage else usage
         self._name(event)
         if self._bytes and event.get("choices") == [] and not self._failed:
-            self._finished = max(self._finished, self._context.request.choices)
+            self._is_final = True
 
     def _take_other(self, delta: Mapping[str, Any]) -> None:
         """Take a piece that is not text alone: thoughts, a refusal, parts, calls of tools."""
@@ -128,7 +130,8 @@ class ChatStream:
 
     def _end(self, event: Mapping[str, Any], choice: JSON) -> None:
         """Take the end of an answer, beside whose reason to stop Moonshot puts the usage."""
-        self._finished += not self._failed  # else it was broken off
+        if not self._failed:  # else it was broken off
+            self._ended.add(choice.get("index"))
         self._name(event)
         if not event.get("usage") and (usage := section(choice, "usage")):
             self._usage = latest(self._usage, usage)
