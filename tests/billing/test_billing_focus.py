@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import csv
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from itertools import combinations
 
 import pytest
 import time_machine
 
 import tokenmeter
-from tokenmeter.billing import close_period, draft_invoice, issue_invoice, void_invoice
+from tokenmeter.attribution import ApiKey
+from tokenmeter.billing import (
+    close_period,
+    credit_invoice,
+    draft_invoice,
+    draft_invoices,
+    invoices,
+    issue_invoice,
+    late_entries,
+    void_invoice,
+)
 from tokenmeter.ledger import Entry
-from tokenmeter.money import add
+from tokenmeter.money import add, total
 from tokenmeter.periods import zone
+from tokenmeter.stores.merging import merge_ledger
 
 
 def rows_of(meter, folder):
@@ -123,3 +136,129 @@ def test_an_hour_in_which_a_month_ends_is_on_two_invoices(make_call, tmp_path):
         meter.store.settle(make_call("5", "2026-10-31T18:45", member="ada"))
         october, november = (billed_to_ada(meter.store, month, "Asia/Kolkata") for month in ("2026-10", "2026-11"))
         assert billed_on(meter, tmp_path) == {october.number: 3, november.number: 5}
+
+
+KEY = "sk-test-key-000000000001"
+WHATS = ("late", "corrected", "credited", "renamed", "merged", "archived")
+
+
+def sums_in_focus(meter, folder):
+    """Invoice -> what its rows come to; None = those on none."""
+    meter.report(period="all").to_focus(folder, overwrite=True)
+    sums = {}
+    with (folder / "cost_and_usage.csv").open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            number = row["InvoiceId"] if row["InvoiceId"].startswith("INV-") else None
+            sums[number] = add(sums.get(number, Decimal(0)), Decimal(row["BilledCost"]))
+    assert total(sums.values()) == meter.report(period="all").totals.billed_cost
+    return sums
+
+
+def check_invoices(meter, folder):
+    """Each invoice has the rows that it bills; what waits for the next one is on none."""
+    sums = sums_in_focus(meter, folder)
+    billed = {one.number: one.totals.ledger_cost for one in invoices(meter.store)}
+    assert billed
+    assert {number: sums.get(number, 0) for number in billed} == billed
+    assert sums.get(None, 0) == total(one.billed_cost for one in late_entries(meter.store))
+
+
+def bill_month(store, month):
+    close_period(store, month)
+    for each in ("member", "api_key"):  # nothing is on both
+        for draft in draft_invoices(store, period=month, each=each):
+            issue_invoice(store, draft)
+
+
+#: When, if what: costs of calls in October, and what else there is to say of them.
+STORY = (
+    ("october", None, ("3", "1", "2"), {}),
+    ("october", "corrected", ("-1",), {"kind": "correction"}),
+    ("november", "renamed", ("0",), {"alias": "production", "quantity": 0}),
+    ("november", "late", ("0.25", "1", "3"), {}),
+    ("november", "corrected", ("-0.5",), {"kind": "correction"}),
+    ("november", "credited", ("-0.75",), {"kind": "adjustment", "meter": "credit"}),
+    ("december", "late", ("0.125",), {}),
+)
+
+
+@pytest.fixture
+def use(make_call):
+    """`use(meter, "1")`: a call on Ada's account, and one on that of a key."""
+
+    def record(into, cost, at="2026-10-11T10:00", *, alias="prod", **about):
+        into.store.settle(make_call(cost, at, member="ada", **about))
+        key = ApiKey.identify(KEY, secret=b"shared", alias=alias)
+        into.store.settle(replace(make_call(cost, at, **about), api_key=key))
+
+    return record
+
+
+@pytest.fixture
+def open_ledger(tmp_path):
+    return lambda name: closing(tokenmeter.make_meter(store=f"sqlite:///{tmp_path}/{name}.db", config={}))
+
+
+def happen(meter, use, stage, whats):
+    for when, what, costs, about in STORY:
+        if when == stage and (what is None or what in whats):
+            for cost in costs:
+                use(meter, cost, **about)
+    if stage == "november" and "credited" in whats:
+        credit_invoice(meter.store, "INV-00001", "1", "an outage")
+
+
+@pytest.mark.parametrize(
+    "whats",
+    [(), *((one,) for one in WHATS), *(one for one in combinations(WHATS, 2) if "merged" in one), WHATS],
+    ids="-".join,
+)
+def test_an_invoices_rows_come_to_what_it_bills(use, open_ledger, tmp_path, whats):
+    urls = {name: f"sqlite:///{tmp_path}/{name}.db" for name in ("own", "other", "head")}
+    with time_machine.travel(datetime(2026, 10, 20, 9, tzinfo=UTC)) as clock:
+        for name in ("other", "head"):  # what other hosts recorded meanwhile: the like, earlier and later
+            with open_ledger(name) as meter:
+                for cost in ("2", "0.5", "3"):
+                    use(meter, cost, "2026-10-09T11:00")
+                    clock.shift(timedelta(minutes=1))
+        with open_ledger("own") as meter:
+            happen(meter, use, "october", whats)
+            clock.move_to(datetime(2026, 11, 3, 9, tzinfo=UTC))
+            bill_month(meter.store, "2026-10")
+            clock.shift(timedelta(days=1))
+            check_invoices(meter, tmp_path)
+            happen(meter, use, "november", whats)
+            check_invoices(meter, tmp_path)
+        clock.shift(timedelta(days=1))
+        if "merged" in whats:
+            merge_ledger(urls["other"], urls["own"])
+        with open_ledger("own") as meter:
+            check_invoices(meter, tmp_path)
+            clock.move_to(datetime(2026, 12, 3, 9, tzinfo=UTC))
+            bill_month(meter.store, "2026-11")
+            clock.shift(timedelta(days=1))
+            happen(meter, use, "december", whats)
+            check_invoices(meter, tmp_path)
+            if "archived" in whats:
+                meter.archive("2026-10", tmp_path / "files", drop=True)
+                check_invoices(meter, tmp_path)
+        if "merged" in whats:  # a closing comes to a ledger that has a month of its own
+            clock.shift(timedelta(days=1))
+            merge_ledger(urls["own"], urls["head"])
+            with open_ledger("head") as meter:
+                check_invoices(meter, tmp_path)
+
+
+def test_what_waits_for_a_month_without_use_is_on_the_invoice_of_the_next_that_has_some(make_call, tmp_path):
+    with (
+        time_machine.travel(datetime(2026, 11, 3, 9, tzinfo=UTC)) as clock,
+        closing(tokenmeter.make_meter(store="memory:", config={})) as meter,
+    ):
+        meter.store.settle(make_call("3", "2026-10-11T10:00", member="ada"))
+        first = billed_to_ada(meter.store, "2026-10", "UTC")
+        clock.move_to(datetime(2027, 1, 20, tzinfo=UTC))
+        meter.store.settle(make_call("0.25", "2026-10-11T10:00", member="ada"))
+        meter.store.settle(make_call("1", "2027-01-11T10:00", member="ada"))
+        assert draft_invoice(meter.store, member="ada", period="2026-11").total == 0
+        assert draft_invoice(meter.store, member="ada", period="2027-01").totals.ledger_cost == Decimal("1.25")
+        assert billed_on(meter, tmp_path) == {first.number: 3, ("Correction", "2027-01"): Decimal("0.25")}

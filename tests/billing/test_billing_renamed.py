@@ -189,7 +189,7 @@ def test_a_manifest_that_does_not_say_which_key_it_was_is_compared_by_its_name(m
     """As the first ones: late usage of one of its keys is told, and nothing else of them."""
     use("10", "2026-09-10T00:00", key=FIRST_KEY, alias="prod")
     with monkeypatch.context() as patched:
-        patched.setattr("tokenmeter.billing.rated.RateKey.kept_owner", property(lambda rate: rate.owner))
+        patched.setattr("tokenmeter.reports.rated.RateKey.kept_owner", property(lambda rate: rate.owner))
         close(meter, "2026-09")
     assert "fingerprint" not in json.dumps(next(meter.store.documents()).body)
     meter.store.call_keys({FIRST_KEY: "production"})

@@ -25,11 +25,11 @@ from tokenmeter import (
     RequestTooLargeError,
 )
 from tokenmeter.api import Meter
-from tokenmeter.billing.rated import Tally
 from tokenmeter.capture import batches
 from tokenmeter.importing import import_usage
 from tokenmeter.ledger import utcnow
 from tokenmeter.reports.focus_rows import cost_rows
+from tokenmeter.reports.rated import Tally
 
 CHAT = {
     "id": "chatcmpl-1",

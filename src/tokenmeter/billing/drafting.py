@@ -13,12 +13,12 @@ from tokenmeter.billing.invoice import Invoice
 from tokenmeter.billing.lines import make_lines, sum_up
 from tokenmeter.billing.period import ClosedPeriod, call_now, corrections, find_closed, zone_of_books
 from tokenmeter.billing.profile import BillingProfile, Party, read_lines
-from tokenmeter.billing.rated import Rated, Tally, account_name, check_account, check_dimensions
 from tokenmeter.dimensions import ACCOUNTS, AccountArguments
 from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import EXACT, ZERO, ExchangeRate, check_currency, magnitude, negate
 from tokenmeter.periods import Period, parse_period
+from tokenmeter.reports.rated import Rated, Tally, account_name, check_account, check_dimensions
 from tokenmeter.stores.base import EntryFilter, Store
 from tokenmeter.stores.naming import NamesNow
 from tokenmeter.values import dataclass

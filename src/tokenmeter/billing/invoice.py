@@ -14,11 +14,11 @@ from tokenmeter.billing.lines import LineItem, TaxLine, Totals
 from tokenmeter.billing.paper import Cell, Printable, PrintedRow, PrintedSheet
 from tokenmeter.billing.period import period_dict, period_of
 from tokenmeter.billing.profile import BillingProfile, Party
-from tokenmeter.billing.rated import account_name
 from tokenmeter.dimensions import ACCOUNTS
 from tokenmeter.display import counted
 from tokenmeter.money import EXACT, USD, ZERO, ExchangeRate, money_text, multiply, total
 from tokenmeter.periods import Period
+from tokenmeter.reports.rated import account_name
 from tokenmeter.stores.documents import Document
 from tokenmeter.values import dataclass
 

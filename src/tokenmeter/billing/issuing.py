@@ -22,12 +22,12 @@ from tokenmeter.billing.invoice import Invoice
 from tokenmeter.billing.lines import LineItem
 from tokenmeter.billing.period import closed_periods, zone_of_books
 from tokenmeter.billing.profile import BillingProfile
-from tokenmeter.billing.rated import account_name, check_account
 from tokenmeter.display import counted, some_of
 from tokenmeter.errors import ConfigurationError, LedgerError, TokenmeterError
 from tokenmeter.ledger import utcnow
 from tokenmeter.money import money_text, total
 from tokenmeter.periods import Period, parse_day, parse_period, zone
+from tokenmeter.reports.rated import account_name, check_account
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.documents import DocumentQuery, NewDocument
 from tokenmeter.texts import acting, require_reason

@@ -23,11 +23,11 @@ from tokenmeter.billing.filed import credit_notes, invoices
 from tokenmeter.billing.invoice import Invoice
 from tokenmeter.billing.lines import LineItem
 from tokenmeter.billing.period import ClosedPeriod, closed_periods, days_of, zone_of_books
-from tokenmeter.billing.rated import RateKey
 from tokenmeter.dimensions import ACCOUNTS as DIMENSIONS
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import EXACT, USD, ZERO, negate, round_money, total
 from tokenmeter.periods import Period, parse_period
+from tokenmeter.reports.rated import RateKey
 from tokenmeter.stores.base import Store
 from tokenmeter.values import dataclass
 

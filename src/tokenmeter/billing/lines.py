@@ -8,10 +8,10 @@ from decimal import Decimal
 from typing import Any
 
 from tokenmeter.billing.profile import Tax
-from tokenmeter.billing.rated import Rated, RateKey, plus
 from tokenmeter.dimensions import COUNTED_AS
 from tokenmeter.money import EXACT, ONE, ZERO, ExchangeRate, convert, round_money, total
 from tokenmeter.periods import Period
+from tokenmeter.reports.rated import Rated, RateKey, plus
 from tokenmeter.values import dataclass
 
 _MILLION = 1_000_000

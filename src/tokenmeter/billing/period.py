@@ -14,13 +14,23 @@ from decimal import Decimal
 from typing import Any
 
 from tokenmeter.arguments import tell_wrong_arguments
-from tokenmeter.billing.rated import Rated, RateKey, Tally, add, decode, encode, minus, rename
-from tokenmeter.dimensions import ACCOUNTS
 from tokenmeter.display import counted
 from tokenmeter.errors import LedgerError
 from tokenmeter.ledger import utcnow
 from tokenmeter.money import COSTS, ZERO, Costs, subtract, total
 from tokenmeter.periods import Period, parse_instant, parse_period, zone
+from tokenmeter.reports.rated import (
+    Rated,
+    RateKey,
+    Tally,
+    add,
+    decode,
+    encode,
+    minus,
+    rename,
+    sum_accounts,
+    sum_ledger,
+)
 from tokenmeter.stores.base import EntryFilter, Store
 from tokenmeter.stores.documents import Document, DocumentQuery, NewDocument
 from tokenmeter.stores.naming import NamesNow
@@ -267,7 +277,7 @@ def late_costs(store: Store, closed: Sequence[ClosedPeriod] | None = None) -> li
     named = _call_all_now(store, closings)
     found: list[tuple[ClosedPeriod, Decimal]] = []
     for as_filed, one in zip(closings, named, strict=True):
-        told, now = _account_sums(_told_rows(one, named)), _ledger_sums(store, one.period)
+        told, now = sum_accounts(_told_rows(one, named)), sum_ledger(store, one.period)
         if told != now:
             found.append((as_filed, subtract(_billed(now), _billed(told))))
     return found
@@ -315,7 +325,7 @@ def _told_rows(one: ClosedPeriod, closings: Iterable[ClosedPeriod]) -> Iterator[
 
 def _untold(store: Store, period: Period, told: Mapping[RateKey, Rated]) -> list[Rated]:
     # Kept sums answer at once whether anything came later; only then are entries read.
-    if _account_sums(told.values()) == _ledger_sums(store, period):
+    if sum_accounts(told.values()) == sum_ledger(store, period):
         return []
     now = Tally.of(store.entries(EntryFilter(since=period.start, until=period.end)))
     # A manifest that does not say which key it was is compared by the key's name.
@@ -325,21 +335,6 @@ def _untold(store: Store, period: Period, told: Mapping[RateKey, Rated]) -> list
         for row in now.rows.values()
     )
     return minus(add(rows), told)
-
-
-def _ledger_sums(store: Store, period: Period) -> dict[tuple[Any, ...], Costs]:
-    """Costs per account, from the kept sums: quick even for millions of entries."""
-    groups = store.aggregate([period.start, period.end], [*ACCOUNTS, "kind"])
-    sums = {group.group: Costs.of(group) for group in groups}
-    return {account: costs for account, costs in sums.items() if any(costs)}
-
-
-def _account_sums(rows: Iterable[Rated]) -> dict[tuple[Any, ...], Costs]:
-    sums: dict[tuple[Any, ...], Costs] = {}
-    for row in rows:
-        account = (*row.rate.account, row.rate.kind)
-        sums[account] = sums.get(account, Costs()).plus(Costs.of(row))
-    return {account: costs for account, costs in sums.items() if any(costs)}
 
 
 def days_of(period: Period) -> tuple[date, date]:

@@ -15,13 +15,13 @@ from tokenmeter.billing.invoice import Invoice, party_lines
 from tokenmeter.billing.paper import Cell, Printable, PrintedRow, PrintedSheet
 from tokenmeter.billing.period import days_of, period_dict, zone_of_books
 from tokenmeter.billing.profile import BillingProfile, Party
-from tokenmeter.billing.rated import account_name, check_account
 from tokenmeter.dimensions import COUNTED_AS, AccountArguments
 from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import utcnow
 from tokenmeter.money import EXACT, USD, ZERO, negate, round_money, total
 from tokenmeter.periods import CALENDAR_UNITS, CalendarUnit, Period, buckets, parse_day, parse_period, zone
+from tokenmeter.reports.rated import account_name, check_account
 from tokenmeter.stores.base import EntryFilter, Store
 from tokenmeter.values import dataclass
 

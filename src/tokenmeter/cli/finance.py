@@ -22,7 +22,6 @@ from tokenmeter.billing import (
     late_entries,
 )
 from tokenmeter.billing.period import zone_of_books
-from tokenmeter.billing.rated import check_dimensions
 from tokenmeter.cli.app import Exit, Group, commands, out, progress_out
 from tokenmeter.cli.frame import Frame, command, emit, show_table
 from tokenmeter.cli.invoicing import (
@@ -38,6 +37,7 @@ from tokenmeter.cli.invoicing import (
 from tokenmeter.cli.options import BillPeriod, BooksTzOption, parse_account, parse_pairs
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.periods import parse_day, parse_period
+from tokenmeter.reports.rated import check_dimensions
 
 #: Of `AgedBalance.to_dict`, for people.
 _AGING_HEADS = (

@@ -31,7 +31,6 @@ from tokenmeter.billing import (
 from tokenmeter.billing.filed import find_credit_note
 from tokenmeter.billing.issuing import list_refusals
 from tokenmeter.billing.profile import EINVOICE_PDFS
-from tokenmeter.billing.rated import check_dimensions
 from tokenmeter.billing.receivables import ask_credit
 from tokenmeter.cli.app import Exit, Group, commands, out, write_exactly
 from tokenmeter.cli.frame import Frame, command, emit, show_table
@@ -39,6 +38,7 @@ from tokenmeter.cli.options import BillPeriod, BooksTzOption, complete_account, 
 from tokenmeter.dimensions import ACCOUNTS
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import round_money
+from tokenmeter.reports.rated import check_dimensions
 from tokenmeter.reports.writers import is_stream, write_whole
 from tokenmeter.stores.base import Store
 from tokenmeter.values import dataclass

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import utcnow
+from tokenmeter.reports.closings import Closings
 from tokenmeter.reports.export import Manifest, Origin, write
 from tokenmeter.reports.fields import Field
 from tokenmeter.reports.focus_rows import (
     OWNER_FIELDS,
     BillingMonth,
-    Closings,
     CostRow,
     FocusSums,
     FocusTerms,
@@ -90,7 +90,7 @@ def export_focus(
     origin = Origin.of(store, f"FOCUS {version} Cost and Usage", query)
     entries = origin.watch(read_entries(store, query))
     columns = cost_and_usage_fields(books, version=version, head=origin.ledger["head"])
-    rows = _noting(books.watch(cost_rows(entries, query.period.tz, Closings.read(store))), books, origin)
+    rows = _noting(books.watch(cost_rows(entries, query.period.tz, Closings(store))), books, origin)
     written = {
         "cost_and_usage": write(
             rows, columns, place / f"cost_and_usage.{format}", origin, overwrite=overwrite, progress=progress

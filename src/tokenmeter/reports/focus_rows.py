@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from bisect import bisect_left, bisect_right
 from dataclasses import field, replace
-from datetime import date, datetime, time
+from datetime import date, datetime
 from decimal import Decimal
-from itertools import accumulate
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,9 +14,10 @@ from tokenmeter.attribution import Attribution
 from tokenmeter.dimensions import ACCOUNTS, COUNTED_AS, WHO
 from tokenmeter.ledger import Charge, Entry
 from tokenmeter.money import EXACT, ONE, ZERO, Costs, add, quantize
-from tokenmeter.periods import Period, floor, zone
+from tokenmeter.periods import Period, floor
 from tokenmeter.pricing.sheet import without_size
 from tokenmeter.providers.hosts import host_of
+from tokenmeter.reports.closings import Closings
 from tokenmeter.reports.query import BEGINNING
 from tokenmeter.stores.documents import DocumentQuery
 from tokenmeter.stores.naming import NamesNow
@@ -134,62 +133,7 @@ class CostRow:
         return "/".join(name for name in (owner.team, owner.member) if name) or None
 
 
-class Closings:
-    """Which period bills an entry: the one that holds it, or, once that is closed, the next that is."""
-
-    def __init__(self, closed: Iterable[tuple[Period, datetime]]) -> None:
-        """Take closed periods, each with when its closing was filed, in the order of the filings."""
-        filed = list(closed)
-        self._periods = [period for period, _ in filed]
-        # Clocks of several machines may differ; the order of the filings does not.
-        self._filed = list(accumulate((at for _, at in filed), max))
-        # No two hold the same moment.
-        self._order = sorted(range(len(filed)), key=lambda at: self._periods[at].start)
-        self._starts = [self._periods[at].start for at in self._order]
-
-    @classmethod
-    def read(cls, store: Store) -> Closings:
-        """Those of a ledger."""
-        closed: list[tuple[Period, datetime]] = []
-        for document in store.documents(DocumentQuery("period")):
-            told = json.loads(document.body)["period"]
-            start, end = datetime.fromisoformat(told["start"]), datetime.fromisoformat(told["end"])
-            closed.append((Period(start, end, told["tz"]), document.recorded_at))
-        return cls(closed)
-
-    def place(self, entry: Entry, hour: Period, month: Period) -> tuple[datetime, Period]:
-        """An instant of the period that bills an entry, and the month that stands for it; its own, unless it is late.
-
-        Args:
-            entry: The entry.
-            hour: Its hour.
-            month: Its month.
-        """
-        if not self._filed:
-            # Where nothing is ever closed, a month is taken to be billed once it is over.
-            if entry.kind in {"correction", "reversal"} and entry.recorded_at >= month.end:
-                month = floor(entry.recorded_at, "month", month.tz)
-                return month.start, month
-            return hour.start, month
-        found = bisect_right(self._starts, entry.occurred_at) - 1
-        closing = self._order[found]
-        if found < 0 or entry.occurred_at not in self._periods[closing]:
-            return hour.start, month  # which is open still
-        taken_up = bisect_left(self._filed, entry.recorded_at)
-        if taken_up <= closing:
-            return self._periods[closing].start, month
-        if taken_up < len(self._filed):
-            billed_by = self._periods[taken_up]
-            at, named = billed_by.start, billed_by.tz
-        else:  # waits for the next closing
-            last = self._periods[self._order[-1]]
-            at, named = last.end, last.tz
-        # The month by the calendar of the books, whatever the zone in which rows are cut.
-        noon = datetime.combine(at.astimezone(zone(named)).date(), time(12), zone(month.tz))
-        return at, floor(noon, "month", month.tz)
-
-
-_NONE_CLOSED = Closings(())
+_NONE_CLOSED = Closings()
 
 
 def cost_rows(entries: Iterable[Entry], tz: str, closings: Closings = _NONE_CLOSED) -> Iterator[CostRow]:
@@ -202,18 +146,18 @@ def cost_rows(entries: Iterable[Entry], tz: str, closings: Closings = _NONE_CLOS
             rows.clear()
             hour = floor(entry.occurred_at, "hour", tz)
             month = floor(entry.occurred_at, "month", tz)
-        billed_at, billed_in = closings.place(entry, hour, month)
         owner = _owner(entry)
-        for position, charge in enumerate(_charges(entry)):
-            sku = _sku(entry, charge)
-            kind: EntryKind = entry.kind
-            if kind in COUNTED_AS:
-                kind = "usage"  # a reversal: the opposite of what it takes back, in the same row
-            elif kind == "correction":
-                kind, sku, charge = _restated(sku, charge)  # noqa: PLW2901 - what is left of it to be counted
-            late = billed_in != month
-            key = CostKey(hour.start, hour.end, billed_in.start, billed_in.end, kind, late, billed_at, sku, owner)
-            rows.setdefault(key, CostRow(key)).add(charge, requests=0 if position else entry.requests)
+        for position, whole in enumerate(_charges(entry)):
+            for part, (billed_at, billed_in, charge) in enumerate(closings.place(entry, position, whole, hour, month)):
+                sku = _sku(entry, charge)
+                kind: EntryKind = entry.kind
+                if kind in COUNTED_AS:
+                    kind = "usage"  # a reversal: the opposite of what it takes back, in the same row
+                elif kind == "correction":
+                    kind, sku, charge = _restated(sku, charge)  # noqa: PLW2901 - what is left of it to be counted
+                late = billed_in != month
+                key = CostKey(hour.start, hour.end, billed_in.start, billed_in.end, kind, late, billed_at, sku, owner)
+                rows.setdefault(key, CostRow(key)).add(charge, requests=0 if position or part else entry.requests)
     yield from _worth_saying(rows)
 
 

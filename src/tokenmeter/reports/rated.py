@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 from tokenmeter.dimensions import ACCOUNTS, COUNTED_AS, EntryKind
 from tokenmeter.errors import ConfigurationError, shown
 from tokenmeter.ledger import Charge, Entry
-from tokenmeter.money import EXACT, ZERO
+from tokenmeter.money import EXACT, ZERO, Costs
+from tokenmeter.periods import Period
+from tokenmeter.stores.base import Store
 from tokenmeter.stores.documents import Document
 from tokenmeter.stores.naming import FINGERPRINT, NamesNow
 from tokenmeter.texts import check_text, suggest
@@ -140,15 +142,16 @@ class Tally:
             tally.unpriced += counted * (entry.cost_source == "unpriced")
             tally.unpriced -= entry.kind == "correction" and any(one.billed_cost is None for one in entry.charges)
             tally.estimated += counted * (entry.cost_source == "estimated" or "estimated" in entry.flags)
-            for row in _rows(entry):
+            for row in rate_entry(entry):
                 known = tally.rows.get(row.rate)
                 tally.rows[row.rate] = row if known is None else plus(known, row)
         return tally
 
 
-def _rows(entry: Entry) -> Iterator[Rated]:
+def rate_entry(entry: Entry) -> Iterator[Rated]:
+    """Its charges as rows, in their order, and last what of its cost they do not explain."""
     rest = Rated(
-        _rate(entry, None),
+        find_rate(entry, None),
         ZERO,
         entry.list_cost or ZERO,
         entry.contracted_cost or ZERO,
@@ -156,7 +159,7 @@ def _rows(entry: Entry) -> Iterator[Rated]:
     )
     for charge in entry.charges:
         row = Rated(
-            _rate(entry, charge),
+            find_rate(entry, charge),
             Decimal(charge.quantity),
             charge.list_cost or ZERO,
             charge.contracted_cost or ZERO,
@@ -169,7 +172,8 @@ def _rows(entry: Entry) -> Iterator[Rated]:
         yield rest
 
 
-def _rate(entry: Entry, charge: Charge | None) -> RateKey:
+def find_rate(entry: Entry, charge: Charge | None) -> RateKey:
+    """What a charge of an entry is summed under; None = the cost that no charge explains."""
     rate = RateKey(
         account=tuple(_account_value(entry, name) for name in ACCOUNTS),
         kind=entry.kind,
@@ -249,6 +253,22 @@ def rename(rows: Iterable[Rated], names: NamesNow, document: Document | None) ->
             known[whose] = tuple(renamed.get(name) for name in ACCOUNTS)
         found.append(row._replace(rate=row.rate._replace(account=known[whose])))
     return tuple(found)
+
+
+def sum_ledger(store: Store, period: Period) -> dict[tuple[Any, ...], Costs]:
+    """Costs per account and kind, from the kept sums: quick even for millions of entries. What is zero is left out."""
+    groups = store.aggregate([period.start, period.end], [*ACCOUNTS, "kind"])
+    sums = {group.group: Costs.of(group) for group in groups}
+    return {account: costs for account, costs in sums.items() if any(costs)}
+
+
+def sum_accounts(rows: Iterable[Rated]) -> dict[tuple[Any, ...], Costs]:
+    """The same of rows."""
+    sums: dict[tuple[Any, ...], Costs] = {}
+    for row in rows:
+        account = (*row.rate.account, row.rate.kind)
+        sums[account] = sums.get(account, Costs()).plus(Costs.of(row))
+    return {account: costs for account, costs in sums.items() if any(costs)}
 
 
 def encode(rows: Iterable[Rated]) -> list[list[Any]]:
