@@ -145,6 +145,44 @@ def test_invoices_of_one_series_on_both_sides_are_refused_and_nothing_is_taken(h
     assert store.health().facts["entries"] == 0
 
 
+@pytest.mark.parametrize("room", ["sqlite", "postgres"])
+def test_a_merge_that_was_broken_off_between_invoices_of_a_series_is_run_again(
+    tmp_path, fresh_url, open_meter, record, monkeypatch, room
+):
+    source, target = f"sqlite:///{tmp_path}/source.db", fresh_url(room)
+    theirs, meter = open_meter(source), open_meter(target)
+    record(theirs, 1, member="ada@example.com")
+    theirs.erase("member", "ada@example.com", pseudonym="person 17", **WHY)
+    for number in (1, 2, 3):
+        theirs.store.file(NewDocument(kind="invoice", key=f"i{number}", series="INV-", body=f'{{"is": {number}}}'))
+    record(meter, 2, member="bob")
+    kind, file = type(meter.store), type(meter.store).file
+
+    def break_off(store, draft):
+        if draft.key == "i2":
+            raise KeyboardInterrupt
+        return file(store, draft)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(kind, "file", break_off)
+        with pytest.raises(KeyboardInterrupt):
+            merge_ledger(source, target)
+    assert (again := merge_ledger(source, target)).documents == 2
+    invoices = [one for one in meter.store.documents() if one.kind == "invoice"]
+    assert [(one.key, one.number) for one in invoices] == [("i1", 1), ("i2", 2), ("i3", 3)]
+    assert [row.group["member"] for row in meter.report("member").rows] == ["bob", "person 17"]
+    assert (found := meter.verify()).ok
+    assert again.head == found.head
+    # What the source has issued since comes with the next one, until the target issues its own.
+    theirs.store.file(NewDocument(kind="invoice", key="i4", series="INV-", body="{}"))
+    assert merge_ledger(source, target).documents == 1
+    meter.store.file(NewDocument(kind="invoice", key="own", series="INV-", body="{}"))
+    assert merge_ledger(source, target).documents == 0
+    theirs.store.file(NewDocument(kind="invoice", key="i5", series="INV-", body="{}"))
+    with pytest.raises(LedgerError, match="their numbers would meet"):
+        merge_ledger(source, target)
+
+
 def test_one_identity_with_other_content_is_refused(host, tmp_path, open_meter):
     import sqlite3
 

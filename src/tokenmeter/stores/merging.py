@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ def merge_ledger(source: str | Path, target: str | Path, *, progress: Progress |
     copy, is taken once, and a bill that both recorded is counted once, as whoever heard more of it did: a whole answer
     in place of an estimate, a session by what it grew, a batch as a whole or by its lines. What the source corrected of
     such a bill is corrected in the target, if both had it at the same amounts; `tokenmeter.reprice` does the rest.
-    Invoices and closed periods come along if the target has none of that series or key. Budgets are the target's own:
+    Invoices and closed periods come along if the target has no others of that series or key. Budgets are the target's own:
     count them again afterwards, see `Meter.verify`. Names that were erased stay erased, under their pseudonyms: records
     of the target say so, and where in documents that came along they stand. An interrupted merge is run again.
 
@@ -75,8 +75,9 @@ def merge_ledger(source: str | Path, target: str | Path, *, progress: Progress |
     Raises:
         ConfigurationError: one of the ledgers is not there, or both are the same; or names were erased in the source,
             and the URL of the target does not name the schema's owner.
-        LedgerError: both have documents of one series or key, or an entry of one identity and different content; or
-            calls are under way; or the target still has a name that was erased in the source. Nothing was taken.
+        LedgerError: both have documents of their own of one series or key, or an entry of one identity and different
+            content; or calls are under way; or the target still has a name that was erased in the source. Nothing was
+            taken.
         StoreUnavailableError: one of them cannot be used, or a file of a closed month cannot be read.
         TamperedLedgerError: a file of a closed month is not what was sealed.
     """
@@ -123,13 +124,18 @@ def _entries(store: Movable) -> int:
 def _new_documents(origin: Movable, store: Movable) -> list[NewDocument]:
     """Documents of the origin that the target does not have.
 
+    Of a series the target may have the beginning, as an earlier merge or one that was broken off leaves it: what comes
+    after it gets the numbers that it has in the origin.
+
     Raises:
         LedgerError: both have some of one series, or of one key.
     """
-    theirs = {(one.kind, one.key): one.body for one in store.documents()}
-    series = {one.series for one in store.documents() if one.series is not None}
+    there = list(store.documents())
+    theirs = {(one.kind, one.key): one.body for one in there}
     ours = [one for one in origin.documents() if one.kind not in _STAY]
     fresh = [one for one in ours if theirs.get((one.kind, one.key)) != one.body]
+    begun, whole = _numbered(there), _numbered(ours)
+    series = {name for name, those in begun.items() if whole.get(name, [])[: len(those)] != those}
     for one in fresh:
         if one.series in series:
             raise LedgerError(
@@ -142,6 +148,15 @@ def _new_documents(origin: Movable, store: Movable) -> list[NewDocument]:
                 "periods, or keep the ledgers apart."
             )
     return [NewDocument(kind=one.kind, key=one.key, series=one.series, body=one.body) for one in fresh]
+
+
+def _numbered(documents: Iterable[Document]) -> dict[str, list[tuple[str, str, str]]]:
+    """Per series kind, key and body of its documents, in the order of their numbers."""
+    found: dict[str, list[tuple[str, str, str]]] = {}
+    for one in documents:
+        if one.series is not None:
+            found.setdefault(one.series, []).append((one.kind, one.key, one.body))
+    return found
 
 
 def _pages(store: Movable) -> Iterator[list[tuple[str, bytes]]]:
