@@ -73,7 +73,10 @@ def test_merging_twice_takes_nothing_twice(host, target, open_meter, record):
     first = merge_ledger(host, target)
     second = merge_ledger(host, target)
     assert (second.entries, second.repeated, second.documents) == (0, 12, 0)
-    assert second.head == first.head
+    assert second.head == first.head == meter.verify().head
+    record(meter, "since", member="ada")
+    head = merge_ledger(host, target).head
+    assert head == meter.verify().head != first.head
     assert meter.verify().ok
 
 

@@ -63,9 +63,9 @@ def merge_ledger(source: str | Path, target: str | Path, *, progress: Progress |
     copy, is taken once, and a bill that both recorded is counted once, as whoever heard more of it did: a whole answer
     in place of an estimate, a session by what it grew, a batch as a whole or by its lines. What the source corrected of
     such a bill is corrected in the target, if both had it at the same amounts; `tokenmeter.reprice` does the rest.
-    Invoices and closed periods come along if the target has no others of that series or key. Budgets are the target's own:
-    count them again afterwards, see `Meter.verify`. Names that were erased stay erased, under their pseudonyms: records
-    of the target say so, and where in documents that came along they stand. An interrupted merge is run again.
+    Invoices and closed periods come along if the target has no others of that series or key. Budgets are the target's
+    own: count them again afterwards, see `Meter.verify`. Names that were erased stay erased, under their pseudonyms:
+    records of the target say so, and where in documents that came along they stand. An interrupted merge is run again.
 
     Args:
         source: URL of the ledger that is taken in, or a file's path.
@@ -388,5 +388,7 @@ def _record(origin: Movable, store: Movable, taken: int, repeated: int) -> str:
         "entries": taken,
         "repeated": repeated,
     }
-    filing = store.file(NewDocument(kind=MERGED, key=f"{body['ledger']} {body['head']}", body=json.dumps(body)))
-    return filing.document.hash
+    store.file(NewDocument(kind=MERGED, key=f"{body['ledger']} {body['head']}", body=json.dumps(body)))
+    # Of a merge that is run again the record is there, with whatever the target recorded since behind it.
+    (last,) = store.end().read(lambda rows: read_head(rows, "hash"))
+    return bytes(last).hex()
