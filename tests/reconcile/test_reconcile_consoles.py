@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
@@ -9,7 +10,7 @@ import pytest
 
 from tokenmeter.attribution import Attribution
 from tokenmeter.errors import ReconciliationError
-from tokenmeter.ledger import Charge, Entry
+from tokenmeter.ledger import Charge, Entry, new_id
 from tokenmeter.reconciliation import reconcile
 from tokenmeter.reconciliation.anthropic import model_id
 from tokenmeter.reconciliation.names import family_of
@@ -399,6 +400,60 @@ def test_what_is_no_traffic_is_told_where_a_map_has_it_among_the_models(record, 
     outcome = compare({"cost.csv": rows}, provider="openai", columns=columns)
     assert [(one.cause, one.amount) for one in outcome.discrepancies] == [(cause, Decimal(amount))]
     assert (outcome.proposals, outcome.ok) == ((), True)
+
+
+#: Names of models with words in them that are fees, taxes and credits elsewhere.
+WORDY = [
+    *("ft:gpt-4o-mini-2024-07-18:acme:support:AbC123", "ft:gpt-4o:acme, inc:tax desk:AbC"),
+    *("support-bot", "credit_7b", "refund.v2", "acme/iva", "tax", "Seats", "acme grant helper"),
+]
+
+
+@pytest.mark.parametrize("model", WORDY)
+def test_a_model_whose_name_has_the_word_of_a_fee_is_a_model_in_a_column_of_models(record, compare, model):
+    record(model, at="2026-10-01T09:00", provider="openai", input=(1_000_000, "1.25"))
+    rows = f'Day,Model,Input,Cost\n2026-10-01,"{model}",1000000,1.25\n2026-10-01,VAT 19 %,0,0.24\n'
+    columns = {"day": "Day", "model": "Model", "input": "Input", "cost": "Cost"}
+    outcome = compare({"cost.csv": rows}, provider="openai", columns=columns)
+    assert [(one.cause, one.amount) for one in outcome.discrepancies] == [("tax", Decimal("0.24"))]
+    assert (outcome.proposals, outcome.ok) == ((), True)
+
+
+@pytest.mark.parametrize("model", WORDY)
+def test_a_model_whose_name_has_the_word_of_a_fee_is_a_model_in_a_line_item(record, compare, model):
+    record(model, at="2026-10-01T09:00", provider="openai", input=(1_000_000, "1.25"))
+    rows = f'1790812800,1790899200,,,1.25,usd,1000000,tokens,"{model}, input",,key_1,proj_a,,,,,\n'
+    assert compare({"cost.csv": OPENAI + rows}, provider="openai").discrepancies == ()
+
+
+def test_a_model_that_is_called_as_a_fee_and_nobody_called_is_told_by_its_translation(compare):
+    """Without a call of it in the ledger its name says a fee, and what it cost is proposed by nobody."""
+    rows = "Day,Model,Cost\n2026-10-01,Support,1.25\n"
+    given = {"provider": "openai", "columns": {"day": "Day", "model": "Model", "cost": "Cost"}}
+    assert [one.cause for one in compare({"cost.csv": rows}, **given).discrepancies] == ["fee"]
+    (found,) = compare({"cost.csv": rows}, **given, models={"Support": "gpt-5"}).discrepancies
+    assert (found.cause, found.bucket.model, found.amount) == ("unrecorded", "gpt-5", Decimal("1.25"))
+
+
+def test_a_fee_beside_the_costs_takes_no_tool_out_of_its_model(record, store, compare):
+    """A search that the statement bills within its model is compared there, though a line of tax names no model."""
+    record("gpt-5", at="2026-10-01T09:00", provider="openai", input=(1_000_000, "1.25"))
+    search = Charge(
+        model="gpt-5",
+        sku_meter="web_searches",
+        quantity=1,
+        unit="Searches",
+        list_unit_price=Decimal("0.01"),
+        list_cost=Decimal("0.01"),
+        contracted_cost=Decimal("0.01"),
+        billed_cost=Decimal("0.01"),
+    )
+    (call,) = store.entries()
+    costs = dict.fromkeys(("list_cost", "contracted_cost", "billed_cost"), Decimal("0.01"))
+    store.settle(replace(call, entry_id=new_id(), usage=Usage(), charges=(search,), **costs))
+    rows = "Day,Model,Cost\n2026-10-01,gpt-5,1.26\n2026-10-01,VAT 19 %,0.24\n"
+    outcome = compare({"cost.csv": rows}, provider="openai", columns={"day": "Day", "model": "Model", "cost": "Cost"})
+    assert [(one.cause, one.amount) for one in outcome.discrepancies] == [("tax", Decimal("0.24"))]
 
 
 def test_another_currency_needs_a_rate(record, compare):

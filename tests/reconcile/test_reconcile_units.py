@@ -136,10 +136,21 @@ def test_anthropic_amounts_are_fractional_cents(cents, dollars):
 
 @pytest.mark.parametrize(
     ("item", "model"),
-    [("gpt-5, cached input", "gpt-5"), ("ft:gpt-4o:acme, inc:x, input", "ft:gpt-4o:acme, inc:x"), ("web search", None)],
+    [
+        ("gpt-5, cached input", "gpt-5"),
+        ("ft:gpt-4o:acme, inc:x, input", "ft:gpt-4o:acme, inc:x"),
+        ("ft:gpt-4o:acme, inc:support desk:x, input", "ft:gpt-4o:acme, inc:support desk:x"),
+        ("ft:gpt-4o:acme:tax:AbC, output", "ft:gpt-4o:acme:tax:AbC"),
+        ("grant-writer, input", "grant-writer"),
+        ("promo, input", "promo"),
+        ("our seats, input", "our seats"),
+        ("web search", None),
+        ("Tax, VAT", None),
+        ("Grant, October", None),
+    ],
 )
 def test_openai_line_items_name_their_model(item, model):
-    assert openai_books.item_model(item) == model
+    assert openai_books.item_model(item, {"promo", "our seats"}) == model
 
 
 def test_a_binary_fraction_of_a_dollar_is_no_difference(record, ledger):

@@ -7,7 +7,7 @@ watermark), and the older ``usage_report/messages`` and ``cost_report``.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from importlib import import_module
@@ -86,6 +86,7 @@ def fetch(
     pages: ReportPages,
     reports: str | None,
     rates: ExchangeRates,
+    models: Collection[str] = (),
 ) -> ProviderStatement:
     """Read the organization's usage and costs.
 
@@ -96,10 +97,12 @@ def fetch(
         pages: Fetches.
         reports: ``"analytics"`` or ``"classic"``; None: analytics where the SDK has it.
         rates: What other currencies are converted by.
+        models: Passed over: costs say which model they are for.
 
     Raises:
         ConfigurationError: there are no such `reports`.
     """
+    del models
     usual = "analytics" if hasattr(getattr(client, "beta", None), "organization") else "classic"
     generation = reports or usual
     if generation not in _GRAINS:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, date, datetime, time
@@ -211,6 +211,7 @@ class FileRow:
     mark: DecimalMark | None
     slashes: Slashes | None
     again: bool
+    models: Collection[str] = ()
 
     def text(self, name: str) -> str | None:
         """The first filled cell of a name's columns."""
@@ -256,7 +257,8 @@ class FileRow:
     @property
     def bucket(self) -> Bucket:
         """Where its amounts are compared."""
-        model = self.text("model") or (openai.item_model(self.text("item")) if "model" not in self.how.names else None)
+        in_item = None if "model" in self.how.names else openai.item_model(self.text("item"), self.models)
+        model = self.text("model") or in_item
         batch = self.row.get(self.how.batch or "", "").strip().lower() in {"true", "batch", "1"}
         return Bucket(
             self.day,

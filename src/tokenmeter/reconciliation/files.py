@@ -7,7 +7,7 @@ import hashlib
 import io
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import field, replace
 from datetime import date, time
 from decimal import Decimal
@@ -15,7 +15,6 @@ from pathlib import Path
 
 from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError, ReconciliationError, reason_of
-from tokenmeter.money import ZERO
 from tokenmeter.periods import Period
 from tokenmeter.reconciliation.exports import (
     COUNTS,
@@ -35,6 +34,7 @@ from tokenmeter.reconciliation.statement import (
     ProviderStatement,
     UsageLine,
     kind_of_cost,
+    names_model,
 )
 from tokenmeter.tables import (
     UNPACKING,
@@ -81,6 +81,7 @@ def read_files(
     columns: Mapping[str, str | Sequence[str]] | None = None,
     cost_unit: str = "usd",
     decimal: DecimalMark | None = None,
+    models: Collection[str] = (),
 ) -> ProviderStatement:
     """The statement in one or several CSV files; usage and costs may be in different ones.
 
@@ -95,6 +96,7 @@ def read_files(
         cost_unit: Unit of the cost column of a map.
         decimal: Decimal mark of the files, where their numbers do not tell.
         rates: What amounts in other currencies are converted by.
+        models: Names that are known to be models, whatever words they are.
 
     Raises:
         ConfigurationError: the map does not fit.
@@ -126,8 +128,8 @@ def read_files(
             )
         slashes = first_of_slashes(row.cells.get(one, "") for row in rows for one in how.names["day"])
         once = _once(path, rows, seen, found.notes)
-        lines = (FileRow(row, how, path, number, mark, slashes, again) for number, row, again in once)
-        _read(found, how, lines, period=period, rates=rates)
+        lines = (FileRow(row, how, path, number, mark, slashes, again, models) for number, row, again in once)
+        _read(found, how, lines, period=period, rates=rates, models=models)
     return _statement(found, paths, provider, period)
 
 
@@ -147,6 +149,7 @@ def _read(
     *,
     period: Period,
     rates: ExchangeRates,
+    models: Collection[str],
 ) -> None:
     told = {name for name in GRAIN if name in how.names or (name == "model" and "item" in how.names)}
     found.grain = [name for name in found.grain if name in told]
@@ -163,10 +166,11 @@ def _read(
     for line in _of_period(found, how, lines, period):
         bucket, item = line.bucket, line.item
         found.shown.update([line.shown_project] if line.shown_project else ())
-        by_name = kind_of_cost(bucket.model, ZERO, model=None)
-        if by_name != "usage":  # "Refund" or "VAT 19 %" where models stand
+        named = line.text("model")
+        of_model = named is None or names_model(named, models) or bucket.model in models
+        if not of_model:  # "Refund" or "VAT 19 %" where models stand
             bucket, item = bucket._replace(model=None), f"{bucket.model} {item}".strip()
-        if how.counts and found.usage is not None and (by_name == "usage" or line.counts):
+        if how.counts and found.usage is not None and (of_model or line.counts):
             found.usage.append(UsageLine(bucket, line.counts, line.requests, line.again))
         if found.costs is None or "cost" not in how.names or line.is_empty_bucket:
             continue

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from functools import partial
 from importlib import import_module
 from typing import Any
 from urllib.parse import urlencode
 
-from tokenmeter.money import ZERO
 from tokenmeter.periods import Period
 from tokenmeter.reconciliation.paging import ReportPages, ReportRows, amount_of, count_in
 from tokenmeter.reconciliation.statement import (
@@ -20,6 +19,7 @@ from tokenmeter.reconciliation.statement import (
     UsageLine,
     day_begins,
     kind_of_cost,
+    names_model,
 )
 
 #: What costs and usage can both be split by. Costs know no service tier.
@@ -82,6 +82,7 @@ def fetch(
     pages: ReportPages,
     rates: ExchangeRates,
     reports: str | None = None,
+    models: Collection[str] = (),
 ) -> ProviderStatement:
     """Read the organization's usage and costs.
 
@@ -92,6 +93,7 @@ def fetch(
         pages: Fetches.
         rates: What other currencies are converted by.
         reports: Passed over: there is one kind.
+        models: Names that are known to be models.
     """
     del reports
     by = [name for name in by if name in GRAIN]
@@ -110,7 +112,7 @@ def fetch(
     given = {**asked, "group_by": items, "limit": _COST_BUCKETS}
     found = rows.of(_results(client, "costs", given, pages, begins))
     filled = [(day, row) for day, row in found if not _is_empty(row)]
-    costs = [_cost_line(day, row, by, rates) for day, row in filled]
+    costs = [_cost_line(day, row, by, rates, models) for day, row in filled]
     return ProviderStatement(
         provider="openai",
         period=period,
@@ -129,9 +131,11 @@ def fetch(
     )
 
 
-def _cost_line(day: date, row: Mapping[str, Any], by: Sequence[str], rates: ExchangeRates) -> CostLine:
+def _cost_line(
+    day: date, row: Mapping[str, Any], by: Sequence[str], rates: ExchangeRates, models: Collection[str]
+) -> CostLine:
     item = str(row.get("line_item") or "")
-    model = item_model(item)
+    model = item_model(item, models)
     told: Mapping[str, Any] = row.get("amount") or {}
     where = f"OpenAI's costs of {day}"
     amount = rates.convert(amount_of(told.get("value"), f"{where}, {item}"), told.get("currency"), where=where)
@@ -161,12 +165,17 @@ def token_counts(row: Mapping[str, Any]) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count}
 
 
-def item_model(line_item: str | None) -> str | None:
-    """The model that a cost's ``line_item`` (``"gpt-5, cached input"``) names; None for a tool's or other cost."""
+def item_model(line_item: str | None, known: Collection[str]) -> str | None:
+    """The model that a cost's ``line_item`` (``"gpt-5, cached input"``) names; None for a tool's or other cost.
+
+    Args:
+        line_item: What it is for.
+        known: Names that are known to be models, see `names_model`.
+    """
     model, comma, _ = (line_item or "").rpartition(", ")
-    if not comma or (" " in model and not model.startswith("ft:")):
+    if not comma or (" " in model and not model.startswith("ft:") and model not in known):
         return None
-    return None if kind_of_cost(model, ZERO, model=None) != "usage" else model
+    return model if names_model(model, known) else None
 
 
 def _results(

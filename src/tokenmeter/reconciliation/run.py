@@ -35,7 +35,7 @@ from tokenmeter.reconciliation.statement import (
     Side,
     read_ledger,
 )
-from tokenmeter.stores.base import Store
+from tokenmeter.stores.base import EntryFilter, Store
 from tokenmeter.stores.documents import DocumentQuery, NewDocument
 from tokenmeter.tables import DecimalMark
 from tokenmeter.texts import acting, check_text
@@ -88,7 +88,8 @@ def reconcile(
         cost_unit: Files with `columns`: ``"usd"`` or ``"cents"``.
         decimal: Decimal mark of files (``","`` or ``"."``), where their numbers do not tell.
         keys: The provider's id of an API key -> its alias in the ledger.
-        models: The provider's name of a model -> its name in the ledger.
+        models: The provider's name of a model -> its name in the ledger; what stands here is no fee, however it is
+            called.
         projects: The provider's id or name of a project or workspace -> the ledger's project.
         exchange_rates: US dollars per unit of a currency the provider bills in: ``{"EUR": "1.08"}``.
         settling: How long a provider that names no watermark may still add to a day.
@@ -121,6 +122,7 @@ def reconcile(
         decimal=decimal,
         rates=rates,
         pages=ReportPages(resume=resume, progress=progress, whose=_whose(source)),
+        models={*(models or {}), *_models_of(store, provider, asked)},
     )
     return reconcile_statement(
         store,
@@ -306,6 +308,7 @@ def _statement(
     decimal: DecimalMark | None,
     rates: ExchangeRates,
     pages: ReportPages,
+    models: Collection[str],
 ) -> ProviderStatement:
     paths = _paths(source)
     if paths:
@@ -318,9 +321,12 @@ def _statement(
             cost_unit=cost_unit,
             decimal=decimal,
             rates=rates,
+            models=models,
         )
     try:
-        return _fetched(keep_to_address(source), provider, period, by, reports=reports, rates=rates, pages=pages)
+        return _fetched(
+            keep_to_address(source), provider, period, by, reports=reports, rates=rates, pages=pages, models=models
+        )
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise ReconciliationError(
             f"The reports of {provider} are not in the shape they are documented in ({type(error).__name__}: {error}). "
@@ -337,13 +343,14 @@ def _fetched(
     reports: str | None,
     rates: ExchangeRates,
     pages: ReportPages,
+    models: Collection[str],
 ) -> ProviderStatement:
     if provider not in _BOOKS:
         raise ConfigurationError(
             f"Only {' and '.join(_BOOKS)} have reports to be fetched; for {provider!r} give a CSV file as source=."
         )
     fetch: Callable[..., ProviderStatement] = _BOOKS[provider].fetch
-    return fetch(source, period, by=by, pages=pages, reports=reports, rates=rates)
+    return fetch(source, period, by=by, pages=pages, reports=reports, rates=rates, models=models)
 
 
 def client_of(provider: str) -> Any:
@@ -379,6 +386,13 @@ def _paths(source: Any) -> list[Path]:
         raise ConfigurationError(
             f"source= is a client, or names CSV files, not {shown(cast('object', source))}."
         ) from None
+
+
+def _models_of(store: Store, provider: str, period: Period) -> set[str]:
+    """What the ledger calls the provider's models in a period."""
+    which = EntryFilter(where={"provider": frozenset([provider])})
+    groups = store.aggregate([period.start, period.end], ["model"], which)
+    return {model for group in groups if (model := group.group[0])}
 
 
 def _totals(sides: Iterable[Side], statement: ProviderStatement) -> SideTotals:

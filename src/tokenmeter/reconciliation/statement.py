@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import field
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
@@ -148,6 +148,30 @@ _CLASS = {
     **dict.fromkeys(OUTPUT_METERS, "output"),
     "web_searches": "web_searches",
 }
+
+
+#: Two words of a name that has no blanks, or a number with its sign, have such between them.
+_BETWEEN_WORDS = re.compile(r"[\W\d_]+")
+
+
+def names_model(told: str, known: Collection[str]) -> bool:
+    """Whether what stands in a model's place names one, and not a fee, a tax or a credit.
+
+    A name without blanks is a model's though it has such a word in it (``support-bot``); all of it must be such words
+    (``Refund``, ``credit_grant``) to say otherwise, and no model may be called so.
+
+    Args:
+        told: What stands there.
+        known: What is known to be a model: the ledger's, and those that somebody translates.
+    """
+    name = told.strip()
+    if name in known or name.startswith("ft:"):  # ends in whatever its owner chose
+        return True
+    if kind_of_cost(name, ZERO, model=None) == "usage":
+        return True
+    if re.search(r"\s", name):
+        return False
+    return any(kind_of_cost(word, ZERO, model=None) == "usage" for word in _BETWEEN_WORDS.split(name) if word)
 
 
 def kind_of_cost(item: str | None, amount: Decimal, *, model: str | None) -> CostKind:
@@ -321,7 +345,10 @@ class _BookReader:
         self.quarters: dict[tuple[int, Bucket], tuple[int, Decimal]] = {}
         self._statement = statement
         # A provider that bills tools without naming a model is compared with all of them together.
-        self._tools_apart = any(cost.amount and cost.bucket.model is None for cost in statement.costs or ())
+        # A tax or a fee names no model either, and says nothing of tools.
+        self._tools_apart = any(
+            cost.amount and cost.bucket.model is None and cost.kind == "usage" for cost in statement.costs or ()
+        )
 
     def read(self, entry: Entry) -> None:
         counted = self._statement.usage is not None and not entry.endpoint.startswith(self._statement.tokenless or "\0")
