@@ -28,7 +28,8 @@ def pandas_frame(report: Sheet, *, decimals: Decimals = "exact", nonzero: bool =
     for one, values in _columns(report, decimals, nonzero=nonzero):
         column = pandas.Series(values, dtype=object)
         if one.kind == "integer":
-            column = column.astype("int64")
+            # Of a row without a timed call there is no latency: a kind of column that can be without a number.
+            column = column.astype("Int64" if None in values else "int64")
         elif one.kind == "instant" and report.period.end != END:  # an open end is None, which no unit of time holds
             column = pandas.to_datetime(column, utc=True)
         elif one.kind == "day":

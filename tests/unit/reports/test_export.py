@@ -342,6 +342,17 @@ def test_pandas_and_polars_frames_keep_money_exact(month: Store) -> None:
     assert len(build(month, by="member").to_pandas()) == len(build(month, by="member").to_polars())
 
 
+def test_a_frame_of_latencies_has_a_gap_where_nothing_was_timed(month: Store, make_entry: Callable[..., Entry]) -> None:
+    """What was imported has no time. A column of whole numbers with a gap stays one of whole numbers."""
+    month.settle(make_entry("2026-11-05T10:00", who={"member": "timed"}, fields={"latency_us": 1_500}, input=1))
+    report = build(month, by="member", latency=True)
+    pandas, polars = report.to_pandas().set_index("member"), report.to_polars()
+    (named, *_) = (name for name in pandas.columns if 0 < polars[name].null_count() < len(polars) and "latency" in name)
+    assert pandas[named].isna().sum() == polars[named].null_count() > 0
+    assert (str(pandas[named].dtype), str(pandas["requests"].dtype)) == ("Int64", "int64")
+    assert pandas[named]["timed"] == dict(zip(polars["member"], polars[named], strict=True))["timed"] > 0
+
+
 def test_frames_take_fractions_that_plot_and_leave_out_what_says_nothing(month: Store) -> None:
     report = build(month, by="member", period="2026-11")
     frame = report.to_pandas(decimals="float", nonzero=True)
