@@ -4,6 +4,7 @@ import copy
 import pickle
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
+from itertools import product
 
 import pytest
 
@@ -12,6 +13,7 @@ from tokenmeter.call import RequestFacts
 from tokenmeter.ledger import Entry
 from tokenmeter.money import multiply, total
 from tokenmeter.pricing import Multiplier, PriceList, Pricer, Terms, parse_prices
+from tokenmeter.pricing.card import Circumstances
 from tokenmeter.pricing.corrections import correction
 from tokenmeter.providers.context import Context
 from tokenmeter.providers.openai.dialect import DIALECT
@@ -54,6 +56,32 @@ def test_capacity_that_is_paid_by_the_hour_or_day_costs_nothing_by_the_token(pri
     observation = seen({"input": 9, "cache_read": 9, "output": 9}, model, service_tier=tier, prompt_tokens=18)
     rating = rate(pricer, observation, provider=provider)
     assert (rating.list_cost, rating.flags) == (0, frozenset())
+
+
+@pytest.mark.parametrize("mode", [{"processing": "batch"}, {"service_tier": "flex"}])
+def test_long_prompts_of_gpt_5_5_pro_cost_half_of_their_own_price(pricer, mode):
+    of = {"model": "gpt-5.5-pro", "prompt_tokens": 300_000}
+    assert [per_million(pricer, meter, **of) for meter in ("input", "output")] == [60, 270]
+    assert [per_million(pricer, meter, **of, **mode) for meter in ("input", "output")] == [30, 135]
+    of["prompt_tokens"] = 272_000
+    assert [per_million(pricer, meter, **of, **mode) for meter in ("input", "output")] == [15, 90]
+
+
+@pytest.mark.parametrize("mode", [Circumstances(processing="batch"), Circumstances(service_tier="flex")])
+def test_what_is_dearer_for_long_prompts_is_so_in_the_cheaper_modes_as_well(pricer, mode):
+    tiered = {(row.provider, row.model) for row in pricer.price_list.rows if row.conditions.min_input_tokens}
+    outgrown = []
+    for provider, model in sorted(tiered):
+        listed = pricer.price_list.find(provider, model)
+        for meter, size in product(("input", "cache_read", "output"), listed.card.thresholds if listed else ()):
+            plain = [listed.card.quote(meter, Circumstances(), AT, tokens) for tokens in (0, size + 1)]
+            cheap = [listed.card.quote(meter, mode, AT, tokens) for tokens in (0, size + 1)]
+            if None in plain or None in cheap or plain[0].per_unit == plain[1].per_unit:
+                continue
+            if cheap[0].per_unit == cheap[1].per_unit:
+                outgrown.append((provider, model, meter))
+    assert len(tiered) > 10
+    assert outgrown == []
 
 
 def test_who_asks_for_paid_capacity_may_be_served_beyond_it(pricer):
