@@ -229,7 +229,7 @@ def _count_everywhere(store: Store, kind: str, value: str) -> int:
     """
     if kind != "end_user" and not kind.startswith("tag:"):
         return 0
-    if not any(month.dropped for month in store.archives.listed()):
+    if not any(month.gone for month in store.archives.listed()):
         return 0
     return sum(1 for _ in store.entries(EntryFilter(where={kind: frozenset({value})})))
 

@@ -328,6 +328,61 @@ def test_a_drop_that_was_broken_off_leaves_every_entry_in_one_place(store, month
     assert_same(before, answers(store))
 
 
+@pytest.fixture
+def half_dropped(store, make_entry, tmp_path, monkeypatch):
+    """A month of 20 entries, a document among them, of which 8 were dropped when that was broken off; and one more."""
+    monkeypatch.setattr("tokenmeter.stores.sqlite.book._AT_ONCE", 8)
+    monkeypatch.setattr("tokenmeter.stores.postgres.book._AT_ONCE", 8)
+    made = [make_entry(occurred_at=START + timedelta(days=day), end_user="u", dedup_key=f"{day}") for day in range(20)]
+    store.append([(one, ()) for one in made[:3]])
+    store.file(NewDocument(kind="invoice", key="a", body="{}", series="I"))
+    store.append([(one, ()) for one in made[3:]])
+    store.archives.seal("2026-01", tmp_path / "archive")
+    store.append([(make_entry(occurred_at=START + timedelta(days=40), end_user="u"), ())])  # keeps its partition
+
+    def stop(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.archives.drop(progress=stop)
+    return store
+
+
+@pytest.mark.parametrize("store", ["sqlite", "postgres"], indirect=True)
+def test_of_a_month_that_is_half_dropped_every_entry_is_counted(half_dropped):
+    (month,) = half_dropped.archives.listed()
+    assert (month.entries, month.gone, month.dropped) == (20, 8, False)
+    assert [half_dropped.verify(deep=deep).entries for deep in (False, True)] == [21, 21]
+    assert half_dropped.verify(deep=True).ok
+    assert erase(half_dropped, "end_user", "u", reason="asked to", by="kim").entries == 21
+    assert [(one.gone, one.dropped) for one in half_dropped.archives.drop()] == [(20, True)]
+    assert [(one.gone, one.dropped) for one in half_dropped.archives.restore()] == [(0, False)]
+
+
+@pytest.mark.parametrize("store", ["sqlite"], indirect=True)
+def test_of_a_month_that_is_half_dropped_it_is_told_that_its_file_is_away(half_dropped, tmp_path):
+    assert half_dropped.archives.unreadable() == []
+    (tmp_path / "archive").rename(tmp_path / "away")
+    (told,) = half_dropped.archives.unreadable()
+    assert "cannot be read" in told
+    assert "cannot be read" in erase(half_dropped, "end_user", "u", reason="asked to", by="kim").uncounted
+
+
+@pytest.mark.parametrize(
+    ("statement", "told"),
+    [
+        ("DELETE FROM dedup WHERE key = '2'", "1 bill of it could be recorded a second time"),
+        ("INSERT INTO dedup VALUES ('openai:never', 4)", "1 bill is marked as recorded in it"),
+        ("DELETE FROM archived_ids", "does not say whose entries"),
+    ],
+)
+@pytest.mark.parametrize("store", ["postgres", "sqlite"], indirect=True)
+def test_what_is_kept_of_the_half_of_a_month_that_is_dropped_is_compared(half_dropped, statement, told):
+    half_dropped.end().write(lambda rows: rows.execute(statement))
+    faults = half_dropped.verify(deep=True).faults
+    assert [(one.kind, one.where, told in one.detail) for one in faults] == [("archive", "2026-01", True)]
+
+
 def test_nothing_is_dropped_of_which_the_file_is_not_whole(store, months, tmp_path):
     store.archives.seal("2026-02", tmp_path / "archive")
     first, second = files(tmp_path)

@@ -1,6 +1,7 @@
 """Ledgers of several hosts become one: every entry once, every bill once, nothing of either changed."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from math import prod
@@ -14,6 +15,7 @@ from tokenmeter.billing import draft_invoices
 from tokenmeter.billing.period import late_entries
 from tokenmeter.errors import ConfigurationError, LedgerError
 from tokenmeter.importing import import_usage
+from tokenmeter.ledger import new_id
 from tokenmeter.pricing.corrections import reversal
 from tokenmeter.stores import open_store, twins
 from tokenmeter.stores.base import EntryFilter
@@ -510,6 +512,31 @@ def test_what_a_target_has_in_files_is_known_better_all_the_same(tmp_path, open_
     assert [merge_ledger(tmp_path / "b.db", tmp_path / "a.db").entries for _ in range(2)] == [3, 0]
     found = meter.report().totals
     assert (found.requests, found.input_tokens, found.output_tokens, found.unpriced) == (2, 1300, 1030, 0)
+    assert meter.verify(deep=True).ok
+
+
+def test_an_estimate_in_the_half_of_a_month_that_is_dropped_gives_way_to_the_answer(tmp_path, open_meter, monkeypatch):
+    pytest.importorskip("pyarrow")
+    when = datetime(2025, 1, 10, tzinfo=UTC)
+    meter = open_meter(f"sqlite:///{tmp_path}/b.db")
+    meter.record(_answer(1000), provider="openai", endpoint="responses.create", at=when)
+    (whole,) = meter.entries()
+    estimate = replace(whole, entry_id=new_id(), dedup_key=None, flags=("estimated",))
+    meter = open_meter(f"sqlite:///{tmp_path}/a.db")
+    meter.store.append([(estimate, ())])
+    meter.record(_answer(7) | {"id": "another"}, provider="openai", endpoint="responses.create", at=when)
+    meter.store.archives.seal("2025-01", tmp_path / "files")
+    monkeypatch.setattr("tokenmeter.stores.sqlite.book._AT_ONCE", 1)
+
+    def stop(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        meter.store.archives.drop(progress=stop)
+    assert [one.dropped for one in meter.archives()] == [False]
+    merge_ledger(tmp_path / "b.db", tmp_path / "a.db")
+    found = meter.report().totals
+    assert (found.requests, found.input_tokens) == (2, 1007)
     assert meter.verify(deep=True).ok
 
 

@@ -374,7 +374,7 @@ def _show_months(frame: Frame, months: Sequence[ArchivedMonth], nothing: str) ->
                 f"{one.since:%Y-%m-%d}",
                 f"{one.until:%Y-%m-%d}",
                 f"{one.bytes:,}",
-                "file" if one.dropped else "file and ledger",
+                "file" if one.dropped else "file, ledger in part" if one.gone else "file and ledger",
                 one.url,
             ]
             for one in months

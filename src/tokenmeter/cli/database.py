@@ -136,7 +136,7 @@ def rebuild(
     with frame.ledger() as store:
         with show_progress("comparing sums with entries", of="days") as progress:
             found = store.rebuild(dry_run=dry_run, deep=deep, progress=progress)
-        files = () if deep else [one for one in store.archives.listed() if one.dropped]
+        files = () if deep else [one for one in store.archives.listed() if one.gone]
         unreadable = store.archives.unreadable() if files else ()
     until = max((one.until.date() for one in files), default=None)
     if frame.as_json:
@@ -159,7 +159,7 @@ def rebuild(
             else f"{counted(len(found), 'sum')} made anew."
         )
     if until and not frame.as_json:
-        many = counted(sum(one.entries for one in files), "entry", "entries")
+        many = counted(sum(one.gone for one in files), "entry", "entries")
         out.print(f"Days up to {until} were not compared: {many} of them are in archived files, which --deep reads.")
         for told in unreadable:
             out.print(f"[yellow]care[/]  {escape(told)}")
@@ -335,7 +335,7 @@ def sql(
 
 def _tell_archived(store: Store) -> None:
     """Say what `entries` and `charges` lack."""
-    archived = sum(one.entries for one in store.archives.listed() if one.dropped)
+    archived = sum(one.gone for one in store.archives.listed())
     if archived:
         progress_out.print(
             f"{counted(archived, 'entry is', 'entries are')} in archived months, and not among entries and charges: "

@@ -142,7 +142,7 @@ class Twins:
         names = sorted(wanted)
         rows = self._look_up("response_id, entry_id", "entries", "response_id", names)
         found = [(answer, one.hex() if isinstance(one, bytes) else one) for answer, one in rows]
-        if any(one.dropped for one in self._store.archives.listed()):
+        if any(one.gone for one in self._store.archives.listed()):
             moments = [from_microseconds(one["occurred_at"]) for one in wanted.values()]
             near = EntryFilter(
                 since=min(moments) - _NEAR, until=max(moments) + _NEAR, where={"response_id": frozenset(names)}

@@ -6,7 +6,6 @@ import contextlib
 import os
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -102,7 +101,8 @@ class ParquetArchives:
         (count,) = run("SELECT count(*) FROM documents WHERE kind IN (?, ?)", kinds).fetchone()
         if self._known[:2] != (archived_to, count):
             bodies = run("SELECT kind, body FROM documents WHERE kind IN (?, ?) ORDER BY seq", kinds).fetchall()
-            self._known = archived_to, count, ArchivedMonth.all_of(bodies, archived_to)
+            months = [one.less(_gone_of(connection, one, archived_to)) for one in ArchivedMonth.all_of(bodies)]
+            self._known = archived_to, count, months
         return self._known[2]
 
     def listed(self) -> list[ArchivedMonth]:
@@ -253,7 +253,7 @@ class ParquetArchives:
             if not month.dropped:
                 with _telling("Dropped", dropped):
                     self._let_go(month, progress)
-                dropped.append(replace(month, dropped=True))
+                dropped.append(month.less(month.entries))
         return dropped
 
     def _let_go(self, month: ArchivedMonth, progress: Callable[[int], object] | None) -> None:
@@ -308,7 +308,7 @@ class ParquetArchives:
                 break
             with _telling("Brought back", restored), opened_copy(month, check=True) as path:
                 archived_to = self._take_back(month, path, archived_to, progress)
-            restored.append(replace(month, dropped=False))
+            restored.append(month.less(0))
         return restored
 
     def _take_back(
@@ -344,13 +344,14 @@ class ParquetArchives:
 
     def verify(self, *, deep: bool, heads: Sequence[str | None] = ()) -> ArchiveCheck:
         """How many entries are in files, and what is wrong with these; see `check_months`."""
-        return check_months(self._book, self.listed(), deep=deep, heads=heads)
+        self._fold()
+        return check_months(self._book, self.months, deep=deep, heads=heads)
 
     def unreadable(self) -> list[str]:
         """See `tokenmeter.stores.base.Archives`."""
         found: list[str] = []
         for month in self.listed():
-            if month.dropped:
+            if month.gone:
                 try:
                     look_for(month)
                 except StoreUnavailableError as error:
@@ -407,6 +408,15 @@ class ParquetArchives:
     def shelf(self) -> Shelf:
         """The files, open for reading."""
         return self._shelf
+
+
+def _gone_of(connection: Rows, month: ArchivedMonth, archived_to: int) -> int:
+    """How many entries of a month are in its file only: its records up to the last that is gone, without documents."""
+    if not month.first_seq <= archived_to < month.last_seq:
+        return month.entries if month.last_seq <= archived_to else 0
+    documents = "SELECT count(*) FROM documents WHERE seq BETWEEN ? AND ?"
+    (stay,) = connection.execute(documents, (month.first_seq, archived_to)).fetchone()
+    return int(archived_to - month.first_seq + 1 - stay)
 
 
 def _now_and_then(progress: Callable[[int], object] | None) -> Callable[[int, str], object] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -41,26 +41,34 @@ class ArchiveCheck(NamedTuple):
 
 
 def check_months(
-    book: Readable, months: Sequence[ArchivedMonth], *, deep: bool, heads: Sequence[str | None]
+    book: Readable,
+    listed: Callable[[Rows], Sequence[ArchivedMonth]],
+    *,
+    deep: bool,
+    heads: Sequence[str | None],
 ) -> ArchiveCheck:
     """How many entries are in files, and what is wrong with these.
 
     Args:
         book: The ledger.
-        months: All that is sealed, in the order of the chain.
+        listed: Gives all that is sealed, in the order of the chain.
         deep: Whether every record is made again from its columns and followed along the chain; else the file's
             SHA-256 is compared with the one in the chain.
         heads: Hashes to look for among those of records that are in files; only the ends of files unless `deep`.
     """
     asked = {one for one in heads if one is not None}
-    archived_to, archived_hash = book.read(lambda connection: read_head(connection, "archived_to, archived_hash"))
+
+    def ask(connection: Rows) -> tuple[Sequence[ArchivedMonth], int, bytes | None]:
+        return list(listed(connection)), *read_head(connection, "archived_to, archived_hash")
+
+    months, archived_to, archived_hash = book.read(ask)
     faults, found = list[Fault](), dict[str, int]()
     last, head = 0, FIRST.hex()
     for month in months:
         if (month.first_seq, month.head_before) != (last + 1, head):
             faults.append(_fault(month, "The sealed month before it is not the one it was sealed after."))
         try:
-            found |= _look_at(book, month, asked if deep else None)
+            found |= _look_at(book, month, archived_to, asked if deep else None)
         except ConfigurationError:
             raise
         except (TokenmeterError, LookupError, ValueError) as error:
@@ -73,25 +81,28 @@ def check_months(
     if archived_to > last:
         gone = f"records {last + 1} to {archived_to}"
         faults.append(Fault("missing", gone, "They were dropped without being sealed."))
-    count = sum(month.entries for month in months if month.dropped)
+    count = sum(month.gone for month in months)
     days = [month.last_at // (24 * HOUR) for month in months if month.first_seq <= archived_to]
     return ArchiveCheck(count, tuple(faults), found, max(days, default=-1))
 
 
-def _look_at(book: Readable, month: ArchivedMonth, asked: Collection[str] | None) -> Mapping[str, int]:
+def _look_at(
+    book: Readable, month: ArchivedMonth, archived_to: int, asked: Collection[str] | None
+) -> Mapping[str, int]:
     """Make sure of a month's file; which hashes were found in it.
 
     Args:
         book: The ledger.
         month: What the file should be.
+        archived_to: The last record that is in a file only.
         asked: Hashes to look for along the chain; None = only look at the file's SHA-256.
     """
     with opened_copy(month, check=True) as path:
         if asked is None:
             return {}
-        bills = BillCheck(book)
+        bills = BillCheck(book, min(archived_to, month.last_seq))
         found = follow(book, month, path, asked, bills.see).found
-        if month.dropped:
+        if month.gone:
             bills.compare(month)
             _compare_ids(book, path)
             _compare_values(book, path)
@@ -166,16 +177,17 @@ class BillCheck:
 
     Args:
         book: The ledger.
+        last: The last record of the file that is in it only; others are compared where they are live.
     """
 
-    def __init__(self, book: Readable) -> None:
-        self._book = book
+    def __init__(self, book: Readable, last: int) -> None:
+        self._book, self._last = book, last
         self._waiting: list[tuple[str, int]] = []
         self._recorded = self._lost = 0
 
     def see(self, seq: int, record: str) -> None:
         """The next entry."""
-        if '"dedup_key"' in record and (key := from_json(record).get("dedup_key")) is not None:
+        if seq <= self._last and '"dedup_key"' in record and (key := from_json(record).get("dedup_key")) is not None:
             self._waiting.append((key, seq))
             if len(self._waiting) >= _BILLS_AT_ONCE:
                 self._look_up()
@@ -196,7 +208,7 @@ class BillCheck:
         self._look_up()
         (kept,) = self._book.read(
             lambda rows: rows.execute(
-                "SELECT count(*) FROM dedup WHERE seq BETWEEN ? AND ?", (month.first_seq, month.last_seq)
+                "SELECT count(*) FROM dedup WHERE seq BETWEEN ? AND ?", (month.first_seq, self._last)
             ).fetchone()
         )
         if self._lost:

@@ -47,6 +47,7 @@ class ArchivedMonth:
         bytes: Size of the file.
         layout: Number of the file's layout.
         dropped: Whether its entries are in the file only; not in the manifest, but what the ledger says now.
+        gone: How many of them are; some, where dropping it or bringing it back was broken off. As `dropped`.
     """
 
     month: str
@@ -64,6 +65,7 @@ class ArchivedMonth:
     bytes: int
     layout: int = _NEWEST_LAYOUT
     dropped: bool = False
+    gone: int = 0
 
     @property
     def since(self) -> datetime:
@@ -75,10 +77,14 @@ class ArchivedMonth:
         """Occurrence of its latest entry, aware UTC."""
         return from_microseconds(self.last_at)
 
+    def less(self, gone: int) -> ArchivedMonth:
+        """The same, of whose entries so many are in the file only."""
+        return replace(self, gone=gone, dropped=gone == self.entries)
+
     def draft(self) -> NewDocument:
         """The manifest as it is to be filed; of all that begin with the same record only one can be."""
         values = asdict(self)
-        del values["dropped"]
+        del values["dropped"], values["gone"]
         return NewDocument(kind=KIND, key=str(self.first_seq), body=compact_json(values))
 
     def moved_to(self, place: str) -> ArchivedMonth:
@@ -91,21 +97,17 @@ class ArchivedMonth:
         return NewDocument(kind=PLACE, key=str(number), body=body)
 
     @classmethod
-    def of(cls, document: Document, archived_to: int = 0) -> ArchivedMonth:
+    def of(cls, document: Document) -> ArchivedMonth:
         """From a filed manifest.
-
-        Args:
-            document: The manifest.
-            archived_to: The last record that is no longer in the live ledger.
 
         Raises:
             ConfigurationError: a newer release sealed it.
             TamperedLedgerError: it is not what a store writes.
         """
-        return cls.parse(document.body, archived_to)
+        return cls._parse(document.body)
 
     @classmethod
-    def all_of(cls, records: Sequence[tuple[str, str]], archived_to: int) -> list[ArchivedMonth]:
+    def all_of(cls, records: Sequence[tuple[str, str]]) -> list[ArchivedMonth]:
         """Every month, in order; as `of`, from kind and record of each document of `KIND` and `PLACE`."""
         found = dict[int, ArchivedMonth]()
         for kind, record in records:
@@ -118,22 +120,21 @@ class ArchivedMonth:
                     continue
             except (ValueError, TypeError, LookupError) as error:
                 raise _unreadable(error) from error
-            month = cls.parse(body, archived_to)
+            month = cls._parse(body)
             found[month.first_seq] = month
         return list(found.values())
 
     @classmethod
-    def parse(cls, body: str, archived_to: int = 0) -> ArchivedMonth:
-        """As `of`, from the manifest's JSON."""
+    def _parse(cls, body: str) -> ArchivedMonth:
         try:
             values = json.loads(body)
-            layout, last = values["layout"], values["last_seq"]
+            layout = values["layout"]
             if layout > _NEWEST_LAYOUT:
                 raise ConfigurationError(
                     f"{values['url']} has layout {layout}; this tokenmeter knows {_NEWEST_LAYOUT}. Upgrade it: "
                     "pip install --upgrade tokenmeter-sdk."
                 )
-            return cls(**values, dropped=last <= archived_to)
+            return cls(**values)
         except (ValueError, TypeError, LookupError) as error:
             raise _unreadable(error) from error
 
