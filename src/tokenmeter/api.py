@@ -527,7 +527,8 @@ class Meter(CallMeter):
                 running month stays.
             to: Folder, or URL of one: ``s3://bucket/usage``.
             drop: Then drop the entries of these months, and of any sealed before, from the live ledger. Sums,
-                documents, names and what keeps a bill from being recorded twice stay.
+                documents, names and what keeps a bill from being recorded twice stay; so do entries that came late
+                and are sealed behind a later month.
             progress: Told now and then how many entries were written.
 
         Returns:
@@ -555,7 +556,8 @@ class Meter(CallMeter):
         Their files stay.
 
         Args:
-            since: The first month to bring back; None = all.
+            since: The first month to bring back; None = all. What was sealed behind it comes along, also what of
+                earlier months came late.
             progress: Told now and then at which record of a file it is.
 
         Returns:

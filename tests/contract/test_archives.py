@@ -328,6 +328,28 @@ def test_a_drop_that_was_broken_off_leaves_every_entry_in_one_place(store, month
     assert_same(before, answers(store))
 
 
+@pytest.mark.parametrize("store", ["sqlite"], indirect=True)
+def test_what_came_late_goes_and_comes_back_with_the_months_around_it(store, make_entry, tmp_path):
+    store.append([(make_entry(occurred_at=START + timedelta(days=10 * at)), ()) for at in range(9)])
+    store.archives.seal("2026-03", tmp_path / "archive")
+    store.append([(make_entry(occurred_at=START + timedelta(days=33)), ())])
+    store.archives.seal("2026-03", tmp_path / "archive")
+    first, second, third, late = store.archives.listed()
+    assert [one.month for one in (first, second, third, late)] == ["2026-01", "2026-02", "2026-03", "2026-02"]
+
+    def gone():
+        return [one.dropped for one in store.archives.listed()]
+
+    assert [one.month for one in store.archives.drop("2026-02")] == ["2026-01", "2026-02"]
+    assert gone() == [True, True, False, False]
+    assert len(store.archives.drop("2026-03")) == 2
+    for since, back in (("2026-04", 0), ("2026-03", 2), ("2026-02", 3), ("2026-01", 4), (None, 4), ("2025-01", 4)):
+        assert len(store.archives.restore(since)) == back
+        assert gone() == [True] * (4 - back) + [False] * back
+        assert store.verify(deep=True).entries == 10
+        store.archives.drop()
+
+
 @pytest.fixture
 def half_dropped(store, make_entry, tmp_path, monkeypatch):
     """A month of 20 entries, a document among them, of which 8 were dropped when that was broken off; and one more."""

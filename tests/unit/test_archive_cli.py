@@ -136,6 +136,21 @@ def test_an_erasure_that_could_not_count_says_of_which_file_and_is_no_success(tm
     assert " u " not in tm("sql", "SELECT * FROM entries")
 
 
+def test_what_came_late_and_lies_behind_a_later_month_is_told_when_it_stays(tm):
+    tm("archive", "seal", "--through", "2025-03", "--to", "archive")
+    store = open_store("sqlite:///usage.db")
+    call = {"provider": "openai", "endpoint": "chat.completions", "operation": "chat", "cost_source": "none"}
+    moment = datetime(2025, 2, 3, tzinfo=UTC)
+    store.append([(Entry(occurred_at=moment, recorded_at=moment, **call), ())])
+    store.close()
+    told = "In the ledger stay 1 entry of 2025-02 that came late: sealed behind a later month, and dropped with it."
+    tm("archive", "seal", "--through", "2025-03", "--to", "archive")
+    assert told in tm("archive", "drop", "--through", "2025-02")
+    assert "In the ledger" not in tm("archive", "drop", "--through", "2025-03")
+    back = json.loads(tm("archive", "restore", "--since", "2025-03", "--json"))
+    assert [one["month"] for one in back] == ["2025-02", "2025-03"]
+
+
 def test_a_copy_for_other_tools_says_what_it_lacks(tm):
     tm("archive", "seal", "--through", "2025-02", "--to", "archive")
     assert "archived months" not in tm("sql", "--copy", "whole.db")

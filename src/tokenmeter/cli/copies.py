@@ -357,8 +357,17 @@ def check_proof(
 
 
 def _drop(meter: Meter, through: str | None) -> list[ArchivedMonth]:
+    archives = meter.store.archives
     with show_progress("dropping, now at record", of="") as progress:
-        return list(meter.store.archives.drop(through, progress=progress))
+        dropped = list(archives.drop(through, progress=progress))
+    for one in archives.listed():
+        if through is not None and one.month <= through and not one.dropped:
+            progress_out.print(
+                f"In the ledger stay {counted(one.entries, 'entry', 'entries')} of {one.month} that came late: sealed "
+                "behind a later month, and dropped with it.",
+                markup=False,
+            )
+    return dropped
 
 
 def _show_months(frame: Frame, months: Sequence[ArchivedMonth], nothing: str) -> None:

@@ -287,7 +287,7 @@ class Archives(Protocol):
     def restore(
         self, since: str | None = None, *, progress: Callable[[int], object] | None = None
     ) -> Sequence[ArchivedMonth]:
-        """Bring the entries of dropped months, from `since` on, back into the live ledger. Their files stay."""
+        """Bring the entries of dropped months, from `since` on and what lies behind, back into the live ledger."""
         ...
 
     def move(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -234,7 +235,8 @@ class ParquetArchives:
         """Drop the entries of sealed months from the live ledger, once their files were read and found whole.
 
         Args:
-            through: The last month to drop; None = all that are sealed.
+            through: The last month to drop; None = all that are sealed. What of these months came late and lies
+                behind a later one stays: the ledger loses its first entries, never some amid others.
             progress: Told now and then at which record of a file it is.
 
         Returns:
@@ -286,7 +288,8 @@ class ParquetArchives:
         """Bring the entries of dropped months back into the live ledger, the latest first. Their files stay.
 
         Args:
-            since: The first month to bring back; None = all.
+            since: The first month to bring back; None = all. What was sealed behind it comes along, also what of
+                earlier months came late.
             progress: Told now and then at which record of a file it is.
 
         Returns:
@@ -301,11 +304,10 @@ class ParquetArchives:
             end_of(since)
         restored: list[ArchivedMonth] = []
         (archived_to,) = self._book.read(lambda connection: read_head(connection, "archived_to"))
-        for month in reversed(self.listed()):
+        wanted = itertools.dropwhile(lambda one: since is not None and one.month < since, self.listed())
+        for month in reversed(list(wanted)):
             if month.first_seq > archived_to:
                 continue
-            if since is not None and month.month < since:
-                break
             with _telling("Brought back", restored), opened_copy(month, check=True) as path:
                 archived_to = self._take_back(month, path, archived_to, progress)
             restored.append(month.less(0))
