@@ -412,6 +412,19 @@ def test_what_came_late_is_handed_over_once_whichever_period_is_first(store, use
     assert sum(sent_values(event_server)) == sum(one.charges[0].quantity for one in store.entries())
 
 
+@pytest.mark.parametrize("cost", [None, "0"])
+def test_what_came_late_and_costs_nothing_is_handed_over_too(store, use_at, make_call, event_server, cost):
+    """What is sent are quantities: usage without a price, or at a price of 0, is usage."""
+    use_at("2026-09-10T00:00", 1000)
+    close_period(store, "2026-09")
+    store.settle(make_call(cost, "2026-09-30T23:50", quantity=70, model="own", member="ada"))
+    use_at("2026-10-10T00:00", 2000)
+    assert hand_over(store, lago(event_server), period="2026-10").ok
+    close_period(store, "2026-10")
+    assert hand_over(store, lago(event_server), period="2026-10").sent == []
+    assert sent_values(event_server) == [2070]
+
+
 def test_what_came_late_is_handed_over_with_a_day_and_stays_there(store, use_at, event_server):
     use_at("2026-10-10T00:00", 1000)
     hand_over(store, lago(event_server), period="2026-10")

@@ -1,23 +1,27 @@
 """Closing a period: a manifest, corrections for what comes late, and no way back."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 
 import pytest
 
 from tokenmeter.billing import (
+    ClosedPeriod,
     close_period,
     closed_periods,
     draft_invoice,
     draft_invoices,
     invoice_coverage,
+    issue_invoice,
     late_costs,
     late_entries,
 )
 from tokenmeter.errors import ConfigurationError, LedgerError
 from tokenmeter.money import total
 from tokenmeter.periods import Period, parse_period
+from tokenmeter.usage import Usage
 
 JANUARY = datetime(2027, 1, 2, tzinfo=UTC)
 
@@ -128,6 +132,67 @@ def test_what_came_late_can_be_summed_without_reading_an_entry(every_store, make
     every_store.settle(make_call("-0.5", member="bob", kind="correction"))
     monkeypatch.setattr(every_store, "entries", None)
     assert [(one.period.label, cost) for one, cost in late_costs(every_store)] == [("2026-11", Decimal(0))]
+
+
+@pytest.mark.parametrize("adds", [[(None, 70000)], [("0", 70000)], [("1", 500), ("-1", -200)]])
+def test_what_came_late_and_adds_no_cost_is_told_once(every_store, make_call, december, monkeypatch, adds):
+    """Usage without a price, at a price of 0, and costs that cancel out: no account's sum of costs has any of it."""
+    every_store.settle(make_call("1", member="ada"))
+    close_period(every_store, "2026-11", now=december)
+    for cost, quantity in adds:
+        every_store.settle(make_call(cost, at="2026-11-30T23:50", member="ada", model="own", quantity=quantity))
+    every_store.settle(make_call("4", at="2026-12-05T00:00", member="ada"))
+    (late,) = late_entries(every_store)
+    unpriced = [cost for cost, _ in adds].count(None)
+    assert (late.billed_cost, late.unpriced) == (0, unpriced)
+    assert total(row.quantity for row in late.rows) == sum(quantity for _, quantity in adds)
+    assert [(one.period.label, cost) for one, cost in late_costs(every_store)] == [("2026-11", 0)]
+    taken_up = close_period(every_store, "2026-12", now=JANUARY)
+    assert taken_up.late == (late,)
+    assert ("1 charge without a known price" in str(taken_up)) == bool(unpriced)
+    assert invoice_coverage(every_store, period="2026-12").unpriced == unpriced
+    monkeypatch.setattr(every_store, "entries", None)  # what is told is not read again
+    assert (late_entries(every_store), late_costs(every_store)) == ([], [])
+
+
+def test_late_usage_without_a_price_stands_against_the_next_invoice(store, book, december):
+    """As the month's own does; it is billed once it has a price."""
+    book("1", member="ada")
+    close_period(store, "2026-11", now=december)
+    book(None, member="ada", model="own")
+    book("4", at="2026-12-05T00:00", member="ada")
+    close_period(store, "2026-12", now=JANUARY)
+    draft = draft_invoice(store, member="ada", period="2026-12")
+    with pytest.raises(LedgerError, match="no known price"):
+        issue_invoice(store, draft)
+    assert issue_invoice(store, draft, allow_unpriced=True).total == 4
+
+
+def test_a_failed_call_that_came_late_is_neither_told_nor_read_again(store, book, make_call, december, monkeypatch):
+    book("1", member="ada")
+    close_period(store, "2026-11", now=december)
+    store.settle(replace(make_call("0"), usage=Usage(), charges=(), status="error", cost_source="none"))
+    assert (late_entries(store), late_costs(store)) == ([], [])
+    assert close_period(store, "2026-12", now=JANUARY).late == ()
+    monkeypatch.setattr(store, "entries", None)
+    assert (late_entries(store), late_costs(store)) == ([], [])
+
+
+def test_closings_that_did_not_count_what_they_took_up_are_read_until_one_does(store, book, december, monkeypatch):
+    """Those of the first versions."""
+    closing = ClosedPeriod.to_dict
+    old = {"recounted": {}}
+    monkeypatch.setattr(ClosedPeriod, "to_dict", lambda one: {**closing(one), **old})
+    book("1", at="2026-10-05T00:00", member="ada")
+    close_period(store, "2026-10", now=december)
+    book("0.5", at="2026-10-06T00:00", member="ada")
+    assert [one.billed_cost for one in close_period(store, "2026-11", now=december).late] == [Decimal("0.5")]
+    assert (late_entries(store), late_costs(store)) == ([], [])
+    book(None, at="2026-10-07T00:00", member="ada")
+    old.clear()
+    assert [one.unpriced for one in close_period(store, "2026-12", now=JANUARY).late] == [1]
+    monkeypatch.setattr(store, "entries", None)
+    assert (late_entries(store), late_costs(store)) == ([], [])
 
 
 def test_each_late_entry_is_told_once_over_many_closings(store, book):

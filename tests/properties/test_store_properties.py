@@ -225,6 +225,7 @@ def added_by_hand(content, cuts, by, which):
             group = tuple(meter if name == "sku_meter" else value_of(entry, name) for name in by)
             total = groups.setdefault((bucket, group), Aggregate(bucket, group))
             if first or apart:
+                total.entries += 1
                 if entry.kind == "usage":
                     total.requests += 1
                     total.errors += entry.status != "ok"
@@ -246,7 +247,7 @@ def added_up(aggregates):
     """The sum of all groups, as comparable values."""
     total = defaultdict(int)
     for a in aggregates:
-        for name in ("requests", "errors", "unpriced", "estimated", "reasoning_output_tokens"):
+        for name in ("entries", "requests", "errors", "unpriced", "estimated", "reasoning_output_tokens"):
             total[name] += getattr(a, name)
         for name in ("list_cost", "contracted_cost", "billed_cost"):
             total[name] += to_picodollars(getattr(a, name))
@@ -337,7 +338,7 @@ def test_the_sum_of_any_partition_is_the_total_in_any_zone(fill, content, zone, 
     assert added_up(store.aggregate(cuts, [])) == total
     parts = added_up(store.aggregate(cuts, by))
     if "sku_meter" in by:  # an entry is counted once under each of its meters
-        for name in ("requests", "errors", "unpriced", "estimated"):
+        for name in ("entries", "requests", "errors", "unpriced", "estimated"):
             parts.pop(name, None)
             total.pop(name, None)
     assert parts == total

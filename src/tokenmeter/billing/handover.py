@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 
 from tokenmeter.arguments import tell_wrong_arguments
 from tokenmeter.billing.drafting import Billable
-from tokenmeter.billing.period import closed_periods, zone_of_books
+from tokenmeter.billing.period import closed_periods, span_text, zone_of_books
 from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError, LedgerError, TokenmeterError
 from tokenmeter.ledger import utcnow
@@ -267,7 +267,7 @@ class _AccountUsage(NamedTuple):
     Attributes:
         account: Its name.
         quantities: Meter -> how much, in the period itself.
-        late: Meter -> closed period, as `_span` writes it -> how much came late of it.
+        late: Meter -> closed period, as `span_text` writes it -> how much came late of it.
         keys: Fingerprints of the keys in it, where accounts are keys.
     """
 
@@ -275,10 +275,6 @@ class _AccountUsage(NamedTuple):
     quantities: dict[str, Decimal]
     late: dict[str, dict[str, Decimal]]
     keys: tuple[str, ...]
-
-
-def _span(period: Period) -> str:
-    return f"{period.start.isoformat()}/{period.end.isoformat()}"
 
 
 def _name_period(period: Period) -> str:
@@ -304,7 +300,7 @@ def _read_usage(billable: Billable, dimension: str) -> Iterator[_AccountUsage]:
                     sums[meter] = EXACT.add(sums.get(meter, ZERO), row.quantity if own else ZERO)
                     if not own:
                         of = late.setdefault(meter, {})
-                        of[_span(period)] = EXACT.add(of.get(_span(period), ZERO), row.quantity)
+                        of[span_text(period)] = EXACT.add(of.get(span_text(period), ZERO), row.quantity)
                 if dimension == "api_key" and row.rate.fingerprint is not None:
                     keys.add(row.rate.fingerprint)
         yield _AccountUsage(account, sums, late, tuple(sorted(keys)))
@@ -349,7 +345,7 @@ class _Handover:
         self._overlap = {} if overlap is None else {"overlap": overlap}
         self._store, self._target, self._at, self._by = store, target, at, by
         self._label, self._ledger = _name_period(period), store.identity()[:_LEDGER_DIGITS]
-        self._prefix = f"{target.name} {_span(period)} "
+        self._prefix = f"{target.name} {span_text(period)} "
         self._prepared: dict[tuple[str, str], list[_Prepared]] = {}
         self._unclear: dict[str, _Prepared] = {}
         self._found: set[str] = set()  # keys of what was there before this ledger had sent it

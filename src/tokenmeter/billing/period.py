@@ -59,9 +59,19 @@ class Late:
         """US dollars, exact."""
         return Costs.total(self.rows).billed_cost
 
+    @property
+    def unpriced(self) -> int:
+        """Charges whose price is unknown, less those that have one now: what they cost is not in the sum."""
+        return sum(row.unpriced for row in self.rows)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values."""
-        return {"period": period_dict(self.period), "billed_cost": str(self.billed_cost), "rows": encode(self.rows)}
+        return {
+            "period": period_dict(self.period),
+            "billed_cost": str(self.billed_cost),
+            "unpriced": self.unpriced,
+            "rows": encode(self.rows),
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +91,7 @@ class ClosedPeriod:
         billed_cost: US dollars after discounts and platform multiplier.
         rows: What the sums are made of.
         late: Corrections of earlier periods that this closing took up.
+        recounted: Earlier period, as `span_text` writes it -> how many entries it had by then, where that had changed.
         document: Where it is filed: its `hash` seals the manifest, its `anchor` the entries.
     """
 
@@ -96,11 +107,12 @@ class ClosedPeriod:
     billed_cost: Decimal = ZERO
     rows: tuple[Rated, ...] = field(default=(), repr=False)
     late: tuple[Late, ...] = ()
+    recounted: Mapping[str, int] = field(default_factory=dict[str, int], repr=False)
     document: Document | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
         seal = f" Seal {self.document.hash[:16]}." if self.document else ""
-        late = "".join(f" Corrections of {one.period.label}: ${one.billed_cost:f}." for one in self.late)
+        late = "".join(f" Corrections of {one.period.label}: {describe_late(one)}." for one in self.late)
         doubts = f" {self.unpriced} unpriced, {self.estimated} estimated." if self.unpriced or self.estimated else ""
         return (
             f"{self.period.label} ({self.period.tz}) closed at {self.closed_at:%Y-%m-%d %H:%M:%S} UTC: "
@@ -116,6 +128,7 @@ class ClosedPeriod:
             **{name: getattr(self, name) for name in ("entries", "requests", "unpriced", "estimated")},
             **{name: str(getattr(self, name)) for name in COSTS},
             "late": [one.to_dict() for one in self.late],
+            "recounted": dict(self.recounted),
             "rows": encode(self.rows),
         }
 
@@ -134,6 +147,7 @@ class ClosedPeriod:
             **{name: Decimal(body[name]) for name in COSTS},
             rows=tuple(decode(body["rows"])),
             late=tuple(Late(period_of(one["period"]), tuple(decode(one["rows"]))) for one in body["late"]),
+            recounted=body.get("recounted", {}),
             document=document,
         )
 
@@ -216,6 +230,7 @@ def _make_manifest(
 ) -> ClosedPeriod:
     tally = Tally.of(store.entries(EntryFilter(since=wanted.start, until=wanted.end)))
     rows = tuple(tally.rows.values())
+    late, recounted = _find_late(store, _call_all_now(store, closed))
     return ClosedPeriod(
         period=wanted,
         closed_at=moment,
@@ -226,7 +241,8 @@ def _make_manifest(
         estimated=tally.estimated,
         **Costs.total(rows)._asdict(),
         rows=rows,
-        late=tuple(late_entries(store, closed)),
+        late=tuple(late),
+        recounted=recounted,
     )
 
 
@@ -265,20 +281,24 @@ def find_closed(store: Store, period: Period) -> ClosedPeriod | None:
 @tell_wrong_arguments
 def late_entries(store: Store, closed: Sequence[ClosedPeriod] | None = None) -> list[Late]:
     """What closed periods hold that no closing has told: the corrections the next closing will take up."""
-    closings = _call_all_now(store, closed)
-    found = (Late(one.period, tuple(_untold(store, one.period, _told(one, closings)))) for one in closings)
-    return [late for late in found if late.rows]
+    return _find_late(store, _call_all_now(store, closed))[0]
 
 
 @tell_wrong_arguments
 def late_costs(store: Store, closed: Sequence[ClosedPeriod] | None = None) -> list[tuple[ClosedPeriod, Decimal]]:
-    """The periods of `late_entries` with what they add up to, in US dollars: from the kept sums, no entry is read."""
+    """The periods of `late_entries` with what they add up to, in US dollars, from the kept sums.
+
+    Entries are read only of a period that has new ones which change no account's cost: whether any has something to
+    bill. `Late.unpriced` tells usage without a price from what costs nothing.
+    """
     closings = closed_periods(store) if closed is None else closed
     named = _call_all_now(store, closings)
     found: list[tuple[ClosedPeriod, Decimal]] = []
     for as_filed, one in zip(closings, named, strict=True):
+        if _has_all_told(store, one, named):
+            continue
         told, now = sum_accounts(_told_rows(one, named)), sum_ledger(store, one.period)
-        if told != now:
+        if told != now or _compare(store, one, named)[0].rows:
             found.append((as_filed, subtract(_billed(now), _billed(told))))
     return found
 
@@ -323,24 +343,60 @@ def _told_rows(one: ClosedPeriod, closings: Iterable[ClosedPeriod]) -> Iterator[
                 yield from late.rows
 
 
-def _untold(store: Store, period: Period, told: Mapping[RateKey, Rated]) -> list[Rated]:
-    # Kept sums answer at once whether anything came later; only then are entries read.
-    if sum_accounts(told.values()) == sum_ledger(store, period):
-        return []
-    now = Tally.of(store.entries(EntryFilter(since=period.start, until=period.end)))
+def _find_late(store: Store, closings: Sequence[ClosedPeriod]) -> tuple[list[Late], dict[str, int]]:
+    """What closed periods hold that no closing has told, and how many entries each has that has more than was told."""
+    late: list[Late] = []
+    recounted: dict[str, int] = {}
+    for one in closings:
+        # Kept sums answer at once whether anything came later; only then are entries read.
+        if not _has_all_told(store, one, closings):
+            found, recounted[span_text(one.period)] = _compare(store, one, closings)
+            late += [found] if found.rows else []
+    return late, recounted
+
+
+def _has_all_told(store: Store, one: ClosedPeriod, closings: Iterable[ClosedPeriod]) -> bool:
+    """Whether the closings have told every entry of a closed period: entries are only ever added, so a count says it.
+
+    Costs would not: usage without a price has none, and those of several entries may cancel out.
+    """
+    told: int | None
+    span, told = span_text(one.period), one.entries
+    for each in closings:
+        # The first versions took up what came late without counting it.
+        uncounted = any(late.period == one.period for late in each.late)
+        told = each.recounted.get(span, None if uncounted else told)
+    return told == sum(sums.entries for sums in store.aggregate([one.period.start, one.period.end], []))
+
+
+def _compare(store: Store, one: ClosedPeriod, closings: Iterable[ClosedPeriod]) -> tuple[Late, int]:
+    """What a closed period holds that no closing has told, and how many entries it has."""
+    told = _told(one, closings)
+    now = Tally.of(store.entries(EntryFilter(since=one.period.start, until=one.period.end)))
     # A manifest that does not say which key it was is compared by the key's name.
     unsure = {rate.about("api_key") for rate in told if rate.fingerprint is None}
     rows = (
         row._replace(rate=row.rate._replace(fingerprint=None)) if row.rate.about("api_key") in unsure else row
         for row in now.rows.values()
     )
-    return minus(add(rows), told)
+    return Late(one.period, tuple(minus(add(rows), told))), now.entries
 
 
 def days_of(period: Period) -> tuple[date, date]:
     """The first and the last day of a period, in its zone."""
     local = zone(period.tz)
     return period.start.astimezone(local).date(), (period.end - timedelta(microseconds=1)).astimezone(local).date()
+
+
+def describe_late(late: Late) -> str:
+    """What came late, for people: ``$0.3``, ``$0, 2 charges without a known price``."""
+    doubts = f", {counted(late.unpriced, 'charge')} without a known price" if late.unpriced > 0 else ""
+    return f"${late.billed_cost:f}{doubts}"
+
+
+def span_text(period: Period) -> str:
+    """Both ends of a period, as documents name it."""
+    return f"{period.start.isoformat()}/{period.end.isoformat()}"
 
 
 def period_dict(period: Period) -> dict[str, str]:

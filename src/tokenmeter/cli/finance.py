@@ -21,7 +21,7 @@ from tokenmeter.billing import (
     hand_over,
     late_entries,
 )
-from tokenmeter.billing.period import zone_of_books
+from tokenmeter.billing.period import describe_late, zone_of_books
 from tokenmeter.cli.app import Exit, Group, commands, out, progress_out
 from tokenmeter.cli.frame import Frame, command, emit, show_table
 from tokenmeter.cli.invoicing import (
@@ -256,6 +256,6 @@ def status(frame: Frame) -> None:
     for one in closed:
         out.print(str(one), markup=False)
     for added in late:
-        out.print(f"Late in {added.period.label}: ${added.billed_cost:f}, billed with the next closing.", markup=False)
+        out.print(f"Late in {added.period.label}: {describe_late(added)}, billed with the next closing.", markup=False)
     if not closed:
         out.print("No period is closed yet; close one with: tokenmeter period close last-month")

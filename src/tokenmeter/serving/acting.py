@@ -192,7 +192,7 @@ def close_period(meter: Meter, deed: ClosePeriod, *, by: str) -> dict[str, Any]:
         ]
         return {"period": period_dict(wanted), "closed_at": None, "closed_by": None, **figures, **costs, "late": late}
     made = known or meter.close_period(wanted, by=by)
-    told = {name: value for name, value in made.to_dict().items() if name not in {"rows", "late"}}
+    told = {name: value for name, value in made.to_dict().items() if name not in {"rows", "late", "recounted"}}
     late = [{"period": one.period.label, "billed_cost": f"{one.billed_cost:f}"} for one in made.late]
     return {**told, "late": late, "key": None if made.document is None else made.document.key}
 

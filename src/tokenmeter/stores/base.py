@@ -141,6 +141,7 @@ class Aggregate:
     Attributes:
         bucket: Index into the boundaries that were asked for.
         group: Values of the asked dimensions, in order; None = not set.
+        entries: Entries of any kind; of those that are split into charges, charges' meters.
         requests: Calls: `tokenmeter.ledger.Entry.requests` of each entry, added up.
         errors: Of these, how many were not ``ok``.
         unpriced: Entries with a meter of unknown price, less those that a correction has priced since.
@@ -154,6 +155,7 @@ class Aggregate:
 
     bucket: int
     group: tuple[str | None, ...]
+    entries: int = 0
     requests: int = 0
     errors: int = 0
     unpriced: int = 0

@@ -46,6 +46,7 @@ class _Total:
         return Aggregate(
             bucket,
             group,
+            entries=self.entries,
             requests=self.requests,
             errors=self.errors,
             unpriced=self.unpriced,
