@@ -59,6 +59,8 @@ class RequestFacts:
             tokens.
         long_texts: References to the prompt's longer texts, for counting tokens before the call leaves; never kept.
         max_output_tokens: The caller's own cap, per choice; None when not named.
+        unclear_limit: Whether it says of its answer's length what is no count, or says it twice: no cap is put beside
+            that, or in its place.
         choices: How many answers were asked for (``n``).
         streamed: Whether an event stream was asked for.
         tool_models: Models that the request configures for hosted tools, by tool type
@@ -92,6 +94,7 @@ class RequestFacts:
     input_bytes: int = 0
     long_texts: Sequence[str] = field(default=(), repr=False, compare=False)
     max_output_tokens: int | None = None
+    unclear_limit: bool = False
     choices: int = 1
     streamed: bool = False
     tool_models: Mapping[str, str] = field(default_factory=lambda: _NO_TOOLS)
@@ -134,6 +137,7 @@ class PlainRequest(NamedTuple):
         image_count: See there: none.
         pictures: See there: none.
         bare: See there.
+        unclear_limit: See there.
         unbounded: See there: its output has an upper bound.
         cache_writes: See there.
     """
@@ -150,6 +154,7 @@ class PlainRequest(NamedTuple):
     cache_writes: Literal["any", "usual", "none"] = "any"
     pictures: Sequence[Picture] = ()
     bare: bool = False
+    unclear_limit: bool = False
 
     def facts(self, *, region: str | None, cost_unit: str | None) -> RequestFacts:
         """The same as `RequestFacts`, for a client of this region and cost unit."""
@@ -160,6 +165,7 @@ class PlainRequest(NamedTuple):
             input_bytes=self.input_bytes,
             long_texts=self.long_texts,
             max_output_tokens=self.max_output_tokens,
+            unclear_limit=self.unclear_limit,
             choices=self.choices,
             streamed=self.streamed,
             cache_writes=self.cache_writes,

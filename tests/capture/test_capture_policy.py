@@ -97,3 +97,42 @@ def test_what_may_cost_more_than_a_cap_has_does_not_pass_it(metered, more, strea
         client.chat.completions.create(**sent | more, stream=stream)
     assert len(list(meter.store.entries())) == 3
     assert meter.audit_budgets() == ()
+
+
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens", "max_output_tokens"])
+@pytest.mark.parametrize("inject", [False, True])
+@pytest.mark.parametrize("said", [50.0, "50"])
+def test_a_limit_of_the_callers_in_another_dress_is_held_and_sent_as_it_is(said, inject, field):
+    with FakeProvider() as provider, OpenAI(api_key="sk-test-policy-0002", base_url=provider.openai_url) as client:
+        budget = Budget(limit_usd="0.01", name="all", inject_max_tokens=inject)
+        meter = tokenmeter.make_meter(store="memory:", config={}, budgets=[budget])
+        tokenmeter.wrap(client, meter=meter)
+        if field == "max_output_tokens":
+            client.responses.create(model="gpt-5-mini", input="Hi", extra_body={field: said})
+        else:
+            _chat(client, **{field: said})
+        sent = provider.requests[-1].json
+        assert {name: sent[name] for name in sent if name.startswith("max_")} == {field: said}
+        meter.close()
+
+
+@pytest.mark.parametrize("said", ["fifty", 50.5, True, -7])
+def test_no_cap_is_put_beside_a_limit_that_is_no_count(said):
+    with FakeProvider() as provider, OpenAI(api_key="sk-test-policy-0003", base_url=provider.openai_url) as client:
+        budget = Budget(limit_usd="0.01", name="all", inject_max_tokens=True)
+        meter = tokenmeter.make_meter(store="memory:", config={}, budgets=[budget])
+        tokenmeter.wrap(client, meter=meter)
+        with pytest.raises(
+            tokenmeter.RequestTooLargeError
+        ):  # whoever does not take it may write all that the model can
+            _chat(client, max_tokens=said)
+        assert not provider.requests
+        _chat(client, max_tokens=-1)  # which local servers take for "no limit"
+        sent = provider.requests[-1].json
+        assert {name for name in sent if name.startswith("max_")} == {"max_tokens"}
+        assert 16 <= sent["max_tokens"] < 5_000
+        meter.close()
+
+
+def _chat(client, **more):
+    client.chat.completions.create(model="gpt-5-mini", messages=[{"role": "user", "content": "Hi"}], extra_body=more)

@@ -60,9 +60,10 @@ def test_an_output_limit_counts_where_it_is_obeyed(path, names):
         ({"max_completion_tokens": 1, "max_tokens": 900}, 900),
         ({"max_completion_tokens": 900, "max_tokens": 1}, 900),
         ({"max_completion_tokens": 5, "max_tokens": None}, 5),
-        ({"max_completion_tokens": 5, "max_tokens": "900"}, None),
+        ({"max_completion_tokens": 5, "max_tokens": "900"}, 900),
+        ({"max_completion_tokens": 5, "max_tokens": "many"}, None),
         ({"max_tokens": 0}, None),
-        ({"max_tokens": 7.0}, None),
+        ({"max_tokens": 7.0}, 7),
         ({"max_tokens": True}, None),
     ],
 )
@@ -87,6 +88,51 @@ def test_a_negative_limit_is_none():
     for room, endpoint in ((OPENAI, "chat.completions"), (ANTHROPIC, "messages")):
         plain = room.plain_requests[endpoint]({"model": "m", "messages": [], "max_tokens": -1})
         assert plain.max_output_tokens is None
+
+
+#: What a field says -> the limit that it is, and whether no cap may be put there.
+LIMITS = [
+    *(
+        (50, 50, False),
+        (50.0, 50, False),
+        ("50", 50, False),
+        (None, None, False),
+        (-1, None, False),
+        ("inf", None, False),
+    ),
+    *((50.5, None, True), ("fifty", None, True), ("9" * 5_000, None, True), (True, None, True), (-7, None, True)),
+    *(({"most": 50}, None, True), (float("nan"), None, True)),
+]
+
+
+@pytest.mark.parametrize(("said", "most", "unclear"), LIMITS)
+def test_a_limit_is_read_as_hosts_read_it_and_what_is_none_is_let_stand(said, most, unclear):
+    found = [
+        openai({"model": "m", "messages": [], "max_completion_tokens": said}),
+        openai({"model": "m", "messages": [], "max_tokens": said}),
+        openai({"model": "m", "input": "x", "max_output_tokens": said}, "/responses"),
+        openai({"model": "m", "prompt": "x", "max_tokens": said}, "/completions"),
+        OPENAI.request_facts(
+            OPENAI.endpoints_at("POST", "/conversations")["mistral"],
+            {"model": "m", "inputs": "x", "completion_args": {"max_tokens": said}},
+        ),
+        OPENAI.plain_requests["chat.completions"]({"model": "m", "messages": [], "max_tokens": said}),
+        OPENAI.plain_requests["responses"]({"model": "m", "input": "x", "max_output_tokens": said}),
+        anthropic({"model": "m", "messages": [], "max_tokens": said}),
+        ANTHROPIC.plain_requests["messages"]({"model": "m", "messages": [], "max_tokens": said}),
+    ]
+    assert {(facts.max_output_tokens, facts.unclear_limit) for facts in found} == {(most, unclear)}
+    plain = OPENAI.plain_requests["chat.completions"]({"model": "m", "messages": [], "max_tokens": said})
+    assert plain.facts(region=None, cost_unit=None).unclear_limit is unclear
+
+
+def test_a_cap_goes_into_the_field_that_says_there_is_none():
+    chat = OPENAI.endpoint("POST", "/chat/completions")
+    for provider, field in (("openai", "max_completion_tokens"), ("groq", "max_tokens")):
+        assert OPENAI.output_cap(chat, {}, 9, provider=provider) == (field, 9)
+        for name in ("max_tokens", "max_completion_tokens"):
+            assert OPENAI.output_cap(chat, {name: -1}, 9, provider=provider) == (name, 9)
+    assert openai({"model": "m", "messages": [], "max_tokens": -1, "max_completion_tokens": -1}).unclear_limit
 
 
 class Many(enum.IntEnum):

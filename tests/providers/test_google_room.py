@@ -229,6 +229,21 @@ def test_no_limit_is_never_a_limit_of_nothing(value):
     assert facts({"contents": [], "generationConfig": {"maxOutputTokens": value}}).max_output_tokens is None
 
 
+@pytest.mark.parametrize(
+    ("settings", "most", "unclear"),
+    [
+        *(({"maxOutputTokens": said}, 50, False) for said in (50, 50.0, "50")),
+        *(({"maxOutputTokens": said}, None, False) for said in (None, 0, -1)),
+        *(({"maxOutputTokens": said}, None, True) for said in (-7, "many", {})),
+        ({"maxOutputTokens": 0, "max_output_tokens": -1}, None, True),
+        ({"maxOutputTokens": 0, "max_output_tokens": 50}, 50, False),
+    ],
+)
+def test_no_cap_is_put_in_the_place_of_a_limit_that_is_no_count(settings, most, unclear):
+    seen = facts({"contents": [], "generationConfig": settings})
+    assert (seen.max_output_tokens, seen.unclear_limit) == (most, unclear)
+
+
 @pytest.mark.parametrize("value", ["many", [], {}, float("inf"), float("nan")])
 def test_a_count_that_cannot_be_read_has_no_bound(value):
     assert facts({"contents": [], "generationConfig": {"candidateCount": value}}).unbounded == "unreadable"

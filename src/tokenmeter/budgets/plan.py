@@ -197,6 +197,7 @@ def _is_injectable(call: Call, upper: Bound, holds: Sequence[HeldBudget]) -> boo
     """Whether the request may get an output cap: a budget wants it, the caller named none, nothing else is unknown."""
     return (
         call.facts.max_output_tokens is None
+        and not call.facts.unclear_limit
         and not call.as_written
         and upper.output_tokens != 0
         and set(upper.reasons) <= {"no_output_cap", "unknown_price"}

@@ -440,12 +440,25 @@ def named(value: Any) -> str | None:
     return value if len(value) <= LONGEST_NAME else shortened(value)
 
 
-def first_limit(*values: Any) -> int | None:
-    """The first limit that is named; what is no count (``"inf"`` of realtime, -1 of local servers) is none."""
-    for value in values:
-        if type(value) is int and value >= 0:
-            return value
-    return None
+#: What says that an answer has no limit: realtime sessions and local servers have such words.
+_NO_LIMITS = (-1, "-1", "inf")
+_MOST_DIGITS = 18
+
+
+def read_limit(value: Any) -> int | None:
+    """The limit that `value` is, as hosts read it: 50, 50.0 and ``"50"`` are one; None where it is no count."""
+    if type(value) is int:
+        return value if value >= 0 else None
+    if isinstance(value, float):
+        return int(value) if value >= 0 and value.is_integer() else None
+    digits = isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) <= _MOST_DIGITS
+    return int(value) if digits else None
+
+
+def is_unclear(*values: Any) -> bool:
+    """Whether no limit may be put beside, or in the place of, what fields for one say: see `RequestFacts`."""
+    said = [value for value in values if value is not None]
+    return len(said) > 1 or any(read_limit(value) is None and value not in _NO_LIMITS for value in said)
 
 
 #: UTF-8 bytes per token: near for English prose and JSON with o200k_base and Claude's tokenizer (3.5 to 4.5).

@@ -10,7 +10,7 @@ from tokenmeter.call import PlainRequest, RequestFacts
 from tokenmeter.providers.anthropic import bodies, requests
 from tokenmeter.providers.base import Dialect, Endpoint, Plain, PlainReader, Read, StreamReader
 from tokenmeter.providers.context import Context, as_estimate
-from tokenmeter.providers.prompts import are_functions, first_limit, measure_plain, named, tokens_of
+from tokenmeter.providers.prompts import are_functions, is_unclear, measure_plain, named, read_limit, tokens_of
 from tokenmeter.providers.registry import read_usage
 from tokenmeter.providers.wire import (
     JSON,
@@ -118,8 +118,15 @@ def read_request(body: JSON) -> PlainRequest | None:
     measured = measure_plain(body, _PROMPT)
     if measured is None:
         return None
-    limit, tier, bare = first_limit(get("max_tokens")), named(get("service_tier")), requests.BARE.issuperset(body)
-    return PlainRequest(model, measured[0], (), limit, 1, bool(get("stream")), tier, cache_writes="none", bare=bare)
+    said = get("max_tokens")
+    limit = read_limit(said)
+    return PlainRequest(
+        model,
+        *(measured[0], (), limit, 1, bool(get("stream")), named(get("service_tier"))),
+        cache_writes="none",
+        bare=requests.BARE.issuperset(body),
+        unclear_limit=limit is None and is_unclear(said),
+    )
 
 
 PLAIN_REQUESTS = {"messages": read_request}

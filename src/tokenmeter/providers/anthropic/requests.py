@@ -14,12 +14,13 @@ from tokenmeter.providers.prompts import (
     NO_TOOLS,
     PromptRule,
     PromptSize,
-    first_limit,
+    is_unclear,
     listed,
     measure_prompt,
     named,
     note_mark,
     offered,
+    read_limit,
 )
 from tokenmeter.providers.wire import JSON, is_object, text, to_wire
 
@@ -82,6 +83,7 @@ def request_facts(endpoint: Endpoint, body: JSON | None) -> RequestFacts:
     if prompt.remote:
         reasons.append("files")
     terms = _terms(body, prompt)
+    limit = get("max_tokens_to_sample" if endpoint.path == "completions" else "max_tokens")
     return RequestFacts(
         model=_model(get("model")),
         service_tier=named(get("service_tier")),
@@ -90,7 +92,8 @@ def request_facts(endpoint: Endpoint, body: JSON | None) -> RequestFacts:
         image_count=prompt.images,
         pictures=tuple(prompt.pictures),
         bare=BARE.issuperset(body) and not tools and not reasons,
-        max_output_tokens=first_limit(get("max_tokens_to_sample" if endpoint.path == "completions" else "max_tokens")),
+        max_output_tokens=read_limit(limit),
+        unclear_limit=is_unclear(limit),
         streamed=bool(get("stream")),
         tool_models=tool_models,
         terms=terms,

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 from tokenmeter.call import RequestFacts
 from tokenmeter.providers.base import Endpoint, bare_path
-from tokenmeter.providers.prompts import UNREADABLE, PromptRule, PromptSize, listed, measure, named
+from tokenmeter.providers.prompts import UNREADABLE, PromptRule, PromptSize, is_unclear, listed, measure, named
 from tokenmeter.providers.wire import JSON, is_array, is_object, section, text, to_wire
 
 #: The settings of an answer. A field may be in either spelling here and below: both are read by the provider, and
@@ -68,6 +68,7 @@ def request_facts(endpoint: Endpoint, body: JSON | None) -> RequestFacts:
         input_bytes=prompt.size,
         image_count=prompt.images,
         max_output_tokens=longest,
+        unclear_limit=longest is None and is_unclear(*(place.get(name) for place in settings for name in _LIMITS)),
         choices=choices,
         streamed=bool(body.get("stream")),
         unbounded=",".join(dict.fromkeys(reasons)) or None,

@@ -11,7 +11,7 @@ from tokenmeter.providers.base import Dialect, Endpoint, Plain, PlainReader, Str
 from tokenmeter.providers.context import Context
 from tokenmeter.providers.openai import bodies, requests, streams
 from tokenmeter.providers.openai.extras import own_tools
-from tokenmeter.providers.prompts import are_functions, measure_plain, named
+from tokenmeter.providers.prompts import are_functions, is_unclear, measure_plain, named
 from tokenmeter.providers.wire import JSON, LONGEST_NAME, MOST, is_array, is_object, section, text
 from tokenmeter.usage import Observation
 
@@ -157,15 +157,15 @@ _PROMPT = frozenset({"messages", "input", "instructions", "tools"})
 
 def read_chat_request(body: JSON) -> PlainRequest | None:
     """A chat of plain texts."""
-    return _read_request(body, requests.chat_limit)
+    return _read_request(body, requests.CHAT_LIMITS)
 
 
 def read_response_request(body: JSON) -> PlainRequest | None:
     """A request for a response to plain texts."""
-    return _read_request(body, requests.response_limit)
+    return _read_request(body, requests.RESPONSE_LIMITS)
 
 
-def _read_request(body: JSON, limit: Callable[[JSON], int | None]) -> PlainRequest | None:
+def _read_request(body: JSON, limits: Sequence[str]) -> PlainRequest | None:
     get = body.get
     model, many, tier = get("model"), get("n"), get("service_tier")
     if not _REQUEST.issuperset(body) or type(model) is not str or not _is_ordinary(model):
@@ -177,9 +177,10 @@ def _read_request(body: JSON, limit: Callable[[JSON], int | None]) -> PlainReque
     measured = measure_plain(body, _PROMPT)
     if measured is None:
         return None
-    choices = 1 if many is None else max(many, 1)
-    tier = tier and named(tier)
-    return PlainRequest(model, *measured, limit(body), choices, bool(get("stream")), tier)
+    choices, said = 1 if many is None else max(many, 1), tuple(map(get, limits))
+    longest, tier = requests.read_longest(*said), tier and named(tier)
+    unclear = longest is None and said.count(None) < len(said) and is_unclear(*said)
+    return PlainRequest(model, *measured, longest, choices, bool(get("stream")), tier, unclear_limit=unclear)
 
 
 @lru_cache(maxsize=256)
@@ -287,7 +288,7 @@ class OpenAIDialect(Dialect):
         """The field that limits the answer's tokens, with its value."""
         if endpoint.path.startswith("conversations"):
             return "completion_args", {**section(body, "completion_args"), "max_tokens": tokens}
-        return requests.output_cap_field(endpoint, provider), tokens
+        return requests.output_cap_field(endpoint, body, provider), tokens
 
     def usage_request(self, endpoint: Endpoint, body: Mapping[str, Any]) -> tuple[str, Any] | None:
         """What asks a stream for its usage chunk."""

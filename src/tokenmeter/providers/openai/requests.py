@@ -16,12 +16,13 @@ from tokenmeter.providers.prompts import (
     UNREADABLE,
     PromptRule,
     PromptSize,
-    first_limit,
+    is_unclear,
     listed,
     measure,
     measure_prompt,
     named,
     offered,
+    read_limit,
 )
 from tokenmeter.providers.wire import JSON, count, is_array, is_object, section, text
 
@@ -36,6 +37,9 @@ _KNOBS = frozenset({
     *("safety_identifier", "include", "background", "modalities", "encoding_format", "dimensions"),
     *("context_management", "previous_response_id", "conversation", "fallbacks", "models", "plugins"),
 })  # fmt: skip
+#: The two names of a chat's limit: the newer one, and the one that every host knows.
+CHAT_LIMITS = ("max_completion_tokens", "max_tokens")
+RESPONSE_LIMITS = ("max_output_tokens",)
 #: Length of a video when nobody names it, and its smallest size (``openai.types`` VideoCreateParams).
 _VIDEO_SECONDS, _SMALLEST_VIDEO = 4, 720
 _LONGEST_SIDE = 6  # digits
@@ -96,8 +100,10 @@ def request_facts(endpoint: Endpoint, body: JSON | None) -> RequestFacts:
         reasons.append("server_tools")
     if "session" in body or "audio" in body:
         tool_models = _session_models(body) or tool_models
-    choices, longest = _choices(body, reasons), output_limit(endpoint.path, body)
-    if get("enable_thinking") is True and type(get("thinking_budget")) is not int:
+    choices, limits = _choices(body, reasons), _limits(endpoint.path, body)
+    # Older completions may just score a prompt: zero is a limit of theirs.
+    longest = read_limit(limits[0]) if endpoint.path == "completions" else read_longest(*limits)
+    if get("enable_thinking") is True and read_limit(get("thinking_budget")) is None:
         reasons.append("thinking")
     return RequestFacts(
         model=named(get("model")) or text(section(body, "session"), "model"),
@@ -108,6 +114,7 @@ def request_facts(endpoint: Endpoint, body: JSON | None) -> RequestFacts:
         image_count=prompt.images,
         pictures=tuple(prompt.pictures),
         max_output_tokens=None if longest is None else longest + _beside(body),
+        unclear_limit=longest is None and is_unclear(*limits),
         choices=choices,
         pieces=_pieces(endpoint, body, choices),
         background=get("background") is True,
@@ -144,43 +151,33 @@ def is_agent(model: str) -> bool:
     return _AGENTS.search(model) is not None
 
 
-def output_limit(path: str, body: JSON) -> int | None:
-    """The longest answer that a request allows; None where nothing that the endpoint obeys says so.
-
-    None is another endpoint's, either. Zero is no limit to many hosts; only the older completions, which may just score
-    a prompt, mean it.
-    """
+def _limits(path: str, body: JSON) -> list[Any]:
+    """What a request says in the fields that its endpoint obeys."""
     if path == "completions":
-        return first_limit(body.get("max_tokens"))
+        return [body.get("max_tokens")]
     if path.startswith("conversations"):
-        return chat_limit(section(body, "completion_args"))
-    return chat_limit(body) if path.startswith("chat") else response_limit(body)
+        body = section(body, "completion_args")
+    elif not path.startswith("chat"):
+        return [body.get(name) for name in RESPONSE_LIMITS]
+    return [body.get(name) for name in CHAT_LIMITS]
 
 
-def chat_limit(body: JSON) -> int | None:
-    """`output_limit` of a chat. Hosts leave out what they do not know, so of its two names the larger counts."""
-    first, second = body.get("max_completion_tokens"), body.get("max_tokens")
-    if first is None:
-        return None if second is None else _limit(second)
-    if second is None:
-        return _limit(first)
-    limits = _limit(first), _limit(second)
-    return None if limits[0] is None or limits[1] is None else max(limits[0], limits[1])
+def read_longest(first: Any, second: Any = None) -> int | None:
+    """The longest answer that a request allows, as its fields for that say; None where they say none.
 
-
-def response_limit(body: JSON) -> int | None:
-    """`output_limit` of a response, and of what is made like one."""
-    return _limit(body.get("max_output_tokens"))
-
-
-def _limit(value: Any) -> int | None:
-    return value if type(value) is int and value > 0 else None
+    Hosts leave out what they do not know, so of two fields the larger counts. Zero is no limit to many hosts.
+    """
+    if first is None or second is None:
+        said = second if first is None else first
+        return None if said is None else read_limit(said) or None
+    limits = read_limit(first), read_limit(second)
+    return max(limits[0], limits[1]) if limits[0] and limits[1] else None
 
 
 def _beside(body: JSON) -> int:
     """Tokens of an answer that its limit leaves out: a prediction's that were rejected, and thinking (DashScope)."""
-    predicted, thought = body.get("prediction"), body.get("thinking_budget")
-    return (measure([predicted]).size if predicted else 0) + (thought if type(thought) is int and thought > 0 else 0)
+    predicted = body.get("prediction")
+    return (measure([predicted]).size if predicted else 0) + (read_limit(body.get("thinking_budget")) or 0)
 
 
 def _choices(body: JSON, reasons: list[str]) -> int:
@@ -333,12 +330,13 @@ class UsageHider:
         return bool(chunk.get("choices") == [] and (self._asked or "service_tier" not in chunk))
 
 
-def output_cap_field(endpoint: Endpoint, provider: str) -> str:
-    """The field that limits the answer's tokens."""
+def output_cap_field(endpoint: Endpoint, body: JSON, provider: str) -> str:
+    """The field that limits the answer's tokens: where one says already that nothing does, that one."""
     if "responses" in endpoint.path:
         return "max_output_tokens"
-    if endpoint.path == "chat.completions" and provider in _KNOWS_COMPLETION_TOKENS:
-        return "max_completion_tokens"
+    if endpoint.path == "chat.completions":
+        usual = CHAT_LIMITS if provider in _KNOWS_COMPLETION_TOKENS else CHAT_LIMITS[::-1]
+        return next((name for name in usual if body.get(name) is not None), usual[0])
     return "max_tokens"
 
 
