@@ -256,3 +256,48 @@ def test_archived_months_go_along_as_they_are(way, filled, record, told, tmp_pat
         third = f"sqlite:///{tmp_path}/third.db"
         copy_ledger(source, third)
         assert told(third) == told(source)
+
+
+def test_months_that_are_brought_back_come_with_the_next_copy(way, filled, record, told, tmp_path):
+    pytest.importorskip("pyarrow")
+    source, target = way
+    meter = filled(source)
+    record(meter, "november", member="ada@example.com")
+    meter.archive("2026-10", str(tmp_path / "archive"), drop=True)
+    copy_ledger(source, target)
+    meter.restore_archive("2026-10")
+    record(meter, "since", member="eve@example.com")
+    for _ in range(2):
+        assert copy_ledger(source, target).entries == 14
+        assert told(target) == told(source)
+    meter.close()
+
+
+def test_months_may_be_archived_and_brought_back_while_a_ledger_is_copied(
+    way, filled, record, told, tmp_path, monkeypatch
+):
+    pytest.importorskip("pyarrow")
+    monkeypatch.setattr(copying, "_PAGE", 4)
+    source, target = way
+    meter = filled(source)
+    for number in range(8):
+        record(meter, f"november {number}", member="ada@example.com")
+    meter.archive("2026-10", str(tmp_path / "archive"))
+    steps = iter([meter.store.archives.drop, int, meter.restore_archive, meter.store.archives.drop])
+    stops = []
+
+    def change(reached, _):
+        next(steps, int)()
+        stops.append(reached)
+        if len(stops) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        copy_ledger(source, target, progress=change)
+    meter.restore_archive()
+    copy_ledger(source, target, progress=change)
+    assert stops[:2] == [4, 12]  # what is in files alone is passed over
+    meter.restore_archive()
+    assert copy_ledger(source, target).entries == 20
+    assert told(target) == told(source)
+    meter.close()

@@ -120,10 +120,8 @@ def carry(source: CopySource, target: End, *, whole: bool = False, progress: Pro
         return source.read(lambda rows: target.write(lambda written: work(_Transfer(source, rows, target, written))))
 
     together(_Transfer.share)
-    archived_to = source.read(archived_to_record)
     while reached.seq < until.seq:
-        after, last = reached.seq, max(archived_to, min(until.seq, reached.seq + _PAGE))
-        reached = together(partial(_Transfer.page, after=after, last=last))
+        reached = together(partial(_Transfer.page, after=reached.seq, until=until.seq))
         if progress is not None:
             progress(reached.seq, until.seq)
     return together(partial(_Transfer.end, whole=whole))
@@ -241,11 +239,12 @@ class _Transfer:
                     (*values.values(), number),
                 )
 
-    def page(self, *, after: int, last: int) -> Copied:
-        """Carry the records after one up to another."""
+    def page(self, *, after: int, until: int) -> Copied:
+        """Carry some records after one, and up to another; whatever of them is archived in one go."""
         before = _reached(self._written)
         if before.seq != after:  # done already, and the answer was lost; or somebody else is at it
             return before
+        last = max(self._follow_archives(), min(until, after + _PAGE))
         for table in _RECORDS:
             self._put(table, "WHERE seq > ? AND seq <= ? ORDER BY seq", (after, last))
         head = hash_at(self._rows, last)
@@ -269,9 +268,9 @@ class _Transfer:
             )
         until = _reached(self._rows) if whole else _end(self._rows)
         self.share()
+        self._follow_archives()
         while (reached := _reached(self._written)).seq < until.seq:
-            last = max(archived_to_record(self._rows), min(until.seq, reached.seq + _PAGE))
-            self.page(after=reached.seq, last=last)
+            self.page(after=reached.seq, until=until.seq)
         self._take_out()
         self._written.execute("DELETE FROM packed_sums")  # copies of the rows that are replaced here
         for table in self._ours.keys() - {*_SHARED, *_RECORDS, *_LEFT, *(() if whole else ("holds",))}:
@@ -285,10 +284,24 @@ class _Transfer:
         names = [name for name in self._ours["ledger"] if name not in {"id", "seq", "hash", "documents"}]
         values = self._rows.execute(f"SELECT {', '.join(names)} FROM ledger").fetchone()  # noqa: S608 - as above
         self._written.execute(f"UPDATE ledger SET {', '.join(f'{name} = ?' for name in names)}", tuple(values))  # noqa: S608 - as above
-        # Months that were archived since an earlier copy.
-        self._written.execute("DELETE FROM entries WHERE seq <= (SELECT archived_to FROM ledger)")
         self._target.finish(self._written)
         return _reached(self._written)
+
+    def _follow_archives(self) -> int:
+        """Have the same entries in files alone as the source: months may be archived, or brought back, at any time.
+
+        Returns:
+            Up to which record they are.
+        """
+        now, digest = self._rows.execute("SELECT archived_to, archived_hash FROM ledger").fetchone()
+        before, reached = read_head(self._written, "archived_to, seq")
+        if now != before:
+            self._put("entries", "WHERE seq > ? AND seq <= ? ORDER BY seq", (now, min(before, reached)))
+            self._written.execute(
+                "UPDATE ledger SET archived_to = ?, archived_hash = ?", (now, None if digest is None else bytes(digest))
+            )
+            self._written.execute("DELETE FROM entries WHERE seq <= ?", (now,))
+        return int(now)
 
     def _take_out(self) -> None:
         """Documents that were carried before an erasure took a name out of them."""

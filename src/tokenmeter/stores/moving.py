@@ -216,8 +216,8 @@ def _compare(origin: Movable, copy: Movable, reached: Copied) -> int:
         differ.insert(0, "the head of the chain")
     if differ and not behind:
         raise LedgerError(
-            f"The two ledgers differ in {', '.join(differ)}. Programs must go on with the source; "
-            "`tokenmeter verify` on both tells more."
+            f"The two ledgers differ in {', '.join(differ)}. Programs must go on with the source; throw the copy away, "
+            "and make it anew in an empty store."
         )
     return behind
 
