@@ -366,6 +366,28 @@ def test_what_comes_back_from_the_tail_is_as_it_was_recorded_though_its_definiti
     assert restored.verify().ok
 
 
+def test_who_was_erased_since_a_backup_has_no_row_in_the_ledger_that_is_restored_over_it(
+    open_meter, record, url, tmp_path
+):
+    meter = open_meter(url)
+    record(meter, "first", member="ada")
+    backup = meter.backup(tmp_path / "backup.db").path
+    record(meter, "second", member="carl")
+    meter.flush()
+    meter.erase("member", "carl", reason="request 4711", by="office")
+    record(meter, "third", member="bob")
+    record(meter, "fourth", member="carl")  # again, and not erased
+    assert meter.verify().ok
+    meter.close()
+    assert restore(backup, meter.store.path, overwrite=True).recovered == 2
+    restored = open_meter(url)
+    assert [entry.attribution.member for entry in restored.entries()] == ["ada", "bob", "carl"]
+    assert restored.verify().faults == ()
+    with sqlite3.connect(meter.store.path) as file:
+        assert sorted(file.execute("SELECT value FROM names")) == [("ada",), ("bob",), ("carl",)]
+    file.close()
+
+
 def test_a_damaged_ledger_is_put_aside_with_what_can_be_read_of_it_known_to_the_restored_one(grown, record, caplog):
     meter, path, backup = grown()
     record(meter, "after", member="ada")

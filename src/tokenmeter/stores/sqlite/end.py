@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -16,6 +16,7 @@ from pydantic_core import from_json
 
 from tokenmeter.errors import LedgerError, StoreUnavailableError
 from tokenmeter.stores.archive.archives import ParquetArchives
+from tokenmeter.stores.definitions import PERSONAL
 from tokenmeter.stores.engine import Engine, in_pages, look_up
 from tokenmeter.stores.fold import identity_column
 from tokenmeter.stores.sqlite.book import ENGINE, SQLiteBook
@@ -264,9 +265,10 @@ def copy_file(source: Callable[[Callable[[Connection], None]], None], target: Pa
         raise
 
 
-#: What records name -> the columns that say it, and which of its rows do.
+#: What records name -> the columns that say it, which of its rows do, and which are taken for known: a name that was
+#: erased has a pseudonym in its place, and no salt.
 _DEFINED = {
-    "names": ("lower(hex(salt)), kind, value", "value IS NOT NULL", "kind <> ''"),
+    "names": ("lower(hex(salt)), kind, value", "salt IS NOT NULL", "kind <> ''"),
     "accounts": ("body", "body IS NOT NULL", "body IS NOT NULL"),
     "rates": ("body", "body IS NOT NULL", "body IS NOT NULL"),
 }
@@ -275,8 +277,9 @@ _DEFINED = {
 def take_definitions(source: Path, target: Path) -> None:
     """Define in a ledger file that nobody uses what another state of the same ledger has defined and it has not.
 
-    Records in the tail name it, and the segment that said it may be folded and gone. A file that is damaged gives what
-    can still be read of it; the log tells of it.
+    Records in the tail name it, and the segment that said it may be folded and gone. Accounts of whom the source has no
+    name any more, since somebody was erased, are left out where no record in the tail is of theirs. A file that is
+    damaged gives what can still be read of it; the log tells of it.
 
     Args:
         source: The ledger's file; it is only read. The caller holds its side lock.
@@ -287,6 +290,7 @@ def take_definitions(source: Path, target: Path) -> None:
     """
     book = SQLiteBook(target, patience=PATIENCE)
     end = SQLiteEnd(book.database)
+    nameless: set[bytes] = set()
     try:
         for table, (columns, said, _) in _DEFINED.items():
             with _told_of_damage(source), contextlib.closing(_connect(source)) as connection:
@@ -294,10 +298,34 @@ def take_definitions(source: Path, target: Path) -> None:
                 if row is None or row[0] != book.identity:
                     return
                 for page in in_pages(connection, f"id, digest, {said}, {columns}", table):
-                    rows = {digest: row for _, digest, is_said, *row in page if is_said}
+                    rows: dict[bytes, Sequence[Any]] = {digest: row for _, digest, is_said, *row in page if is_said}
+                    if table == "names":
+                        nameless.update(digest for _, digest, *_ in page if digest not in rows)
+                    elif table == "accounts" and nameless:
+                        rows = _leave_out(source, rows, book.database.read(partial(_without_name, digests=nameless)))
                     book.database.write(partial(_define_missing, book, table, rows))
     finally:
         end.seal()
+
+
+def _without_name(connection: Connection, *, digests: Collection[bytes]) -> set[str]:
+    """Those digests (hex) that have no name here, either."""
+    known = look_up(connection, "SELECT digest FROM names WHERE salt IS NOT NULL AND digest IN", digests)
+    return {digest.hex() for digest in set(digests).difference(digest for (digest,) in known)}
+
+
+def _leave_out(ledger: Path, rows: dict[bytes, Sequence[Any]], nameless: Collection[str]) -> dict[bytes, Sequence[Any]]:
+    """Accounts but those of digests without a name, unless a record in the ledger's tail is of theirs."""
+    theirs: set[str] = set()
+    for digest, (body,) in rows.items():
+        said = from_json(body)
+        if any(said.get(field) in nameless for field in PERSONAL):
+            theirs.add(digest.hex())
+    if theirs:
+        for number in segments(ledger):
+            for _, record, _ in frames(segment_path(ledger, number), 0):
+                theirs.discard(from_json(record).get("account", ""))
+    return {digest: row for digest, row in rows.items() if digest.hex() not in theirs}
 
 
 def _connect(path: Path) -> Connection:
