@@ -1,6 +1,7 @@
 """Ledgers of several hosts become one: every entry once, every bill once, nothing of either changed."""
 
 import json
+import sqlite3
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -189,8 +190,6 @@ def test_a_merge_that_was_broken_off_between_invoices_of_a_series_is_run_again(
 
 
 def test_one_identity_with_other_content_is_refused(host, tmp_path, open_meter):
-    import sqlite3
-
     copy_ledger(host, tmp_path / "copy.db")
     connection = sqlite3.connect(tmp_path / "copy.db")
     connection.execute("DROP TRIGGER entries_stay_unchanged")
@@ -202,8 +201,6 @@ def test_one_identity_with_other_content_is_refused(host, tmp_path, open_meter):
 
 
 def test_one_identity_with_other_content_is_refused_where_the_target_has_it_in_a_file(host, tmp_path, open_meter):
-    import sqlite3
-
     pytest.importorskip("pyarrow")
     copy_ledger(host, tmp_path / "copy.db")
     connection = sqlite3.connect(tmp_path / "copy.db")
@@ -300,6 +297,39 @@ def test_who_was_erased_in_one_copy_has_no_name_again_from_the_other(
     late, _, members = told_of_september(meter)
     assert (late, set(members)) == ([], {done.pseudonym, "eve"})
     assert meter.verify().ok
+
+
+def _blank(path, name):
+    """Take a name out of a ledger by hand."""
+    with sqlite3.connect(path) as file:
+        file.execute("UPDATE names SET salt = NULL, kind = '', value = NULL WHERE value = ?", (name,))
+    file.close()
+
+
+def test_a_name_that_was_taken_out_by_hand_is_a_fault_also_where_another_ledger_was_taken_in(
+    tmp_path, open_meter, record
+):
+    source, target, third = (f"sqlite:///{tmp_path}/{name}.db" for name in ("source", "target", "third"))
+    theirs, meter = open_meter(source), open_meter(target)
+    record(theirs, 1, member="ada@example.com")
+    theirs.erase("member", "ada@example.com", **WHY)
+    record(meter, 2, member="bob")
+    merge_ledger(source, target)
+    assert meter.verify().ok
+    meter.flush()
+    _blank(tmp_path / "target.db", "bob")
+    said = "A name was erased, and no record says so."
+    assert [fault.detail for fault in open_meter(target).verify().faults] == [said]
+    # A merge of an earlier release brought no records of erasures: what it did not say is taken as it is.
+    meter.store.file(NewDocument(kind="merged", key="earlier", body='{"url": ""}'))
+    assert open_meter(target).verify().ok
+    other = open_meter(third)
+    merge_ledger(target, third)
+    assert other.verify().ok
+    record(other, 3, member="eve")
+    other.flush()
+    _blank(tmp_path / "third.db", "eve")
+    assert [fault.detail for fault in open_meter(third).verify().faults] == [said]
 
 
 def test_a_tag_that_was_erased_with_a_project_keeps_its_pseudonym(target, tmp_path, open_meter, record):

@@ -17,14 +17,13 @@ from tokenmeter.stores.archive.archives import ParquetArchives
 from tokenmeter.stores.archive.checking import ArchiveCheck
 from tokenmeter.stores.base import Fault, Verification
 from tokenmeter.stores.definitions import PERSONAL, Account, name_digest
-from tokenmeter.stores.documents import MERGED
 from tokenmeter.stores.encoding import digest_of
 from tokenmeter.stores.engine import Engine, Readable, Rows, declared_tables, in_pages, look_up
 from tokenmeter.stores.fold import AMOUNTS
 from tokenmeter.stores.packing import differing
 from tokenmeter.stores.rebuilding import SharedRows, Wrong, days, joined_amounts, longer, wrong_hours
 from tokenmeter.stores.slots import DAY, Level, is_slot, label
-from tokenmeter.stores.walking import EMPTY, Walk, erasures
+from tokenmeter.stores.walking import EMPTY, Walk, erasures, nameless
 
 _FIELDS = Account._fields
 #: Where fields are that rows have as the number of a name.
@@ -246,11 +245,10 @@ def _names(connection: Rows) -> list[Fault]:
     erased: dict[str, str] = {}
     for erasure in erasures(connection):
         erased |= dict.fromkeys(erasure.names, erasure.pseudonym)
-    # Names that were erased elsewhere come with a merge, without anything but their digest.
-    merged = connection.execute("SELECT 1 FROM documents WHERE kind = ? LIMIT 1", (MERGED,)).fetchone() is not None
+    taken_in = nameless(connection)
     names = chain.from_iterable(in_pages(connection, "id, digest, salt, kind, value", "names"))
     for number, digest, salt, kind, value in names:
-        if merged and (salt, kind, value) == (None, "", None):
+        if digest.hex() in taken_in:
             continue
         said = erased.pop(digest.hex(), None)
         if said is not None:

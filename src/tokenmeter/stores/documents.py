@@ -18,7 +18,9 @@ from tokenmeter.values import dataclass
 #: keep the name for now, position and place in `owners_in`, so that nothing but the document itself says whose it is.
 #: A merge files one of its own for what it brings of another ledger's, or brings of names that were erased here.
 ERASURE = "erasure"
-#: Kind of the document that says which ledger was taken in; its body names that ledger, its head and the counts.
+#: Kind of the document that says which ledger was taken in; its body names that ledger, its head and the counts, and as
+#: ``nameless`` digests of names that were erased there without a record: merges of earlier releases brought none along,
+#: and do not say so.
 MERGED = "merged"
 #: Kind of the document that is the last record of a ledger which went elsewhere; its body is ``{"to": URL}``.
 MOVED = "moved"

@@ -30,6 +30,7 @@ from tokenmeter.stores.encoding import FORMAT
 from tokenmeter.stores.engine import look_up, read_head
 from tokenmeter.stores.moving import Movable, moved_to, opened, refuse_itself
 from tokenmeter.stores.twins import Twins
+from tokenmeter.stores.walking import nameless
 from tokenmeter.values import dataclass
 
 _PAGE = 500
@@ -250,10 +251,7 @@ def _refuse_names(origin: Movable, store: Movable) -> None:
 
     def read_erased(rows: Any) -> list[bytes]:
         gone = {digest for one in origin.documents(DocumentQuery(ERASURE)) for digest in json.loads(one.body)["names"]}
-        # What it took in itself, of ledgers whose erasures came without a record.
-        if any(True for _ in origin.documents(DocumentQuery(MERGED))):
-            found = rows.execute("SELECT digest FROM names WHERE salt IS NULL AND kind = ''").fetchall()
-            gone |= {bytes(digest).hex() for (digest,) in found}
+        gone |= nameless(rows)  # what it took in itself, of ledgers whose erasures came without a record
         return [bytes.fromhex(digest) for digest in sorted(gone)]
 
     erased = origin.end().read(read_erased)
@@ -387,6 +385,7 @@ def _record(origin: Movable, store: Movable, taken: int, repeated: int) -> str:
         "url": origin.url,
         "entries": taken,
         "repeated": repeated,
+        "nameless": sorted(origin.end().read(nameless)),
     }
     store.file(NewDocument(kind=MERGED, key=f"{body['ledger']} {body['head']}", body=json.dumps(body)))
     # Of a merge that is run again the record is there, with whatever the target recorded since behind it.

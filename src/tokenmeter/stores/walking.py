@@ -15,7 +15,7 @@ from tokenmeter.display import counted
 from tokenmeter.stores.archive.checking import ArchiveCheck
 from tokenmeter.stores.base import Fault
 from tokenmeter.stores.book import ENTRY_COLUMNS, make_room
-from tokenmeter.stores.documents import ERASURE
+from tokenmeter.stores.documents import ERASURE, MERGED
 from tokenmeter.stores.encoding import compact_json
 from tokenmeter.stores.engine import Rows, look_up
 from tokenmeter.stores.fold import FIRST, Batch, Measured, link, measured
@@ -412,3 +412,18 @@ def erasures(connection: Rows) -> list[Erased]:
             documents = [(int(seq), str(was), str(now)) for seq, was, now in said.get("documents", ())]
             found.append(Erased(list(map(str, said["names"])), said["pseudonym"], documents))
     return found
+
+
+def nameless(connection: Rows) -> set[str]:
+    """Digests (hex) of names that came with a merge without anything else, and no record says that they were erased."""
+    rows = connection.execute("SELECT digest FROM names WHERE salt IS NULL AND kind = '' AND value IS NULL").fetchall()
+    there = {bytes(digest).hex() for (digest,) in rows}
+    told: set[str] = set()
+    merges = connection.execute("SELECT body FROM documents WHERE kind = ? ORDER BY seq", (MERGED,)).fetchall()
+    for (record,) in merges if there else ():
+        with contextlib.suppress(*UNREADABLE):
+            said = from_json(from_json(record)["body"])
+            if "nameless" not in said:  # of an earlier release: it may have been any of them
+                return there
+            told.update(map(str, said["nameless"]))
+    return there & told
