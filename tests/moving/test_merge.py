@@ -142,6 +142,23 @@ def test_a_copy_that_went_its_own_way_is_joined_again(host, tmp_path, open_meter
     assert one.verify().ok
 
 
+@pytest.mark.parametrize("room", ["sqlite", "postgres"])
+def test_what_waits_beside_a_retired_ledger_is_not_passed_over(tmp_path, fresh_url, open_meter, record, room):
+    source, copy, target = fresh_url(room), tmp_path / "copy.db", tmp_path / "target.db"
+    theirs = open_meter(source)
+    record(theirs, 1, member="ada")
+    copy_ledger(source, copy, retire=True)
+    meter = open_meter(f"sqlite:///{target}")
+    record(meter, 2, member="bob")
+    meter.flush()
+    assert record(theirs, "late", member="ada") is not None
+    with pytest.raises(LedgerError, match=r"1 entry waits beside .* moved to .*copy\.db.*nothing was taken"):
+        merge_ledger(source, target)
+    assert len(list(meter.entries())) == 1
+    assert copy_ledger(source, copy, retire=True).forwarded == 1
+    assert (merge_ledger(source, target).entries, merge_ledger(copy, target).entries) == (1, 1)
+
+
 def test_invoices_of_one_series_on_both_sides_are_refused_and_nothing_is_taken(host, target, open_meter):
     store = open_meter(target).store
     series = next(one.series for one in open_store(host).documents() if one.series)

@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic_core import from_json, to_json
 
+from tokenmeter.display import counted
 from tokenmeter.errors import LedgerError
 from tokenmeter.stores.archive.manifest import KIND as ARCHIVE
 from tokenmeter.stores.archive.manifest import PLACE
@@ -77,15 +78,20 @@ def merge_ledger(source: str | Path, target: str | Path, *, progress: Progress |
         ConfigurationError: one of the ledgers is not there, or both are the same; or names were erased in the source,
             and the URL of the target does not name the schema's owner.
         LedgerError: both have documents of their own of one series or key, or an entry of one identity and different
-            content; or calls are under way; or the target still has a name that was erased in the source. Nothing was
-            taken.
+            content; or calls are under way, or entries wait beside a retired source; or the target still has a name
+            that was erased in the source. Nothing was taken.
         StoreUnavailableError: one of them cannot be used, or a file of a closed month cannot be read.
         TamperedLedgerError: a file of a closed month is not what was sealed.
     """
     with opened(source) as origin, opened(target) as store:
         refuse_itself(origin, target)
-        if moved_to(origin) is None:  # else nothing is folded any more
+        if (gone := moved_to(origin)) is None:
             origin.end().fold()
+        elif waiting := origin.count_waiting():  # nothing is folded any more
+            raise LedgerError(
+                f"{counted(waiting, 'entry waits', 'entries wait')} beside {origin.url}, which moved to {gone}: "
+                "running `tokenmeter db copy --retire` once more hands that on. Then merge again: nothing was taken."
+            )
         store.end().fold()
         origin.end().read(partial(refuse_holds, then="and merge again: nothing was taken."))
         documents = _new_documents(origin, store)

@@ -55,6 +55,10 @@ class Movable(Store, Protocol):
         """Give what waits in this host's tail (records and their effects) to another ledger; how many records."""
         ...
 
+    def count_waiting(self) -> int:
+        """How many entries wait in this host's tail."""
+        ...
+
     def take(self, records: Sequence[tuple[bytes, bytes]]) -> None:
         """Take in records of another ledger, with their effects; those of entries that are there are left out."""
         ...

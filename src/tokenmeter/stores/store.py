@@ -29,7 +29,7 @@ from tokenmeter.stores.naming import NO_NAMES, KeyNames
 from tokenmeter.stores.reading import EntryReader
 from tokenmeter.stores.record import decode_hold, encode_entry
 from tokenmeter.stores.slots import Stretch, from_microseconds, to_microseconds
-from tokenmeter.stores.tail import unfolded
+from tokenmeter.stores.tail import Frame, unfolded
 from tokenmeter.usage import Usage
 
 if TYPE_CHECKING:
@@ -377,7 +377,14 @@ class BookStore(ABC, Generic[B, J]):
 
     def hand_on(self, take: Callable[[Sequence[Record]], object]) -> int:
         """Give what waits in this host's tail to another ledger; how many records."""
-        waiting = list(unfolded(self._book.path, self._book.identity, self._places()))
+        waiting = self._waiting_frames()
         take([(record, effects) for _, (_, record, effects) in waiting])
         self._note_places({segment: end for segment, (end, _, _) in waiting})
         return len(waiting)
+
+    def count_waiting(self) -> int:
+        """How many entries wait in this host's tail."""
+        return sum(b'"record":"entry"' in record[:40] for _, (_, record, _) in self._waiting_frames())
+
+    def _waiting_frames(self) -> list[tuple[int, Frame]]:
+        return list(unfolded(self._book.path, self._book.identity, self._places()))
