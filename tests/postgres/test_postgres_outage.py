@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import tokenmeter
 from tokenmeter import checkpoints
 from tokenmeter.errors import StoreUnavailableError
 from tokenmeter.ledger import CounterKey
@@ -19,6 +20,7 @@ from tokenmeter.processes import run_at_once
 from tokenmeter.stores import open_store
 from tokenmeter.stores.base import CapReachedError
 from tokenmeter.stores.postgres.pool import Pool
+from tokenmeter.stores.postgres.sessions import ServerRows
 from tokenmeter.stores.record import encode_entry
 from tokenmeter.stores.tail import frame
 
@@ -311,6 +313,75 @@ class TestSpool:
             store.reserve(make_hold((other, 10, 1)))
         store.reserve(make_hold((key, 10, 1)))
         assert store.health().facts["server_failures"] == 0
+
+    def test_a_call_waits_once_for_counters_that_another_session_has_locked(
+        self, postgres_url, postgres_server_url, query, provider, monkeypatch
+    ):
+        """Its plan waited for them; the general way, which says what comes of it, does not once more."""
+        import psycopg
+
+        openai = pytest.importorskip("openai")
+        monkeypatch.setattr(Pool, "seconds", 1)
+        meter = tokenmeter.make_meter(store=postgres_url, budgets=[{"name": "all", "limit_usd": "50"}])
+        sdk = openai.OpenAI(base_url=provider.openai_url, api_key="sk-test-0123456789", max_retries=0)
+        client: Any = tokenmeter.wrap(sdk, meter=meter)
+        asked, execute = [], ServerRows.execute
+
+        def noted(self, statement, values=()):
+            asked.append(statement)
+            return execute(self, statement, values)
+
+        def call():
+            client.chat.completions.create(model="gpt-5-mini", messages=[{"role": "user", "content": "Hello"}])
+
+        for _ in range(3):
+            call()
+        meter.flush()
+        monkeypatch.setattr(ServerRows, "execute", noted)
+        with psycopg.connect(postgres_server_url) as session:
+            session.execute(f"SET search_path = {query.schema}")
+            session.execute("SELECT 1 FROM counters FOR UPDATE")
+            with pytest.raises(StoreUnavailableError, match=r"A hard cap applies .* hold a lock"):
+                call()
+        assert sum("reserve(" in one for one in asked) == 1
+        call()
+        client.close()
+        meter.close()
+
+    def test_those_who_wait_for_one_lock_wait_as_long_as_one(
+        self, store, query, postgres_server_url, make_entry, make_posting, monkeypatch
+    ):
+        import psycopg
+
+        monkeypatch.setattr(Pool, "seconds", 1)
+        store.settle(make_entry(), [make_posting(1)])
+        store.flush(10)
+        store._pool.close()
+        store.journal._sender.close()
+        monkeypatch.setattr(store.journal, "wake", lambda: None)
+        store.settle(make_entry(), [make_posting(1)])
+        waited, write_fold, all_there = [], store._book.write_fold, threading.Barrier(5)
+
+        def noted(*arguments):
+            waited.append(arguments)
+            return write_fold(*arguments)
+
+        def send():
+            all_there.wait()
+            with pytest.raises(StoreUnavailableError, match="hold a lock"):
+                store.journal.send()
+
+        monkeypatch.setattr(store._book, "write_fold", noted)
+        with psycopg.connect(postgres_server_url) as session:
+            session.execute(f"SET search_path = {query.schema}")
+            session.execute("SELECT 1 FROM counters FOR UPDATE")
+            threads = [threading.Thread(target=send) for _ in range(5)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        assert len(waited) == 1
+        assert store.flush(10) == 0
 
     def test_waiting_for_others_is_told_only_when_it_goes_on(
         self, store, query, postgres_server_url, make_entry, monkeypatch, caplog

@@ -35,6 +35,7 @@ from tokenmeter.errors import (
 from tokenmeter.interrupts import came_from_outside
 from tokenmeter.ledger import new_id
 from tokenmeter.meter import Authorization, Meter
+from tokenmeter.stores.base import LockedError
 from tokenmeter.usage import Observation
 
 if TYPE_CHECKING:
@@ -249,13 +250,15 @@ class InFlight:
     def _ask_plan(self) -> str | None:
         """Have what the call may use held by its plan; the identity of a hold that is for the meter to make, if any."""
         self.awaits_key = False
-        plan = self.plan
+        plan, locked = self.plan, None
         if self.goes_freely or self.hold is not None:
             return None
         if plan is not None:
             self._hold_id = new_id()
             try:
                 self.hold = self.meter.plans.hold(plan, self, self.started_us, self._hold_id)
+            except LockedError as error:
+                locked = error
             except Exception as error:  # noqa: BLE001 - the general way says what comes of it
                 self.meter.fault("hold a call's budget by its plan", error)
                 self.meter.free(self._hold_id)  # it may have come just after it was made
@@ -263,6 +266,9 @@ class InFlight:
                 return None
             self.plan = None
         if not (self.endpoint.billed or self.endpoint.kind == "starts"):
+            return None
+        if locked is not None:  # the general way would wait for the same as long once more
+            self._take(self.meter.go_without_store(self._asked(), locked))
             return None
         self._hold_id = new_id()
         return self._hold_id

@@ -271,6 +271,16 @@ class Meter:
         except Exception as error:  # noqa: BLE001 - the call itself goes through; `reprice` can rate it later
             self.fault("read the price data", error)
 
+    def go_without_store(self, call: Call, error: StoreError) -> Authorization:
+        """Leave for a call for which nothing can be held, where its budgets let such calls pass.
+
+        Raises:
+            StoreUnavailableError: a hard cap applies, and the budget says ``closed``.
+        """
+        authorization = Authorization(call, self.store.now(), time.perf_counter_ns())
+        self._without_store(authorization, error)
+        return authorization
+
     def _without_store(self, authorization: Authorization, error: Exception) -> None:
         if isinstance(error, LimitUnknownError):
             raise error

@@ -28,7 +28,7 @@ from tokenmeter.pricing import PriceList, Pricer
 from tokenmeter.pricing.card import Circumstances
 from tokenmeter.processes import run_at_once, run_patiently
 from tokenmeter.providers.prompts import input_tokens
-from tokenmeter.stores.base import CapReachedError, Store
+from tokenmeter.stores.base import CapReachedError, LockedError, Store
 from tokenmeter.stores.definitions import Account, Rate
 from tokenmeter.stores.effects import HoldGoneError, NewHold, OutdatedError
 from tokenmeter.stores.encoding import Template, counts_text, hold_record, json_text, quoted_text
@@ -315,6 +315,9 @@ class Plans:
             sent: The call.
             at_us: When it leaves, in microseconds since the epoch.
             hold_id: Identity of the hold, for who may have to free it after an interrupt.
+
+        Raises:
+            LockedError: it was waited for as long as may be.
         """
         journal, demands, budgets = self._journal, plan.demands, self._budgets
         try:
@@ -336,6 +339,8 @@ class Plans:
             record = hold_record(hold_id, at_us, expires_us, journal.owner, begun)
             hold = NewHold(hold_id, expires_us, demands.claimed(amounts), record)
             journal.reserve(hold, generation=plan.generation)
+        except LockedError:
+            raise
         except (CapReachedError, StoreError, OutdatedError) as error:
             plan.outdated = plan.outdated or isinstance(error, OutdatedError)
             return None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from tokenmeter.dimensions import DIMENSIONS
 from tokenmeter.display import counted, facts_html
+from tokenmeter.errors import StoreUnavailableError
 from tokenmeter.ledger import Claim, CounterKey, Entry, Posting, Reservation, ThresholdCrossing
 from tokenmeter.pricing.corrections import reversal
 from tokenmeter.stores.documents import Document, DocumentQuery, Filing, NewDocument
@@ -61,6 +62,10 @@ class CapReachedError(Exception):
         self.claim = claim
         self.settled = settled
         self.reserved = reserved
+
+
+class LockedError(StoreUnavailableError):
+    """What was to be changed stayed locked by somebody else for as long as it is waited for. Nothing was changed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from functools import partial
@@ -14,6 +15,7 @@ import psycopg
 
 from tokenmeter.errors import ConfigurationError, StoreBusyError, StoreError, StoreUnavailableError
 from tokenmeter.ledger import CounterKey, ThresholdCrossing
+from tokenmeter.stores.base import LockedError
 from tokenmeter.stores.book import (
     ENTRY_COLUMNS,
     Folding,
@@ -64,6 +66,7 @@ class PostgresBook(ServerBook):
         self.settled: dict[CounterKey, int] = {}
         self.late: deque[ThresholdCrossing] = deque()
         self._waited = 0
+        self._jam = (0.0, "")
         self.after_fork_in_child()
 
     def after_fork_in_child(self) -> None:
@@ -251,8 +254,21 @@ class PostgresBook(ServerBook):
         """See `FoldingBook`. One thread folds; those that wait for it find their records folded."""
         if self._owned():
             raise StoreBusyError("The ledger is being written to further up in this thread.")
+        asked_at = time.monotonic()
         with self._mutex:
-            return super().fold()
+            ended_at, reason = self._jam
+            if ended_at > asked_at:  # this thread has waited for the same with the one that folded
+                raise LockedError(reason)
+            try:
+                return super().fold()
+            except LockedError as error:
+                self._jam = time.monotonic(), str(error)
+                raise
+
+    @property
+    def is_jammed(self) -> bool:
+        """Whether the last fold waited in vain for what another session has locked."""
+        return self._waited > 0
 
     def folding(self, *, careful: bool, refuse: str | None = None) -> FoldToServer:
         """See `FoldingBook`."""
@@ -292,7 +308,7 @@ class PostgresBook(ServerBook):
 
     def note_failure(self, error: StoreError) -> None:
         """See `FoldingBook`. To wait in vain while other hosts fold is no outage, unless it goes on."""
-        if isinstance(error.__cause__, psycopg.errors.QueryCanceled):
+        if isinstance(error, LockedError):
             self._waited += 1
             if self._waited < _WAITS:
                 return

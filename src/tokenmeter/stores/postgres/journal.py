@@ -10,7 +10,7 @@ from typing import Any
 from tokenmeter.errors import StoreBusyError, StoreError, StoreUnavailableError
 from tokenmeter.ledger import Entry, Posting, ThresholdCrossing, is_own
 from tokenmeter.processes import Background, is_on_event_loop, may_wait
-from tokenmeter.stores.base import CapReachedError, Settlement
+from tokenmeter.stores.base import CapReachedError, LockedError, Settlement
 from tokenmeter.stores.effects import (
     HoldGoneError,
     NewHold,
@@ -337,7 +337,7 @@ class ServerJournal(LeasingWriter):
                 continue
             settled[key] = known = known + posting.amount
             due = due or any(one <= known and (key, one) not in told for one in thresholds)
-        if due and may_wait():
+        if due and may_wait() and not self._server.is_jammed:  # then whoever sends hears of it
             with contextlib.suppress(StoreError):
                 self.send()
         return self.take_crossings()
@@ -369,12 +369,22 @@ class ServerJournal(LeasingWriter):
             return
         if not may_wait():
             raise StoreBusyError(_NETWORK)
+        try:
+            self._hold_there(hold, full=full)
+        except LockedError as error:
+            self._note_jam(hold, error)
+            raise
+        self._holds[hold.hold_id] = hold.expires_at
+
+    def _hold_there(self, hold: NewHold, *, full: bool) -> None:
+        """Hold on the server; where its counters are `full`, as far as this process knows, what waits is sent first."""
+        since = time.monotonic()
         if full or self.definitions.made != self._sent:
             self.send()  # whoever sweeps the hold has to be able to read it
         deadline, tried = 0.0, False
         while True:
             try:
-                self._hold(hold)
+                self._hold(hold, since)
                 break
             except CapReachedError as stop:
                 deadline = deadline or time.monotonic() + _RECALL_SECONDS  # not before: it may have waited in a crowd
@@ -383,7 +393,6 @@ class ServerJournal(LeasingWriter):
                 elif not self._recall(stop, deadline):
                     raise
                 tried = True
-        self._holds[hold.hold_id] = hold.expires_at
 
     def _is_held(self, hold_id: str) -> bool:
         """Whether nobody can have swept a hold of this process: by its time, nor on this machine by another clock."""

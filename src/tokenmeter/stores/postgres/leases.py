@@ -14,11 +14,12 @@ import psycopg
 from tokenmeter.errors import StoreUnavailableError
 from tokenmeter.ledger import Claim, CounterKey
 from tokenmeter.processes import OnceForAll
-from tokenmeter.stores.base import CapReachedError
+from tokenmeter.stores.base import CapReachedError, LockedError
 from tokenmeter.stores.effects import NewHold, SlotClaim, Standing, claim_effects
 from tokenmeter.stores.live import Live
 from tokenmeter.stores.postgres.book import PostgresBook
 from tokenmeter.stores.postgres.fold import json_text, parts
+from tokenmeter.stores.postgres.sessions import ServerRows
 from tokenmeter.stores.tail import frame
 from tokenmeter.stores.writer import Writer
 
@@ -55,6 +56,7 @@ class LeasingWriter(Writer, ABC):
         self._lessee = False
         self._held: dict[CounterKey, tuple[int, int]] = {}
         self._recalls: dict[CounterKey, OnceForAll] = {}
+        self._jams: dict[CounterKey, tuple[float, str]] = {}
 
     @abstractmethod
     def send(self) -> None:
@@ -70,8 +72,29 @@ class LeasingWriter(Writer, ABC):
 
     # -- on the server
 
-    def _hold(self, hold: NewHold) -> None:
-        """Hold on the server, which leases this host more of the same where holds are many."""
+    def _check_jams(self, hold: NewHold, since: float) -> None:
+        """Let no call that waited behind another for a connection, or for the tail to be sent, wait as long once more.
+
+        Raises:
+            LockedError: since then another waited in vain for one of the same counters.
+        """
+        for slot, *_ in hold.claims if self._jams else ():
+            ended_at, reason = self._jams.get(slot.key, (0.0, ""))
+            if ended_at > since:
+                raise LockedError(reason)
+
+    def _note_jam(self, hold: NewHold, error: LockedError) -> None:
+        if len(self._jams) > _MOST_HELD:
+            self._jams.clear()
+        self._jams.update((slot.key, (time.monotonic(), str(error))) for slot, *_ in hold.claims)
+
+    def _hold(self, hold: NewHold, since: float) -> None:
+        """Hold on the server, which leases this host more of the same where holds are many.
+
+        Raises:
+            CapReachedError: something does not fit.
+            LockedError: another session has a counter locked; see `_check_jams`.
+        """
         claims = hold.claims
         asked = {
             "id": hold.hold_id,
@@ -83,8 +106,16 @@ class LeasingWriter(Writer, ABC):
         asked_at = time.monotonic_ns()
         if self._is_busy(claims, asked_at) and (live := self._live) is not None:
             lease = {"host": self._server.identity.hex(), "epoch": live.lease[0].hex(), "lease": _LEASED_HOLDS}
+
+        def ask(rows: ServerRows) -> Any:
+            try:
+                self._check_jams(hold, since)
+            except LockedError as error:  # nothing is wrong with the connection
+                return error
+            return rows.execute("SELECT reserve(?)", (json_text({**asked, **lease}),)).fetchall()[0][0]
+
         try:
-            done = self._server.fetch("SELECT reserve(?)", (json_text({**asked, **lease}),))[0][0]
+            done = self._server.ask(ask)
         except StoreUnavailableError as error:
             cause = error.__cause__
             if not isinstance(cause, psycopg.Error) or cause.sqlstate != _CAP_REACHED:
@@ -94,6 +125,8 @@ class LeasingWriter(Writer, ABC):
             claim = Claim(slot.key, limit, amount, slot.window_end)
             stop = CapReachedError(claim, int(missed["settled"]), int(missed["reserved"]))
             raise (_LeasedError(stop) if missed["leased"] else stop) from None
+        if isinstance(done, LockedError):
+            raise done
         given = [int(amount) for amount in done["leased"]]
         if lease and any(given):
             self._take_lease(bytes.fromhex(lease["epoch"]), asked_at + _LEASE_NS, hold, given)

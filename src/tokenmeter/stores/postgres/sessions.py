@@ -27,6 +27,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo, timeout_from_conni
 
 from tokenmeter.errors import ConfigurationError, StoreUnavailableError
 from tokenmeter.paths import expand, user_folder
+from tokenmeter.stores.base import LockedError
 from tokenmeter.stores.urls import redacted
 from tokenmeter.values import dataclass
 
@@ -253,7 +254,8 @@ def explain(error: Exception, address: Address) -> StoreUnavailableError:
             "Check that the server runs and that this host may reach it; `tokenmeter doctor` shows what waits in the "
             "spool."
         )
-    return StoreUnavailableError(f"The PostgreSQL store {address.url} cannot be used: {reason_of(error)}. {advice}")
+    kind = LockedError if isinstance(error, psycopg.errors.QueryCanceled) else StoreUnavailableError
+    return kind(f"The PostgreSQL store {address.url} cannot be used: {reason_of(error)}. {advice}")
 
 
 class ServerRows:

@@ -202,11 +202,12 @@ class PostgresStore(BookStore[PostgresBook, ServerJournal]):
             reached: Counters, each with its thresholds (ascending) and its settled amount as far as it is known here.
         """
         crossed: list[ThresholdCrossing] = []
-        with contextlib.suppress(StoreError):  # told by the book; the next entry looks again
-            self.journal.send()
-            crossed = self._book.cross(
-                entry_id, to_microseconds(at), [(slot.key, amounts) for slot, amounts, _ in reached]
-            )
+        if not self._book.is_jammed:  # else whoever sends hears of it: no call waits for that
+            with contextlib.suppress(StoreError):  # told by the book; the next entry looks again
+                self.journal.send()
+                crossed = self._book.cross(
+                    entry_id, to_microseconds(at), [(slot.key, amounts) for slot, amounts, _ in reached]
+                )
         for slot, thresholds, _ in reached:
             settled = self._book.settled.get(slot.key, 0)
             slot.alert_at = next((threshold for threshold in thresholds if threshold > settled), NEVER)
