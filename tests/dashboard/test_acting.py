@@ -461,6 +461,21 @@ def test_a_budget_with_slashes_in_its_name_is_reached(served, filed, name):
     assert {"/v1/budgets/{name}", "/v1/budgets/{name}/grants", "/v1/budgets/{name}/history"} <= set(described)
 
 
+def test_what_stands_below_a_budget_is_not_taken_for_its_name(served, filed):
+    """A history is read; what was posted to it defined a budget called `team/history`."""
+    before = filed.store.verify()
+    limit = {"fields": {"limit_usd": "6"}, "reason": "new", "dry_run": False}
+    assert post(served, "/budgets/team/history", **limit)[0] == 405
+    for path in (
+        "/budgets/team/end",
+        "/budgets/team/grants",
+        "/invoices/INV-1/payments",
+        "/invoices/INV-1/credit-notes",
+    ):
+        assert served.get(f"/api/v1{path}", authorization=f"Bearer {READS}")[0] == 405, path
+    assert filed.store.verify() == before
+
+
 def test_only_a_page_of_ones_own_acts_and_only_with_the_right(served, filed):
     before = filed.store.verify()
     cookie, proof = logged_in(served)

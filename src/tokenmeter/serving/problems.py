@@ -73,6 +73,18 @@ def _failed(request: Request, error: Exception) -> Response:
     return problem(400 if isinstance(error, ConfigurationError) else 500, words)
 
 
+def keep_to_path(request: Request) -> None:
+    """Refuse a method that a path does not have, though the paths above it have it: `POST` of a budget's history.
+
+    The history's name is no part of the budget's, which would be defined under both.
+
+    Raises:
+        HTTPException: the route that says most of this path has other methods.
+    """
+    if request.method not in _allowed(request).split(", "):
+        raise HTTPException(HTTPStatus.METHOD_NOT_ALLOWED)
+
+
 def _allowed(request: Request) -> str:
     """The methods of every route that has this path: the router names those of the first alone.
 

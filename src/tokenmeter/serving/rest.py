@@ -23,7 +23,7 @@ from tokenmeter.reports.query import parse_conditions
 from tokenmeter.serving import answers
 from tokenmeter.serving.access import ACCESS, Access
 from tokenmeter.serving.lens import ReadableMeter
-from tokenmeter.serving.problems import PROBLEMS, problems, tell_problems
+from tokenmeter.serving.problems import PROBLEMS, keep_to_path, problems, tell_problems
 from tokenmeter.serving.shapes import (
     BalancesShape,
     BudgetsShape,
@@ -179,6 +179,7 @@ def make_api(look: Callable[[Access], ReadableMeter]) -> FastAPI:
         responses=PROBLEMS,
         dependencies=[
             Security(HTTPBearer(auto_error=False, description="`tokenmeter dashboard token create NAME`")),
+            Depends(keep_to_path),
             Depends(know_all_asked),
         ],
         generate_unique_id_function=lambda route: route.name,
