@@ -615,6 +615,38 @@ class TestCredit:
             meter.budgets.grant("credit", **{**asked, **other}, dry_run=dry_run)
         assert len(meter.budgets.grants("credit")) == 1
 
+    @pytest.mark.parametrize("since", ["expired", "a second limit", "another scope", "retired"])
+    def test_a_payment_told_again_is_given_back_whatever_became_of_its_budget(self, metered, store, monkeypatch, since):
+        moment = datetime(2026, 11, 10, tzinfo=UTC)
+        monkeypatch.setattr(store, "now", lambda: moment)
+        meter = metered()
+        meter.budgets.set(self.CREDIT)
+        asked = {"amount": 25, "by": "pay", "reason": "r", "scope": {"organization": "acme"}, "key": "evt_1"}
+        asked["expires"] = "2026-11-20"
+        made = meter.budgets.grant("credit", **asked)
+        monkeypatch.setattr(store, "now", lambda: moment + timedelta(days=20 if since == "expired" else 1))
+        if since == "a second limit":
+            meter.budgets.set(Budget(organization="*", limit_usd=0, limit_requests=9, period="total", name="credit"))
+        elif since == "another scope":
+            meter.budgets.set(Budget(member="*", limit_usd=0, period="total", name="credit"))
+        elif since == "retired":
+            meter.budgets.retire("credit")
+        for dry_run in (True, False):
+            assert meter.budgets.grant("credit", **asked, dry_run=dry_run) == made
+        for other in ({"amount": 50}, {"scope": {"organization": "globex"}}, {"expires": None}, {"unit": "requests"}):
+            with pytest.raises(ConfigurationError, match="'evt_1' was used for a grant of 25"):
+                meter.budgets.grant("credit", **{**asked, **other})
+        assert meter.budgets.grants("credit") == [made]
+
+    def test_credit_beside_a_limit_in_flight_needs_no_unit(self, metered):
+        meter = metered(Budget(organization="*", limit_usd=0, limit_in_flight=8, period="total", name="credit"))
+        acme = {"organization": "acme"}
+        assert meter.budgets.grant("credit", 25, by="b", reason="r", scope=acme).unit == "usd"
+        with pytest.raises(ConfigurationError, match="is a rate limit"):
+            meter.budgets.grant("credit", 25, by="b", reason="r", scope=acme, unit="in_flight")
+        with pytest.raises(ConfigurationError, match="No budget is called 'none'"):
+            meter.budgets.grant("none", 25, by="b", reason="r", key="k")
+
     def test_a_key_that_reads_as_another_budgets_is_refused(self, metered):
         """A grant is filed under its budget's name and its key."""
         meter = metered(self.CREDIT, Budget(organization="*", limit_usd=0, period="year", name="credit+a"))

@@ -108,6 +108,11 @@ class Policy:
         """Every definition there was, those of ended budgets too."""
         return [one.budget for versions in self.changes.values() for one in versions if one.budget is not None]
 
+    def definition_at(self, name: str, moment: datetime) -> Budget | None:
+        """A budget as it was last defined by a moment; None where nothing was said of it by then."""
+        said = [one.budget for one in self.changes.get(name, ()) if one.at is not None and one.at <= moment]
+        return next((budget for budget in reversed(said) if budget is not None), None)
+
     def said_by(self, source: str, name: str) -> Change | None:
         """What `source` said last of a budget."""
         return next((one for one in reversed(self.changes.get(name, ())) if one.source == source), None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
 from tokenmeter.budgets.matching import Cap, parse_scope, scope_text
 from tokenmeter.budgets.policy import Budget, Unit, parse_limit
@@ -129,34 +129,47 @@ def granted_to(granted: Granted, cap: Cap, text: str) -> Sequence[Grant]:
     return sorted((*others, *own), key=lambda grant: grant.at) if others else own
 
 
-def find_filed(granted: Granted, grant: Grant, named: str | None = None) -> Grant | None:
-    """The grant that was filed under the identity of `grant`.
-
-    Args:
-        granted: All grants.
-        grant: What is asked for.
-        named: What its budget calls the one API key that it is about: it may have been filed under that.
-
-    Raises:
-        ConfigurationError: something else was granted under it.
-    """
+def find_filed(granted: Granted, name: str, grant_id: str) -> Grant | None:
+    """What was granted on a budget under an identity."""
     # The newest first: what is asked for again was filed a moment ago.
-    own = reversed(granted.get((grant.budget, grant.unit, scope_text(grant.scope)), ()))
-    found = next((one for one in own if one.grant_id == grant.grant_id), None) or next(
-        (one for one in grants_of(granted, grant.budget) if one.grant_id == grant.grant_id), None
-    )
-    same = found is not None and _is_counter(found.scope, grant.scope, () if named is None else (named,))
-    if found is not None and not (same and _asked_for(found) == _asked_for(grant)):
-        raise ConfigurationError(
-            f"The key {grant.grant_id!r} was used for a grant of {found.amount:f} {found.unit} to "
-            f"{scope_text(found.scope) or 'all calls'} ({found.reason}); give what is something else a key of its own."
-        )
-    return found
+    of_budget = (grants for (budget, _, _), grants in granted.items() if budget == name)
+    return next((one for grants in of_budget for one in reversed(grants) if one.grant_id == grant_id), None)
 
 
-def _asked_for(grant: Grant) -> tuple[object, ...]:
-    """What was asked for, whenever it was."""
-    return grant.unit, grant.amount, grant.expires, grant.reason
+class AskedGrant(NamedTuple):
+    """What the caller says of a grant; what he leaves to the budget is not compared with what was granted.
+
+    Attributes:
+        amount: How much.
+        reason: Why.
+        expires: As in `Grant`.
+        unit: Which limit; None = the one that the budget has.
+        scope: Scope values of the counter.
+        keys: What else the API key in `scope` is called.
+    """
+
+    amount: Decimal
+    reason: str
+    expires: datetime | None
+    unit: Unit | None
+    scope: Mapping[str, str]
+    keys: Collection[str] = ()
+
+    def refuse_other(self, found: Grant) -> None:
+        """Refuse what is asked for under the identity of something else, whenever that was.
+
+        Raises:
+            ConfigurationError: `found` is another grant than is asked for.
+        """
+        said = (self.amount, self.reason, self.expires, self.unit or found.unit)
+        if said != (found.amount, found.reason, found.expires, found.unit) or not _is_counter(
+            found.scope, self.scope, self.keys
+        ):
+            raise ConfigurationError(
+                f"The key {found.grant_id!r} was used for a grant of {found.amount:f} {found.unit} to "
+                f"{scope_text(found.scope) or 'all calls'} ({found.reason}); give what is something else a key of "
+                "its own."
+            )
 
 
 def full_scope(

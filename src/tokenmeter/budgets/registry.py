@@ -39,7 +39,7 @@ from tokenmeter.budgets.definitions import (
     read_policy,
     what_counts,
 )
-from tokenmeter.budgets.grants import Grant, find_filed, full_scope, grants_of
+from tokenmeter.budgets.grants import AskedGrant, Grant, find_filed, full_scope, grants_of
 from tokenmeter.budgets.holds import Fault
 from tokenmeter.budgets.matching import Cap
 from tokenmeter.budgets.policy import Budget, Unit, parse_limit
@@ -514,49 +514,61 @@ class Registry:
             ConfigurationError: no such budget or counter, a wrong amount or expiry, or what should be a text is none.
             StoreUnavailableError: it could not be recorded.
         """
-        state = self._current()
-        budget = self._named(state, name)
-        cap = _cap_of(state, budget, unit)
-        full = full_scope(budget, scope or {}, partial(keys_called, self._store))
-        number = parse_decimal(amount, name="amount")
+        state, who, number = self._current(), acting(by), parse_decimal(amount, name="amount")
         if not number:
             raise ConfigurationError("amount must not be zero.")
-        if parse_limit(magnitude(number), cap.unit, name="amount") == 0 or cap.rolling or not cap.counts:
-            raise ConfigurationError(f"Budget {name!r} is a rate limit; change its limit instead of granting more.")
         if key is not None:
             check_text(key, "key")
         check_reason(reason)
+
+        def ask(budget: Budget) -> AskedGrant:
+            full = full_scope(budget, scope or {}, partial(keys_called, self._store))
+            ends = None if expires is None else parse_instant(expires, budget.tz)
+            return AskedGrant(number, reason, ends, unit, full, () if budget.api_key is None else (budget.api_key,))
+
+        policy = self._read().policy
+        # Before anything is asked of the budget: a payment that is told again may have been granted on an earlier
+        # definition of it, and be used up, expired or ended since.
+        if key is not None and (filed := find_filed(policy.grants, name, key)) is not None:
+            ask(policy.definition_at(name, filed.at) or self._named(state, name)).refuse_other(filed)
+            return filed
+        budget = self._named(state, name)
+        asked, cap = ask(budget), _cap_of(state, budget, unit)
+        if parse_limit(magnitude(number), cap.unit, name="amount") == 0 or not _takes_grants(cap):
+            raise ConfigurationError(f"Budget {name!r} is a rate limit; change its limit instead of granting more.")
         begins = self._store.now() if at is None else parse_instant(at, budget.tz)
-        ends = None if expires is None else parse_instant(expires, budget.tz)
-        if ends is not None and ends <= begins:
-            raise ConfigurationError(f"expires must be later than {begins.isoformat()}, not {ends.isoformat()}.")
+        if asked.expires is not None and asked.expires <= begins:
+            raise ConfigurationError(
+                f"expires must be later than {begins.isoformat()}, not {asked.expires.isoformat()}."
+            )
         (window_start, window_end), *_ = cap.spans(to_microseconds(begins))
-        grant = Grant(
-            grant_id=key or new_id(),
-            budget=name,
-            scope=full,
-            unit=cap.unit,
-            amount=number,
-            starts=begins,
-            expires=ends,
-            window_start=window_start,
-            at=self._store.now(),
-            by=acting(by),
-            reason=reason,
-        )
-        filed = None if key is None else find_filed(self._read().policy.grants, grant, budget.api_key)
-        if filed is None and ends is not None and window_end is not None and to_microseconds(ends) > window_end:
+        if asked.expires is not None and window_end is not None and to_microseconds(asked.expires) > window_end:
             anew = from_microseconds(window_end).isoformat()
             raise ConfigurationError(
                 f"Budget {name!r} begins anew at {anew}, and what is granted ends with its window: expires must not be "
-                f"later, and is {ends.isoformat()}. Leave it out, or grant credit on a budget of the period 'total'."
+                f"later, and is {asked.expires.isoformat()}. Leave it out, or grant credit on a budget of the period "
+                "'total'."
             )
+        grant = Grant(
+            grant_id=key or new_id(),
+            budget=name,
+            scope=asked.scope,
+            unit=cap.unit,
+            amount=number,
+            starts=begins,
+            expires=asked.expires,
+            window_start=window_start,
+            at=self._store.now(),
+            by=who,
+            reason=reason,
+        )
         if dry_run:
-            return filed or grant
+            return grant
         file_grant(self._store, grant)
-        found = find_filed(self._read().policy.grants, grant, budget.api_key)
+        found = find_filed(self._read().policy.grants, name, grant.grant_id)
         if found is None:
             raise ConfigurationError(f"key {key!r} names another document of this ledger; give the grant another key.")
+        asked.refuse_other(found)  # somebody may have been quicker
         return found
 
     @staticmethod
@@ -585,12 +597,20 @@ def _would_be(policy: Policy, name: str, budget: Budget | None, *, by: str, reas
 
 
 def _cap_of(state: InForce, budget: Budget, unit: Unit | None) -> Cap:
+    """The limit that is meant: where none is named, the one that can be granted on."""
     found = [cap for cap in state.caps.values() if cap.budget.name == budget.name and unit in {None, cap.unit}]
+    if unit is None:
+        found = [cap for cap in found if _takes_grants(cap)] or found[:1]
     if len(found) != 1:
         raise ConfigurationError(
             f"Budget {budget.name!r} limits {', '.join(budget.units)}; say which is meant with unit=."
         )
     return found[0]
+
+
+def _takes_grants(cap: Cap) -> bool:
+    """Whether its limit can be granted more: not so a rate limit's, nor that of calls in flight."""
+    return cap.counts and not cap.rolling
 
 
 _reading = make_lock()
