@@ -79,6 +79,43 @@ class TestBurnRate:
         meter.post(a_cost(20, at=datetime(2026, 11, 1, 5, tzinfo=UTC)))
         assert meter.budgets.telling.check_rules() == []
 
+    @pytest.mark.parametrize("period", ["year", "month"])
+    def test_a_budget_that_starts_in_its_window_is_reckoned_from_there(self, meter_with, period):
+        """Nothing of the days before is its: since the start on the ninth, 36 hours, two thirds are used up."""
+        budget = Budget(limit_usd=30, period=period, name="launch", starts="2026-11-09", ends="2026-11-14")
+        meter = meter_with(BurnRate(), budgets=[budget])
+        meter.post(a_cost(1, at=datetime(2026, 11, 8, tzinfo=UTC)))
+        meter.post(a_cost(20))
+        (balance,) = meter.remaining()
+        assert balance.counts_from == budget.starts
+        assert balance.window_start < budget.starts
+        assert balance.full_at(NOON) == datetime(2026, 11, 11, 6, tzinfo=UTC)
+        (notice,) = meter.budgets.telling.check_rules()
+        assert "is full on 2026-11-11 06:00 UTC at this rate, before it ends on 2026-11-14 00:00 UTC:" in str(notice)
+        assert notice.figures["ends"] == "yes"
+
+    def test_credit_that_lasts_from_a_day_to_a_day_is_projected(self, meter_with):
+        budget = Budget(limit_usd=30, period="total", name="pilot", starts="2026-11-09", ends="2026-11-14")
+        meter = meter_with(BurnRate(), budgets=[budget])
+        meter.post(a_cost(20))
+        (notice,) = meter.budgets.telling.check_rules()
+        assert "is full on 2026-11-11 06:00 UTC" in str(notice)
+
+    def test_little_of_the_time_since_the_start_is_too_early_for_a_projection(self, meter_with):
+        meter = meter_with(BurnRate(), budgets=[Budget(limit_usd=30, period="year", starts="2026-11-09")])
+        meter.post(a_cost(20))
+        assert meter.budgets.telling.check_rules() == []  # a day and a half of fifty
+
+    def test_a_window_that_goes_on_says_when_it_resets(self, meter_with):
+        meter = meter_with(BurnRate(), budgets=[Budget(limit_usd=30, name="all", starts="2026-10-09")])
+        meter.post(a_cost(12))
+        (balance,) = meter.remaining()
+        assert (balance.ends, balance.counts_from) == (False, balance.window_start)
+        assert repr(balance) == "<Balance all: $18 of $30 left, resets 2026-12-01 00:00 UTC>"
+        (notice,) = meter.budgets.telling.check_rules()
+        assert "before it resets on 2026-12-01 00:00 UTC:" in str(notice)
+        assert notice.figures["ends"] == "no"
+
     def test_a_rate_limit_is_no_budget_that_is_full_before_it_resets(self, meter_with):
         meter = meter_with(BurnRate(), budgets=[Budget(limit_requests=30, period="rolling-1m", name="rate")])
         for _ in range(10):
@@ -353,3 +390,31 @@ def test_a_rate_limit_resets_when_no_window_remembers_what_was_used(meter_with):
     (balance,) = meter.remaining(at=NOON)
     assert balance.spent == 1
     assert balance.resets_at >= NOON + timedelta(hours=6)
+
+
+def test_what_is_told_of_a_budget_that_ends_says_so_and_names_its_end(meter_with):
+    seen = []
+    budget = Budget(limit_usd=30, period="year", name="pilot", ends="2026-11-14")
+    meter = meter_with(budgets=[budget], alerts=[seen.append])
+    meter.post(a_cost(16))
+    (balance,) = meter.remaining()
+    assert (balance.ends, balance.resets_at) == (True, budget.ends)
+    assert repr(balance) == "<Balance pilot: $14 of $30 left, ends 2026-11-14 00:00 UTC>"
+    assert "ends" in balance._repr_html_()
+    assert "resets" not in balance._repr_html_()
+    told = balance.to_dict()
+    assert (told["ends"], told["resets_at"]) == (True, "2026-11-14T00:00:00+00:00")
+    assert told["counts_from"] == told["window_start"] == "2026-01-01T00:00:00+00:00"
+    assert meter.budgets.alerts.flush(5)
+    (alert,) = seen
+    assert (alert.window_end, alert.ends) == (budget.ends, True)
+    assert "passed 50% before it ends on 2026-11-14 00:00 UTC:" in str(alert)
+    assert alert.facts()["ends"] == "2026-11-14 00:00 UTC"
+    assert "resets" not in alert.facts()
+    assert alert.to_dict()["ends"] is True
+
+
+def test_a_budget_that_ends_with_its_window_does_not_begin_anew(meter_with):
+    meter = meter_with(budgets=[Budget(limit_usd=30, name="pilot", ends="2026-12-01")])
+    (balance,) = meter.remaining()
+    assert balance.ends

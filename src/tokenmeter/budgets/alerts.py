@@ -32,11 +32,13 @@ class Alert:
         limit: The limit, in `unit`.
         spent: What settled calls have used in this window, in `unit`.
         window_start: Aware UTC.
-        window_end: Aware UTC; None for a budget that never resets.
+        window_end: Aware UTC, or the end of the budget itself, where that is before it; None for a budget that never
+            resets or ends.
         at: When it was noticed, aware UTC.
         hard: Whether the budget stops calls.
         key_name: What the API key of ``scope`` is called, where it has a name.
         crossing_id: What the ledger knows the crossing by; None for an alert that no ledger told.
+        ends: Whether `window_end` is the end of the budget itself.
     """
 
     budget: str
@@ -51,6 +53,7 @@ class Alert:
     hard: bool
     key_name: str | None = None
     crossing_id: str | None = None
+    ends: bool = False
 
     @property
     def kind(self) -> str:
@@ -69,13 +72,13 @@ class Alert:
 
     def facts(self) -> dict[str, str]:
         """Its figures for people."""
-        resets = "never" if self.window_end is None else f"{self.window_end:%Y-%m-%d %H:%M} UTC"
+        until = "never" if self.window_end is None else f"{self.window_end:%Y-%m-%d %H:%M} UTC"
         return {
             "budget": self.budget,
             "scope": whose(self.scope, self.key_name),
             "spent": in_full(self.spent, self.unit),
             "limit": in_full(self.limit, self.unit),
-            "resets": resets,
+            "ends" if self.ends else "resets": until,
             "stops calls": "yes" if self.hard else "no",
         }
 
@@ -102,13 +105,15 @@ class Alert:
             "spent": f"{self.spent:f}",
             "window_start": self.window_start.isoformat(),
             "window_end": None if self.window_end is None else self.window_end.isoformat(),
+            "ends": self.ends,
             "at": self.at.isoformat(),
             "hard": self.hard,
             "key_name": self.key_name,
         }
 
     def __str__(self) -> str:
-        until = "" if self.window_end is None else f" of the window that ends {self.window_end:%Y-%m-%d %H:%M} UTC"
+        what = "before it ends on" if self.ends else "of the window that ends"
+        until = "" if self.window_end is None else f" {what} {self.window_end:%Y-%m-%d %H:%M} UTC"
         return (
             f"Budget {self.budget!r} ({whose(self.scope, self.key_name)}) passed {self.threshold}%{until}: "
             f"{in_full(self.spent, self.unit)} of {in_full(self.limit, self.unit)}"

@@ -21,7 +21,7 @@ from tokenmeter.dimensions import SCOPE_FIELDS, WHO
 from tokenmeter.errors import AttributionRequiredError, ConfigurationError, shown
 from tokenmeter.ledger import CounterKey, Entry
 from tokenmeter.places import say_place
-from tokenmeter.stores.slots import to_microseconds
+from tokenmeter.stores.slots import from_microseconds, to_microseconds
 from tokenmeter.texts import suggest
 from tokenmeter.values import dataclass
 
@@ -270,6 +270,17 @@ class Cap:
         _, ends = self.budget.effective
         moments = [moment for moment in (end_us, None if ends is None else to_microseconds(ends)) if moment is not None]
         return min(moments, default=None)
+
+    def ends_with(self, end_us: int | None) -> bool:
+        """Whether the budget itself ends with a window, or within it, so that nothing begins anew."""
+        _, ends = self.budget.effective
+        return ends is not None and (end_us is None or to_microseconds(ends) <= end_us)
+
+    def counts_from(self, start_us: int | None) -> datetime | None:
+        """The start of a window, or of the budget itself where that is after it; None where neither has one."""
+        starts, _ = self.budget.effective
+        begun = None if start_us is None else from_microseconds(start_us)
+        return begun if starts is None or (begun is not None and begun > starts) else starts
 
     def goes_on(self, scope: Mapping[str, str]) -> bool:
         """Whether calls still count into the counter `scope`: its key may bear another name by now."""

@@ -294,7 +294,7 @@ def _until_free(cap: Cap, free_at: int | None, at: datetime) -> Decimal | None:
 def _until(cap: Cap, free_at: int | None) -> dict[str, Any]:
     """Until when a cap stops calls: the end of the window, or before that of the budget."""
     until = cap.ends_first(free_at)
-    return {"resets_at": None if until is None else from_microseconds(until), "ends": until != free_at}
+    return {"resets_at": None if until is None else from_microseconds(until), "ends": cap.ends_with(free_at)}
 
 
 def _mend(error: UnboundedError) -> str:

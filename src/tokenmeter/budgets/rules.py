@@ -78,25 +78,21 @@ class BurnRate:
     def __call__(self, sight: Sight) -> Iterator[Notice]:
         """One notice per counter and window."""
         for one in sight.balances:
-            if one.window_start is None or one.resets_at is None:
-                continue
-            length, passed = one.resets_at - one.window_start, sight.now - one.window_start
-            if passed * 100 < length * self.percent:
-                continue
-            full = one.full_at(sight.now)
-            if full is not None and full < one.resets_at:
-                scope = whose(one.scope)
+            full = one.full_at(sight.now) if one.has_passed(self.percent, sight.now) else None
+            if full is not None and one.resets_at is not None and full < one.resets_at:
+                scope, start = whose(one.scope), one.window_start or one.counts_from
                 yield Notice(
                     kind="burn_rate",
-                    subject=f"{one.budget} ({scope}) {one.unit} {one.window_start:%Y-%m-%dT%H:%M}",
+                    subject=f"{one.budget} ({scope}) {one.unit} {start:%Y-%m-%dT%H:%M}",
                     text=f"Budget {one.budget!r} ({scope}) is full on {full:%Y-%m-%d %H:%M} UTC at this rate, before "
-                    f"it resets on {one.resets_at:%Y-%m-%d}: {in_full(one.spent, one.unit)} of "
+                    f"it {one.until} on {one.resets_at:%Y-%m-%d %H:%M} UTC: {in_full(one.spent, one.unit)} of "
                     f"{in_full(one.limit, one.unit)} are spent.",
                     figures={
                         "spent": f"{one.spent:f} {one.unit}",
                         "limit": f"{one.limit:f} {one.unit}",
                         "full_at": full.isoformat(),
                         "resets_at": one.resets_at.isoformat(),
+                        "ends": "yes" if one.ends else "no",
                     },
                     at=sight.now,
                 )

@@ -57,6 +57,9 @@ class Balance:
         resets_at: Start of the next window, aware UTC, or the end of the budget itself, where that is before it; None
             when it never resets or ends. For a rate limit: when what was
             used at its busiest is forgotten.
+        ends: Whether `resets_at` is the end of the budget itself.
+        counts_from: First instant whose calls it counts, aware UTC: the window's start, or that of the budget itself
+            where that is after it; None for a budget that counts everything.
         hard: Whether it stops calls.
         limit_known: False where the limit is asked of a function that this process does not have, or that fails, and no
             fixed one stands beside it. No call would pass here, so `limit` is 0.
@@ -76,14 +79,26 @@ class Balance:
     limit_known: bool = True
     assumed: Decimal = Decimal(0)
     rolling: bool = False
+    ends: bool = False
+    counts_from: datetime | None = None
+
+    @property
+    def until(self) -> str:
+        """What `resets_at` is: ``resets``, or ``ends``."""
+        return "ends" if self.ends else "resets"
+
+    def has_passed(self, percent: int, now: datetime) -> bool:
+        """Whether so much of the time that it counts is over; never of what has no beginning or end."""
+        start, end = self.counts_from, self.resets_at
+        return start is not None and end is not None and (now - start) * 100 >= (end - start) * percent
 
     def full_at(self, now: datetime) -> datetime | None:
-        """When it is used up if its window goes on as it went until `now`; may lie after `resets_at`.
+        """When it is used up if it goes on as it went since `counts_from`; may lie after `resets_at`.
 
         None when nothing was spent yet, when it is used up already, and for what has no window, one that goes along, or
         no limit.
         """
-        start, end = self.window_start, self.resets_at
+        start, end = self.counts_from, self.resets_at
         if self.rolling or start is None or end is None or not start < now <= end or not self.limit.is_finite():
             return None
         if not 0 < self.spent < self.limit:
@@ -94,7 +109,7 @@ class Balance:
 
     def __repr__(self) -> str:
         scope = f" ({whose(self.scope)})" if self.scope else ""
-        until = f", resets {self.resets_at:%Y-%m-%d %H:%M} UTC" if self.resets_at else ""
+        until = f", {self.until} {self.resets_at:%Y-%m-%d %H:%M} UTC" if self.resets_at else ""
         left = f"{self._left()} left" if self.limit_known else f"{self._amount(self.spent)} spent, limit not known here"
         return f"<Balance {self.budget}{scope}: {left}{until}>"
 
@@ -105,7 +120,7 @@ class Balance:
             "of it assumed": self._amount(self.assumed) if self.assumed else None,
             "reserved": self._amount(self.reserved),
             "left": self._amount(self.remaining) if self.limit_known else "not known here",
-            "resets": f"{self.resets_at:%Y-%m-%d %H:%M} UTC" if self.resets_at else None,
+            self.until: f"{self.resets_at:%Y-%m-%d %H:%M} UTC" if self.resets_at else None,
             "stops calls": "yes" if self.hard else "no",
         }
         return facts_html(" ".join((self.budget, *self.scope.values())), facts)
@@ -127,7 +142,7 @@ class Balance:
             amounts["limit"] = amounts["remaining"] = None
         instants = {
             name: None if (moment := getattr(self, name)) is None else moment.isoformat()
-            for name in ("window_start", "resets_at")
+            for name in ("window_start", "counts_from", "resets_at")
         }
         return {
             "budget": self.budget,
@@ -135,6 +150,7 @@ class Balance:
             "unit": self.unit,
             **amounts,
             **instants,
+            "ends": self.ends,
             "hard": self.hard,
             "limit_known": self.limit_known,
         }
@@ -331,7 +347,7 @@ def _balance(
         limit = limit_of(cap, scope, key)
     except LimitUnknownError:
         limit, known = 0, False
-    unlimited = limit >= NO_CAP
+    unlimited, until = limit >= NO_CAP, cap.ends_first(end)
     return Balance(
         budget=cap.budget.name,
         scope=scope,
@@ -341,7 +357,9 @@ def _balance(
         reserved=amount_of(cap.unit, counter.reserved),
         remaining=_UNLIMITED if unlimited else amount_of(cap.unit, limit - _taken(counter)),
         window_start=from_microseconds(key.window_start) if end is not None else None,
-        resets_at=None if (until := cap.ends_first(end)) is None else from_microseconds(until),
+        resets_at=None if until is None else from_microseconds(until),
+        ends=cap.ends_with(end),
+        counts_from=cap.counts_from(None if end is None else key.window_start),
         hard=cap.budget.hard,
         limit_known=known,
         assumed=amount_of(cap.unit, beyond.get(key, 0)),

@@ -103,6 +103,7 @@ class Telling:
         start, end = next(
             (span for span in cap.spans(key.window_start) if span[0] == key.window_start), (key.window_start, None)
         )
+        until = cap.ends_first(end)
         percent = threshold_amounts(cap.budget, limit).get(crossing.threshold)
         if percent is None:  # the limit is another by now than what was crossed was a threshold of
             for budget, before in self._limits_before(cap, scope, key):
@@ -120,7 +121,8 @@ class Telling:
             limit=amount_of(cap.unit, limit),
             spent=amount_of(cap.unit, crossing.settled),
             window_start=from_microseconds(start),
-            window_end=None if end is None else from_microseconds(end),
+            window_end=None if until is None else from_microseconds(until),
+            ends=cap.ends_with(end),
             at=self._store.now(),
             hard=cap.budget.hard,
             key_name=self._key_name(scope.get("api_key")),

@@ -332,7 +332,7 @@ def _show_balances(frame: Frame, found: Sequence[Balance], tz: str) -> None:
                 unit_amount(balance.remaining, balance.unit) if balance.limit_known else "",
                 share(_share_used(balance)) if balance.limit_known else "",
                 _bar(balance),
-                until,
+                f"{until} (ends)" if balance.ends else until,
             ]
         )
     resets = f"resets ({tz})"

@@ -140,8 +140,7 @@ def _standing(balance: Balance, at: datetime) -> CounterState:
     )
     percent = add(settled, held)
     filled = min(settled, _FULL)
-    start, end = balance.window_start, balance.resets_at
-    told = start is not None and end is not None and (at - start) * 100 >= (end - start) * _TELLING
+    start, end, told = balance.counts_from, balance.resets_at, balance.has_passed(_TELLING, at)
     return CounterState(
         balance=balance,
         settled=filled,

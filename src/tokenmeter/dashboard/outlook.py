@@ -54,18 +54,19 @@ def budget_lines(
 
 
 def _line(view: View, one: Balance, unit: CalendarUnit, form: Form) -> Limit | None:
-    if one.window_start is None or one.resets_at is None:
+    start = one.counts_from
+    if start is None or one.resets_at is None:
         return Limit(one.limit, f"limit of {one.budget}") if form == "running" else None
     period = view.query.period
     if form == "running":
-        apart = max(abs(one.window_start - period.start), abs(one.resets_at - period.end))
+        apart = max(abs(start - period.start), abs(one.resets_at - period.end))
         if apart >= _DAY:  # another window; one of the same calendar in another zone begins some hours apart
             return None
-        other = f", whose window begins {one.window_start:%Y-%m-%d %H:%M} UTC" if apart else ""
+        other = f", whose window begins {start:%Y-%m-%d %H:%M} UTC" if apart else ""
         return Limit(one.limit, f"limit of {one.budget}{other}")
-    bucket = floor(one.window_start, unit, view.tz)
-    window = one.resets_at - one.window_start
-    if (bucket.start, bucket.end) == (one.window_start, one.resets_at):
+    bucket = floor(start, unit, view.tz)
+    window = one.resets_at - start
+    if (bucket.start, bucket.end) == (start, one.resets_at):
         return Limit(one.limit, f"limit of {one.budget}")
     part = bucket.end - bucket.start
     if part >= window:

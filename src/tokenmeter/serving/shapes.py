@@ -131,7 +131,9 @@ class BalanceShape(ResponsePart):
     reserved: Amount = Field(description="What calls in flight hold")
     remaining: Amount | None
     window_start: datetime | None
-    resets_at: datetime | None
+    counts_from: datetime | None = Field(description="First instant whose calls it counts; null = all")
+    resets_at: datetime | None = Field(description="When it begins anew, or ends; null = never")
+    ends: bool = Field(description="Whether `resets_at` is the end of the budget itself")
     hard: bool = Field(description="Whether it stops calls")
     limit_known: bool = Field(description="false = a function of another program says it; limit is null then")
 
