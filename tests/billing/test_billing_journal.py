@@ -384,6 +384,34 @@ def test_no_two_names_share_an_account_and_each_keeps_its_own_whoever_comes_late
     assert receivables(store, "2026-11") == first
 
 
+def test_an_account_is_called_the_same_whatever_is_filed_later(store, book):
+    """Documents of any kind name accounts in the order of their filing, and a provider takes no buyer's name."""
+    accounts = {"income": "Income:{team}:{provider}", "expense": "Expenses:{team}:{provider}"}
+
+    def of_month(month, team, providers, buyer, tax):
+        for provider in providers:
+            book("10", at=f"{month}-10T12:00", team=team, provider=provider)
+        close_period(store, month)
+        taxes = [{"name": tax, "rate": "0.1"}]
+        draft = draft_invoice(store, team=team, period=month, profile={"taxes": taxes}, buyer={"name": buyer})
+        return issue_invoice(store, draft)
+
+    with time_machine.travel(datetime(2026, 10, 1, 12, tzinfo=UTC), tick=True):
+        first = of_month("2026-09", "ai team", ["open ai"], "Azure", "VAT")
+        credit_invoice(store, first, "2", "goodwill")  # of no line: of no provider in particular
+    months = ("2026-09", "2026-10")
+    before = [journal_entries(store, period=month, accounts=accounts) for month in months]
+    assert receivables(store, "2026-10") == {"Azure": "Assets:Receivable:Azure"}
+    of_month("2026-10", "ai-team", ["azure", "open-ai", "x"], "azure", "V.A.T")
+    after = [journal_entries(store, period=month, accounts=accounts) for month in months]
+    assert after[0] == before[0]
+    assert [one for one in after[1] if one.kind != "provider_cost"] == [
+        one for one in before[1] if one.kind != "provider_cost"
+    ]
+    record_payment(store, first, "1", on="2026-11-05")
+    assert receivables(store, "2026-11") == {"Azure": "Assets:Receivable:Azure", "azure": "Assets:Receivable:Azure-2"}
+
+
 def test_a_name_written_with_other_code_points_is_the_same_buyer(store, book, december):
     month_of(store, book, ("Café", "Cafe\u0301"), "2026-11", december)
     assert set(receivables(store, "2026-11").values()) == {"Assets:Receivable:Café"}

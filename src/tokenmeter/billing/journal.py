@@ -21,7 +21,7 @@ from tokenmeter.billing.credit_note import ROUNDING, CreditLine, CreditNote
 from tokenmeter.billing.events import MOVED_TEXT, movements
 from tokenmeter.billing.filed import credit_notes, invoices
 from tokenmeter.billing.invoice import Invoice
-from tokenmeter.billing.lines import LineItem
+from tokenmeter.billing.lines import LineItem, TaxLine
 from tokenmeter.billing.period import ClosedPeriod, closed_periods, days_of, zone_of_books
 from tokenmeter.dimensions import ACCOUNTS as DIMENSIONS
 from tokenmeter.errors import ConfigurationError
@@ -193,7 +193,7 @@ def _book_invoice(invoice: Invoice, chart: AccountChart) -> JournalEntry:
         postings.append(chart.post("rounding", facts, negate(totals.rounding), money))
     for tax in totals.taxes:
         if tax.amount:
-            postings.append(chart.post("tax", {**facts, "tax": tax.label.split()[0]}, negate(tax.amount), money))
+            postings.append(chart.post("tax", {**facts, "tax": _name_tax(tax)}, negate(tax.amount), money))
     return JournalEntry(
         on=invoice.issued_on or date.min,
         kind="invoice",
@@ -218,7 +218,7 @@ def _book_credit_note(note: CreditNote, chart: AccountChart) -> JournalEntry:
     postings += [Posting(role, account, amount, money) for (role, account), amount in given.items() if amount]
     for tax in note.taxes:
         if tax.amount:
-            postings.append(chart.post("tax", {**facts, "tax": tax.label.split()[0]}, tax.amount, money))
+            postings.append(chart.post("tax", {**facts, "tax": _name_tax(tax)}, tax.amount, money))
     return JournalEntry(
         on=note.issued_on,
         kind="credit_note",
@@ -331,6 +331,22 @@ def _facts_of_cost(rate: RateKey) -> dict[str, str]:
     return {**who, "provider": rate.provider, "buyer": rate.provider, "model": rate.model or ""}
 
 
+def _list_facts(document: ClosedPeriod | Invoice | CreditNote) -> Iterator[Mapping[str, str]]:
+    """All that chooses the accounts of what a document books."""
+    if isinstance(document, ClosedPeriod):
+        yield from (_facts_of_cost(row.rate) for row in document.rows)
+    elif isinstance(document, Invoice):
+        yield facts_of(document)
+        yield from map(facts_of_line, document.lines)
+        yield from ({"tax": _name_tax(tax)} for tax in document.totals.taxes)
+    else:
+        yield from (told for _, told in credited(document))
+
+
+def _name_tax(tax: TaxLine) -> str:
+    return tax.label.split()[0]
+
+
 class AccountChart:
     """Which account a role has for given facts.
 
@@ -348,17 +364,25 @@ class AccountChart:
 
     @classmethod
     def of(cls, store: Store, accounts: Accounts, filed: Sequence[Invoice]) -> AccountChart:
-        """A chart that knows the names of the ledger's documents, in the order in which they came."""
+        """A chart that knows the names of the ledger's documents, in the order in which they came, of whatever kind.
+
+        In any other a document that is filed later would change what an earlier one's account is called.
+        """
         chart = cls(accounts)
-        for closed in closed_periods(store):
-            for row in closed.rows:
-                for name, value in _facts_of_cost(row.rate).items():
-                    chart._part(name, value)
-        for invoice in filed:
-            for facts in (facts_of(invoice), *map(facts_of_line, invoice.lines)):
-                for name, value in facts.items():
-                    chart._part(name, value)
+        documents: list[ClosedPeriod | Invoice | CreditNote] = [*closed_periods(store), *filed, *credit_notes(store)]
+        for one in sorted(documents, key=lambda one: one.document.position if one.document else 0):
+            for facts in _list_facts(one):
+                chart._parts_of(facts)
         return chart
+
+    def _parts_of(self, facts: Mapping[str, str]) -> dict[str, str]:
+        """What stands for each of them in an account's name."""
+        # A pattern of a provider's costs may call it the buyer; to a buyer who is called so its name is no other's.
+        is_cost = "account" not in facts
+        return {
+            name: self._part("provider" if name == "buyer" and is_cost else name, value)
+            for name, value in facts.items()
+        }
 
     def _part(self, name: str, value: str) -> str:
         """What stands for a value in an account's name."""
@@ -381,7 +405,7 @@ class AccountChart:
                 raise ConfigurationError(f"accounts.{role} has nothing for {dict(facts)!r}: add 'default'.")
             named = chosen
         try:
-            return named.format_map({name: self._part(name, value) for name, value in facts.items()})
+            return named.format_map(self._parts_of(facts))
         except (KeyError, ValueError, IndexError) as error:
             if (missing := str(error).strip("'")) in DIMENSIONS:
                 raise ConfigurationError(
