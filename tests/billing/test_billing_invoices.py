@@ -10,6 +10,7 @@ from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 
 import pytest
+import time_machine
 
 from tokenmeter import make_meter
 from tokenmeter.billing import (
@@ -148,6 +149,37 @@ def test_numbers_have_no_gaps_when_many_issue_at_once(every_store, make_call, de
         issued = list(threads.map(lambda bill: issue_invoice(every_store, bill), drafts))
     assert sorted({bill.number for bill in issued}) == [f"INV-{count:05}" for count in range(1, 9)]
     assert [bill.number for bill in issued[:8]] == [bill.number for bill in issued[8:]]
+
+
+def test_numbers_follow_their_dates_when_two_issue_of_two_periods_at_once(
+    every_store, make_call, december, monkeypatch
+):
+    """The other one gets in between the look at the series and the filing: what it filed is looked at, too."""
+    for month in ("2026-09", "2026-10"):
+        for member in ("ada", "bob"):
+            every_store.settle(make_call("1", at=f"{month}-10T12:00", member=member))
+        close_period(every_store, month, now=december)
+    theirs = [draft_invoice(every_store, member=one, period="2026-10") for one in ("ada", "bob")]
+    ours = draft_invoices(every_store, each="member", period="2026-09")
+    real = every_store.file
+    with time_machine.travel(december, tick=False):
+
+        def issue_between(draft_in_between):
+            def file(document):
+                monkeypatch.setattr(every_store, "file", real)
+                issue_invoice(every_store, draft_in_between)
+                return real(document)
+
+            monkeypatch.setattr(every_store, "file", file)
+
+        issue_between(theirs[0])
+        with pytest.raises(ConfigurationError, match="INV-00001 was issued on 2026-12-01; numbers of a series follow"):
+            issue_invoice(every_store, ours[0], on="2026-11-02")
+        issue_between(theirs[1])
+        assert [one.number for one in issue_invoices(every_store, ours)] == ["INV-00003", "INV-00004"]
+    filed = invoices(every_store)
+    assert [one.number for one in filed] == [f"INV-{count:05}" for count in range(1, 5)]
+    assert {one.issued_on for one in filed} == {december.date()}
 
 
 def test_series_are_numbered_apart(ready):

@@ -2,6 +2,7 @@
 
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
@@ -57,6 +58,16 @@ def test_more_documents_than_a_page_come_in_order(store):
         store.file(draft(str(count)))
     assert [document.position for document in store.documents()] == list(range(1, 231))
     assert store.verify().ok
+
+
+def test_a_number_that_is_asked_for_is_given_or_the_document_that_has_it_comes_back(store):
+    """Whoever has looked at a series files what follows from that only if nobody filed in it since."""
+    first = store.file(replace(draft("a"), number=1))
+    late = store.file(replace(draft("b"), number=1))
+    assert (first.recorded, late.recorded, late.document) == (True, False, first.document)
+    assert store.file(replace(draft("b"), number=2)).document.number == 2
+    assert store.file(replace(draft("c", series="CN-"), number=1)).document.number == 1
+    assert [one.key for one in store.documents()] == ["a", "b", "c"]
 
 
 def test_threads_never_share_or_skip_a_number(store):

@@ -1,7 +1,7 @@
 """Drafts are checked, numbered and filed, and every filing names who did it.
 
-A period's invoices are filed in one sequence: of two who issue at the same time the second finds its place taken and
-looks at what the first did. What happens to an invoice later is in `tokenmeter.billing.receivables`.
+A period's invoices are filed in one sequence, and those of a series in another: of two who issue at the same time the
+second finds its place or its number taken and looks at what the first did. What happens to an invoice later is in `tokenmeter.billing.receivables`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import date, timedelta
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from tokenmeter.arguments import tell_wrong_arguments
 from tokenmeter.billing.drafting import Billable, Coverage
@@ -238,6 +238,14 @@ class _LiveInvoices:
         self.invoices.append(invoice)
 
 
+class _SeriesEnd(NamedTuple):
+    """Where a series of numbers ends: its invoice of the latest day, its last number, and where that is filed."""
+
+    latest: Invoice | None = None
+    number: int = 0
+    position: int = 0
+
+
 class _Issuing:
     """Issuing drafts of one period, which is that of the first."""
 
@@ -250,7 +258,7 @@ class _Issuing:
         self._force, self._allow_unpriced, self._allow_overlap = force, unpriced, overlap
         self._billable = Billable(store, period)
         self._standing = _LiveInvoices(store, self._billable.period)
-        self._last: dict[str, Invoice | None] = {}
+        self._ends: dict[str, _SeriesEnd] = {}
         self._index()
 
     def _index(self) -> None:
@@ -376,7 +384,7 @@ class _Issuing:
             raise ConfigurationError(
                 f"An invoice for {draft.period.label} is issued from {first} to today ({today}), not on {day}."
             )
-        last = self._last_of(profile.series)
+        last = self._end_of(profile.series).latest
         if last is not None and last.issued_on is not None and last.issued_on > day:
             raise ConfigurationError(
                 f"{last.number} was issued on {last.issued_on}; numbers of a series follow their dates, so the next "
@@ -391,17 +399,25 @@ class _Issuing:
         if self._on is not None:
             return self._on
         today = utcnow().astimezone(zone(profile.calendar)).date()
-        last = self._last_of(profile.series)
+        last = self._end_of(profile.series).latest
         moved = last is not None and last.tz != profile.calendar and last.issued_on == today + timedelta(days=1)
         return today + timedelta(days=1) if moved else today
 
-    def _last_of(self, series: str) -> Invoice | None:
-        """The invoice of a series with the latest day."""
-        if series not in self._last:
-            filed = self._store.documents(DocumentQuery(INVOICE, None, series))
-            found = (Invoice.of(one, lines=False) for one in filed)
-            self._last[series] = max(found, key=lambda one: one.issued_on or date.min, default=None)
-        return self._last[series]
+    def _end_of(self, series: str) -> _SeriesEnd:
+        """Where a series ended when it was last looked at."""
+        if series not in self._ends:
+            self._ends[series] = self._read_on(series, _SeriesEnd())
+        return self._ends[series]
+
+    def _read_on(self, series: str, end: _SeriesEnd) -> _SeriesEnd:
+        latest, number, position = end
+        for document in self._store.documents(DocumentQuery(None, None, series, after=position)):
+            number, position = document.number or number, document.position
+            if document.kind == INVOICE:
+                found = Invoice.of(document, lines=False)
+                if latest is None or (found.issued_on or date.min) > (latest.issued_on or date.min):
+                    latest = found
+        return _SeriesEnd(latest, number, position)
 
     def _profile(self, draft: Invoice) -> BillingProfile:
         if draft.profile is None:
@@ -415,17 +431,16 @@ class _Issuing:
         for draft in drafts:
             try:
                 issued.append(draft if draft.number is not None else self._file(draft, by))
-            except LedgerError as error:  # somebody else issued at the same time
+            except (ConfigurationError, LedgerError) as error:  # somebody else issued at the same time
                 if not issued:
                     raise
                 done = ", ".join(dict.fromkeys(str(one.number) for one in issued[-_MOST_TOLD:]))
-                raise LedgerError(
+                raise type(error)(
                     f"{error} Issued before that: {done}; to issue them again changes nothing."
                 ) from error
         return issued
 
-    def _file(self, draft: Invoice, by: str) -> Invoice:
-        profile = self._profile(draft)
+    def _write_body(self, draft: Invoice, profile: BillingProfile, by: str) -> str:
         day = self._day(profile)
         due = day + timedelta(days=profile.terms_days)
         final = replace(
@@ -437,21 +452,33 @@ class _Issuing:
             payment_terms=profile.payment_terms
             or f"Payable within {counted(profile.terms_days, 'day')}, by {due.isoformat()}.",
         )
-        body = json.dumps(final.content(), ensure_ascii=False, separators=(",", ":"))
+        return json.dumps(final.content(), ensure_ascii=False, separators=(",", ":"))
+
+    def _file(self, draft: Invoice, by: str) -> Invoice:
+        profile = self._profile(draft)
+        series = profile.series
+        body = self._write_body(draft, profile, by)
         while True:
             # Asked anew in each round: whoever filed under the key at the same time may have issued just this.
             standing = self.standing_of(draft)
             if standing is not None:
                 return standing
             self._check_overlap(draft)
-            key = self._standing.next_key
-            # The key is the place in the period: of two that issue at once one gets it, and the other reads and checks
-            # again.
-            filing = self._store.file(NewDocument(kind=INVOICE, key=key, series=profile.series, body=body))
+            key, end = self._standing.next_key, self._end_of(series)
+            # The key is the place in the period, the number that in the series, of whatever periods: of two that issue
+            # at once one gets it, and the other reads and checks again.
+            filing = self._store.file(
+                NewDocument(kind=INVOICE, key=key, series=series, number=end.number + 1, body=body)
+            )
             if filing.recorded:
                 issued = Invoice.of(filing.document)
+                # The latest day stays that of before this run, all of which is of one day.
+                self._ends[series] = end._replace(number=end.number + 1, position=filing.document.position)
                 self._standing.add(issued)
                 self._count_in(issued)
                 return issued
             self._standing.read()
             self._index()
+            self._ends[series] = self._read_on(series, end)
+            self._check_day(draft)
+            body = self._write_body(draft, profile, by)

@@ -526,7 +526,7 @@ class Store(Protocol):
     def file(self, draft: NewDocument) -> Filing:
         """File a document once: numbered without gaps in its series, linked to the one before, never changed.
 
-        A key that is taken is not filed again; the document that has it comes back.
+        A key that is taken is not filed again, nor a number that the draft says; a document that has it comes back.
         """
         ...
 

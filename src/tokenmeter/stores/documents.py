@@ -86,17 +86,18 @@ class Document:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewDocument:
-    """What is to be filed; see `Document`."""
+    """What is to be filed; see `Document`. With a `number` it is filed only while its series has none of that number."""
 
     kind: str
     key: str
     body: str
     series: str | None = None
+    number: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Filing:
-    """Outcome of a filing: `recorded` is False when the key was taken; `document` is then the one that has it."""
+    """Outcome of a filing: `recorded` is False when key or number was taken; `document` is then one that has it."""
 
     document: Document
     recorded: bool

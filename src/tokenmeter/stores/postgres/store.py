@@ -506,6 +506,10 @@ def _file(rows: ServerRows, *, draft: NewDocument) -> Filing:
         position, body, digest = place["taken"]
         return Filing(document_of(position, body, bytes.fromhex(digest)), recorded=False)
     number = None if draft.series is None else (place["numbered"] or 0) + 1
+    if number and draft.number is not None and draft.number < number:
+        same = "SELECT position, body, hash FROM documents WHERE series = ? AND number = ?"
+        position, body, digest = rows.execute(same, (draft.series, draft.number)).fetchall()[0]
+        return Filing(document_of(position, body, bytes(digest)), recorded=False)
     record = document_record(draft, number, place["hash"]).decode()
     after = bytes(rows.execute("SELECT file_document(?)", (record,)).fetchall()[0][0])
     return Filing(document_of(place["position"] + 1, record, after), recorded=True)

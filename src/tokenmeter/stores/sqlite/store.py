@@ -566,7 +566,8 @@ def _file(connection: Connection, *, draft: NewDocument) -> Filing:
     run = connection.execute
     refuse_moved(connection)
     taken = run(
-        "SELECT position, body, hash FROM documents WHERE kind = ? AND key = ?", (draft.kind, draft.key)
+        "SELECT position, body, hash FROM documents WHERE kind = ? AND key = ? OR series = ? AND number = ?",
+        (draft.kind, draft.key, draft.series, draft.number),
     ).fetchone()
     if taken:
         return Filing(document_of(*taken), recorded=False)
