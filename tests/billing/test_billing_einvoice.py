@@ -75,6 +75,28 @@ def failures(xml, rules):
     return [part.split("</", 1)[0][-200:] for part in report.split("<svrl:failed-assert")[1:]]
 
 
+@pytest.mark.parametrize("form", ["factur-x", "zugferd"])
+def test_a_letter_that_no_page_can_show_is_named_before_a_number_is_taken(ready, form):
+    """Where the electronic invoice is a PDF: it could not be made of what was issued."""
+    buyer = {**BUYER, "name": "\U00010380\U00010381 Ltd"}
+    with pytest.raises(ConfigurationError, match=f"team=search: {form} is a PDF. No font .*\U00010380"):
+        issued(ready, einvoice=form, buyers={"team": {"search": buyer}})
+    with pytest.raises(ConfigurationError, match="No font"):
+        issue_invoice(
+            ready,
+            draft_invoice(ready, team="search", period="2026-11", profile=profile(einvoice=form)),
+            by="\U00010380",
+        )
+    assert invoices(ready) == []
+    assert make_einvoice(issued(ready, einvoice=form), form).startswith(b"%PDF")
+
+
+def test_an_invoice_as_xml_has_any_letter(ready):
+    buyer = {**BUYER, "name": "\U00010380\U00010381 Ltd"}
+    bill = issued(ready, einvoice="ubl", buyers={"team": {"search": buyer}})
+    assert buyer["name"] in make_einvoice(bill, "ubl").decode()
+
+
 @pytest.mark.parametrize("tz", ["Europe/Berlin", "America/New_York", "Pacific/Auckland"])
 def test_the_period_begins_and_ends_on_its_days_in_every_zone(store, book, december, tz):
     book("5", "2026-10-10T12:00", team="search")

@@ -151,10 +151,8 @@ def test_numbers_have_no_gaps_when_many_issue_at_once(every_store, make_call, de
     assert [bill.number for bill in issued[:8]] == [bill.number for bill in issued[8:]]
 
 
-def test_numbers_follow_their_dates_when_two_issue_of_two_periods_at_once(
-    every_store, make_call, december, monkeypatch
-):
-    """The other one gets in between the look at the series and the filing: what it filed is looked at, too."""
+def test_numbers_follow_their_dates_when_two_issue_at_once(every_store, make_call, december, monkeypatch):
+    """Of two periods: where the other gets in between the look at the series and the filing, it looks again."""
     for month in ("2026-09", "2026-10"):
         for member in ("ada", "bob"):
             every_store.settle(make_call("1", at=f"{month}-10T12:00", member=member))

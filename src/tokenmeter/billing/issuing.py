@@ -1,7 +1,8 @@
 """Drafts are checked, numbered and filed, and every filing names who did it.
 
 A period's invoices are filed in one sequence, and those of a series in another: of two who issue at the same time the
-second finds its place or its number taken and looks at what the first did. What happens to an invoice later is in `tokenmeter.billing.receivables`.
+second finds its place or its number taken and looks at what the first did. What happens to an invoice later is in
+`tokenmeter.billing.receivables`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from tokenmeter.billing.filed import INVOICE, read_filed
 from tokenmeter.billing.invoice import Invoice
 from tokenmeter.billing.lines import LineItem
 from tokenmeter.billing.period import closed_periods, zone_of_books
-from tokenmeter.billing.profile import BillingProfile
+from tokenmeter.billing.profile import EINVOICE_PDFS, BillingProfile
 from tokenmeter.display import counted, some_of
 from tokenmeter.errors import ConfigurationError, LedgerError, TokenmeterError
 from tokenmeter.ledger import utcnow
@@ -120,11 +121,14 @@ def issue_invoices(
     waiting = list(drafts)
     if not waiting:
         return []
-    issuing = _Issuing(store, waiting[0].period, on, force=force, unpriced=allow_unpriced, overlap=allow_overlap)
+    who = acting(by)
+    issuing = _Issuing(
+        store, waiting[0].period, on, force=force, unpriced=allow_unpriced, overlap=allow_overlap, by=who
+    )
     refused = {at: error for at, draft in enumerate(waiting) if (error := issuing.look_at(draft)) is not None}
     if refused:
         raise _none_issued(waiting, refused)
-    return issuing.file(waiting, by=acting(by))
+    return issuing.file(waiting)
 
 
 @tell_wrong_arguments
@@ -250,15 +254,24 @@ class _Issuing:
     """Issuing drafts of one period, which is that of the first."""
 
     def __init__(
-        self, store: Store, period: Period, on: date | str | None, *, force: bool, unpriced: bool, overlap: str | None
+        self,
+        store: Store,
+        period: Period,
+        on: date | str | None,
+        *,
+        force: bool,
+        unpriced: bool,
+        overlap: str | None,
+        by: str = "",
     ) -> None:
-        self._store, self._on = store, parse_day(on)
+        self._store, self._on, self._by = store, parse_day(on), by
         if overlap is not None:
             require_reason(overlap, "allow_overlap")
         self._force, self._allow_unpriced, self._allow_overlap = force, unpriced, overlap
         self._billable = Billable(store, period)
         self._standing = _LiveInvoices(store, self._billable.period)
         self._ends: dict[str, _SeriesEnd] = {}
+        self._printed: set[str] = set()  # letters that a PDF was seen to have
         self._index()
 
     def _index(self) -> None:
@@ -296,6 +309,7 @@ class _Issuing:
             self._check_profile(draft)
             self._check_day(draft)
             self._check_overlap(draft)
+            self._check_letters(draft)
         except (ConfigurationError, LedgerError) as error:
             return error
         # Two drafts of one run must not bill the same usage either.
@@ -345,6 +359,21 @@ class _Issuing:
         load_facturx()  # without it nothing could be made of the number
         if missing := missing_for_einvoice(draft, form):
             raise ConfigurationError(f"For {form} the [billing] settings lack: {'; '.join(missing)}.")
+
+    def _check_letters(self, draft: Invoice) -> None:
+        """Refuse what no page can show, where the electronic invoice is a PDF; others need none."""
+        profile = self._profile(draft)
+        if profile.einvoice not in EINVOICE_PDFS:
+            return
+        final = replace(self._finish(draft, profile), number=f"{profile.series}00001")
+        letters = set(final.to_html())
+        if letters <= self._printed:  # a page takes some tenths of a second
+            return
+        try:
+            final.to_pdf()
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{draft.account}: {profile.einvoice} is a PDF. {error}") from None
+        self._printed |= letters
 
     def standing_of(self, draft: Invoice) -> Invoice | None:
         """The account's standing invoice, if it says what this draft says."""
@@ -424,13 +453,13 @@ class _Issuing:
             raise LedgerError("This draft does not say how it is to be issued; make it with draft_invoice().")
         return draft.profile
 
-    def file(self, drafts: Iterable[Invoice], *, by: str) -> list[Invoice]:
+    def file(self, drafts: Iterable[Invoice]) -> list[Invoice]:
         """File drafts that were looked at, in order."""
         self._index()  # none of them counts as issued any more
         issued: list[Invoice] = []
         for draft in drafts:
             try:
-                issued.append(draft if draft.number is not None else self._file(draft, by))
+                issued.append(draft if draft.number is not None else self._file(draft))
             except (ConfigurationError, LedgerError) as error:  # somebody else issued at the same time
                 if not issued:
                     raise
@@ -440,24 +469,27 @@ class _Issuing:
                 ) from error
         return issued
 
-    def _write_body(self, draft: Invoice, profile: BillingProfile, by: str) -> str:
+    def _finish(self, draft: Invoice, profile: BillingProfile) -> Invoice:
+        """The draft as it is filed, but for its number."""
         day = self._day(profile)
         due = day + timedelta(days=profile.terms_days)
-        final = replace(
+        return replace(
             draft,
             issued_on=day,
-            issued_by=by,
+            issued_by=self._by,
             due_on=due,
             overlap=self._allow_overlap,
             payment_terms=profile.payment_terms
             or f"Payable within {counted(profile.terms_days, 'day')}, by {due.isoformat()}.",
         )
-        return json.dumps(final.content(), ensure_ascii=False, separators=(",", ":"))
 
-    def _file(self, draft: Invoice, by: str) -> Invoice:
+    def _write_body(self, draft: Invoice, profile: BillingProfile) -> str:
+        return json.dumps(self._finish(draft, profile).content(), ensure_ascii=False, separators=(",", ":"))
+
+    def _file(self, draft: Invoice) -> Invoice:
         profile = self._profile(draft)
         series = profile.series
-        body = self._write_body(draft, profile, by)
+        body = self._write_body(draft, profile)
         while True:
             # Asked anew in each round: whoever filed under the key at the same time may have issued just this.
             standing = self.standing_of(draft)
@@ -481,4 +513,4 @@ class _Issuing:
             self._index()
             self._ends[series] = self._read_on(series, end)
             self._check_day(draft)
-            body = self._write_body(draft, profile, by)
+            body = self._write_body(draft, profile)

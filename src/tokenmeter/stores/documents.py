@@ -86,7 +86,7 @@ class Document:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewDocument:
-    """What is to be filed; see `Document`. With a `number` it is filed only while its series has none of that number."""
+    """What is to be filed; see `Document`. With a `number` it is filed only if its series has none of that number."""
 
     kind: str
     key: str
