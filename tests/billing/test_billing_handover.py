@@ -91,6 +91,13 @@ def test_usage_that_is_sent_again_for_a_reason_has_identifiers_of_its_own(store,
     assert any("a meter for teams" in document.body for document in store.documents())
 
 
+def test_a_member_that_is_called_as_if_it_were_a_team_has_identifiers_of_its_own(store, used, event_server, period):
+    used("team=ada", 100, team="ada")
+    hand_over(store, lago(event_server), period=period)
+    assert hand_over(store, lago(event_server), period=period, each="team", allow_overlap="a meter for teams").ok
+    assert len(dict(values(event_server))) == len(values(event_server)) == 2
+
+
 def test_what_was_refused_hinders_no_other_run(store, used, event_server, period):
     used("ada", 100, team="search")
     event_server.answers.append((422, '{"error_details": {"code": ["no such subscription"]}}'))

@@ -478,7 +478,8 @@ class _Handover:
         # Another account may have been called so when it was sent.
         while (key := f"{self._prefix}{account} {sku_meter} r{revision}") in self._filed:
             revision += 1
-        whose = account.removeprefix("member=")  # a team may be called as a member is
+        # A team may be called as a member is, and a member as if it were a team: ``team=x``.
+        whose = account.removeprefix("member=") if account.count("=") == 1 else account
         # With the ledger in it: a customer's other ledgers hand over to the same system, which would drop theirs.
         identifier = f"tm-{self._ledger}-{self._label}-{whose}-{sku_meter}-r{revision}"
         # The systems take short identifiers of plain letters; a hash says as well which reading it is.

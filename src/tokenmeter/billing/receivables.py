@@ -75,6 +75,7 @@ def record_payment(
     Raises:
         LedgerError: a draft, void, nothing left to pay, more given back than was paid, a key that another payment was
             written down with, or, without a key, a payment of that day, amount and reference that is there already.
+            With neither key nor reference two of one day and amount are both written down.
         ConfigurationError: not an amount in whole minor units, a day to come, or one before the invoice's.
     """
     return _follow(store, invoice, payment_of(amount, on=on, reference=reference, by=by, key=key))

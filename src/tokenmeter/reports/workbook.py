@@ -131,7 +131,9 @@ class _Worksheet:
             self._sheet.write_string(last + 1, exact + place, shown, self._bold)
 
     def _text(self, row: int, at: int, value: Any) -> None:
-        self._sheet.write_string(row, at, str(value)[:_LONGEST_TEXT])
+        text = str(value)
+        cut = text if len(text) <= _LONGEST_TEXT else f"{text[: _LONGEST_TEXT - len(_CUT)]}{_CUT}"
+        self._sheet.write_string(row, at, cut)
 
     def _number(self, row: int, at: int, value: Decimal | int) -> None:
         self._sheet.write_number(row, at, float(value), self._formats[self._fields[at].kind])  # not money: a cell
@@ -155,6 +157,7 @@ class _Worksheet:
 
 #: What a cell can hold.
 _LONGEST_TEXT = 32_767
+_CUT = " ... (cut: more than a cell can hold)"
 
 
 def _letters(column: int) -> str:

@@ -21,6 +21,8 @@ from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import Charge, Entry
 from tokenmeter.money import total
 from tokenmeter.reports import Query, export_charges, export_entries, read_report
+from tokenmeter.reports.fields import Field
+from tokenmeter.reports.workbook import make_workbook
 from tokenmeter.reports.writers import import_extra, opened, write_whole
 from tokenmeter.stores import open_store
 from tokenmeter.stores.base import Store
@@ -417,6 +419,15 @@ def test_a_plot_of_what_does_not_add_up_names_what_does(month: Store, value: str
     for report in (build(month, by="member"), build(month, period="2020")):
         with pytest.raises(ConfigurationError, match="billed_cost"):
             report.plot(value)
+
+
+def test_a_text_that_a_cell_cannot_hold_says_that_it_was_cut() -> None:
+    texts = ["x" * 32_767, "y" * 32_768]
+    content = make_workbook([[text] for text in texts], [Field[object]("name", "text", lambda row: row)])
+    sheet = openpyxl.load_workbook(io.BytesIO(content)).active
+    whole, cut = sheet["A2"].value, sheet["A3"].value
+    assert whole == texts[0]
+    assert (len(cut), cut[-40:]) == (32_767, "yyy ... (cut: more than a cell can hold)")
 
 
 def test_a_workbooks_last_row_sums_what_the_manifest_has_totals_of(month: Store, tmp_path: Path) -> None:
