@@ -128,12 +128,20 @@ class CostRow:
 
     @property
     def sub_account(self) -> str | None:
-        """Team and member, where they are known."""
+        """``team``, ``team/member`` or, without a team, ``/member``; None where neither is known."""
         owner = self.key.owner.who
-        return "/".join(name for name in (owner.team, owner.member) if name) or None
+        team, member = _id_part(owner.team), _id_part(owner.member)
+        return f"{team}/{member}" if member else team or None
 
 
 _NONE_CLOSED = Closings()
+#: What stands between the parts of an id, and the mark that says so within one.
+_SEPARATORS = {ord(each): f"%{ord(each):02X}" for each in "%/:"}
+
+
+def _id_part(name: str | None) -> str:
+    """A name as a part of an id that means one thing: what separates parts is percent-encoded in it."""
+    return (name or "").translate(_SEPARATORS)
 
 
 def cost_rows(entries: Iterable[Entry], tz: str, closings: Closings = _NONE_CLOSED) -> Iterator[CostRow]:
@@ -330,7 +338,7 @@ class FocusTerms:
 
 @dataclass(slots=True)
 class InvoiceLine:
-    """One line of Invoice Detail: a billing account's month, per category, provider and sub-account.
+    """One line of Invoice Detail: an invoice's part of a billing account's month, per category, provider, sub-account.
 
     Attributes:
         row: The first row of Cost and Usage that belongs to it; what identifies the line is the same in all of them.
@@ -393,8 +401,14 @@ class FocusSums:
         """FOCUS ``InvoiceId``: the number of the invoice the row is on, else of the open one it will be on."""
         if (invoice := self.invoice(row)) is not None:
             return invoice.number
-        return f"open:{row.key.billing_start:%Y%m%dT%H%MZ}:{self.provider(row)}:{self.account(row)}"
+        whose = _id_part(self.provider(row)), _id_part(self.account(row))
+        return ":".join(("open", f"{row.key.billing_start:%Y%m%dT%H%MZ}", *whose))
 
     def detail_id(self, row: CostRow) -> str:
-        """FOCUS ``InvoiceDetailId`` of the line the row is summed in."""
-        return f"{self.invoice_id(row)}:{row.category}:{row.key.sku.provider}:{row.sub_account or ''}"
+        """FOCUS ``InvoiceDetailId`` of the line the row is summed in.
+
+        All that the columns of a line say is in it: an invoice can bill several months, and several organizations.
+        """
+        when_whose = f"{row.key.billing_start:%Y%m%dT%H%MZ}:{_id_part(self.account(row))}"
+        what = f"{row.category}:{_id_part(row.key.sku.provider)}:{row.sub_account or ''}"
+        return f"{self.invoice_id(row)}:{when_whose}:{what}"

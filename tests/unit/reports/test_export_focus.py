@@ -183,6 +183,55 @@ def test_invoice_detail_and_billing_period_belong_to_cost_and_usage(month: Store
     assert ("2026-10-31T18:15:00Z", "2026-11-30T18:15:00Z") in periods
 
 
+def test_both_datasets_come_to_the_same_by_every_column_that_they_share(
+    store: Store, make_entry: Callable[..., Entry], tmp_path: Path
+) -> None:
+    """An invoice over a quarter, on two organizations; and what is open, in two months of one account."""
+    for month, organization, team in [
+        *(("07", "acme:eu", "search"), ("08", "acme:eu", "search"), ("09", "acme:eu", "search")),
+        *(("09", "acme:us", "search"), ("08", "acme:us", "other"), ("09", "acme:us", "other"), ("09", None, "other")),
+    ]:
+        who = {"organization": organization, "team": team}
+        store.settle(make_entry(f"2026-{month}-10T10:00", input=int(month) * 1_000_000, who=who))
+    close_period(store, "2026-Q3")
+    invoice = issue_invoice(store, draft_invoice(store, team="search", period="2026-Q3"))
+    build(store).to_focus(tmp_path)
+    usage, lines = read(tmp_path / "cost_and_usage.csv"), read(tmp_path / "invoice_detail.csv")
+    shared = sorted(usage[0].keys() & lines[0].keys() - {"BilledCost"})
+    assert {"BillingAccountId", "BillingPeriodStart", "ChargeCategory", "InvoiceId", "InvoiceDetailId"} <= {*shared}
+
+    def sums(rows: list[dict[str, str]]) -> dict[tuple[str, ...], Decimal]:
+        found: dict[tuple[str, ...], Decimal] = {}
+        for row in rows:
+            key = tuple(row[name] for name in shared)
+            found[key] = total([found.get(key, Decimal(0)), Decimal(row["BilledCost"])])
+        return found
+
+    assert sums(usage) == sums(lines)
+    assert len(lines) == len({line["InvoiceDetailId"] for line in lines}) == 7
+    assert money([line for line in lines if line["InvoiceId"] == invoice.number]) == invoice.totals.ledger_cost
+
+
+def test_a_sub_account_id_means_one_account(store: Store, make_entry: Callable[..., Entry], tmp_path: Path) -> None:
+    accounts = {
+        "search": {"team": "search"},
+        "/search": {"member": "search"},
+        "search/search": {"team": "search", "member": "search"},
+        "eu%2Fops": {"team": "eu/ops"},
+        "eu/ops": {"team": "eu", "member": "ops"},
+        "eu%252Fops": {"team": "eu%2Fops"},
+        "a%3Ab": {"team": "a:b"},
+        "": {},
+    }
+    for who in accounts.values():
+        store.settle(make_entry(input=1_000, who=who))
+    build(store).to_focus(tmp_path)
+    told = {row["SubAccountId"]: row for row in read(tmp_path / "cost_and_usage.csv")}
+    assert told.keys() == accounts.keys()
+    assert [told[name]["SubAccountName"] for name in ("eu%2Fops", "eu/ops", "/search")] == ["eu/ops", "ops", "search"]
+    assert len(read(tmp_path / "invoice_detail.csv")) == len(accounts)
+
+
 @pytest.mark.parametrize("account", ["member", "team"])
 def test_rows_that_an_issued_invoice_bills_name_it(
     month: Store, make_entry: Callable[..., Entry], account: str, tmp_path: Path
