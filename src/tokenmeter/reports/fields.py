@@ -9,10 +9,10 @@ from decimal import Decimal
 from operator import attrgetter
 from typing import Any, Generic, Literal, TypeVar
 
-from tokenmeter.dimensions import ALL_METERS, DIVISIBLE, WHO, unit_of
+from tokenmeter.dimensions import ALL_METERS, DIMENSIONS, DIVISIBLE, WHO, unit_of
 from tokenmeter.ledger import COLUMNS, Charge, Entry
 from tokenmeter.money import COSTS, ONE, quantize
-from tokenmeter.periods import zone
+from tokenmeter.periods import CALENDAR_UNITS, zone
 from tokenmeter.reports.query import closed
 from tokenmeter.reports.rows import COUNTS, LATENCY_MEASURES, TOKEN_VIEWS, Row, Sheet
 from tokenmeter.usage import Quantity, Usage
@@ -103,7 +103,7 @@ def report_fields(report: Sheet) -> list[Field[Row]]:
     if report.granularity:
         time.insert(0, _bucket(report.granularity))
     counts = read_off("integer", *COUNTS, summed="sku_meter" not in report.by)
-    meters = [Field[Row](meter, _kind(meter), _meter(meter), summed=True) for meter in _meters_of(report)]
+    meters = [Field[Row](_column_of(meter), _kind(meter), _meter(meter), summed=True) for meter in _meters_of(report)]
     costs = [Field[Row](name, "money", _known_cost(name), summed=True) for name in COSTS]
     times = [
         Field[Row](name, "quantity" if "per_second" in name else "integer", attrgetter(name))
@@ -147,6 +147,20 @@ def _meters_of(report: Sheet) -> list[str]:
     """Every standard meter, so that the columns never depend on the data; a user's own meters after them."""
     own = {meter for row in report.rows for meter in row.usage.quantities}
     return [*_QUANTITY_METERS, *sorted(own.difference(ALL_METERS))]
+
+
+#: What columns of a report can be called that are no meters.
+_TAKEN = frozenset(
+    {
+        *("period_start", "period_end", *CALENDAR_UNITS),
+        *(*DIMENSIONS, *COUNTS, *TOKEN_VIEWS, *COSTS, *LATENCY_MEASURES),
+    }
+)
+
+
+def _column_of(meter: str) -> str:
+    """What a meter's column is called; one of a user's own may bear the name of another column."""
+    return f"meter:{meter}" if meter in _TAKEN or meter.startswith(("meter:", "tag:")) else meter
 
 
 # -- entries and their charges

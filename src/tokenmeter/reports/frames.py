@@ -81,7 +81,7 @@ def _columns(report: Sheet, decimals: str, *, nonzero: bool) -> Iterator[tuple[F
 def chart(report: Sheet, *, value: str = "billed_cost") -> Any:
     """A plotly figure: bars over time, stacked by group, with a granularity; else one bar per group.
 
-    Groups beyond the dozen dearest are summed as ``others``.
+    Groups beyond the dozen dearest are summed as ``(3 others)``.
 
     Raises:
         ConfigurationError: `value` is nothing that adds up, or plotly is not installed.
@@ -91,7 +91,7 @@ def chart(report: Sheet, *, value: str = "billed_cost") -> Any:
     graph = import_extra("plotly.graph_objects", "plot()")
     figure = graph.Figure()
     if report.granularity:
-        for name, points in _series(report, value).items():
+        for name, points in _series(report, value):
             labels = list(dict.fromkeys(row.bucket.label for row in report.rows))
             figure.add_bar(name=name, x=labels, y=[str(points.get(label, 0)) for label in labels])
         figure.update_layout(barmode="stack")
@@ -112,17 +112,22 @@ def chart(report: Sheet, *, value: str = "billed_cost") -> Any:
     return figure
 
 
-def _series(report: Sheet, value: str) -> dict[str, dict[str, Decimal]]:
-    totals: dict[str, Decimal] = {}
+def _series(report: Sheet, value: str) -> Iterator[tuple[str, dict[str, Decimal]]]:
+    """Each group's name and its values by the label of their time; told apart by what they are, not by their names."""
+    totals: dict[tuple[str | None, ...], Decimal] = {}
+    names: dict[tuple[str | None, ...], str] = {}
     for row in report.rows:
-        totals[_name(row)] = EXACT.add(totals.get(_name(row), ZERO), getattr(row, value))
-    kept = set(sorted(totals, key=lambda name: totals[name], reverse=True)[:_MAX_SERIES])
-    series: dict[str, dict[str, Decimal]] = {}
+        group = tuple(row.group.values())
+        totals[group] = EXACT.add(totals.get(group, ZERO), getattr(row, value))
+        names[group] = _name(row)
+    kept = set(sorted(totals, key=lambda group: totals[group], reverse=True)[:_MAX_SERIES])
+    series: dict[tuple[str | None, ...] | None, dict[str, Decimal]] = {}
     for row in report.rows:
-        name = _name(row) if _name(row) in kept else "others"
-        points = series.setdefault(name, {})
+        group = tuple(row.group.values())
+        points = series.setdefault(group if group in kept else None, {})
         points[row.bucket.label] = EXACT.add(points.get(row.bucket.label, ZERO), getattr(row, value))
-    return series
+    for one, points in series.items():
+        yield f"({len(totals) - len(kept)} others)" if one is None else names[one], points
 
 
 def _name(row: Row) -> str:

@@ -355,6 +355,30 @@ def test_a_frame_of_latencies_has_a_gap_where_nothing_was_timed(month: Store, ma
     assert pandas[named]["timed"] == dict(zip(polars["member"], polars[named], strict=True))["timed"] > 0
 
 
+def test_a_meter_of_ones_own_overwrites_no_column(store: Store, make_entry: Callable[..., Entry]) -> None:
+    """A meter may be called like a count, a cost or what the report is grouped by; each has a column of its own."""
+    store.settle(make_entry(who={"member": "ada"}, input=10, errors=3, billed_cost=5, member=7, pages=2))
+    report = build(store, by="member")
+    headings, values = csv.reader(io.StringIO(report.to_csv()))
+    assert len(headings) == len(set(headings))
+    told = dict(zip(headings, values, strict=True))
+    assert (told["member"], told["errors"]) == ("ada", "0")
+    assert [Decimal(told[name]) for name in ("meter:member", "meter:errors", "pages")] == [7, 3, 2]
+    (line,) = map(json.loads, report.to_jsonl().splitlines())
+    assert (line["member"], line["errors"], list(line)) == ("ada", 0, headings)
+    assert [Decimal(line[name]) for name in ("meter:errors", "meter:billed_cost")] == [3, 5]
+
+
+def test_a_chart_sums_no_group_with_the_rest_for_its_name(store: Store, make_entry: Callable[..., Entry]) -> None:
+    """Thirteen members, of whom the dearest is called as the rest was."""
+    for number, name in enumerate(["others", *(f"member-{place}" for place in range(13))]):
+        store.settle(make_entry(who={"member": name}, input=1_000_000 * (100 - number)))
+    bars = {bar.name: bar.y[0] for bar in build(store, by="member", granularity="day").plot().data}
+    assert len(bars) == 13
+    assert Decimal(bars["others"]) == 25
+    assert Decimal(bars["(2 others)"]) == Decimal("43.75")
+
+
 def test_frames_take_fractions_that_plot_and_leave_out_what_says_nothing(month: Store) -> None:
     report = build(month, by="member", period="2026-11")
     frame = report.to_pandas(decimals="float", nonzero=True)
