@@ -693,6 +693,18 @@ def test_numbers_of_a_table_are_read_as_its_country_writes_them(meter, write, te
     assert tokens(meter)["gpt-5"] == {"calls": 1, "input": counts[0], "output": counts[1]}
 
 
+def test_a_name_that_looks_like_a_number_stays_as_it_is_written(meter, write):
+    """Of a table with decimal commas numbers are read so; a cost centre, a team and an id are no numbers."""
+    text = "id;t;m;in;out;c;who;team;cc\n1.234;2026-10-13T10:00:00Z;gpt-5;1.000;7,0;1,50;4.711;8,15;100.000\n"
+    fields = {**COLUMNS, "team": "team", "tag:cost_centre": "cc"}
+    outcome = import_usage(meter, write("a.csv", text), fields=fields)
+    assert (outcome.recorded, outcome.cost_in_source) == (1, Decimal("1.50")), str(outcome)
+    (entry,) = meter.store.entries()
+    assert (entry.usage["input"], entry.usage["output"]) == (1000, 7)
+    assert (entry.attribution.member, entry.attribution.team) == ("4.711", "8,15")
+    assert entry.attribution.tags["cost_centre"] == "100.000"
+
+
 def test_a_row_whose_cells_are_not_those_of_the_headings_is_left_out_by_its_line(meter, write):
     """A comma too many moves what follows it; a comma too few would leave counts empty, which are none."""
     rows = ["r,2026-10-13T10:00:00Z,gpt-5,1,7,1.5,ana", "s,2026-10-13T10:00:00Z,gpt-5,1,000,7,1.5,ana", "t,,gpt-5,1"]

@@ -241,7 +241,7 @@ def decimal_of(value: object, name: str) -> Decimal:
     Raises:
         ConfigurationError: no finite number.
     """
-    text = str(value)
+    text = value if isinstance(value, str) else str(value)  # of a cell its number, not what stands there
     if _AS_PRINTED.fullmatch(text):
         return Decimal(text)
     if not isinstance(value, bool):

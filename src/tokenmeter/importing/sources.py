@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import IO, Any, Literal, Self, cast
 
 from pydantic_core import from_json
 
@@ -292,11 +292,29 @@ def _csv_row(where: str, cells: dict[str, str], mark: DecimalMark | None) -> Lin
     return Line(where, sum(map(len, row.values())), row)
 
 
+class _CommaNumber(str):
+    """A number of a table with decimal commas, with a point, as readers of counts and costs know it.
+
+    ``str()`` of it is what stands in the cell: what looks like a number may be a name, such as a cost centre's.
+    """
+
+    __slots__ = ("_written",)
+    _written: str
+
+    def __new__(cls, number: str, written: str) -> Self:
+        made = super().__new__(cls, number)
+        made._written = written
+        return made
+
+    def __str__(self) -> str:
+        return self._written
+
+
 def _with_a_point(cell: str) -> str:
-    """A number of a table with decimal commas, as the readers of counts and costs know it; else the cell as it is."""
+    """A number of a table with decimal commas as such; else the cell as it is."""
     if "," in cell or "." in cell:
         with suppress(ValueError):
-            return f"{parse_number(cell, ','):f}"
+            return _CommaNumber(f"{parse_number(cell, ','):f}", cell)
     return cell
 
 
