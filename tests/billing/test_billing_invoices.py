@@ -789,6 +789,16 @@ def test_what_a_price_was_chosen_by_is_said_in_words(store, make_call, condition
     assert [line.description for line in draft_invoice(store, member="ada", period="2026-11").lines] == [words]
 
 
+@pytest.mark.parametrize("model", ["gpt-5[1m]", "acme/gpt-5[1m]@20250929", "gpt-5[processing=batch]"])
+@pytest.mark.parametrize(("conditions", "words"), [("", ""), ("[processing=batch]", ", batch")])
+def test_brackets_in_a_models_name_are_no_condition_of_its_price(store, make_call, model, conditions, words):
+    entry = make_call("1", member="ada")
+    charge = replace(entry.charges[0], price_id=f"openai/{model}/input{conditions}@2026-01-01#1f*0.5|region=us")
+    store.settle(replace(entry, charges=(charge,)))
+    (line,) = draft_invoice(store, member="ada", period="2026-11").lines
+    assert line.description == f"gpt-5 input tokens{words}"
+
+
 @pytest.mark.parametrize(
     ("found", "words"),
     [

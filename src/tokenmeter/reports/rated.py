@@ -19,7 +19,9 @@ from tokenmeter.texts import check_text, suggest
 from tokenmeter.values import dataclass
 
 #: What a price was chosen by, as its identity spells it: ``openai/gpt-5/input[processing=batch]@2026-10-12``.
-_CONDITIONS = re.compile(r"\[([^\]]*)\]")
+#: Conditions of a price: what stands in brackets behind the meter, which the date or the list follows. Brackets of a
+#: model's name (``claude-sonnet-5[1m]``) are before it.
+_CONDITIONS = re.compile(r"/[^/\[\]|]+\[([^\]]*)\](?=[^/|]*(?:\||$))")
 #: What a price is found for, by a row of its own or by a rule: behind a bar the identity has all of it,
 #: ``.../input@2026-10-12#1f*0.5|processing=batch,region=us``. A place has a factor, which is told by its name.
 _MODES = frozenset({"speed", "service_tier", "processing"})
