@@ -326,7 +326,8 @@ class ParquetArchives:
             for page in records(str(path), group=number):
                 for seq, body in page:
                     if seq <= archived_to:
-                        starts.append(chain.before(seq))
+                        # Documents before it are back, too: else a run that begins with one is never all back.
+                        starts.append((chain.next - 1, chain.head))
                         chain.entry(seq, body)
                         rows.append((seq, body.encode(), chain.head))
             while rows:
