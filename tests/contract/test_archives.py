@@ -27,6 +27,7 @@ from tokenmeter.stores.archive.layout import records
 from tokenmeter.stores.archive.manifest import Merkle, Proof
 from tokenmeter.stores.base import EntryFilter
 from tokenmeter.stores.documents import NewDocument
+from tokenmeter.stores.walking import Walk
 
 pytest.importorskip("duckdb")
 pytest.importorskip("pyarrow")
@@ -348,6 +349,58 @@ def test_what_came_late_goes_and_comes_back_with_the_months_around_it(store, mak
         assert gone() == [True] * (4 - back) + [False] * back
         assert store.verify(deep=True).entries == 10
         store.archives.drop()
+
+
+@pytest.mark.parametrize("store", ["sqlite"], indirect=True)
+def test_a_month_that_was_brought_back_needs_its_file_no_more_though_it_begins_with_a_document(
+    store, make_entry, tmp_path
+):
+    store.file(NewDocument(kind="invoice", key="a", body="{}", series="I"))
+    store.append([(make_entry(occurred_at=START), ())])
+    store.archives.seal("2026-01", tmp_path / "archive")
+    store.archives.drop()
+    assert [len(store.archives.restore()) for _ in range(2)] == [1, 0]
+    assert store.verify(deep=True).ok
+    (tmp_path / "archive").rename(tmp_path / "away")
+    assert (len(list(store.entries())), store.archives.unreadable()) == (1, [])
+
+
+@pytest.mark.parametrize("store", ["sqlite", "postgres"], indirect=True)
+def test_a_call_that_is_dated_ahead_in_a_file_hides_no_day_that_is_live(store, make_entry, tmp_path):
+    days = [*range(3), 400, *range(3, 6), *range(40, 43)]
+    store.append([(make_entry(occurred_at=START + timedelta(days=day)), ()) for day in days])
+    (month,) = store.archives.seal("2026-01", tmp_path / "archive")
+    first = START.toordinal() - datetime(1970, 1, 1, tzinfo=UTC).toordinal()
+    assert month.days == ((first, first + 5), (first + 400, first + 400))
+    assert store.archives.listed() == [month]
+    store.archives.drop()
+    live = (first + 41, (first + 41) * 24)
+    for columns in ("n", "input"):
+        for level, slot in zip((1, 0), live, strict=True):
+            for at, sign in ((slot, "+"), (slot + (24 if level == 0 else 1), "-")):
+                statement = f"UPDATE sums SET {columns} = {columns} {sign} 1 WHERE level = {level} AND slot = {at}"  # noqa: S608 - ours
+                store.end().write(lambda rows, statement=statement: rows.execute(statement))
+        assert [one.where for one in store.verify().faults] == ["2026-02-11", "2026-02-12"]
+        assert {one.of for one in store.rebuild()} >= {"2026-02-11", "2026-02-12"}
+        assert store.verify(deep=True).ok
+    statement = f"UPDATE sums SET n = n + 1 WHERE level = 1 AND slot = {first + 400}"  # noqa: S608 - ours
+    store.end().write(lambda rows: rows.execute(statement))
+    assert "archived months" in {one.where for one in store.verify().faults}
+
+
+@pytest.mark.parametrize("store", ["sqlite"], indirect=True)
+def test_a_month_that_is_dropped_while_its_ledger_is_verified_is_no_fault(store, make_entry, tmp_path, monkeypatch):
+    days = [*range(6), 40, 41, 3]
+    store.append([(make_entry(occurred_at=START + timedelta(days=day)), ()) for day in days])
+    store.archives.seal("2026-01", tmp_path / "archive")
+    begin = Walk.begin
+
+    def drop_and_begin(walk, connection):
+        threading.Thread(target=store.archives.drop).run()
+        begin(walk, connection)
+
+    monkeypatch.setattr(Walk, "begin", drop_and_begin)
+    assert store.verify().faults == ()
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """``tokenmeter archive``, as somebody types it at the end of a year."""
 
 import json
+import sqlite3
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -116,6 +118,26 @@ def test_what_was_not_compared_with_files_is_told_and_a_file_that_is_away_is_no_
         assert (str(file) in told) == bool(code)
     if not code:
         assert "every kept sum is what" in tm("db", "rebuild", "--dry-run", "--deep")
+
+
+def test_days_between_those_with_archived_entries_are_compared(tm):
+    store = open_store("sqlite:///usage.db")
+    call = {"provider": "openai", "endpoint": "chat.completions", "operation": "chat", "cost_source": "none"}
+    moments = [datetime(2025, month, 7, tzinfo=UTC) for month in (8, 4)]  # the first dated ahead
+    store.append([(Entry(occurred_at=one, recorded_at=one, **call), ()) for one in moments])
+    store.close()
+    tm("archive", "seal", "--through", "2025-08", "--to", "archive", "--drop")
+    store = open_store("sqlite:///usage.db")
+    store.append([(Entry(occurred_at=moments[1] + timedelta(days=9), recorded_at=moments[1], **call), ())])
+    store.close()
+    with closing(sqlite3.connect("usage.db")) as connection, connection:
+        connection.execute("UPDATE sums SET n = 7 WHERE level = 1 AND slot = 20194")
+    told = " ".join(tm("db", "rebuild", "--dry-run", code=1).split())
+    assert "2025-04-16" in told
+    assert "Days with entries in archived files (2025-01-01 to 2025-03-31, 2025-04-07, 2025-08-07) were not" in told
+    found = json.loads(tm("db", "rebuild", "--json"))
+    assert [one["first"] for one in found["not_compared"]] == ["2025-01-01", "2025-04-07", "2025-08-07"]
+    assert "every kept sum of other days is what" in tm("db", "rebuild")
 
 
 @pytest.mark.parametrize("there", [True, False])

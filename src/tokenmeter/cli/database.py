@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import date, timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal
@@ -21,9 +22,11 @@ from tokenmeter.display import counted, number_text, visible
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import to_dollars
 from tokenmeter.reports.database import open_database
+from tokenmeter.stores.archive.manifest import ArchivedDays
 from tokenmeter.stores.base import Store, SumsDifference
 from tokenmeter.stores.sqlite.database import sqlite3
 
+_EPOCH = date(1970, 1, 1)
 app = typer.Typer(cls=Group, help="Set up, back up and move a ledger.", no_args_is_help=True)
 commands.add_typer(app, name="db")
 
@@ -138,18 +141,19 @@ def rebuild(
             found = store.rebuild(dry_run=dry_run, deep=deep, progress=progress)
         files = () if deep else [one for one in store.archives.listed() if one.gone]
         unreadable = store.archives.unreadable() if files else ()
-    until = max((one.until.date() for one in files), default=None)
+    left_out = [tuple(_EPOCH + timedelta(days=day) for day in ends) for ends in ArchivedDays(files).stretches]
+    until = left_out[-1][1] if left_out else None
+    after = f" after {until}" if len(left_out) == 1 else " of other days" if left_out else ""
     if frame.as_json:
         emit({
             "differences": [asdict(one) for one in found],
             "rebuilt": bool(found) and not dry_run,
+            "not_compared": [{"first": first, "last": last} for first, last in left_out],
             "not_compared_until": until,
             "unreadable": list(unreadable),
         })  # fmt: skip
     elif not found:
-        out.print(
-            f"[green]Nothing to do:[/] every kept sum{f' after {until}' if until else ''} is what its entries come to."
-        )
+        out.print(f"[green]Nothing to do:[/] every kept sum{after} is what its entries come to.")
     else:
         _show_differences(found)
         wrong = counted(len(found), "sum differs", "sums differ")
@@ -160,7 +164,12 @@ def rebuild(
         )
     if until and not frame.as_json:
         many = counted(sum(one.gone for one in files), "entry", "entries")
-        out.print(f"Days up to {until} were not compared: {many} of them are in archived files, which --deep reads.")
+        days = (
+            f"Days up to {until}"
+            if len(left_out) == 1
+            else f"Days with entries in archived files ({_tell_stretches(left_out)})"
+        )
+        out.print(f"{days} were not compared: {many} of them are in archived files, which --deep reads.")
         for told in unreadable:
             out.print(f"[yellow]care[/]  {escape(told)}")
     if (dry_run and found) or unreadable:
@@ -331,6 +340,12 @@ def sql(
         # SQL says no kinds of columns: one of whole numbers is taken for figures.
         figures = [head for place, head in enumerate(heads) if all(isinstance(row[place], int | None) for row in rows)]
         show_table(heads, cells, figures=figures)
+
+
+def _tell_stretches(stretches: Sequence[tuple[date, ...]]) -> str:
+    """Stretches of days in words: the first three, the last, and how many there are between."""
+    told = [f"{first}" if first == last else f"{first} to {last}" for first, last in stretches]
+    return ", ".join(told if len(told) <= 5 else [*told[:3], f"{len(told) - 4} more", told[-1]])  # noqa: PLR2004 - a line
 
 
 def _tell_archived(store: Store) -> None:

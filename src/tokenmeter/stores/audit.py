@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from types import MappingProxyType
@@ -15,6 +15,7 @@ from tokenmeter.display import counted
 from tokenmeter.errors import StoreUnavailableError, TamperedLedgerError
 from tokenmeter.stores.archive.archives import ParquetArchives
 from tokenmeter.stores.archive.checking import ArchiveCheck
+from tokenmeter.stores.archive.manifest import ArchivedDays
 from tokenmeter.stores.base import Fault, Verification
 from tokenmeter.stores.definitions import PERSONAL, Account, name_digest
 from tokenmeter.stores.encoding import digest_of
@@ -112,7 +113,7 @@ class _Audit:
         try:
             found = self._archives.verify(deep=self._deep, heads=(head, since))
         except TamperedLedgerError as error:  # a manifest; the live chain is looked at all the same
-            found = ArchiveCheck(0, (Fault("edited", "archived months", str(error)),), {}, -1)
+            found = ArchiveCheck(0, (Fault("edited", "archived months", str(error)),), {}, ArchivedDays(), -1)
         self.faults += found.faults
         walk = Walk(self._engine.identity, head, found, deep=self._deep)
         read(walk.begin)
@@ -140,8 +141,8 @@ class _Audit:
         day = walk.first_day
         shared, wrong = SharedRows(), walk.days.wrong
         while day is not None:
-            look = partial(days, since=day, shared=shared, archives=self._archives, done=walk.days.compared)
-            day, some = read(look)
+            look = partial(days, since=day, shared=shared, archives=self._archives, deep=self._deep)
+            day, some = read(partial(look, done=walk.days.compared))
             wrong += some
         self.faults += _told(wrong, Level.DAY)
         wrong = read(partial(longer, since=walk.since))
@@ -290,21 +291,29 @@ def _accounts_gone(connection: Rows) -> list[Fault]:
 
 
 def _archived_sums(connection: Rows, *, archives: ParquetArchives) -> list[Fault]:
-    """Compare the sums of all days up to the last that has archived entries with what the archives' manifests say."""
+    """Compare the sums of all days that have archived entries with what the archives' manifests say."""
     months, _ = archives.within(connection)
-    if not months:
+    archived = ArchivedDays(months)
+    if archived.last is None:
         return []
     names = ("n", *AMOUNTS)
-    until = max(month.last_at for month in months) // DAY + 1
+    until = archived.last + 1
     added = ", ".join(f"coalesce(sum({name}), 0)" for name in AMOUNTS)
-    live = connection.execute(
-        f"SELECT count(*), {added} FROM entries WHERE occurred_at < ? AND seq > ?",  # noqa: S608 - names of our own
-        (until * DAY, months[-1].last_seq),
-    ).fetchone()
-    kept = connection.execute(
-        f"SELECT coalesce(sum(n), 0), {added} FROM sums WHERE level = 1 AND slot < ?",  # noqa: S608 - as above
-        (until,),
-    ).fetchone()
+    day = f"(occurred_at - (occurred_at % {DAY} + {DAY}) % {DAY}) / {DAY}"
+    live = _added(
+        connection.execute(
+            f"SELECT {day}, count(*), {added} FROM entries WHERE occurred_at < ? AND seq > ? GROUP BY 1",  # noqa: S608 - names of our own
+            (until * DAY, months[-1].last_seq),
+        ).fetchall(),
+        archived,
+    )
+    kept = _added(
+        connection.execute(
+            f"SELECT slot, sum(n), {added} FROM sums WHERE level = 1 AND slot < ? GROUP BY 1",  # noqa: S608 - as above
+            (until,),
+        ).fetchall(),
+        archived,
+    )
     due = [
         amount + sum(month.entries if name == "n" else month.sums.get(name, 0) for month in months)
         for name, amount in zip(names, live, strict=True)
@@ -317,7 +326,16 @@ def _archived_sums(connection: Rows, *, archives: ParquetArchives) -> list[Fault
 def _archived_hours(connection: Rows, *, archives: ParquetArchives) -> list[Wrong]:
     """Hours of the same days that do not come to what is kept of the day."""
     months, _ = archives.within(connection)
-    return wrong_hours(connection, max(month.last_at for month in months) // DAY + 1) if months else []
+    archived = ArchivedDays(months)
+    if archived.last is None:
+        return []
+    return [one for one in wrong_hours(connection, archived.last + 1) if one.key[1] in archived]
+
+
+def _added(rows: Iterable[Sequence[int]], archived: ArchivedDays) -> tuple[int, ...]:
+    """Amounts of the days that have archived entries, added up; of each row the first value is its day."""
+    found = [amounts for day, *amounts in rows if int(day) in archived]
+    return tuple(sum(map(int, column)) for column in zip(*found, strict=True)) or (0,) * (1 + len(AMOUNTS))
 
 
 def _told(wrong: Sequence[Wrong], level: Level) -> list[Fault]:

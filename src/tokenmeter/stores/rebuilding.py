@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from pydantic_core import from_json
 
 from tokenmeter.stores.archive.archives import ParquetArchives
+from tokenmeter.stores.archive.manifest import ArchivedDays
 from tokenmeter.stores.base import SumsDifference
 from tokenmeter.stores.book import LATENCIES, SUM_COLUMNS, SUM_TABLES
 from tokenmeter.stores.engine import ArchiveFilter, Rows, each, look_up
@@ -108,16 +109,25 @@ class SharedRows:
 
 
 def days(
-    connection: Rows, *, since: int, shared: SharedRows, archives: ParquetArchives, done: Container[int] = ()
+    connection: Rows,
+    *,
+    since: int,
+    shared: SharedRows,
+    archives: ParquetArchives,
+    deep: bool,
+    done: Container[int] = (),
 ) -> tuple[int | None, list[Wrong]]:
     """Sums of the first UTC day from `since` on that has any, and is not `done`: those that are wrong.
+
+    Unless `deep`, a day of which entries are in archived files is none either.
 
     Returns:
         The day after it, None at the end; and the rows.
     """
+    archived = ArchivedDays() if deep else ArchivedDays(archives.within(connection)[0])
     day = _first_day(connection, since)
-    while day is not None and day in done:
-        day = _first_day(connection, day + 1)
+    while day is not None and (day in done or day in archived):
+        day = _first_day(connection, archived.beyond(day + 1))
     if day is None:
         return None, []
     return day + 1, wrong_sums(connection, day, _counted(connection, day, shared, archives))
@@ -310,10 +320,10 @@ def rebuild(
         What was wrong.
     """
     shared, found = SharedRows(), list[Wrong]()
-    first, last = read(partial(_span, archives=archives, deep=deep))
+    first, last = read(_span)
     day: int | None = first
     while day is not None:
-        look = partial(days, since=day, shared=shared, archives=archives)
+        look = partial(days, since=day, shared=shared, archives=archives, deep=deep)
         day, wrong = read(look)
         if wrong and write is not None:
             day, wrong = write(partial(_mend, look))
@@ -340,7 +350,7 @@ def _mend(look: Callable[[Rows], tuple[int | None, list[Wrong]]], connection: Ro
     return day, wrong
 
 
-def _span(connection: Rows, *, archives: ParquetArchives, deep: bool) -> tuple[int, int]:
+def _span(connection: Rows) -> tuple[int, int]:
     """The first day to look at, and the day after the last."""
     found: list[int] = []
     for end in ("min", "max"):
@@ -351,9 +361,6 @@ def _span(connection: Rows, *, archives: ParquetArchives, deep: bool) -> tuple[i
         )
         found += [int(slot) // unit for unit, slot in rows.fetchall() if slot is not None]
     first, last = min(found, default=0), max(found, default=-1) + 1
-    files, _ = archives.within(connection)
-    if files and not deep:
-        first = max(first, max(month.last_at for month in files) // DAY + 1)
     return first, max(first, last)
 
 

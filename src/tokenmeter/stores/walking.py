@@ -17,15 +17,16 @@ from tokenmeter.stores.base import Fault
 from tokenmeter.stores.book import ENTRY_COLUMNS, make_room
 from tokenmeter.stores.documents import ERASURE, MERGED
 from tokenmeter.stores.encoding import compact_json
-from tokenmeter.stores.engine import Rows, look_up
+from tokenmeter.stores.engine import Rows, look_up, read_head
 from tokenmeter.stores.fold import FIRST, Batch, Measured, link, measured
 from tokenmeter.stores.reading import UNREADABLE, learn
 from tokenmeter.stores.rebuilding import SharedRows, Wrong, wrong_sums
-from tokenmeter.stores.slots import DAY
+from tokenmeter.stores.slots import DAY, Level, ends
 
 #: The head of a chain that has no record yet, as a checkpoint of an empty ledger names it.
 EMPTY = FIRST.hex()
 _PAGE = 2000
+_FIRST_DAY, _ = ends(Level.DAY)
 _NAMES = ", ".join(ENTRY_COLUMNS)
 _DOCUMENT = "seq, position, kind, key, series, number, body, hash, leaf"
 #: Most sums of days that are gathered at a time, each of an hour and account: what is more is counted a second time.
@@ -38,14 +39,18 @@ class GatheredDays:
     A day is compared in a read transaction in which exactly the entries that were gathered lie on it. Any other (its
     entries are archived, or far apart in the chain, or still coming) is left to be counted by itself.
 
+    Args:
+        archived: What was found of months that are in files: days with entries of these are not gathered.
+
     Attributes:
         first: The first day that is gathered; None where none is to be.
         compared: Days that are done.
         wrong: Sums of these that are kept otherwise than they should be.
     """
 
-    def __init__(self, first: int | None) -> None:
-        self.first = first
+    def __init__(self, archived: ArchiveCheck) -> None:
+        self.first: int | None = _FIRST_DAY
+        self._archived = archived
         self.compared: set[int] = set()
         self.wrong: list[Wrong] = []
         self._batches: dict[int, Batch] = {}
@@ -61,6 +66,9 @@ class GatheredDays:
         if batch is None:
             if self.first is None or day < self.first or day in self._left or day in self.compared:
                 return
+            if day in self._archived.days:
+                self._left.add(day)
+                return
             batch = self._batches[day] = Batch()
         batch.count(occurred_at, account, found)
         self._counts[day] = self._counts.get(day, 0) + 1
@@ -73,6 +81,8 @@ class GatheredDays:
         if sum(len(batch.sums) for batch in self._batches.values()) > _MOST_SUMS:
             self._left |= self._batches.keys()
             self._batches, self._counts = {}, {}
+        if read_head(connection, "archived_to")[0] != self._archived.archived_to:
+            self.first, self._batches = None, {}  # months were dropped or brought back meanwhile
         for day in sorted(quiet & self._batches.keys()):
             (there,) = connection.execute(
                 "SELECT count(*) FROM entries WHERE occurred_at >= ? AND occurred_at < ?", (day * DAY, (day + 1) * DAY)
@@ -115,8 +125,8 @@ class Walk:
         self.head = FIRST
         self.after = self.to = self._first = 0
         self.since: int | None = None
-        self.first_day: int | None = -1_000_000
-        self.days = GatheredDays(archived.last_day + 1)
+        self.first_day: int | None = _FIRST_DAY
+        self.days = GatheredDays(archived)
         self._wanted = head
         self._begun = False
         self._taken_out: dict[int, tuple[str, str]] = {}
@@ -151,8 +161,6 @@ class Walk:
         if not self.after:
             return
         self.entries = self.entries_archived = self._archived.entries
-        if not self._deep:
-            self.first_day = self._archived.last_day + 1
         statement = f"SELECT {_DOCUMENT} FROM documents WHERE seq <= ? ORDER BY seq"  # noqa: S608 - names of our own
         for seq, *columns in run(statement, (self.after,)).fetchall():
             with contextlib.suppress(*UNREADABLE):
@@ -176,9 +184,8 @@ class Walk:
         self._numbers = {name: number for name, number in series if name is not None}
         # With a sign, so that records are looked at from that one on, and not all by their time.
         moment = run("SELECT min(+occurred_at) FROM entries WHERE seq > ?", row).fetchone()[0]
-        known = self._archived.last_day + 1 if self.entries_archived and not self._deep else None
         self.since = sys.maxsize if moment is None else moment // DAY
-        self.first_day = None if moment is None else max(moment // DAY, known or moment // DAY)
+        self.first_day = None if moment is None else moment // DAY
         self.days.first = self.first_day
         if self._wanted == head:
             self._found_at = row[0]

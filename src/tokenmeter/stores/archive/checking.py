@@ -12,14 +12,13 @@ from pydantic_core import from_json
 
 from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError, TamperedLedgerError, TokenmeterError
-from tokenmeter.stores.archive.manifest import ArchivedMonth
+from tokenmeter.stores.archive.manifest import ArchivedDays, ArchivedMonth
 from tokenmeter.stores.archive.places import opened_copy
 from tokenmeter.stores.archive.sealing import follow
 from tokenmeter.stores.archive.shelf import asking_duckdb, ids_in, open_duckdb
 from tokenmeter.stores.base import Fault
 from tokenmeter.stores.engine import Readable, Rows, read_head
 from tokenmeter.stores.fold import FIRST
-from tokenmeter.stores.slots import HOUR
 
 _BILLS_AT_ONCE = 2_000
 
@@ -31,13 +30,15 @@ class ArchiveCheck(NamedTuple):
         entries: How many entries are in files only.
         faults: What is wrong.
         heads: Hashes that were asked for and found, with the numbers of their records.
-        last_day: The last UTC day since 1970 of an entry that is in a file only; -1 where there is none.
+        days: Days with entries of months of which some are in a file only.
+        archived_to: The last record that is in a file only.
     """
 
     entries: int
     faults: tuple[Fault, ...]
     heads: Mapping[str, int]
-    last_day: int
+    days: ArchivedDays
+    archived_to: int
 
 
 def check_months(
@@ -82,8 +83,8 @@ def check_months(
         gone = f"records {last + 1} to {archived_to}"
         faults.append(Fault("missing", gone, "They were dropped without being sealed."))
     count = sum(month.gone for month in months)
-    days = [month.last_at // (24 * HOUR) for month in months if month.first_seq <= archived_to]
-    return ArchiveCheck(count, tuple(faults), found, max(days, default=-1))
+    days = ArchivedDays(month for month in months if month.first_seq <= archived_to)
+    return ArchiveCheck(count, tuple(faults), found, days, archived_to)
 
 
 def _look_at(

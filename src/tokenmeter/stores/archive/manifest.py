@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, field, replace
 from datetime import datetime
 
@@ -13,7 +15,7 @@ from pydantic_core import from_json
 from tokenmeter.errors import ConfigurationError, TamperedLedgerError
 from tokenmeter.stores.documents import Document, NewDocument
 from tokenmeter.stores.encoding import compact_json
-from tokenmeter.stores.slots import from_microseconds
+from tokenmeter.stores.slots import DAY, from_microseconds
 from tokenmeter.values import dataclass
 
 #: Kind of document that manifests are.
@@ -46,6 +48,8 @@ class ArchivedMonth:
         sha256: SHA-256 of the file (hex).
         bytes: Size of the file.
         layout: Number of the file's layout.
+        days: UTC days since 1970 that it has entries of: first and last of each stretch. In older manifests none;
+            they stand for all days from the earliest entry to the latest.
         dropped: Whether its entries are in the file only; not in the manifest, but what the ledger says now.
         gone: How many of them are; some, where dropping it or bringing it back was broken off. As `dropped`.
     """
@@ -64,6 +68,7 @@ class ArchivedMonth:
     sha256: str
     bytes: int
     layout: int = _NEWEST_LAYOUT
+    days: tuple[tuple[int, int], ...] = ()
     dropped: bool = False
     gone: int = 0
 
@@ -134,9 +139,52 @@ class ArchivedMonth:
                     f"{values['url']} has layout {layout}; this tokenmeter knows {_NEWEST_LAYOUT}. Upgrade it: "
                     "pip install --upgrade tokenmeter-sdk."
                 )
+            values["days"] = tuple((int(first), int(last)) for first, last in values.get("days", ()))
             return cls(**values)
         except (ValueError, TypeError, LookupError) as error:
             raise _unreadable(error) from error
+
+
+class ArchivedDays:
+    """UTC days (since 1970) with entries of some archived months.
+
+    One call that is dated a year ahead is in the file of its run, and is no reason to leave out the days until then.
+
+    Args:
+        months: The months.
+
+    Attributes:
+        stretches: First and last day of each stretch of them, in order.
+    """
+
+    def __init__(self, months: Iterable[ArchivedMonth] = ()) -> None:
+        parts = (one.days or [(one.first_at // DAY, one.last_at // DAY)] for one in months)
+        self.stretches = stretches_of(itertools.chain.from_iterable(parts))
+        self._firsts = [first for first, _ in self.stretches]
+
+    @property
+    def last(self) -> int | None:
+        """The last of these days; None where there is none."""
+        return self.stretches[-1][1] if self.stretches else None
+
+    def __contains__(self, day: object) -> bool:
+        return isinstance(day, int) and self.beyond(day) != day
+
+    def beyond(self, day: int) -> int:
+        """The first day from this one on that is none of them."""
+        at = bisect_right(self._firsts, day) - 1
+        return day if at < 0 or day > self.stretches[at][1] else self.stretches[at][1] + 1
+
+
+def stretches_of(parts: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Stretches of days, first and last of each, put in order and together where they touch."""
+    found: list[tuple[int, int]] = []
+    for first, last in sorted(parts):
+        if found and first <= found[-1][1] + 1:
+            found[-1] = (found[-1][0], max(found[-1][1], last))
+        else:
+            found.append((first, last))
+    return found
 
 
 def _unreadable(error: Exception) -> TamperedLedgerError:

@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 from tokenmeter.errors import ConfigurationError, StoreUnavailableError, TamperedLedgerError, reason_of
 from tokenmeter.stores.archive.layout import ArchiveRow, FileWriter, groups_in, records, rows_after
-from tokenmeter.stores.archive.manifest import ArchivedMonth, Merkle, Proof
+from tokenmeter.stores.archive.manifest import ArchivedMonth, Merkle, Proof, stretches_of
 from tokenmeter.stores.archive.places import digest_of_file, joined, opened_copy, put_file, remove_file
 from tokenmeter.stores.archive.shape import Shaper
 from tokenmeter.stores.documents import Filing, NewDocument
 from tokenmeter.stores.engine import Readable, Rows, read_head
 from tokenmeter.stores.fold import AMOUNTS, FIRST, link
-from tokenmeter.stores.slots import from_microseconds, to_microseconds
+from tokenmeter.stores.slots import DAY, from_microseconds, to_microseconds
 
 
 class RunChain:
@@ -30,18 +30,13 @@ class RunChain:
         self.merkle = Merkle(of)
         self._documents = documents
 
-    def before(self, seq: int) -> tuple[int, bytes]:
-        """Number and hash of the record before an entry, documents between taken in."""
+    def entry(self, seq: int, body: str) -> None:
+        """The next entry, after the documents before it."""
         while self.next < seq:
             document = self._documents.get(self.next)
             if document is None:
                 raise TamperedLedgerError(f"Record {self.next} is gone: `tokenmeter verify` names all such.")
             self._link(document)
-        return seq - 1, self.head
-
-    def entry(self, seq: int, body: str) -> None:
-        """The next entry."""
-        self.before(seq)
         self._link(hashlib.sha256(body.encode()).digest())
         self.entries += 1
 
@@ -177,11 +172,13 @@ class _Written:
     def __init__(self) -> None:
         self.sums = [0] * len(AMOUNTS)
         self.times: list[int] = []
+        self.days: set[int] = set()
 
     def add(self, rows: Sequence[ArchiveRow]) -> None:
         columns = zip(*(row.amounts for row in rows), strict=True)
         self.sums = [sum(column, total) for total, column in zip(self.sums, columns, strict=True)]
         moments = [row.occurred_at for row in rows]
+        self.days |= {moment // DAY for moment in moments}
         self.times = [min([*self.times[:1], *moments]), max([*self.times[1:], *moments])]
 
 
@@ -238,6 +235,7 @@ class Sealing:
             url=url,
             sha256=sha256,
             bytes=size,
+            days=tuple(stretches_of((day, day) for day in written.days)),
         )
         filing = self._file(found.draft())
         if filing.recorded:
