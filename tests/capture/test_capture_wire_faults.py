@@ -12,8 +12,10 @@ import re
 import socket
 import struct
 import threading
+import zlib
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import Mock
 
 import anthropic
 import openai
@@ -652,3 +654,21 @@ def test_what_is_nested_too_deep_costs_only_itself():
     assert _event_in(deep) is None
     assert _event_in(b'{"bytes": "%s"}' % base64.b64encode(deep)) is None
     assert list(_lines_of(b'{"response": {}}\n{"response": ' + deep)) == [(0, {"response": {}})]
+
+
+@pytest.mark.parametrize("split", [1, 1000])
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "gzip, identity", "Deflate"])
+def test_whatever_servers_call_deflate_is_read(encoding, split):
+    """Some leave zlib's header out, which HTTP clients take as well."""
+    from tokenmeter.capture.raw import RawReader
+
+    sent = json.dumps({"usage": "all of it" * 9}).encode()
+    packed = [gzip.compress(sent)] if "gzip" in encoding else [zlib.compress(sent), zlib.compress(sent)[2:-4]]
+    for body in packed:
+        heard = Mock()
+        reader = RawReader({"content-type": "application/json", "content-encoding": encoding}, heard)
+        pieces = [body[:2], *(body[at : at + split] for at in range(2, len(body), split))]
+        for piece in pieces:
+            reader.feed(piece)
+        reader.close()
+        heard.saw_body.assert_called_once_with(json.loads(sent))

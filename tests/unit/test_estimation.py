@@ -1,6 +1,8 @@
 """A call's bound is never below what the call turns out to use, and what has no bound says why."""
 
+import os
 import threading
+import time
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -247,6 +249,22 @@ class TestTokens:
         waiting = TokenCounter(lambda _: ready.wait(10) and None)
         assert self.prompt(waiting) == 540
         ready.set()
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+    def test_a_child_that_is_forked_while_a_tokenizer_loads_loads_its_own(self):
+        ready, parent = threading.Event(), os.getpid()
+        counter = TokenCounter(lambda _: self.ENCODING if os.getpid() != parent or ready.wait(60) else None)
+        assert counter.count("o200k_base", [self.PROSE]) is None
+        child = os.fork()
+        if not child:
+            until = time.monotonic() + 60
+            while time.monotonic() < until:
+                if counter.count("o200k_base", [self.PROSE]) == 200:
+                    os._exit(0)
+                time.sleep(0.01)
+            os._exit(1)
+        ready.set()
+        assert os.waitpid(child, 0)[1] == 0
 
     def test_texts_that_would_take_too_long_are_bounded_by_their_bytes(self):
         assert self.prompt(self.counter(), "test " * 300_000) == 1_500_040

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from tokenmeter import processes
 from tokenmeter.interrupts import let_interrupt_through
 from tokenmeter.processes import make_lock, run_alone
 
@@ -71,14 +72,20 @@ class TokenCounter:
     def __init__(self, load: Callable[[str], Encoding | None] | None = None) -> None:
         self._load = load or _load
         self._encodings: dict[str, Encoding | None] = {}
+        self._loading: dict[str, object] = {}  # by a thread of which process, which has none in a forked child
 
     def may_have(self, encoding: str) -> bool:
         """Whether an encoding is at hand, or nobody has looked yet."""
-        return self._encodings.get(encoding, self) is not None
+        return self._encodings.get(encoding, self) is not None or self._was_left(encoding)
+
+    def _was_left(self, encoding: str) -> bool:
+        """Whether the parent was loading it when this process was forked."""
+        loading = self._loading.get(encoding)
+        return loading is not None and processes.is_parents(loading)
 
     def count(self, encoding: str, texts: Sequence[str]) -> int | None:
         """The tokens of `texts`; None when the encoding is not at hand (yet). Never waits."""
-        if encoding not in self._encodings:
+        if encoding not in self._encodings or self._was_left(encoding):
             self._begin(encoding)
             return None
         found = self._encodings[encoding]
@@ -99,18 +106,20 @@ class TokenCounter:
             let_interrupt_through(error)
             log.exception("tokenmeter could not load the encoding %s; bytes bound prompts", encoding)
             self._encodings[encoding] = None
+        self._loading.pop(encoding, None)
         return self._encodings[encoding] is not None
 
     def _begin(self, encoding: str) -> None:
         run_alone(_starting, self._begin_once, encoding)
 
     def _begin_once(self, encoding: str) -> None:
-        if encoding not in self._encodings:
+        if encoding not in self._encodings or self._was_left(encoding):
             self._encodings[encoding] = None
+            self._loading[encoding] = processes.this_process
             try:
                 threading.Thread(target=self.load, args=(encoding,), name="tokenmeter-tokens", daemon=True).start()
             except RuntimeError:  # none can be had: the next prompt tries again
-                del self._encodings[encoding]
+                del self._encodings[encoding], self._loading[encoding]
 
 
 def _load(encoding: str) -> Encoding | None:

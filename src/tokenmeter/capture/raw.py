@@ -170,12 +170,30 @@ def kind_of(content_type: str) -> Kind:
 
 def _decoder(encoding: str) -> Callable[[bytes], bytes] | None:
     """How to undo `encoding`; None for one that the standard library cannot undo."""
-    name = encoding.strip().lower()
-    if name in {"", "identity"}:
+    names = [name for each in encoding.lower().split(",") if (name := each.strip()) not in {"", "identity"}]
+    if not names:
         return _as_it_is
-    if name in {"gzip", "deflate"}:
-        return zlib.decompressobj(_GZIP_OR_ZLIB).decompress
-    return None
+    return _Inflater().decompress if len(names) == 1 and names[0] in {"gzip", "deflate"} else None
+
+
+class _Inflater:
+    """Undoes gzip, and both of what servers call deflate: with zlib's header, as it should be, and without."""
+
+    __slots__ = ("_begun", "_inflate")
+
+    def __init__(self) -> None:
+        self._inflate = zlib.decompressobj(_GZIP_OR_ZLIB)
+        self._begun = False
+
+    def decompress(self, piece: bytes) -> bytes:
+        begun, self._begun = self._begun, True
+        try:
+            return self._inflate.decompress(piece)
+        except zlib.error:
+            if begun:
+                raise
+            self._inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+            return self._inflate.decompress(piece)
 
 
 def _as_it_is(piece: bytes) -> bytes:
