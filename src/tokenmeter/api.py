@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from tokenmeter.arguments import tell_wrong_arguments
 from tokenmeter.attribution import NOBODY, Attribution
+from tokenmeter.call import RequestFacts
 from tokenmeter.dimensions import POSTED_BY
 from tokenmeter.errors import ConfigurationError, LedgerError, StoreUnavailableError, TamperedLedgerError
 from tokenmeter.late import LateModule, late_method
@@ -265,6 +266,7 @@ class Meter(CallMeter):
             region=region,
             service_tier=service_tier,
             cost_unit=self.pricer.terms.cost_unit(provider),
+            request=self.pricer.with_meant_model(provider, RequestFacts(model=model)),
         ).with_shared()
         pricer = self.pricer if price_list is None else Pricer(price_list, self.pricer.terms)
         moment = utcnow() if at is None else parse_instant(at)

@@ -188,6 +188,7 @@ def hold(
         max_output_tokens=facts.max_output_tokens if max_output_tokens is None else max_output_tokens,
         region=region,
     )
+    facts = meter.pricer.with_meant_model(call.provider, facts)
     return Hold(meter, replace(call, facts=facts, attribution=said, as_written=True))  # the caller sends it
 
 
@@ -317,6 +318,7 @@ def _call(
     provider = billing_name(provider)
     if (unit := meter.pricer.terms.cost_unit(provider)) is not None:
         facts = replace(facts, cost_unit=unit)
+    facts = meter.pricer.with_meant_model(provider, facts)
     return Call(
         provider=provider,
         endpoint=found.path,

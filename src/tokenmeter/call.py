@@ -51,6 +51,7 @@ class RequestFacts:
 
     Attributes:
         model: Model the caller named; for Azure the deployment.
+        stands_for: Model that the user's settings say it is; None where they say nothing of that name.
         service_tier: Tier asked for (the one served is the response's).
         speed: Anthropic's speed asked for.
         processing: ``"batch"`` when the context says so.
@@ -87,6 +88,7 @@ class RequestFacts:
     """
 
     model: str | None = None
+    stands_for: str | None = None
     service_tier: str | None = None
     speed: str | None = None
     processing: str | None = None
@@ -110,6 +112,11 @@ class RequestFacts:
     cost_unit: str | None = None
     billed_elsewhere: str | None = None
     sizes: Mapping[str, str] = field(default_factory=lambda: _NO_TOOLS, repr=False, compare=False)
+
+    @property
+    def meant_model(self) -> str | None:
+        """The model by whose name it is told what is counted, by the character or by the token."""
+        return self.stands_for or self.model
 
     @property
     def billed_region(self) -> str | None:

@@ -8,6 +8,10 @@ from decimal import Decimal
 import openai
 import pytest
 
+from tokenmeter.meter import Meter
+from tokenmeter.pricing import Pricer, Terms
+from tokenmeter.stores import open_store
+
 RESPONSE = {
     "id": "resp_1",
     "object": "response",
@@ -221,3 +225,28 @@ def test_a_video_is_as_long_and_as_large_as_it_was_asked_for(clients, provider, 
     provider.answer(body=body)
     clients.openai().videos.create(model="sora-2-pro", prompt="The sea", **asked)
     assert meters(books) == used
+
+
+class TestNamesThatTheSettingsMap:
+    """What is counted goes by the model that a name stands for, as its price does."""
+
+    @pytest.fixture
+    def meter(self, priced):
+        maps = {"*": {"my-voice": "tts-1", "house-voice": "gpt-4o-mini-tts"}}
+        made = Meter(store=open_store("memory:"), pricer=Pricer(priced.pricer.price_list, Terms(model_maps=maps)))
+        yield made
+        made.close()
+
+    @pytest.mark.parametrize(
+        ("name", "counted"), [("my-voice", {"characters"}), ("house-voice", {"input", "output_audio"})]
+    )
+    def test_speech(self, clients, books, name, counted):
+        spoken = clients.openai().audio.speech.create(model=name, voice="alloy", input="The sea is wide.")
+        assert spoken.read()
+        entry = books.one()
+        assert entry.request_model == name
+        assert set(entry.usage.quantities) == counted
+        assert entry.cost_source == "estimated"  # no answer says it
+        assert entry.list_cost > 0
+        if counted == {"characters"}:
+            assert entry.list_cost == Decimal("0.00024")  # 16 characters at $15 a million

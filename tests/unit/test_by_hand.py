@@ -1193,3 +1193,37 @@ class TestOnWhoseAccount:
         with pytest.raises(tokenmeter.ConfigurationError, match="attribution"):
             meter.price(CHAT, **HERE, attribution=given)
         assert not list(meter.store.entries())
+
+
+EMBEDDED = {
+    "predictions": [{"embeddings": {"values": [0.1], "statistics": {"token_count": 700}}}],
+    "metadata": {"billableCharacterCount": 2400},
+}
+BY_CHARACTER = {"provider": "vertex", "endpoint": "models.embed_content", "model": "my-vectors"}
+
+
+class TestNamesThatTheSettingsMap:
+    """A model that is sold by the character is so under the user's name for it, too."""
+
+    @pytest.fixture
+    def meter(self):
+        maps = {"vertex": {"my-vectors": "text-embedding-005"}}
+        made = tokenmeter.make_meter(store="memory:", config={"models": maps})
+        yield made
+        made.close()
+
+    def test_recorded(self, meter):
+        entry = meter.record(EMBEDDED, **BY_CHARACTER)
+        assert dict(entry.usage.quantities) == {"characters": 2400}
+        assert entry.request_model == "my-vectors"
+        by_its_own_name = meter.price(EMBEDDED, **(BY_CHARACTER | {"model": "text-embedding-005"}))
+        assert entry.list_cost == by_its_own_name.list_cost > 0
+
+    def test_held(self, meter):
+        with meter.hold(**BY_CHARACTER) as held:
+            entry = held.record(EMBEDDED)
+        assert dict(entry.usage.quantities) == {"characters": 2400}
+
+    def test_priced(self, meter):
+        rating = meter.price(EMBEDDED, **BY_CHARACTER)
+        assert [(charge.sku_meter, charge.quantity) for charge in rating.charges] == [("characters", 2400)]

@@ -12,7 +12,7 @@ from tokenmeter.attribution import Attribution, Scope
 from tokenmeter.call import ActiveSpan, Call, Outcome, PlainRequest, RequestFacts
 from tokenmeter.capture.description import Identity, Kind, call_of, describe, give_leave, given_fields
 from tokenmeter.capture.readings import Readings
-from tokenmeter.capture.recent import learn_size, waiting, with_sizes
+from tokenmeter.capture.recent import learn_size, waiting, with_known
 from tokenmeter.capture.responses import Exchange
 from tokenmeter.capture.sdk import Binding, twice
 from tokenmeter.capture.settlement import (
@@ -188,7 +188,7 @@ class InFlight:
         if self._request is not None:
             return call_of(identity, self.endpoint, self._request.facts(region=self.region, cost_unit=self.cost_unit))
         call = describe(self.binding, self.endpoint, identity, self._body, streamed=self.streamed)
-        call = with_sizes(self.meter, call)
+        call = with_known(self.meter, call)
         starter = waiting(self.meter, self.endpoint.subject) if self.endpoint.kind == "polled" else None
         if starter is None:
             return call

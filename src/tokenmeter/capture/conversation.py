@@ -15,7 +15,7 @@ from tokenmeter.call import Call, Outcome
 from tokenmeter.capture.calls import REFUSALS
 from tokenmeter.capture.description import give_leave, given_fields
 from tokenmeter.capture.readings import GrowingBill, is_open_here, opened
-from tokenmeter.capture.recent import with_sizes
+from tokenmeter.capture.recent import with_known
 from tokenmeter.capture.sdk import UnreadBody, twice
 from tokenmeter.capture.settlement import Settling, settle, settle_from_anywhere, watch
 from tokenmeter.dimensions import Status
@@ -404,7 +404,7 @@ class Conversation:
             except Exception as error:  # noqa: BLE001 - see above
                 self.meter.fault("read what a socket is asked", error)
         facts = replace(facts, streamed=True, region=known.region, cost_unit=known.cost_unit)
-        return with_sizes(self.meter, replace(self._call, facts=facts))
+        return with_known(self.meter, replace(self._call, facts=facts))
 
     def _usage_in(self, event: Mapping[str, Any], asked: _Leave | None = None) -> Observation:
         """What an event says was used; by what was asked, if it answers that."""

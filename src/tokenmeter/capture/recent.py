@@ -79,10 +79,12 @@ def learn_size(meter: Meter, seen: Observation) -> None:
         _sizes.put(meter, seen.response_id, seen.size)
 
 
-def with_sizes(meter: Meter, call: Call) -> Call:
-    """`call`, whose answer is read with the sizes that are known."""
-    sizes = _sizes.all(meter)
-    return replace(call, facts=replace(call.facts, sizes=sizes)) if sizes else call
+def with_known(meter: Meter, call: Call) -> Call:
+    """`call`, whose answer is read with the sizes that are known, and with what its model's name stands for."""
+    facts = meter.pricer.with_meant_model(call.provider, call.facts)
+    if sizes := _sizes.all(meter):
+        facts = replace(facts, sizes=sizes)
+    return call if facts is call.facts else replace(call, facts=facts)
 
 
 def started(meter: Meter, identity: str | None, call: Call) -> None:

@@ -93,6 +93,13 @@ class Pricer:
             found = worked.models[key] = worked.price_list.find(provider, mapped, region)
             return found
 
+    def with_meant_model(self, provider: str, facts: RequestFacts) -> RequestFacts:
+        """`facts`, which say what their model's name stands for at `provider` by the user's settings."""
+        if not (facts.model and self.terms.model_maps):
+            return facts
+        meant = self.terms.model(canonical_provider(provider), facts.model)
+        return facts if meant == facts.model else replace(facts, stands_for=meant)
+
     def rate(
         self,
         observation: Observation,

@@ -48,8 +48,8 @@ def answer(body: JSON, context: Context) -> Observation:
         lost = unknown({}, wire or None, model=known, flags=said.flags, deduplicate=False)
         return replace(lost, response_model=model, response_id=text(body, "responseId"), service_tier=tier)
     flags = set(reading.flags)
-    found = _grounding(body, model or context.request.model, context, flags)
-    if songs := _songs(body, model or context.request.model):
+    found = _grounding(body, model or context.request.meant_model, context, flags)
+    if songs := _songs(body, model or context.request.meant_model):
         reading = replace(reading, usage=Usage({"songs": songs}))
     group = context.consumption(_with(reading, found), model=model, tier=tier)
     return Observation(
@@ -237,11 +237,11 @@ def interaction(body: JSON, context: Context) -> Observation:
     if reading is None:
         return unknown(inner, wire or None, model=model or context.request.model, flags=said.flags, deduplicate=repeats)
     flags = set(reading.flags)
-    found = _tools(wire, model or context.request.model, flags)
+    found = _tools(wire, model or context.request.meant_model, flags)
     if "unknown_server_tool" not in flags and (others := sum(map(is_unknown_step, members(inner, "steps")))):
         flags.add("unknown_server_tool")
         found["server_tool_calls"] = others
-    if is_song_model(model or context.request.model) and "audio" in _media(inner):
+    if is_song_model(model or context.request.meant_model) and "audio" in _media(inner):
         reading = replace(reading, usage=Usage({"songs": 1}))
     tier = _tier(inner, wire)
     return Observation(
@@ -328,7 +328,7 @@ def embeddings(body: JSON, context: Context) -> Observation:
     flags: set[str] = set()
     if wire:
         return answer_of_input(wire, context, flags)
-    if _BY_CHARACTER.match((context.request.model or "").rsplit("/", 1)[-1]):
+    if _BY_CHARACTER.match((context.request.meant_model or "").rsplit("/", 1)[-1]):
         characters = count(section(body, "metadata"), "billableCharacterCount", flags=flags)
         if characters:
             return replace(_pieces({"characters": characters}, body, context), flags=frozenset(flags))

@@ -138,7 +138,7 @@ def speech(context: Context) -> Observation:
     if characters is None:
         return unknown({}, None, model=request.model)
     quantities: dict[str, Quantity]
-    if (request.model or "").rpartition("/")[2].startswith("tts-"):  # a gateway names the provider before it
+    if (request.meant_model or "").rpartition("/")[2].startswith("tts-"):  # a gateway names the provider before it
         quantities = {"characters": characters}
     else:
         quantities = {"input": tokens_of(request.input_bytes), "output_audio": speech_tokens(characters)}
