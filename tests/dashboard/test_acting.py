@@ -17,6 +17,7 @@ from bs4 import BeautifulSoup
 
 import tokenmeter
 from tokenmeter.billing import closed_periods, credit_notes
+from tokenmeter.budgets import Budget
 from tokenmeter.periods import Period
 
 ACTS, READS = "tokenmeter_" + "b" * 43, "tokenmeter_" + "r" * 43
@@ -80,6 +81,17 @@ def test_a_budget_is_set_and_raised_under_the_tokens_name(served, filed):
     assert str(balance.limit) == "10.5"
     last = filed.budgets.history("ada-monthly")[-1]
     assert (last.by, last.reason, last.source) == ("lead", "release week", "usage API")
+
+
+def test_a_grant_names_its_key_as_the_balance_does(served, filed):
+    filed.budgets.set(Budget(name="keys", api_key="*", limit_usd="9"), by="test", reason="r")
+    more = {"amount": "1.5", "reason": "more", "scope": {"api_key": "staging"}}
+    asked = post(served, "/budgets/keys/grants", **more)[1]["result"]
+    made = post(served, "/budgets/keys/grants", **more, dry_run=False)[1]["result"]
+    history = json.loads(served.get("/api/v1/budgets/keys/history", authorization=f"Bearer {READS}")[2])
+    (balance,) = [one for one in filed.remaining(api_key="staging") if one.budget == "keys"]
+    assert balance.scope == {"api_key": "staging"}
+    assert [one["scope"] for one in (asked["grant"], made, *history["grants"])] == [balance.scope] * 3
 
 
 def test_an_invoice_is_credited_under_the_tokens_name(served, filed):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import tokenmeter
-from tokenmeter.attribution import Attribution
+from tokenmeter.attribution import ApiKey, Attribution
 from tokenmeter.call import Call, Outcome, RequestFacts
 from tokenmeter.usage import Consumption, Observation, Usage
 
@@ -156,6 +156,26 @@ def test_credit_is_granted(run):
     (balance,) = json.loads(run("remaining", "member=ada", "--json"))
     assert (balance["limit"], balance["spent"], balance["remaining"]) == ("25.5", "2", "23.5")
     assert len(json.loads(run("budgets", "history", "credit", "--json"))["grants"]) == 1
+
+
+def test_a_grant_names_its_key(run, ledger):
+    meter = tokenmeter.make_meter(store=f"sqlite:///{ledger}/ledger.db")
+    call = Call(
+        provider="openai",
+        endpoint="chat.completions",
+        operation="chat",
+        facts=RequestFacts(model="m"),
+        attribution=Attribution(),
+        api_key=ApiKey("f" * 32, "abcd", "prod"),
+    )
+    seen = Observation(consumptions=(Consumption(model="m", usage=Usage({"output": 2})),))
+    meter.settle(meter.authorize(call), Outcome(observation=seen))
+    meter.close()
+    run("budgets", "set", "keys", "api_key=*", "limit_usd=5")
+    granted = json.loads(run("budgets", "grant", "keys", "1", "api_key=prod", "--reason", "r", "--json"))
+    (told,) = json.loads(run("budgets", "history", "keys", "--json"))["grants"]
+    assert granted["scope"] == told["scope"] == {"api_key": "prod"}
+    assert "for api_key=prod" in run("budgets", "history", "keys")
 
 
 def test_small_and_absent_caps_are_told_apart(run):

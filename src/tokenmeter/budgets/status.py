@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter as Counts
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from functools import partial
 from typing import Any
 
 from tokenmeter.budgets.counting import BEGINNING, END, assumed, is_exact, tally
-from tokenmeter.budgets.grants import NO_CAP
+from tokenmeter.budgets.grants import NO_CAP, Grant
 from tokenmeter.budgets.limits import LimitUnknownError
 from tokenmeter.budgets.matching import Cap, is_fingerprint, parse_scope, scope_text, value_fits
 from tokenmeter.budgets.policy import Unit, amount_of
@@ -212,7 +213,7 @@ def balances(
         if keys is None or _is_of(parse_scope(text).get("api_key"), keys, names)
     ]
     for balance in found if names else ():
-        balance.scope.update((name, _shown(name, value, names)) for name, value in balance.scope.items())
+        balance.scope.update(name_key(balance.scope, names))
     return found
 
 
@@ -235,8 +236,14 @@ def _is_of(scope: str | None, keys: Collection[str], names: Mapping[str, str]) -
     return scope is None or scope in keys or any(value_fits(scope, name) for name in called)
 
 
-def _shown(name: str, value: str, names: Mapping[str, str]) -> str:
-    return names.get(value, value) if name == "api_key" else value
+def name_key(scope: Mapping[str, str], labels: Mapping[str, str]) -> dict[str, str]:
+    """`scope` with the name of the API key that it says by its fingerprint, where the key has one."""
+    return {field: labels.get(value, value) if field == "api_key" else value for field, value in scope.items()}
+
+
+def name_grant(grant: Grant, labels: Mapping[str, str]) -> Grant:
+    """`grant` as people and programs are shown it: its API key by the name, as a balance says it."""
+    return replace(grant, scope=name_key(grant.scope, labels))
 
 
 def _listed(store: Store, names: set[str]) -> dict[str, dict[CounterKey, Counter]]:

@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from tokenmeter.budgets import Balance, Budget, Change, Grant
 from tokenmeter.budgets.agreement import in_words, list_differences
 from tokenmeter.budgets.policy import Unit
-from tokenmeter.budgets.status import check_scope
+from tokenmeter.budgets.status import check_scope, name_grant
 from tokenmeter.cli.app import Exit, Group, commands, out
 from tokenmeter.cli.frame import Frame, command, emit, show_table
 from tokenmeter.cli.options import TzOption, parse_pairs
@@ -142,8 +142,8 @@ def history(
     with frame.meter() as meter:
         changes = meter.budgets.history(name)
         names = dict.fromkeys([name] if name else [change.name for change in changes])
-        grants = [grant for one in names for grant in meter.budgets.grants(one)]
         labels = meter.store.key_labels()
+        grants = [name_grant(grant, labels) for one in names for grant in meter.budgets.grants(one)]
     if frame.as_json:
         emit({"changes": [one.to_dict() for one in changes], "grants": [one.to_dict() for one in grants]})
         return
@@ -152,7 +152,7 @@ def history(
         return
     lines = [
         *((one.at, one.name, _describe_change(one), one.by, one.source, one.reason) for one in changes),
-        *((one.at, one.budget, _describe_grant(one, labels), one.by, "", one.reason) for one in grants),
+        *((one.at, one.budget, _describe_grant(one), one.by, "", one.reason) for one in grants),
     ]
     where = zone(tz)
     cells = [
@@ -198,11 +198,11 @@ def grant(
             expires=expires,
             key=key,
         )
-        labels = meter.store.key_labels()
+        made = name_grant(made, meter.store.key_labels())
     if frame.as_json:
         emit(made.to_dict())
     else:
-        out.print(f"{made.budget}: {_describe_grant(made, labels)}.", markup=False)
+        out.print(f"{made.budget}: {_describe_grant(made)}.", markup=False)
 
 
 def _parse_row(fields: Sequence[str], before: Mapping[str, Any]) -> dict[str, Any]:
@@ -258,9 +258,8 @@ def _describe_change(change: Change) -> str:
     return "ended" if change.budget is None else in_words(change.budget)
 
 
-def _describe_grant(grant: Grant, labels: Mapping[str, str]) -> str:
-    named = {name: labels.get(value, value) if name == "api_key" else value for name, value in grant.scope.items()}
-    whose = ", ".join(f"{name}={value}" for name, value in named.items()) or "all calls"
+def _describe_grant(grant: Grant) -> str:
+    whose = ", ".join(f"{name}={value}" for name, value in grant.scope.items()) or "all calls"
     until = "" if grant.expires is None else f" until {grant.expires:%Y-%m-%d %H:%M} UTC"
     sign = "-" if grant.amount < 0 else "+"
     return f"{sign}{magnitude(grant.amount):f} {grant.unit} for {whose}{until}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import NamedTuple
@@ -19,6 +18,7 @@ from tokenmeter.budgets.definitions import Change
 from tokenmeter.budgets.matching import parse_scope
 from tokenmeter.budgets.policy import IN_FLIGHT, Unit, amount_of, limit_table, threshold_amounts
 from tokenmeter.budgets.rules import BurnRate
+from tokenmeter.budgets.status import name_grant, name_key
 from tokenmeter.dashboard.figures import scope_name, unit_amount
 from tokenmeter.dashboard.rendering import missing, page, zone_of
 from tokenmeter.dashboard.view import View, label_of
@@ -275,11 +275,6 @@ def _percent_of(budget: Budget, unit: Unit, threshold: int) -> int | None:
     return None if limit is None else threshold_amounts(budget, limit).get(threshold)
 
 
-def name_key(scope: Mapping[str, str], labels: Mapping[str, str]) -> dict[str, str]:
-    """`scope` with the name of the API key that it says by its fingerprint, where the key has one."""
-    return {field: labels.get(value, value) if field == "api_key" else value for field, value in scope.items()}
-
-
 def _fired(crossing: Crossing, counted: tuple[Budget, Unit] | None, labels: Mapping[str, str]) -> Fired:
     key = crossing.key
     budget, unit = counted or (None, None)
@@ -363,7 +358,7 @@ class BudgetPages:
             windows=windows[:_MOST_WINDOWS],
             more_windows=max(len(windows) - _MOST_WINDOWS, 0),
             changes=changes_of(history),
-            grants=[replace(one, scope=name_key(one.scope, labels)) for one in meter.budgets.grants(name)[::-1]],
+            grants=[name_grant(one, labels) for one in meter.budgets.grants(name)[::-1]],
             alerts=fired(meter, limit=_MOST_ALERTS, name=name),
             examples=_examples(name, budget, every),
             limits=_limits(budget),

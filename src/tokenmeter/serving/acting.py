@@ -24,6 +24,7 @@ from tokenmeter.billing.period import check_open, closable, find_closed, period_
 from tokenmeter.billing.receivables import ask_credit, draft_credit_note, payment_of
 from tokenmeter.budgets import Budget
 from tokenmeter.budgets.policy import Unit
+from tokenmeter.budgets.status import name_grant
 from tokenmeter.dimensions import ACCOUNTS, AccountArguments
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import ZERO, subtract, total
@@ -169,11 +170,12 @@ def grant(meter: Meter, name: str, deed: GrantMore, *, by: str) -> dict[str, Any
         key=deed.key,
         dry_run=deed.dry_run,
     )
+    told = name_grant(made, meter.store.key_labels()).to_dict()
     if not deed.dry_run:
-        return made.to_dict()
+        return told
     stands = meter.budgets.remaining(made.scope, meter.store.now())
     found = [answers.balance_of(one) for one in stands if (one.budget, one.unit) == (name, made.unit)]
-    return {"amount": deed.amount, "grant": made.to_dict(), "balances": found[:_MOST_SHOWN]}
+    return {"amount": deed.amount, "grant": told, "balances": found[:_MOST_SHOWN]}
 
 
 def close_period(meter: Meter, deed: ClosePeriod, *, by: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar, cast
 from tokenmeter import prices
 from tokenmeter.billing import CreditNote, Invoice, InvoiceStatus, credit_notes, draw_statement, find_invoice, invoices
 from tokenmeter.budgets import Balance, Change
+from tokenmeter.budgets.status import name_grant
 from tokenmeter.dimensions import ACCOUNTS, SCOPE_FIELDS
 from tokenmeter.errors import ConfigurationError, LedgerError
 from tokenmeter.ledger import Charge, Entry
@@ -300,9 +301,10 @@ def budget_history(sight: ReadableMeter, name: str) -> Json | None:
     changes = sight.budgets.history(name) or [one for one in sight.budgets.changes() if one.name == name]
     if not changes:
         return None
+    labels = sight.store.key_labels()
     return {
         "changes": [one.to_dict() for one in changes],
-        "grants": [one.to_dict() for one in sight.budgets.grants(name)],
+        "grants": [name_grant(one, labels).to_dict() for one in sight.budgets.grants(name)],
     }
 
 
