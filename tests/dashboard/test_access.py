@@ -10,10 +10,12 @@ import json
 import re
 import socket
 import zipfile
+from dataclasses import replace
 from datetime import UTC, datetime
 from urllib.parse import unquote
 
 import pytest
+import time_machine
 import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -22,7 +24,7 @@ from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
 
 from tokenmeter import dashboard
-from tokenmeter.billing import find_invoice, invoices, record_payment
+from tokenmeter.billing import close_period, draft_invoice, find_invoice, invoices, issue_invoice, record_payment
 from tokenmeter.budgets import Budget
 from tokenmeter.config import load_settings
 from tokenmeter.dashboard import server as serving
@@ -103,6 +105,44 @@ def test_a_scoped_ledger_shows_its_own_invoices_and_what_happened_to_them(filed)
     other = next(number for number, one in whole.items() if one.scope != {"team": "search"})
     with pytest.raises(LedgerError, match="no invoice"):
         find_invoice(seen.store, other)
+
+
+def paid(meter, *, at="2026-09", **account):
+    """An invoice for September that is paid."""
+    close_period(meter.store, at, now=datetime(2026, 12, 1, tzinfo=UTC))
+    number = issue_invoice(meter.store, draft_invoice(meter.store, period=at, **account)).number
+    record_payment(meter.store, number, reference="wire 7")
+    return number
+
+
+def statuses(seen):
+    """Status of each invoice that is seen, and how many events are, by their own."""
+    events = list(seen.store.documents(DocumentQuery("invoice_event")))
+    return [one.status for one in invoices(seen.store)], len(events)
+
+
+def test_an_invoice_of_a_key_is_seen_whole_once_the_key_has_the_scopes_name(meter, record):
+    key = record(at=datetime(2026, 9, 10, tzinfo=UTC), key="prod", input=10**6).api_key
+    seen = look_through(meter, AccessScope.of({"api_key": "production"}))
+    paid(meter, api_key="prod")
+    before = pulse_of(seen.store)
+    assert statuses(seen) == ([], 0)
+    record(at=datetime(2026, 10, 10, tzinfo=UTC), fields={"api_key": replace(key, alias="production")}, input=10)
+    assert statuses(seen) == (["paid"], 1)
+    assert pulse_of(seen.store) != before
+
+
+def test_an_invoice_of_an_erased_person_is_seen_whole_by_the_pseudonym_alone(meter, record):
+    record(at=datetime(2026, 9, 10, tzinfo=UTC), who={"member": "ada@example.com"}, input=10**6)
+    named, erased = (look_through(meter, AccessScope.of({"member": name})) for name in ("ada@example.com", "person 17"))
+    paid(meter, member="ada@example.com")
+    before = pulse_of(named.store)
+    assert (statuses(named), statuses(erased)) == ((["paid"], 1), ([], 0))
+    with time_machine.travel("2038-01-01", tick=True):
+        done = meter.erase("member", "ada@example.com", pseudonym="person 17", reason="request 17", by="the office")
+        assert (done.names, done.documents) == (1, ())
+        assert (statuses(named), statuses(erased)) == (([], 0), (["paid"], 1))
+        assert pulse_of(named.store) != before
 
 
 def test_a_filter_cannot_widen_a_scope(filed):

@@ -11,12 +11,13 @@ import hmac
 import json
 import secrets
 import threading
+from collections import Counter as Counts
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import cache, cached_property
 from itertools import islice
-from typing import Any, NoReturn, Protocol, runtime_checkable
+from typing import Any, NoReturn, Protocol, TypeVar, runtime_checkable
 
 from tokenmeter.billing import BillingProfile
 from tokenmeter.billing.invoice import number_text
@@ -39,9 +40,8 @@ from tokenmeter.stores.sketch import Latencies
 _MANY = 10_000
 #: Entries that are looked through for the names of tags.
 _LAST = 200
-#: Documents that change what may be seen; of an erasure it is not known what it took out.
-_SEEN = ("invoice", "invoice_event", ERASURE)
 _KEY = "api_key"
+T = TypeVar("T")
 _secret = secrets.token_bytes(32)
 
 
@@ -183,6 +183,12 @@ class AdmissionNow:
         key = owner.get(FINGERPRINT) or owner.get(_KEY)
         return key is not None and self._admits_key(key) and self._scope.admits({**owner, _KEY: self._named[0]})
 
+    def may_admit(self, owner: Mapping[str, str | None]) -> bool:
+        """Whether it can lie in the scope, by whatever names keys have later."""
+        if self._named is None or (owner.get(FINGERPRINT) or owner.get(_KEY)) is None:
+            return self.admits(owner)
+        return self._scope.admits({**owner, _KEY: self._named[0]})
+
     def _admits_key(self, key: str) -> bool:
         meant = self._meant(key)
         return meant <= self.keys if meant else key in (self._named or ())
@@ -305,9 +311,10 @@ class Lens:
     def __init__(self, store: Store, scope: AccessScope, said: Callable[[], Sequence[Change]] = list) -> None:
         self._store, self._said = store, said
         self._admission = Admission(store, scope)
-        self._numbers: set[str] = set()
-        self._noted = 0
-        self._looked = dict.fromkeys(_SEEN, 0)
+        self._scopes: dict[str, Mapping[str, str]] = {}
+        self._events: Counts[str] = Counts()
+        self._erasures = 0
+        self._looked: dict[str, int] = {}
         self._known = ("", "")
         self._lock, self._pulse_lock = threading.Lock(), threading.Lock()
 
@@ -377,27 +384,41 @@ class Lens:
 
     def documents(self, which: DocumentQuery = DocumentQuery()) -> Iterator[Document]:  # noqa: B008 - immutable
         """Invoices made out to an account of the scope, and what happened to them; nothing else that is filed."""
-        admits = self._admission.now().admits
+        now = self._admission.now()
+        theirs: Mapping[str, int] | None = None
         for document in self._store.documents(which):
             if document.kind == "invoice":
-                if admits(_read_scope(document)):
+                if now.admits(_read_scope(document)):
                     yield document
-            elif document.kind == "invoice_event" and document.key.rpartition(" #")[0] in self._invoices():
-                yield document
+            elif document.kind == "invoice_event":
+                theirs = self._invoices(now) if theirs is None else theirs
+                if _invoice_of(document) in theirs:
+                    yield document
 
-    def _invoices(self) -> set[str]:
-        """The numbers of the scope's invoices; what was looked at before is not looked at again."""
-        admits = self._admission.now().admits
+    def _invoices(self, now: AdmissionNow) -> dict[str, int]:
+        """The numbers of the scope's invoices, each with how often something happened to it.
+
+        What was looked at before is not looked at again, until an erasure may have changed whom invoices name. Which of
+        them are the scope's is asked each time: a key may bear another name since.
+        """
         with self._lock:
-            for kind in _SEEN:
-                for document in self._store.documents(DocumentQuery(kind, after=self._looked[kind])):
-                    self._looked[kind] = document.position
-                    if kind == "invoice" and admits(_read_scope(document)):
-                        self._numbers.add(number_text(document))
-                        self._noted += 1
-                    elif kind == ERASURE or document.key.rpartition(" #")[0] in self._numbers:
-                        self._noted += 1
-            return self._numbers
+            if erasures := self._read_new(ERASURE, lambda document: document.key):
+                self._erasures += len(erasures)
+                self._scopes, self._events, self._looked = {}, Counts(), {ERASURE: erasures[-1][0]}
+            # Events before invoices: so the invoice of each of them is among these.
+            events = self._read_new("invoice_event", _invoice_of)
+            made = self._read_new("invoice", lambda document: (number_text(document), _read_scope(document)))
+            self._scopes.update((number, scope) for _, (number, scope) in made if now.may_admit(scope))
+            self._events.update(number for _, number in events if number in self._scopes)
+            for kind, position in (*(("invoice_event", at) for at, _ in events), *(("invoice", at) for at, _ in made)):
+                self._looked[kind] = position
+            scopes, counts = dict(self._scopes), Counts(self._events)
+        return {number: counts[number] for number, scope in scopes.items() if now.admits(scope)}
+
+    def _read_new(self, kind: str, tell: Callable[[Document], T]) -> list[tuple[int, T]]:
+        """Position of each document of a kind that was not looked at yet, and what `tell` makes of it."""
+        which = DocumentQuery(kind, after=self._looked.get(kind, 0))
+        return [(document.position, tell(document)) for document in self._store.documents(which)]
 
     def crossings(
         self, *, limit: int = 100, since: datetime | None = None, budgets: Collection[str] | None = None
@@ -464,11 +485,12 @@ class Lens:
             last = next(iter(self.entries(newest_first=True)), None)
         except (ConfigurationError, StoreUnavailableError):  # archived months cannot be read; sums tell most changes
             last = None
-        self._invoices()
+        invoices = self._invoices(self._admission.now())
         return (
             [(row.group, row.requests, row.errors, row.unpriced, row.estimated, *_sums(row)) for row in sums],
             last and last.entry_id,
-            self._noted,
+            sorted(invoices.items()),
+            self._erasures,  # of one it is not known what it took out
             [(one.name, one.version, one.at) for one in self._said()],
         )
 
@@ -494,6 +516,11 @@ class Lens:
 def _read_scope(document: Document) -> Mapping[str, str]:
     scope: Mapping[str, str] = json.loads(document.body)["scope"]
     return scope
+
+
+def _invoice_of(event: Document) -> str:
+    """The number of the invoice that something happened to."""
+    return event.key.rpartition(" #")[0]
 
 
 def _sums(row: Row) -> tuple[object, ...]:
