@@ -11,6 +11,7 @@ from decimal import Decimal
 from urllib.parse import parse_qsl, urlencode
 
 import pytest
+from bs4 import BeautifulSoup
 
 from tokenmeter.dashboard.chart import draw
 from tokenmeter.dashboard.explore import REST, explore
@@ -384,6 +385,19 @@ def test_the_form_becomes_a_short_url():
     assert canonical([("add", "team"), ("is", ""), ("period", "today")]) == "period=today&team="
     assert canonical([("period", "last-7d"), ("since", "2026-11-01"), ("apply", "1")]) == "since=2026-11-01"
     assert canonical([("period", "today")]) is None
+
+
+@pytest.mark.parametrize("offset", ["+02:00", "+01:00"])
+def test_the_form_keeps_which_of_the_two_hours_is_meant_that_the_clocks_repeat(meter, record, serve, offset):
+    for hours in (0, 1):
+        record(at=datetime(2026, 10, 25, hours, 30, tzinfo=UTC), who={"member": f"m{hours}"})
+    since, until = f"2026-10-25T02:00:00{offset}", f"2026-10-25T02:59:59{offset}"
+    asked = {"since": since, "until": until, "tz": "Europe/Berlin"}
+    page = BeautifulSoup(serve(meter).get(f"/?{urlencode(asked)}")[2], "html.parser")
+    form = page.find(id="more").find_parent("form")
+    sent = [(one["name"], one.get("value", "")) for one in form.find_all("input")]
+    again, meant = (view(query).query.period for query in (canonical(sent), urlencode(asked)))
+    assert (again.start, again.end) == (meant.start, meant.end)
 
 
 def test_figures_are_written_for_people():
