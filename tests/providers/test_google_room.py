@@ -619,3 +619,39 @@ def test_an_interaction_heard_at_its_end_alone_that_counts_nothing_is_unknown():
     seen = stream.observation()
     assert (dict(seen.usage.quantities), seen.raw_usage) == ({}, nothing)
     assert "usage_unknown" in seen.flags
+
+
+SEARCHED = {
+    "candidates": [
+        {
+            "content": {"parts": [{"text": "Found."}]},
+            "finishReason": "STOP",
+            "groundingMetadata": {"webSearchQueries": ["a", "b"], "groundingChunks": [{"web": {"uri": "u"}}]},
+        }
+    ],
+    "usageMetadata": {"promptTokenCount": 1000, "candidatesTokenCount": 10, "totalTokenCount": 1010},
+}
+SEARCHED_TOKENS = {"input": 1000, "output": 10}
+
+
+@pytest.mark.parametrize("model", ["gemini-3.5-flash", "gemini-2.5-flash"])
+@pytest.mark.parametrize("own", [[], [{"googleSearch": {}}]], ids=["alone", "beside Google's"])
+@pytest.mark.parametrize(
+    "tool", ["enterpriseWebSearch", "enterprise_web_search", "exaAiSearch", "exa_ai_search", "parallelAiSearch"]
+)
+def test_a_search_that_is_not_googles_own_is_not_taken_at_its_price(tool, own, model):
+    asked = facts({"model": model, "tools": [*own, {tool: {}}], "contents": [{"parts": [{"text": "x"}]}]})
+    seen = ROOM.read(SEARCHED, provider="google", endpoint="models.generate_content", request=asked)
+    assert dict(seen.usage.quantities) == SEARCHED_TOKENS | {"server_tool_calls": 2}
+    assert seen.flags == {"unknown_server_tool"}
+    stream = ROOM.stream(provider="google", endpoint="models.generate_content", request=asked)
+    stream.feed(SEARCHED)
+    assert stream.observation().usage == seen.usage
+
+
+@pytest.mark.parametrize("tool", [{"googleSearch": {}}, {"google_search": {}}, {"enterpriseWebSearch": None}])
+def test_googles_own_search_has_its_price(tool):
+    asked = facts({"model": "gemini-3.5-flash", "tools": [tool], "contents": [{"parts": [{"text": "x"}]}]})
+    seen = ROOM.read(SEARCHED, provider="google", endpoint="models.generate_content", request=asked)
+    assert dict(seen.usage.quantities) == SEARCHED_TOKENS | {"web_searches": 2}
+    assert not seen.flags

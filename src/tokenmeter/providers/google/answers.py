@@ -158,14 +158,18 @@ def _grounding(body: JSON, model: str | None, context: Context, flags: set[str])
             maps = maps or "maps" in chunk
             sources = sources or bool({"web", "image"} & chunk.keys())
     by_prompt = bool(_BY_PROMPT.match(model or ""))
+    unknown_calls = 0
     quantities: dict[str, Quantity] = {}
     if maps:
         quantities["grounded_prompts_maps" if by_prompt else "web_searches_maps"] = 1
         if not by_prompt:
             flags.add("map_searches_assumed")  # nobody says how many there were
     if queries and (sources or (not maps and context.request.region is None)):  # Vertex AI bills what it found
-        quantities["grounded_prompts" if by_prompt else "web_searches"] = 1 if by_prompt else len(queries)
-    if others := sum(map(is_unknown_tool, _answer_parts(body))):
+        if not context.request.tools:
+            quantities["grounded_prompts" if by_prompt else "web_searches"] = 1 if by_prompt else len(queries)
+        else:  # by a search that has a price of its own, as far as anybody can tell
+            unknown_calls = len(queries)
+    if others := unknown_calls + sum(map(is_unknown_tool, _answer_parts(body))):
         flags.add("unknown_server_tool")
         quantities["server_tool_calls"] = others
     return quantities

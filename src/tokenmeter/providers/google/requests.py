@@ -35,6 +35,13 @@ _SCHEMAS = ("responseSchema", "response_schema", "responseJsonSchema", "response
 _CALLERS_TOOLS = frozenset(
     {"functionDeclarations", "function_declarations", "computerUse", "computer_use", "function", "computer"}
 )
+#: Searches that are not Google's own and show in an answer as those do: what they cost is not known here.
+#: Source: ``google.genai.types`` Tool.
+_OTHER_SEARCHES = {
+    **dict.fromkeys(("enterpriseWebSearch", "enterprise_web_search"), "enterprise_web_search"),
+    **dict.fromkeys(("parallelAiSearch", "parallel_ai_search"), "parallel_ai_search"),
+    **dict.fromkeys(("exaAiSearch", "exa_ai_search"), "exa_ai_search"),
+}
 #: What a tool was given, or gave back, and how it is declared: text, even where it looks like a medium.
 _TEXTS = frozenset({"args", "arguments", "response", "parameters", "tools", *_SCHEMAS})
 #: Media whose tokens their bytes bound: audio is 32 a second, video 263 at the most.
@@ -52,7 +59,9 @@ def request_facts(endpoint: Endpoint, body: JSON | None) -> RequestFacts:
     if not body:
         return RequestFacts()
     settings = [section(body, name) for name in _SETTINGS]
-    reasons = _unbounded(body)
+    reasons: list[str] = []
+    tools = listed(body, "tools", reasons)
+    reasons += _unbounded(body, tools)
     longest = _most(settings, *_LIMITS, reasons=reasons)
     candidates = _most(settings, "candidateCount", "candidate_count", reasons=reasons)
     samples = _most([section(body, "parameters")], "sampleCount", "sample_count", reasons=reasons)
@@ -71,6 +80,7 @@ def request_facts(endpoint: Endpoint, body: JSON | None) -> RequestFacts:
         unclear_limit=longest is None and is_unclear(*(place.get(name) for place in settings for name in _LIMITS)),
         choices=choices,
         streamed=bool(body.get("stream")),
+        tools=_other_searches(tools),
         unbounded=",".join(dict.fromkeys(reasons)) or None,
         pieces=_pieces(endpoint, body, samples, reasons) or ({"songs": choices} if is_song_model(model) else {}),
         background=body.get("background") is True,
@@ -146,9 +156,15 @@ def output_cap(endpoint: Endpoint, body: JSON, tokens: int) -> tuple[str, Any]:
     return settings, {**given, limit: tokens}
 
 
-def _unbounded(body: JSON) -> list[str]:
+def _other_searches(tools: Iterable[JSON]) -> tuple[dict[str, Any], ...]:
+    """See `RequestFacts.tools`: the searches by whose price Google's own is not to be taken."""
+    named = (kind for tool in tools for name, kind in _OTHER_SEARCHES.items() if tool.get(name) is not None)
+    return tuple({"type": kind} for kind in dict.fromkeys(named))
+
+
+def _unbounded(body: JSON, tools: Iterable[JSON]) -> list[str]:
     reasons: list[str] = []
-    for tool in listed(body, "tools", reasons):
+    for tool in tools:
         kind = text(tool, "type")
         if not (_CALLERS_TOOLS.issuperset(tool) if kind is None else kind in _CALLERS_TOOLS):
             reasons.append("server_tools")
