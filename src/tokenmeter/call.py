@@ -84,6 +84,7 @@ class RequestFacts:
             per unit as decimal text, or ``"ignore"``; None: what is known of the host.
         billed_elsewhere: Flag of an entry whose request asks that the account of somebody else is billed, who then pays
             all of it; None where it is billed as usual.
+        lines_billed_elsewhere: The same of a batch, by its lines' names: those that are billed as usual are not in it.
         sizes: What earlier calls learnt of what this one may name, by id; see `tokenmeter.usage.Observation.size`.
     """
 
@@ -111,6 +112,7 @@ class RequestFacts:
     pieces: Mapping[str, int] = field(default_factory=lambda: NO_PIECES)
     cost_unit: str | None = None
     billed_elsewhere: str | None = None
+    lines_billed_elsewhere: Mapping[str, str] = field(default_factory=lambda: _NO_TOOLS, repr=False, compare=False)
     sizes: Mapping[str, str] = field(default_factory=lambda: _NO_TOOLS, repr=False, compare=False)
 
     @property

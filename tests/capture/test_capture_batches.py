@@ -156,6 +156,23 @@ async def test_a_messages_batch_goes_on_the_account_of_who_made_it(clients, book
     assert [entry.attribution.member for entry in books.all()] == ["ada", "ada"]
 
 
+@pytest.mark.parametrize("name", ["Anthropic", "AsyncAnthropic"])
+@pytest.mark.parametrize("beta", [False, True])
+async def test_lines_of_a_batch_cost_nothing_whose_request_bills_the_customer(name, beta, clients, books, do):
+    client = clients.make(name)
+    batches = client.beta.messages.batches if beta else client.messages.batches
+    theirs = {**MESSAGE, "billing_policy": {"type": "billing_policy", "bill_to": "user_profile"}}
+    asked = [{"custom_id": "ours", "params": MESSAGE}, {"custom_id": "theirs", "params": theirs}]
+    made = await do(batches.create(requests=asked))
+    assert len(await _each(batches.results(made.id), do)) == 2
+    ours, others = sorted(books.all(), key=lambda entry: entry.flags)
+    assert ours.flags == ()
+    assert ours.list_cost > 0
+    assert others.flags == ("billed_to_user_profile",)
+    assert others.list_cost == others.billed_cost == 0
+    assert others.usage["output"] > 0
+
+
 @pytest.mark.parametrize(
     "content",
     [

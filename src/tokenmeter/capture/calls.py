@@ -188,7 +188,7 @@ class InFlight:
         if self._request is not None:
             return call_of(identity, self.endpoint, self._request.facts(region=self.region, cost_unit=self.cost_unit))
         call = describe(self.binding, self.endpoint, identity, self._body, streamed=self.streamed)
-        call = with_known(self.meter, call)
+        call = with_known(self.meter, call, self.endpoint.subject)
         starter = waiting(self.meter, self.endpoint.subject) if self.endpoint.kind == "polled" else None
         if starter is None:
             return call

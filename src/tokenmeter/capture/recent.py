@@ -79,11 +79,18 @@ def learn_size(meter: Meter, seen: Observation) -> None:
         _sizes.put(meter, seen.response_id, seen.size)
 
 
-def with_known(meter: Meter, call: Call) -> Call:
-    """`call`, whose answer is read with the sizes that are known, and with what its model's name stands for."""
+def with_known(meter: Meter, call: Call, subject: str | None = None) -> Call:
+    """`call`, whose answer is read with what is known besides.
+
+    That is the sizes of what it may name, what its model's name stands for, and whose bill the lines are of the batch
+    with the id `subject`, if this process began it: they do not say it.
+    """
     facts = meter.pricer.with_meant_model(call.provider, call.facts)
     if sizes := _sizes.all(meter):
         facts = replace(facts, sizes=sizes)
+    begun = _started.get(meter, subject)
+    if begun is not None and begun.facts.lines_billed_elsewhere:
+        facts = replace(facts, lines_billed_elsewhere=begun.facts.lines_billed_elsewhere)
     return call if facts is call.facts else replace(call, facts=facts)
 
 

@@ -17,7 +17,16 @@ from tokenmeter.dimensions import TOKEN_METERS
 from tokenmeter.money import ZERO
 from tokenmeter.providers.anthropic.requests import ROUTES
 from tokenmeter.providers.anthropic.usage import exclusive
-from tokenmeter.providers.context import Context, billed_tier, joined, observation, pending, supplied_cost, unknown
+from tokenmeter.providers.context import (
+    Context,
+    billed_tier,
+    billed_to,
+    joined,
+    observation,
+    pending,
+    supplied_cost,
+    unknown,
+)
 from tokenmeter.providers.readings import BOTH_SIDES, NO_FLAGS, Reading, worked
 from tokenmeter.providers.registry import read_usage, usage_of
 from tokenmeter.providers.wire import (
@@ -77,8 +86,10 @@ def batch_line(body: JSON, context: Context) -> Observation:
     result = section(body, "result")
     if result.get("type") != "succeeded":
         return Observation(response_id=text(body, "custom_id"), billable=False)
+    name = text(body, "custom_id")
     seen = read_body(section(result, "message"), context.in_batch())
-    return replace(seen, deduplicate=True, bill_id=text(body, "custom_id"))
+    seen = billed_to(seen, context.request.lines_billed_elsewhere.get(name or ""))
+    return replace(seen, deduplicate=True, bill_id=name)
 
 
 def message(body: JSON, context: Context) -> Observation:

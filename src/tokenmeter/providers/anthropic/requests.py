@@ -22,7 +22,7 @@ from tokenmeter.providers.prompts import (
     offered,
     read_limit,
 )
-from tokenmeter.providers.wire import JSON, is_object, text, to_wire
+from tokenmeter.providers.wire import JSON, is_object, section, text, to_wire
 
 #: Fields that are not rendered into the prompt.
 _KNOBS = frozenset({
@@ -98,6 +98,7 @@ def request_facts(endpoint: Endpoint, body: JSON | None) -> RequestFacts:
         tool_models=tool_models,
         terms=terms,
         billed_elsewhere=_billed_elsewhere(get("billing_policy")),
+        lines_billed_elsewhere=_lines_elsewhere(body) if endpoint.path.endswith("batches") else NO_TOOLS,
         unbounded=",".join(reasons) if reasons else None,
         cache_writes="any" if "conversation" in reasons else prompt.cache_writes,
     )
@@ -117,6 +118,16 @@ def _billed_elsewhere(policy: Any) -> str | None:
     """
     to = text(policy, "bill_to") if is_object(policy) else None
     return "billed_to_user_profile" if to == "user_profile" else None
+
+
+def _lines_elsewhere(body: JSON) -> Mapping[str, str]:
+    """See `RequestFacts.lines_billed_elsewhere`: each request of a batch has a policy of its own."""
+    found: dict[str, str] = {}
+    for line in listed(body, "requests", []):
+        name, elsewhere = text(line, "custom_id"), _billed_elsewhere(section(line, "params").get("billing_policy"))
+        if name is not None and elsewhere is not None:
+            found[name] = elsewhere
+    return found or NO_TOOLS
 
 
 def _model(value: Any) -> str | None:
