@@ -391,6 +391,11 @@ def test_a_heading_that_names_no_other_currency_is_dollars(record, compare, head
         ("VAT 19 %", "0.24", "tax"),
         ("Credit grant", "-5", "credit"),
         ("Support", "9", "fee"),
+        ("sales_tax", "1", "tax"),
+        ("platform_fee", "3", "fee"),
+        ("support_plan", "9", "fee"),
+        ("service-fee", "0.5", "fee"),
+        ("prepaid_credits", "-5", "credit"),
     ],
 )
 def test_what_is_no_traffic_is_told_where_a_map_has_it_among_the_models(record, compare, name, amount, cause):

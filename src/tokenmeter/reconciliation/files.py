@@ -167,7 +167,7 @@ def _read(
         bucket, item = line.bucket, line.item
         found.shown.update([line.shown_project] if line.shown_project else ())
         named = line.text("model")
-        of_model = named is None or names_model(named, models) or bucket.model in models
+        of_model = named is None or names_model(named, models) or bucket.model in models or any(line.counts.values())
         if not of_model:  # "Refund" or "VAT 19 %" where models stand
             bucket, item = bucket._replace(model=None), f"{bucket.model} {item}".strip()
         if how.counts and found.usage is not None and (of_model or line.counts):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from functools import partial
@@ -22,6 +23,8 @@ from tokenmeter.reconciliation.statement import (
     names_model,
 )
 
+#: Ends of line items that only what a model did has.
+_OF_TOKENS = re.compile(r"\b(input|output|cached|tokens?)\b")
 #: What costs and usage can both be split by. Costs know no service tier.
 GRAIN = ("model", "api_key", "project")
 _KEY_BEGIN = "sk-admin-"
@@ -172,10 +175,10 @@ def item_model(line_item: str | None, known: Collection[str]) -> str | None:
         line_item: What it is for.
         known: Names that are known to be models, see `names_model`.
     """
-    model, comma, _ = (line_item or "").rpartition(", ")
+    model, comma, what = (line_item or "").rpartition(", ")
     if not comma or (" " in model and not model.startswith("ft:") and model not in known):
         return None
-    return model if names_model(model, known) else None
+    return model if names_model(model, known) or _OF_TOKENS.search(what) else None
 
 
 def _results(

@@ -150,28 +150,18 @@ _CLASS = {
 }
 
 
-#: Two words of a name that has no blanks, or a number with its sign, have such between them.
-_BETWEEN_WORDS = re.compile(r"[\W\d_]+")
-
-
 def names_model(told: str, known: Collection[str]) -> bool:
     """Whether what stands in a model's place names one, and not a fee, a tax or a credit.
 
-    A name without blanks is a model's though it has such a word in it (``support-bot``); all of it must be such words
-    (``Refund``, ``credit_grant``) to say otherwise, and no model may be called so.
+    A name with such a word in it (``support-bot``, as ``sales_tax`` has) is a model's only where something says so:
+    it is known, or begins as those of fine-tuned models do; or it has tokens, which its caller sees.
 
     Args:
         told: What stands there.
         known: What is known to be a model: the ledger's, and those that somebody translates.
     """
     name = told.strip()
-    if name in known or name.startswith("ft:"):  # ends in whatever its owner chose
-        return True
-    if kind_of_cost(name, ZERO, model=None) == "usage":
-        return True
-    if re.search(r"\s", name):
-        return False
-    return any(kind_of_cost(word, ZERO, model=None) == "usage" for word in _BETWEEN_WORDS.split(name) if word)
+    return name in known or name.startswith("ft:") or kind_of_cost(name, ZERO, model=None) == "usage"
 
 
 def kind_of_cost(item: str | None, amount: Decimal, *, model: str | None) -> CostKind:
