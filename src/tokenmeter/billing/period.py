@@ -288,17 +288,17 @@ def late_entries(store: Store, closed: Sequence[ClosedPeriod] | None = None) -> 
 def late_costs(store: Store, closed: Sequence[ClosedPeriod] | None = None) -> list[tuple[ClosedPeriod, Decimal]]:
     """The periods of `late_entries` with what they add up to, in US dollars, from the kept sums.
 
-    Entries are read only of a period that has new ones which change no account's cost: whether any has something to
-    bill. `Late.unpriced` tells usage without a price from what costs nothing.
+    Entries are read only of a period that has new ones which change no account's cost, and once while it stays so:
+    whether any has something to bill. `Late.unpriced` tells usage without a price from what costs nothing.
     """
     closings = closed_periods(store) if closed is None else closed
     named = _call_all_now(store, closings)
     found: list[tuple[ClosedPeriod, Decimal]] = []
     for as_filed, one in zip(closings, named, strict=True):
-        if _has_all_told(store, one, named):
+        if (count := _count_changed(store, one, named)) is None:
             continue
         told, now = sum_accounts(_told_rows(one, named)), sum_ledger(store, one.period)
-        if told != now or _compare(store, one, named)[0].rows:
+        if told != now or _untold(store, one, named, count).rows:
             found.append((as_filed, subtract(_billed(now), _billed(told))))
     return found
 
@@ -348,17 +348,17 @@ def _find_late(store: Store, closings: Sequence[ClosedPeriod]) -> tuple[list[Lat
     late: list[Late] = []
     recounted: dict[str, int] = {}
     for one in closings:
-        # Kept sums answer at once whether anything came later; only then are entries read.
-        if not _has_all_told(store, one, closings):
-            found, recounted[span_text(one.period)] = _compare(store, one, closings)
+        if (count := _count_changed(store, one, closings)) is not None:
+            found, recounted[span_text(one.period)] = _untold(store, one, closings, count), count
             late += [found] if found.rows else []
     return late, recounted
 
 
-def _has_all_told(store: Store, one: ClosedPeriod, closings: Iterable[ClosedPeriod]) -> bool:
-    """Whether the closings have told every entry of a closed period: entries are only ever added, so a count says it.
+def _count_changed(store: Store, one: ClosedPeriod, closings: Sequence[ClosedPeriod]) -> int | None:
+    """How many entries a closed period has where its closings may not have told them all: from the kept sums.
 
-    Costs would not: usage without a price has none, and those of several entries may cancel out.
+    Costs alone do not say it: usage without a price has none, and those of several entries may cancel out. Nor does the
+    count alone: of a call that two ledgers had recorded a merge keeps one entry, which may be the one not told.
     """
     told: int | None
     span, told = span_text(one.period), one.entries
@@ -366,20 +366,44 @@ def _has_all_told(store: Store, one: ClosedPeriod, closings: Iterable[ClosedPeri
         # The first versions took up what came late without counting it.
         uncounted = any(late.period == one.period for late in each.late)
         told = each.recounted.get(span, None if uncounted else told)
-    return told == sum(sums.entries for sums in store.aggregate([one.period.start, one.period.end], []))
+    count = sum(sums.entries for sums in store.aggregate([one.period.start, one.period.end], []))
+    same = told == count and sum_accounts(_told_rows(one, closings)) == sum_ledger(store, one.period)
+    return None if same else count
 
 
-def _compare(store: Store, one: ClosedPeriod, closings: Iterable[ClosedPeriod]) -> tuple[Late, int]:
-    """What a closed period holds that no closing has told, and how many entries it has."""
+#: Closed periods whose closings have told all, though their counts do not say so: seal, number of closings, entries.
+_ALL_TOLD: set[tuple[str, int, int]] = set()
+_MOST_REMEMBERED = 10_000
+
+
+def _untold(store: Store, one: ClosedPeriod, closings: Sequence[ClosedPeriod], count: int) -> Late:
+    """What a closed period of `count` entries holds that no closing has told. It is read once while it stays so."""
+    key = None if one.document is None else (one.document.hash, len(closings), count)
+    if key in _ALL_TOLD:
+        return Late(one.period, ())
     told = _told(one, closings)
     now = Tally.of(store.entries(EntryFilter(since=one.period.start, until=one.period.end)))
     # A manifest that does not say which key it was is compared by the key's name.
     unsure = {rate.about("api_key") for rate in told if rate.fingerprint is None}
-    rows = (
+    found = add(
         row._replace(rate=row.rate._replace(fingerprint=None)) if row.rate.about("api_key") in unsure else row
         for row in now.rows.values()
     )
-    return Late(one.period, tuple(minus(add(rows), told))), now.entries
+    rows = tuple(minus(found, _read_today(told, found)))
+    if key is not None and not rows:
+        if len(_ALL_TOLD) >= _MOST_REMEMBERED:
+            _ALL_TOLD.clear()
+        _ALL_TOLD.add(key)
+    return Late(one.period, rows)
+
+
+def _read_today(told: Mapping[RateKey, Rated], now: Mapping[RateKey, Rated]) -> dict[RateKey, Rated]:
+    """Rows of manifests, under the conditions that are read out of their prices today where they had others."""
+    others = {rate._replace(conditions=""): rate for rate in now if rate not in told}
+    return add(
+        row if rate in now else row._replace(rate=others.get(rate._replace(conditions=""), rate))
+        for rate, row in told.items()
+    )
 
 
 def days_of(period: Period) -> tuple[date, date]:
