@@ -374,6 +374,9 @@ def test_a_call_that_is_dated_ahead_in_a_file_hides_no_day_that_is_live(store, m
     assert month.days == ((first, first + 5), (first + 400, first + 400))
     assert store.archives.listed() == [month]
     store.archives.drop()
+    (tmp_path / "archive").rename(tmp_path / "away")  # no file is opened for days that it has nothing of
+    assert store.rebuild(dry_run=True) == []
+    (tmp_path / "away").rename(tmp_path / "archive")
     live = (first + 41, (first + 41) * 24)
     for columns in ("n", "input"):
         for level, slot in zip((1, 0), live, strict=True):

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import openai
@@ -18,6 +18,7 @@ import pytest
 
 import tokenmeter
 from tokenmeter.errors import ConfigurationError, LedgerError, StoreUnavailableError
+from tokenmeter.ledger import Claim, CounterKey, Reservation, new_id
 from tokenmeter.pricing.corrections import reversal
 from tokenmeter.stores import backup, open_store
 from tokenmeter.stores.backup import back_up, restore
@@ -377,6 +378,12 @@ def test_who_was_erased_since_a_backup_has_no_row_in_the_ledger_that_is_restored
     meter.erase("member", "carl", reason="request 4711", by="office")
     record(meter, "third", member="bob")
     record(meter, "fourth", member="carl")  # again, and not erased
+    call, now = next(iter(meter.entries())), meter.store.now()
+    claims = (Claim(CounterKey("all", "", 0), 10, 1),)
+    ends = now + timedelta(minutes=5)
+    held = Reservation(reservation_id=new_id(), claims=claims, created_at=now, expires_at=ends, owner="", call=call)
+    meter.store.reserve(held)
+    assert meter.store.release(held.reservation_id)  # in the tail by what it does alone: no record says it
     assert meter.verify().ok
     meter.close()
     assert restore(backup, meter.store.path, overwrite=True).recovered == 2

@@ -206,6 +206,23 @@ def test_a_merge_that_was_broken_off_between_invoices_of_a_series_is_run_again(
         merge_ledger(source, target)
 
 
+@pytest.mark.parametrize("room", ["sqlite", "postgres"])
+def test_invoices_that_the_target_files_amid_a_merge_take_no_number_of_the_sources(
+    tmp_path, fresh_url, open_meter, record, room
+):
+    source, target = f"sqlite:///{tmp_path}/source.db", fresh_url(room)
+    theirs, meter = open_meter(source), open_meter(target)
+    record(theirs, 1, member="ada")
+    theirs.store.file(NewDocument(kind="invoice", key="i1", series="INV-", body="{}"))
+
+    def issue(*_):
+        meter.store.file(NewDocument(kind="invoice", key="own", series="INV-", body="{}"))
+
+    with pytest.raises(LedgerError, match="somebody filed invoice own"):
+        merge_ledger(source, target, progress=issue)
+    assert [(one.key, one.number) for one in meter.store.documents()] == [("own", 1)]
+
+
 def test_one_identity_with_other_content_is_refused(host, tmp_path, open_meter):
     copy_ledger(host, tmp_path / "copy.db")
     connection = sqlite3.connect(tmp_path / "copy.db")

@@ -28,6 +28,8 @@ _LONGEST = 24 * 1024 * 1024
 Kind = Literal["events", "frames", "lines", "json", "text", "binary"]
 
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
+#: Bytes of zlib's header and the first two of gzip's, by which they are told from what has none.
+_HEADER = 2
 
 
 class Listener(Protocol):
@@ -179,19 +181,23 @@ def _decoder(encoding: str) -> Callable[[bytes], bytes] | None:
 class _Inflater:
     """Undoes gzip, and both of what servers call deflate: with zlib's header, as it should be, and without."""
 
-    __slots__ = ("_begun", "_inflate")
+    __slots__ = ("_begin", "_inflate")
 
     def __init__(self) -> None:
         self._inflate = zlib.decompressobj(_GZIP_OR_ZLIB)
-        self._begun = False
+        self._begin: bytes | None = b""  # what came before a header could be seen; None = it was
 
     def decompress(self, piece: bytes) -> bytes:
-        begun, self._begun = self._begun, True
+        if self._begin is None:
+            return self._inflate.decompress(piece)
+        piece = self._begin + piece
+        if len(piece) < _HEADER:
+            self._begin = piece
+            return b""
+        self._begin = None
         try:
             return self._inflate.decompress(piece)
         except zlib.error:
-            if begun:
-                raise
             self._inflate = zlib.decompressobj(-zlib.MAX_WBITS)
             return self._inflate.decompress(piece)
 

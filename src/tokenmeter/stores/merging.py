@@ -115,7 +115,7 @@ def merge_ledger(source: str | Path, target: str | Path, *, progress: Progress |
                 progress(done, total)
         twins.finish()
         for one in documents:
-            store.file(one)
+            _file(store, one)
         _carry_erasures(origin, store)
         taken = _entries(store) - before
         repeated = total + twins.made - taken
@@ -154,7 +154,26 @@ def _new_documents(origin: Movable, store: Movable) -> list[NewDocument]:
                 f"Both ledgers have a document {one.kind} {one.key}, with different content. Merge before you close "
                 "periods, or keep the ledgers apart."
             )
-    return [NewDocument(kind=one.kind, key=one.key, series=one.series, body=one.body) for one in fresh]
+    return [
+        NewDocument(kind=one.kind, key=one.key, series=one.series, body=one.body, number=one.number) for one in fresh
+    ]
+
+
+def _file(store: Movable, document: NewDocument) -> None:
+    """File a document of the origin, with its number.
+
+    Raises:
+        LedgerError: somebody filed another in its place since the two ledgers were compared.
+    """
+    filing = store.file(document)
+    there = filing.document
+    named = "" if there.number is None else f", number {there.number} of the series {there.series!r}"
+    if not filing.recorded and (there.kind, there.key, there.body) != (document.kind, document.key, document.body):
+        raise LedgerError(
+            f"While the ledgers were merged somebody filed {there.kind} {there.key} in {store.url}{named}, where "
+            f"{document.kind} {document.key} was to stand. The entries were taken; the documents from this one on were "
+            "not. Keep the source, whose documents hold, and bill what it billed from there."
+        )
 
 
 def _numbered(documents: Iterable[Document]) -> dict[str, list[tuple[str, str, str]]]:

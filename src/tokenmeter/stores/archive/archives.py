@@ -369,13 +369,7 @@ class ParquetArchives:
         """Files with entries between two instants that are no longer in the live ledger, and the last such record."""
         months = self.months(connection)
         archived_to = self._known[0]
-        return [
-            one
-            for one in months
-            if one.first_seq <= archived_to
-            and (start is None or one.last_at >= start)
-            and (end is None or one.first_at < end)
-        ], archived_to
+        return [one for one in months if one.first_seq <= archived_to and one.may_hold(start, end)], archived_to
 
     def entry(self, connection: Rows, entry_id: str) -> tuple[bytes, str] | None:
         """Account (digest) and record of an archived entry, by its id."""

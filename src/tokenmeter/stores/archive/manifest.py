@@ -7,7 +7,7 @@ import itertools
 import json
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, field, replace
+from dataclasses import asdict, field, fields, replace
 from datetime import datetime
 
 from pydantic_core import from_json
@@ -82,6 +82,15 @@ class ArchivedMonth:
         """Occurrence of its latest entry, aware UTC."""
         return from_microseconds(self.last_at)
 
+    def may_hold(self, start: int | None, end: int | None) -> bool:
+        """Whether it may have entries between two instants, in microseconds since the epoch; None is no bound."""
+        if (start is not None and self.last_at < start) or (end is not None and self.first_at >= end):
+            return False
+        return not self.days or any(
+            (start is None or (last + 1) * DAY > start) and (end is None or first * DAY < end)
+            for first, last in self.days
+        )
+
     def less(self, gone: int) -> ArchivedMonth:
         """The same, of whose entries so many are in the file only."""
         return replace(self, gone=gone, dropped=gone == self.entries)
@@ -140,7 +149,10 @@ class ArchivedMonth:
                     "pip install --upgrade tokenmeter-sdk."
                 )
             values["days"] = tuple((int(first), int(last)) for first, last in values.get("days", ()))
-            return cls(**values)
+            known = {one.name for one in fields(cls)}
+            return cls(
+                **{name: value for name, value in values.items() if name in known}
+            )  # a newer release may say more
         except (ValueError, TypeError, LookupError) as error:
             raise _unreadable(error) from error
 

@@ -318,13 +318,15 @@ def _leave_out(ledger: Path, rows: dict[bytes, Sequence[Any]], nameless: Collect
     """Accounts but those of digests without a name, unless a record in the ledger's tail is of theirs."""
     theirs: set[str] = set()
     for digest, (body,) in rows.items():
-        said = from_json(body)
-        if any(said.get(field) in nameless for field in PERSONAL):
-            theirs.add(digest.hex())
+        with contextlib.suppress(ValueError, AttributeError):  # of a damaged file
+            said = from_json(body)
+            if any(said.get(field) in nameless for field in PERSONAL):
+                theirs.add(digest.hex())
     if theirs:
         for number in segments(ledger):
             for _, record, _ in frames(segment_path(ledger, number), 0):
-                theirs.discard(from_json(record).get("account", ""))
+                if b'"record":"entry"' in record[:40]:  # others have effects only, or define
+                    theirs.discard(from_json(record).get("account", ""))
     return {digest: row for digest, row in rows.items() if digest.hex() not in theirs}
 
 
