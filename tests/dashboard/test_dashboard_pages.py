@@ -107,6 +107,21 @@ def test_a_budget_says_when_it_is_full(make_meter, record):
         assert (early.rate is not None, early.full_at is not None) == (told, told)
 
 
+@pytest.mark.parametrize(
+    ("dates", "asked"),
+    [
+        ({}, {"period": "all"}),
+        ({"starts": "2026-11-01"}, {"since": "2026-11-01"}),
+        ({"ends": "2027-01-01"}, {"until": "2027-01-01"}),
+        ({"starts": "2026-11-01", "ends": "2027-01-01"}, {"since": "2026-11-01", "until": "2027-01-01"}),
+    ],
+)
+def test_a_budget_leads_to_the_calls_of_its_own_dates(make_meter, dates, asked):
+    made = make_meter([{"member": "ada", "limit_usd": 10, "name": "pack", "period": "total", **dates}])
+    (one,) = standings(made, NOW)
+    assert {name: value[:10] for name, value in parse_qsl(one.calls[1:])} == {**asked, "member": "ada"}
+
+
 def test_windows_that_are_over_are_told_with_their_use_and_lead_to_their_calls(make_meter, record):
     made = make_meter([{"member": "*", "limit_usd": 10, "name": "members", "period": "day"}])
     for days, cost in ((1, 4), (2, 9)):

@@ -161,9 +161,8 @@ def _calls(scope: Mapping[str, str], start: datetime | None, end: datetime | Non
     """The calls of a scope and a stretch of time, as a URL query."""
     if any("*" in value or not (name in DIMENSIONS or name.startswith("tag:")) for name, value in scope.items()):
         return None
-    span = {"period": "all"} if start is None or end is None else {"since": f"{start:%Y-%m-%dT%H:%M:%S%z}"}
-    if start is not None and end is not None:
-        span["until"] = f"{end:%Y-%m-%dT%H:%M:%S%z}"
+    ends = {"since": start, "until": end}
+    span = {name: f"{at:%Y-%m-%dT%H:%M:%S%z}" for name, at in ends.items() if at is not None} or {"period": "all"}
     return View.parse([*span.items(), *scope.items()]).url()
 
 
