@@ -21,7 +21,7 @@ from tokenmeter.errors import (
     ConfigurationError,
     StoreUnavailableError,
 )
-from tokenmeter.ledger import utcnow
+from tokenmeter.ledger import new_id, utcnow
 from tokenmeter.meter import Meter
 from tokenmeter.pricing import PriceList, Pricer
 from tokenmeter.providers.prompts import PromptRule
@@ -637,6 +637,20 @@ class TestCredit:
             with pytest.raises(ConfigurationError, match="'evt_1' was used for a grant of 25"):
                 meter.budgets.grant("credit", **{**asked, **other})
         assert meter.budgets.grants("credit") == [made]
+
+    @pytest.mark.parametrize("granted_after", [0, 1])
+    def test_a_payment_told_again_is_given_back_though_another_key_bears_the_name(self, metered, granted_after):
+        meter = metered(Budget(api_key="prod", limit_tokens=0, period="total", name="credit"))
+        asked = {"amount": 25, "by": "pay", "reason": "r", "key": "evt_1"}
+        made = None
+        for number, fingerprint in enumerate(("ab" * 16, "cd" * 16)):
+            if number >= granted_after:
+                made = made or meter.budgets.grant("credit", **asked)
+                assert meter.budgets.grant("credit", **asked) == made
+            entry = meter.settle(meter.authorize(a_call()), Outcome(observation=Observation()))
+            key = ApiKey(fingerprint, "wxyz", "prod")
+            meter.store.settle(replace(entry, entry_id=new_id(), api_key=key))
+        assert meter.budgets.grant("credit", **asked) == made
 
     def test_credit_beside_a_limit_in_flight_needs_no_unit(self, metered):
         meter = metered(Budget(organization="*", limit_usd=0, limit_in_flight=8, period="total", name="credit"))

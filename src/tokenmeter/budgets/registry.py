@@ -521,8 +521,8 @@ class Registry:
             check_text(key, "key")
         check_reason(reason)
 
-        def ask(budget: Budget) -> AskedGrant:
-            full = full_scope(budget, scope or {}, partial(keys_called, self._store))
+        def ask(budget: Budget, known: str | None = None) -> AskedGrant:
+            full = full_scope(budget, scope or {}, partial(self._meant_keys, known))
             ends = None if expires is None else parse_instant(expires, budget.tz)
             return AskedGrant(number, reason, ends, unit, full, () if budget.api_key is None else (budget.api_key,))
 
@@ -530,7 +530,8 @@ class Registry:
         # Before anything is asked of the budget: a payment that is told again may have been granted on an earlier
         # definition of it, and be used up, expired or ended since.
         if key is not None and (filed := find_filed(policy.grants, name, key)) is not None:
-            ask(policy.definition_at(name, filed.at) or self._named(state, name)).refuse_other(filed)
+            budget = policy.definition_at(name, filed.at) or self._named(state, name)
+            ask(budget, filed.scope.get("api_key")).refuse_other(filed)
             return filed
         budget = self._named(state, name)
         asked, cap = ask(budget), _cap_of(state, budget, unit)
@@ -570,6 +571,11 @@ class Registry:
             raise ConfigurationError(f"key {key!r} names another document of this ledger; give the grant another key.")
         asked.refuse_other(found)  # somebody may have been quicker
         return found
+
+    def _meant_keys(self, known: str | None, name: str) -> Collection[str]:
+        """The keys (fingerprints) that bear a name; where the one that is `known` to be meant does, it alone."""
+        keys = keys_called(self._store, name)
+        return () if known == name else keys.intersection({known}) or keys
 
     @staticmethod
     def _named(state: InForce, name: str) -> Budget:
