@@ -406,6 +406,16 @@ def test_a_month_that_is_dropped_while_its_ledger_is_verified_is_no_fault(store,
     assert store.verify().faults == ()
 
 
+@pytest.mark.parametrize("store", ["sqlite", "postgres"], indirect=True)
+def test_a_month_that_is_dropped_or_brought_back_amid_a_walk_is_no_fault(store, make_entry, tmp_path, monkeypatch):
+    monkeypatch.setattr("tokenmeter.stores.walking._PAGE", 4)
+    store.append([(make_entry(occurred_at=START + timedelta(days=day)), ()) for day in [*range(20), 40, 41]])
+    store.archives.seal("2026-01", tmp_path / "archive")
+    for go in (store.archives.drop, store.archives.restore):
+        found = store.verify(progress=lambda *_, go=go: go())
+        assert (found.faults, found.entries) == ((), 22)
+
+
 @pytest.fixture
 def half_dropped(store, make_entry, tmp_path, monkeypatch):
     """A month of 20 entries, a document among them, of which 8 were dropped when that was broken off; and one more."""
