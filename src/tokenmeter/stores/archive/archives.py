@@ -96,15 +96,20 @@ class ParquetArchives:
 
     def months(self, connection: Rows) -> list[ArchivedMonth]:
         """Every sealed run, in the order of the chain, as the ledger of `connection` has it."""
+        return self._as_of(connection)[1]
+
+    def _as_of(self, connection: Rows) -> tuple[int, list[ArchivedMonth]]:
+        """The last record that is in a file only, and the sealed runs, whatever state another thread sees meanwhile."""
         run = connection.execute
         (archived_to,) = read_head(connection, "archived_to")
         kinds = (KIND, PLACE)
         (count,) = run("SELECT count(*) FROM documents WHERE kind IN (?, ?)", kinds).fetchone()
-        if self._known[:2] != (archived_to, count):
+        known = self._known
+        if known[:2] != (archived_to, count):
             bodies = run("SELECT kind, body FROM documents WHERE kind IN (?, ?) ORDER BY seq", kinds).fetchall()
             months = [one.less(_gone_of(connection, one, archived_to)) for one in ArchivedMonth.all_of(bodies)]
-            self._known = archived_to, count, months
-        return self._known[2]
+            known = self._known = archived_to, count, months
+        return archived_to, known[2]
 
     def listed(self) -> list[ArchivedMonth]:
         """Every sealed run, in the order of the chain."""
@@ -367,8 +372,7 @@ class ParquetArchives:
         self, connection: Rows, start: int | None = None, end: int | None = None
     ) -> tuple[list[ArchivedMonth], int]:
         """Files with entries between two instants that are no longer in the live ledger, and the last such record."""
-        months = self.months(connection)
-        archived_to = self._known[0]
+        archived_to, months = self._as_of(connection)
         return [one for one in months if one.first_seq <= archived_to and one.may_hold(start, end)], archived_to
 
     def entry(self, connection: Rows, entry_id: str) -> tuple[bytes, str] | None:
