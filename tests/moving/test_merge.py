@@ -14,7 +14,7 @@ import pytest
 import tokenmeter
 from tokenmeter.billing import draft_invoices
 from tokenmeter.billing.period import late_entries
-from tokenmeter.errors import ConfigurationError, LedgerError
+from tokenmeter.errors import ConfigurationError, LedgerError, StoreUnavailableError
 from tokenmeter.importing import import_usage
 from tokenmeter.ledger import new_id
 from tokenmeter.pricing.corrections import reversal
@@ -204,6 +204,19 @@ def test_a_merge_that_was_broken_off_between_invoices_of_a_series_is_run_again(
     theirs.store.file(NewDocument(kind="invoice", key="i5", series="INV-", body="{}"))
     with pytest.raises(LedgerError, match="their numbers would meet"):
         merge_ledger(source, target)
+
+
+def test_a_ledger_that_moved_takes_nothing_of_another_in(tmp_path, open_meter, record):
+    source, target, copy = (f"sqlite:///{tmp_path}/{name}.db" for name in ("source", "target", "copy"))
+    record(open_meter(source), 1, member="ada")
+    record(open_meter(target), 2, member="bob")
+    copy_ledger(target, copy, retire=True)
+    with pytest.raises(StoreUnavailableError, match=r"moved to .*copy\.db: merge into that. Nothing was taken"):
+        merge_ledger(source, target)
+    copy_ledger(target, copy, retire=True)
+    with sqlite3.connect(tmp_path / "copy.db") as file:
+        assert file.execute("SELECT value FROM names").fetchall() == [("bob",)]
+    file.close()
 
 
 @pytest.mark.parametrize("room", ["sqlite", "postgres"])

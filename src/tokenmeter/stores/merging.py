@@ -13,7 +13,7 @@ from typing import Any
 from pydantic_core import from_json, to_json
 
 from tokenmeter.display import counted
-from tokenmeter.errors import LedgerError
+from tokenmeter.errors import LedgerError, StoreUnavailableError
 from tokenmeter.stores.archive.manifest import KIND as ARCHIVE
 from tokenmeter.stores.archive.manifest import PLACE
 from tokenmeter.stores.copying import Progress, refuse_holds
@@ -85,6 +85,8 @@ def merge_ledger(source: str | Path, target: str | Path, *, progress: Progress |
     """
     with opened(source) as origin, opened(target) as store:
         refuse_itself(origin, target)
+        if (place := moved_to(store)) is not None:
+            raise StoreUnavailableError(f"{store.url} moved to {place}: merge into that. Nothing was taken.")
         if (gone := moved_to(origin)) is None:
             origin.end().fold()
         elif waiting := origin.count_waiting():  # nothing is folded any more
