@@ -1,5 +1,7 @@
 """Closing a period: a manifest, corrections for what comes late, and no way back."""
 
+import contextlib
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -21,6 +23,8 @@ from tokenmeter.billing import (
 from tokenmeter.errors import ConfigurationError, LedgerError
 from tokenmeter.money import total
 from tokenmeter.periods import Period, parse_period
+from tokenmeter.stores import open_store
+from tokenmeter.stores.merging import merge_ledger
 from tokenmeter.usage import Usage
 
 JANUARY = datetime(2027, 1, 2, tzinfo=UTC)
@@ -173,9 +177,45 @@ def test_a_failed_call_that_came_late_is_neither_told_nor_read_again(store, book
     close_period(store, "2026-11", now=december)
     store.settle(replace(make_call("0"), usage=Usage(), charges=(), status="error", cost_source="none"))
     assert (late_entries(store), late_costs(store)) == ([], [])
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "entries", None)
+        assert (late_entries(store), late_costs(store)) == ([], [])
     assert close_period(store, "2026-12", now=JANUARY).late == ()
     monkeypatch.setattr(store, "entries", None)
     assert (late_entries(store), late_costs(store)) == ([], [])
+
+
+def test_a_bill_of_which_a_merge_kept_the_other_entry_is_corrected(tmp_path, make_call, december):
+    """The closing that came along told an entry that did not, and as many are there as it counted."""
+    source, target = (f"sqlite:///{tmp_path}/{name}.db" for name in ("source", "target"))
+    bill = {"dedup_key": "openai:resp_1", "response_id": "resp_1"}
+    with contextlib.closing(open_store(source)) as theirs, contextlib.closing(open_store(target)) as ours:
+        theirs.settle(make_call("5", member="zoe"))
+        theirs.settle(replace(make_call("1", member="zoe"), **bill))
+        ours.settle(replace(make_call("3", member="ada"), **bill))
+        close_period(theirs, "2026-11", now=december)
+    merge_ledger(source, target)
+    with contextlib.closing(open_store(target)) as store:
+        (late,) = late_entries(store)
+        assert {row.rate.about("member"): row.billed_cost for row in late.rows} == {"ada": 3, "zoe": -1}
+        assert [cost for _, cost in late_costs(store)] == [2]
+
+
+def test_conditions_that_a_closing_read_otherwise_are_no_lines_of_their_own(store, make_call, december, monkeypatch):
+    """Earlier versions took brackets in a model's name for what its price was chosen by."""
+
+    def use(cost, model):
+        call = make_call(cost, member="ada", model=model)
+        price = f"openai/{model}/input#0123456789ab"
+        store.settle(replace(call, charges=(replace(call.charges[0], price_id=price),)))
+
+    use("5", "own[1m]")
+    with monkeypatch.context() as patched:
+        patched.setattr("tokenmeter.reports.rated._CONDITIONS", re.compile(r"\[([^\]]*)\]"))
+        assert [row.rate.conditions for row in close_period(store, "2026-11", now=december).rows] == ["1m"]
+    use("1", "other")
+    (late,) = late_entries(store)
+    assert [(row.rate.model, row.billed_cost) for row in late.rows] == [("other", 1)]
 
 
 def test_closings_that_did_not_count_what_they_took_up_are_read_until_one_does(store, book, december, monkeypatch):
