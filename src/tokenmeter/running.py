@@ -6,8 +6,10 @@ And of calls that no block saw: which block they may belong to, because its thre
 from __future__ import annotations
 
 import functools
+import gc
 import inspect
 import itertools
+import operator
 import sys
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
@@ -307,7 +309,7 @@ def _find(open_in: dict[int, tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
     work = _Work()
     frames: dict[int, FrameType] = {}
     if open_in and not processes.has_lost_threads:
-        frames = sys._current_frames()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - the only way to see them
+        frames = _frames_of_threads()
         # Itself among its own values, with whoever called it, would be left to the garbage collector.
         frames.pop(threading.get_ident(), None)  # gevent gives greenlets numbers of their own
     for ident, scopes in tuple(open_in.items()):
@@ -315,6 +317,24 @@ def _find(open_in: dict[int, tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
             yield scopes
     for future in work.futures:
         yield from _blocks_awaiting(future)
+
+
+def _frames_of_threads() -> dict[int, FrameType]:
+    """Where each thread is.
+
+    Python 3.11 may collect garbage within, while the list of threads is locked. A finaliser that lets others run
+    (a client's closes its sockets) then stops the process for ever, if one of these is about to end. So nothing is
+    collected meanwhile: the three calls are one step of the interpreter, which no thread and no interrupt can divide.
+    """
+    look = sys._current_frames  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - the only way to see them
+    if sys.version_info >= (3, 12) or not gc.isenabled():
+        return look()
+    try:
+        _, frames, _ = map(operator.call, (gc.disable, look, gc.enable))
+    except BaseException:
+        gc.enable()
+        raise
+    return cast("dict[int, FrameType]", frames)
 
 
 def _is(frame: FrameType, function: str, module: str) -> bool:

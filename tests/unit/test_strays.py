@@ -3,6 +3,8 @@
 import asyncio
 import gc
 import logging
+import subprocess
+import sys
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
@@ -215,3 +217,36 @@ def test_who_is_looked_for_leaves_nothing_of_the_call_to_the_garbage_collector()
         assert call()() is None
     finally:
         gc.enable()
+
+
+FINALISERS = """
+import gc, threading, time
+from tokenmeter.running import Strays
+
+class Client:
+    def __init__(self):
+        self.itself = self
+    def __del__(self):
+        time.sleep(0.001)  # another thread runs meanwhile, as where sockets are closed
+
+def come_and_go():
+    while time.monotonic() < until:
+        threading.Thread(target=int).start()
+
+until = time.monotonic() + 3
+strays = Strays()
+strays.opened(("a block",), on_loop=False)
+gc.set_threshold(1, 1, 1)
+for _ in range(2):
+    threading.Thread(target=come_and_go, daemon=True).start()
+while time.monotonic() < until:
+    Client()
+    strays.find_waiting()
+assert gc.isenabled()
+"""
+
+
+def test_a_finaliser_amid_a_look_at_threads_that_end_stops_no_process():
+    """Python 3.11 collects garbage while the list of threads is locked: the process stood still for good."""
+    ran = subprocess.run([sys.executable, "-c", FINALISERS], timeout=90, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
