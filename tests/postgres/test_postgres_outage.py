@@ -408,6 +408,9 @@ class TestSpool:
 
     def test_a_flush_ends_at_its_time_though_others_write_on(self, store, make_entry, monkeypatch):
         send, sent = store.journal.send, []
+        store.journal._sender.close()
+        store.journal._sender._thread.join()  # nobody but this test sends
+        monkeypatch.setattr(store.journal, "wake", lambda: None)
 
         def with_another_writer():
             sent.append(send())

@@ -450,8 +450,8 @@ class Writer(Shared):
     def _last_segment(self) -> Segment:
         number = max(segments(self._ledger), default=0)
         own = number and owner_of(segment_path(self._ledger, number)) == self._book.identity
-        self._segment = Segment(self._ledger, number) if own else self._begin(number + 1)
-        return self._segment
+        segment = self._segment = Segment(self._ledger, number) if own else self._begin(number + 1)
+        return segment  # as another thread follows the tail, there may be none again by now
 
     def _is_cut_off(self, number: int, places: Mapping[int, int]) -> bool:
         """Whether more was folded of a segment than there is now (after a power cut): what is added would be missed."""
