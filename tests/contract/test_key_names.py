@@ -302,6 +302,8 @@ def test_a_grant_to_a_key_that_nobody_used_yet_is_there_for_its_first_call(store
     assert meter.budgets.grant("credit", 10_000, by="kim", reason="r", key="payment-1") == made
     for name in ("prod", KEY.fingerprint):
         assert meter.budgets.grants("credit", {"api_key": name}) == [made]
+        scope = {"api_key": name}
+        assert meter.budgets.grant("credit", 10_000, by="kim", reason="r", key="payment-1", scope=scope) == made
     meter.budgets.grant("credit", 1, by="kim", reason="r")
     assert [one.limit for one in meter.remaining()] == [10_001]
 

@@ -41,7 +41,7 @@ from tokenmeter.budgets.definitions import (
 )
 from tokenmeter.budgets.grants import AskedGrant, Grant, find_filed, full_scope, grants_of
 from tokenmeter.budgets.holds import Fault
-from tokenmeter.budgets.matching import Cap
+from tokenmeter.budgets.matching import Cap, is_fingerprint
 from tokenmeter.budgets.policy import Budget, Unit, parse_limit
 from tokenmeter.budgets.status import keys_called
 from tokenmeter.errors import ConfigurationError, StoreBusyError, shown
@@ -573,9 +573,16 @@ class Registry:
         return found
 
     def _meant_keys(self, known: str | None, name: str) -> Collection[str]:
-        """The keys (fingerprints) that bear a name; where the one that is `known` to be meant does, it alone."""
+        """The keys (fingerprints) that bear a name; where the one that is `known` to be meant does, it alone.
+
+        What is known may be a name that no key bore when a grant was filed on it: that name is the key's, then.
+        """
         keys = keys_called(self._store, name)
-        return () if known == name else keys.intersection({known}) or keys
+        if known is None or name == known or known in keys:
+            return keys if known is None else {known}
+        if not is_fingerprint(known) and keys & keys_called(self._store, known):
+            return {known}
+        return keys
 
     @staticmethod
     def _named(state: InForce, name: str) -> Budget:
