@@ -25,7 +25,7 @@ from tokenmeter.periods import CalendarUnit, Period, parse_instant
 from tokenmeter.pricing import PriceList, Pricer, Rating
 from tokenmeter.settings import Settings
 from tokenmeter.stores.base import Fault, Store, Verification
-from tokenmeter.texts import check_text
+from tokenmeter.texts import check_name
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -470,7 +470,7 @@ class Meter(CallMeter):
         """
         query = reports.Query.parse(since=since, until=until, period=period, where=where, tz=tz)
         if by is not None:
-            check_text(by, "by")
+            check_name(by, "by")
         if not changed:
             unpriced = frozenset({"unpriced"})
             if not unpriced <= query.where.get("cost_source", unpriced):
@@ -488,7 +488,7 @@ class Meter(CallMeter):
             if found is None or by is None:
                 return found
             who = found.attribution
-            return replace(found, attribution=replace(who, tags={**who.tags, POSTED_BY: by}))
+            return replace(found, attribution=who.with_tags({POSTED_BY: by}))
 
         # All are rated before any is written: what is appended would come up in the same reading.
         known = [found for entry in recorded if (found := rate_again(entry))]

@@ -23,7 +23,7 @@ from tokenmeter.money import ZERO, add, to_dollars, to_picodollars
 from tokenmeter.places import is_waited_for, place_in_code, say_place
 from tokenmeter.processes import is_on_event_loop, make_lock, run_alone
 from tokenmeter.running import SCOPES, STRAYS, decorate, runner_of, this_thread
-from tokenmeter.texts import check_text
+from tokenmeter.texts import check_name, check_tag, check_text
 from tokenmeter.values import dataclass
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class Attribution(Who):
     """On whose account a call goes: the fields of `Who`, and tags. Every field is optional; unknown is None.
 
     Attributes:
-        tags: Free key/value pairs.
+        tags: Free key/value pairs. A name must not end in ``!``.
     """
 
     tags: Mapping[str, str] = field(default_factory=lambda: _NO_TAGS)
@@ -107,7 +107,7 @@ class Attribution(Who):
             value = getattr(self, name)
             if value is not None:
                 try:
-                    check_text(value, name)
+                    check_name(value, name)
                 except ConfigurationError as error:
                     _leave_out(name, value, error)
                     object.__setattr__(self, name, None)
@@ -119,15 +119,15 @@ class Attribution(Who):
             kept: dict[Any, Any] = dict(self.tags)
             for key, value in tuple(kept.items()):
                 try:
-                    check_text(key, "a tag's name")
-                    check_text(value, f"tag {key!r}")
+                    check_tag(key)
+                    check_name(value, f"tag {key!r}")
                 except ConfigurationError as error:
                     _leave_out("tag", value if isinstance(key, str) else key, error)
                     del kept[key]
             object.__setattr__(self, "tags", MappingProxyType(dict(sorted(kept.items()))))
 
     def __reduce__(self) -> tuple[Any, ...]:  # a mapping proxy cannot be pickled
-        return partial(Attribution, **{name: getattr(self, name) for name in WHO}, tags=dict(self.tags)), ()
+        return partial(Attribution.as_filed, {name: getattr(self, name) for name in WHO}, dict(self.tags)), ()
 
     def __hash__(self) -> int:
         return hash((tuple(getattr(self, name) for name in WHO), tuple(self.tags.items())))
@@ -153,6 +153,28 @@ class Attribution(Who):
             )
         return cls(**given)
 
+    @classmethod
+    def as_filed(cls, who: Mapping[str, str | None], tags: Mapping[str, str] = _NO_TAGS) -> Attribution:
+        """An attribution that a ledger holds, or that is made of others: older releases took names that are blank.
+
+        Raises:
+            ConfigurationError: a value is none that any release took.
+        """
+        made = object.__new__(cls)
+        for name in WHO:
+            if (value := who.get(name)) is not None:
+                check_text(value, name)
+            object.__setattr__(made, name, value)
+        for key, value in tags.items():
+            check_text(key, "a tag's name")
+            check_text(value, f"tag {key!r}")
+        object.__setattr__(made, "tags", MappingProxyType(dict(sorted(tags.items()))) if tags else _NO_TAGS)
+        return made
+
+    def with_tags(self, tags: Mapping[str, str]) -> Attribution:
+        """This attribution with `tags` beside its own, in place of those of the same name."""
+        return Attribution.as_filed({name: getattr(self, name) for name in WHO}, {**self.tags, **tags})
+
     def over(self, outer: Attribution) -> Attribution:
         """This attribution with its gaps filled from `outer`; tags are merged, this one's win."""
         if outer is NOBODY:
@@ -160,7 +182,7 @@ class Attribution(Who):
         if self is NOBODY:
             return outer
         values = {name: getattr(self, name) or getattr(outer, name) for name in WHO}
-        return Attribution(**values, tags={**outer.tags, **self.tags})
+        return Attribution.as_filed(values, {**outer.tags, **self.tags})
 
 
 NOBODY = Attribution()
@@ -430,7 +452,7 @@ class attribute:  # noqa: N801 - used as a verb, like contextlib.suppress
         0
 
     Raises:
-        ConfigurationError: a value is not a non-empty text.
+        ConfigurationError: a value is no text, says nothing but blanks, or a tag's name ends in ``!``.
     """
 
     __slots__ = ("_in_steps", "_own", "_place")

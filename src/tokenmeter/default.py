@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Unpack, cast
 from tokenmeter.api import Meter, Priced
 from tokenmeter.arguments import tell_wrong_arguments
 from tokenmeter.budgets import AlertTarget, Budget
-from tokenmeter.budgets.agreement import check_consistent
+from tokenmeter.budgets.agreement import check_consistent, refuse_unmet
 from tokenmeter.budgets.matching import Required
 from tokenmeter.budgets.rules import make_rules
 from tokenmeter.capture.sdk import UnopenedStoreError
@@ -193,6 +193,8 @@ def _refuse_slips(settings: Settings, pricer: Pricer, budgets: Iterable[Budget])
     ]
     for where, provider in named:
         pricer.price_list.refuse_slip(provider, f"{settings.place}: {where}: ")
+    for budget in budgets:
+        refuse_unmet(budget)
 
 
 def _parse_prices(settings: Settings) -> tuple[Price, ...]:

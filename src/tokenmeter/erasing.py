@@ -32,6 +32,7 @@ from tokenmeter.stores.base import EntryFilter, Store
 from tokenmeter.stores.copying import End
 from tokenmeter.stores.documents import ERASURE, MERGED, MOVED, Filing, NewDocument, name_in, owners_in
 from tokenmeter.stores.encoding import compact_json, storable_text
+from tokenmeter.stores.engine import condition_on
 from tokenmeter.stores.slots import from_microseconds
 from tokenmeter.texts import check_reason, suggest
 from tokenmeter.values import dataclass
@@ -231,7 +232,7 @@ def _count_everywhere(store: Store, kind: str, value: str) -> int:
         return 0
     if not any(month.gone for month in store.archives.listed()):
         return 0
-    return sum(1 for _ in store.entries(EntryFilter(where={kind: frozenset({value})})))
+    return sum(1 for _ in store.entries(EntryFilter(where={condition_on(kind): frozenset({value})})))
 
 
 def _kind_of(dimension: str) -> str:

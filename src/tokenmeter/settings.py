@@ -19,7 +19,7 @@ from tokenmeter.errors import ConfigurationError, shown
 from tokenmeter.money import ONE, ZERO, parse_multiplier
 from tokenmeter.periods import parse_instant
 from tokenmeter.pricing.parse import table_lines
-from tokenmeter.texts import suggest
+from tokenmeter.texts import is_blank, is_tag, suggest
 
 #: Where an alert goes, and a secret that is never written down.
 ADDRESS, IN_ENVIRONMENT = r"^(https?://|env:)", "^env:"
@@ -27,7 +27,6 @@ ADDRESS, IN_ENVIRONMENT = r"^(https?://|env:)", "^env:"
 ENV = re.compile(r"env:(?P<name>[A-Za-z_][A-Za-z0-9_]*)$")
 SHA256 = re.compile(r"sha256:(?P<hex>[0-9a-f]{64})$")
 _LEAST_UNIT, _MOST_UNIT = Decimal("1E-12"), Decimal("1E6")
-_TAG = "tag:"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 Row = dict[str, Any]
@@ -40,6 +39,16 @@ def _check_text(value: object) -> object:
 
 
 Text = Annotated[str, BeforeValidator(_check_text)]
+
+
+def _check_name(value: object) -> object:
+    if isinstance(value, str) and is_blank(value):
+        raise ValueError("must say more than blanks")
+    return _check_text(value)
+
+
+#: What somebody or something is called by.
+Name = Annotated[str, BeforeValidator(_check_name)]
 
 
 def _check_reference(value: object) -> object:
@@ -233,8 +242,7 @@ def parse_only(only: Only) -> tuple[tuple[str, tuple[str, ...]], ...]:
 
 
 def _check_dimension(name: object) -> str:
-    tag = isinstance(name, str) and name.startswith(_TAG) and len(name) > len(_TAG) and not name.endswith("!")
-    if isinstance(name, str) and (name in SCOPE_FIELDS or tag):
+    if isinstance(name, str) and (name in SCOPE_FIELDS or is_tag(name)):
         return name
     raise ConfigurationError(
         f"only= goes by {', '.join(SCOPE_FIELDS)} or tag:NAME, not by {name!r}.{suggest(name, SCOPE_FIELDS)}"
@@ -245,9 +253,9 @@ def _check_values(name: str, accepted: object) -> tuple[str, ...]:
     given: Sequence[Any] = (
         [accepted] if isinstance(accepted, str) or not isinstance(accepted, Iterable) else list(cast("Any", accepted))
     )
-    if not given or not all(isinstance(value, str) and value for value in given):
+    if not given or not all(isinstance(value, str) and not is_blank(value) for value in given):
         raise ConfigurationError(
-            f"only={{{name!r}: ...}} takes a text or several, none of them empty, not {accepted!r}."
+            f"only={{{name!r}: ...}} takes a text or several, none of them blank, not {accepted!r}."
         )
     return tuple(sorted(set(given)))
 
@@ -282,9 +290,9 @@ class DashboardSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    tokens: Annotated[
-        dict[Annotated[Text, Field(min_length=1, max_length=64)], TokenSettings], AfterValidator(_check_tokens)
-    ] = Field(default_factory=dict[str, TokenSettings])
+    tokens: Annotated[dict[Annotated[Name, Field(max_length=64)], TokenSettings], AfterValidator(_check_tokens)] = (
+        Field(default_factory=dict[str, TokenSettings])
+    )
 
 
 def _parse_host(value: object) -> object:
@@ -382,7 +390,7 @@ class Settings(BaseModel):
 
     store: Text | None = Field(default=None, repr=False, min_length=1, max_length=4096)  # may hold a password
     multiplier: Annotated[Decimal, BeforeValidator(parse_multiplier)] = ONE
-    api_keys: dict[Text, str] = Field(default_factory=dict)
+    api_keys: dict[Name, str] = Field(default_factory=dict)
     budgets: list[InstanceOf[Budget] | Row] = Field(default_factory=list[Budget | Row])
     prices: list[Row] = Field(default_factory=list[Row])
     price_list: Text | None = Field(default=None, min_length=1)

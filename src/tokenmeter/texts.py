@@ -25,6 +25,37 @@ def check_text(value: object, name: str) -> None:
         raise ConfigurationError(f"{name} must not contain control characters: {shown(value)}.")
 
 
+def check_name(value: object, name: str) -> None:
+    """As `check_text`, for what somebody gives: it must have a letter that can be seen. Ledgers may hold others."""
+    check_text(value, name)
+    if is_blank(str(value)):
+        raise ConfigurationError(
+            f"{name} must say more than blanks, not {shown(value)}. Leave it out (None) when it is unknown."
+        )
+
+
+def check_tag(tag: object) -> None:
+    """As `check_name`, for the name of a tag, which must not read as "is not" in a filter."""
+    check_name(tag, "a tag's name")
+    if str(tag).endswith("!"):
+        raise ConfigurationError(
+            f"a tag's name must not end in '!', as {shown(tag)} does: in filters NAME!=VALUE means every other value."
+        )
+
+
+def is_tag(name: str) -> bool:
+    """Whether a dimension is a tag that calls can have, ``tag:NAME``."""
+    return name.startswith("tag:") and len(name) > len("tag:") and not name.endswith("!")
+
+
+def is_blank(text: str) -> bool:
+    """Whether nobody can see anything of it: spaces, marks without a width, control characters."""
+    if text.isprintable():
+        return not text.strip()
+    unseen = {"Cc", "Cf", "Cs", "Zl", "Zp", "Zs"}
+    return all(unicodedata.category(character) in unseen for character in text)
+
+
 def suggest(name: object, known: Iterable[str]) -> str:
     """`` Did you mean 'member'?``, to end a message that refuses `name`; empty where none of `known` is near."""
     near = difflib.get_close_matches(str(name)[:MAX_TEXT].lower(), known, n=1)
@@ -38,9 +69,7 @@ def acting(by: str | None) -> str:
         ConfigurationError: it is no text, or only blanks.
     """
     if by:
-        check_text(by, "by")
-        if by.isspace():
-            raise ConfigurationError("by: say who does it, or leave it out for the user of the system.")
+        check_name(by, "by")
         return by
     try:
         return getpass.getuser()

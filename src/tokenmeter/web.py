@@ -78,10 +78,10 @@ class AttributionMiddleware:
         app: The application.
         attribution: Says on whose account a request goes: a function of the `Request` that returns an `Attribution`,
             a mapping of its fields, or None. For ASGI it may be a coroutine function. A text that no account may be
-            called by (empty, too long, with control characters) is left out, and the first one told in the log: what a
-            client sends must not break his request. What the function raises is raised to the server: a request whose
-            payer cannot be told must not pass the payer's budget; ``require`` refuses calls that lack one. Default:
-            nobody, until `attribute_request` says more.
+            called by (empty or blank, too long, with control characters) is left out, and the first one told in the
+            log: what a client sends must not break his request. What the function raises is raised to the server: a
+            request whose payer cannot be told must not pass the payer's budget; ``require`` refuses calls that lack
+            one. Default: nobody, until `attribute_request` says more.
 
     Raises:
         ConfigurationError: `attribution` is no function, or returned something else.

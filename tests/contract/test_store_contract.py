@@ -11,9 +11,12 @@ from tokenmeter.attribution import ApiKey, Attribution
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.pricing.corrections import reversal
 from tokenmeter.processes import process_name
+from tokenmeter.reports.query import parse_where
+from tokenmeter.serving.access import AccessScope
 from tokenmeter.stores.base import CapReachedError, Counter, EntryFilter, Store
 from tokenmeter.stores.direct import DirectJournal
 from tokenmeter.stores.effects import WrittenIds
+from tokenmeter.stores.engine import asked, condition_on
 from tokenmeter.usage import Usage
 
 DAY = timedelta(days=1)
@@ -713,3 +716,29 @@ def test_what_is_recorded_is_followed_in_the_order_of_the_chain(store, make_entr
         before, some = step
         only += some
     assert [entry.entry_id for entry in only] == [entry.entry_id for entry in late[1::2]]
+
+
+def test_a_tag_of_an_older_ledger_whose_name_ends_as_is_not_does_is_filtered_by_its_name(store, make_entry):
+    of = {"entry_id": "a" * 32}, {"entry_id": "b" * 32}, {"entry_id": "c" * 32}
+    tags = {"paid!": "yes"}, {"paid": "yes"}, {"paid!": "no"}
+    for fields, each in zip(of, tags, strict=True):
+        store.settle(make_entry(**fields, attribution=Attribution.as_filed({"member": " "}, each)))
+
+    def found(where):
+        which = EntryFilter(where=parse_where(where))
+        return sorted(entry.entry_id[0] for entry in store.entries(which))
+
+    assert found({condition_on("tag:paid!"): "yes"}) == ["a"]
+    assert found({condition_on("tag:paid!", wanted=False): "yes"}) == ["b", "c"]
+    assert found({"tag:paid!": "yes"}) == ["a", "c"]
+    assert found({condition_on("tag:paid"): "yes"}) == ["b"]
+    assert found(AccessScope((("tag:paid!", ("yes",)),)).where) == ["a"]
+    assert found({"member": " "}) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    "dimension", ["member", "tag:a", "tag:a!", "tag:a!!", "tag:a!=", "tag:a=", "tag:a!b", "tag:!="]
+)
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_condition_says_one_thing_only(dimension, wanted):
+    assert asked(condition_on(dimension, wanted=wanted)) == (dimension, wanted)

@@ -30,9 +30,10 @@ from tokenmeter.dashboard.figures import (
 from tokenmeter.dashboard.overview import overview, savings
 from tokenmeter.dashboard.questions import MEASURES, Question, figure_in
 from tokenmeter.dashboard.reading import Memory, ReportReader
-from tokenmeter.dashboard.view import MAX_BUCKETS, View, canonical
+from tokenmeter.dashboard.view import MAX_BUCKETS, View, canonical, label_of_filter
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import ZERO
+from tokenmeter.stores.engine import condition_on
 
 NOW = datetime(2026, 11, 23, 13, 20, tzinfo=UTC)
 
@@ -369,6 +370,17 @@ def test_more_bars_than_can_be_seen_are_made_coarser_and_it_is_said(query):
 def test_the_url_of_a_view_makes_the_same_view(query):
     again = view(view(query).url()[1:])
     assert (again.query, again.filters, again.url()) == (view(query).query, view(query).filters, view(query).url())
+
+
+def test_a_tag_of_an_older_ledger_that_ends_as_is_not_does_is_followed_by_its_name():
+    followed = view("member=ada&tag:paid!=no").with_filter("tag:paid!", "yes")
+    assert followed.url() == "?period=last-30d&member=ada&tag%3Apaid%21=no&tag%3Apaid%21%3D=yes"
+    assert view(followed.url()[1:]).filters == followed.filters
+    assert [label_of_filter(name, ":") for name, _ in followed.filters] == ["member:", "tag paid is not", "tag paid!:"]
+    assert [name for name, _ in followed.without_all("tag:paid!").filters] == ["member", "tag:paid!"]
+    chosen = [(condition_on("tag:paid!"), "yes"), ("leave", "tag:paid!")]
+    assert canonical(chosen) == "tag%3Apaid%21%21=yes"
+    assert canonical([("add", "tag:paid!"), ("is", "yes")]) == "tag%3Apaid%21%3D=yes"
 
 
 def test_the_form_becomes_a_short_url():

@@ -693,6 +693,14 @@ def test_numbers_of_a_table_are_read_as_its_country_writes_them(meter, write, te
     assert tokens(meter)["gpt-5"] == {"calls": 1, "input": counts[0], "output": counts[1]}
 
 
+def test_a_name_that_is_blank_is_unknown_and_a_tag_is_called_what_a_tag_can_be(meter, write):
+    text = "id,t,m,in,out,c,who,paid\nr,2026-10-13T10:00:00Z,gpt-5,1000,7,1.50,  ,yes\n"
+    outcome = import_usage(meter, write("a.csv", text), fields={**COLUMNS, "tag:paid!": "paid", "tag:blank": "who"})
+    assert outcome.recorded == 1, str(outcome)
+    (entry,) = meter.store.entries()
+    assert (entry.attribution.member, dict(entry.attribution.tags)) == (None, {"paid\N{REPLACEMENT CHARACTER}": "yes"})
+
+
 def test_a_name_that_looks_like_a_number_stays_as_it_is_written(meter, write):
     """Of a table with decimal commas numbers are read so; a cost centre, a team and an id are no numbers."""
     text = "id;t;m;in;out;c;who;team;cc\n1.234;2026-10-13T10:00:00Z;gpt-5;1.000;7,0;1,50;4.711;8,15;100.000\n"

@@ -233,15 +233,29 @@ def test_threads_count_into_one_block_without_missing_or_doubling_any():
         assert scope.usage.quantities == {"input": 12_000}
 
 
-@pytest.mark.parametrize("bad", ["", 7, "x" * 513, "a\nb", "a\0b", "\ud800"])
+@pytest.mark.parametrize("bad", ["", 7, "x" * 513, "a\nb", "a\0b", "\ud800", "   ", "\u3000", "\u200b\ufeff"])
 def test_a_value_that_no_report_could_show_is_refused_with_its_name(bad):
     with pytest.raises(ConfigurationError, match="member"):
         attribute(member=bad)
 
 
 def test_a_tag_must_be_text_too():
-    with pytest.raises(ConfigurationError, match="tag 'k'"):
-        attribute(tags={"k": 5})
+    for value in (5, "  "):
+        with pytest.raises(ConfigurationError, match="tag 'k'"):
+            attribute(tags={"k": value})
+
+
+@pytest.mark.parametrize("name", ["", "  ", "paid!"])
+def test_a_tags_name_is_seen_and_reads_in_no_filter_as_is_not(name):
+    with pytest.raises(ConfigurationError, match="a tag's name must"):
+        attribute(tags={name: "yes"})
+
+
+def test_what_an_older_ledger_holds_travels_and_is_merged_as_it_is():
+    older = Attribution.as_filed({"member": "  "}, {"paid!": " "})
+    assert (older.member, dict(older.tags)) == ("  ", {"paid!": " "})
+    assert pickle.loads(pickle.dumps(older)) == older  # noqa: S301 - our own
+    assert Attribution(team="a", tags={"env": "x"}).over(older).tags == {"env": "x", "paid!": " "}
 
 
 @pytest.mark.parametrize(

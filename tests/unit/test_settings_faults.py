@@ -202,6 +202,10 @@ def test_the_file_that_init_writes_is_good_as_it_is_and_with_everything_switched
             "configuration: unknown key 'dashboard.tokens.ada.expire': did you mean 'expires'?",
         ),
         ({"store": "a\0b"}, "configuration: store must not contain control characters"),
+        ({"api_keys": {" ": f"sha256:{'0' * 64}"}}, "configuration: api_keys"),
+        ({"budgets": [{"tags": {"paid!": "*"}, "limit_usd": 1, "name": "b"}]}, "Budget 'b': a tag's name must not end"),
+        ({"budgets": [{"team": "\u200b", "limit_usd": 1, "name": "b"}]}, "Budget 'b': team must say more than blanks"),
+        ({"require": ["tag:paid!"]}, "require: 'tag:paid!' is not one of"),
     ],
     ids=str,
 )

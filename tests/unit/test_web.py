@@ -165,7 +165,7 @@ async def test_what_a_function_must_not_return(returned, message):
         await answer(AttributionMiddleware(asgi, attribution=lambda request: returned))
 
 
-BAD = {"empty": "", "too long": "a" * 513, "a line break": "a\nb", "half a letter": "\udc80"}
+BAD = {"empty": "", "too long": "a" * 513, "a line break": "a\nb", "half a letter": "\udc80", "blanks": " \u3000"}
 
 
 @pytest.mark.parametrize("text", BAD.values(), ids=BAD)

@@ -26,7 +26,7 @@ from tokenmeter.money import EXACT, ZERO, magnitude, multiply, negate, parse_dec
 from tokenmeter.periods import parse_day, zone
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.documents import Document, DocumentQuery, NewDocument
-from tokenmeter.texts import acting, check_reason, check_text, require_reason
+from tokenmeter.texts import acting, check_name, check_reason, require_reason
 
 _TAKEN_OFF = frozenset({"void", "uncollectible"})
 _PAIR = 2
@@ -125,7 +125,7 @@ def _check_words(reference: str | None, key: str | None) -> None:
     if reference is not None:
         check_reason(reference, "reference")
     if key is not None:
-        check_text(key, "key")
+        check_name(key, "key")
 
 
 def _check_not_there(invoice: Invoice, made: Event) -> None:

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from tokenmeter.budgets.policy import WEEKDAYS, Budget, Unit, amount_of, is_function
 from tokenmeter.errors import ConfigurationError
+from tokenmeter.texts import check_name, check_tag
 
 #: What counters' names may end with: an era, and the mark that they were filled from the ledger.
 _COUNTER_ENDS = re.compile(r"( #\d+)?( opened)?$")
@@ -17,6 +18,21 @@ _COUNTER_ENDS = re.compile(r"( #\d+)?( opened)?$")
 
 #: No key has a name that is known.
 NO_KEYS: Mapping[str, str] = MappingProxyType({})
+
+
+def refuse_unmet(budget: Budget) -> None:
+    """Refuse a budget on a name that no call can have: it would stop none. Ledgers may hold such a one.
+
+    Raises:
+        ConfigurationError: says why.
+    """
+    try:
+        for name, value in budget.scope.items():
+            check_name(value, name)
+        for tag in budget.tags:
+            check_tag(tag)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"Budget {budget.name!r}: {error}") from None
 
 
 def check_consistent(

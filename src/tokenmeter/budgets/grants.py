@@ -13,7 +13,7 @@ from tokenmeter.errors import ConfigurationError
 from tokenmeter.money import magnitude
 from tokenmeter.stores.documents import Document
 from tokenmeter.stores.slots import to_microseconds
-from tokenmeter.texts import check_text
+from tokenmeter.texts import check_name
 from tokenmeter.values import dataclass
 
 #: A limit that nothing reaches: for whom the table or the function says ``unlimited``.
@@ -200,7 +200,7 @@ def full_scope(
             )
         )
     for name, value in given.items():
-        check_text(value, name)
+        check_name(value, name)
         if value == "*":  # a counter that no call can reach
             raise ConfigurationError(f"{name}='*' is no counter of budget {budget.name!r}; say which {name} is meant.")
         if scope[name] not in ("*", value) and (name != "api_key" or "*" in scope[name]):

@@ -22,7 +22,7 @@ from tokenmeter.errors import AttributionRequiredError, ConfigurationError, show
 from tokenmeter.ledger import CounterKey, Entry
 from tokenmeter.places import say_place
 from tokenmeter.stores.slots import from_microseconds, to_microseconds
-from tokenmeter.texts import suggest
+from tokenmeter.texts import is_tag, suggest
 from tokenmeter.values import dataclass
 
 #: Counters, each with its window's end in microseconds since the epoch (None = never).
@@ -418,7 +418,7 @@ class Required:
         self._refuse = refuse
         self._told: set[str] = set()
         for name in self.names:
-            if name not in SCOPE_FIELDS and not (name.startswith("tag:") and len(name) > len("tag:")):
+            if name not in SCOPE_FIELDS and not is_tag(name):
                 raise ConfigurationError(
                     f"require: {shown(name)} is not one of {', '.join(SCOPE_FIELDS)} or tag:NAME."
                     + suggest(name, SCOPE_FIELDS)

@@ -23,6 +23,7 @@ from tokenmeter.budgets.agreement import (
     find_keys,
     in_words,
     refuse_shared_counters,
+    refuse_unmet,
 )
 from tokenmeter.budgets.definitions import (
     Change,
@@ -53,7 +54,7 @@ from tokenmeter.pricing import Pricer
 from tokenmeter.processes import make_lock, may_wait, run_alone
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.slots import from_microseconds, to_microseconds
-from tokenmeter.texts import acting, check_reason, check_text
+from tokenmeter.texts import acting, check_name, check_reason
 
 log = logging.getLogger("tokenmeter")
 
@@ -161,6 +162,7 @@ class Registry:
 
     def _refuse_slips(self, budgets: Iterable[Budget]) -> None:
         for budget in budgets:
+            refuse_unmet(budget)
             self._pricer.price_list.refuse_slip(budget.scope.get("provider", ""), f"Budget {budget.name!r}: ")
 
     def _news(self, policy: Policy) -> list[Budget]:
@@ -518,7 +520,7 @@ class Registry:
         if not number:
             raise ConfigurationError("amount must not be zero.")
         if key is not None:
-            check_text(key, "key")
+            check_name(key, "key")
         check_reason(reason)
 
         def ask(budget: Budget, known: str | None = None) -> AskedGrant:

@@ -23,7 +23,7 @@ from tokenmeter.money import divide, multiply
 from tokenmeter.pricing import Pricer
 from tokenmeter.stores.base import Counter, EntryFilter, Store
 from tokenmeter.stores.slots import from_microseconds, to_microseconds
-from tokenmeter.texts import suggest
+from tokenmeter.texts import is_tag, suggest
 from tokenmeter.values import dataclass
 
 #: The limit of a counter, with what was granted: of a cap, scope values and the counter's key.
@@ -164,7 +164,7 @@ def check_scope(wanted: Mapping[str, object]) -> None:
         ConfigurationError: a name is no field of a scope, or a value no text.
     """
     for name, value in wanted.items():
-        if name not in SCOPE_FIELDS and not (name.startswith("tag:") and len(name) > len("tag:")):
+        if name not in SCOPE_FIELDS and not is_tag(name):
             raise ConfigurationError(
                 f"No budget is scoped by {shown(name)}; use {', '.join(SCOPE_FIELDS)} or tag:NAME."
                 + suggest(name, SCOPE_FIELDS)

@@ -19,6 +19,7 @@ from tokenmeter.money import ZERO, multiply, ratio, subtract
 from tokenmeter.periods import CalendarUnit, Period
 from tokenmeter.reports import Report, Row
 from tokenmeter.reports.query import Query
+from tokenmeter.stores.engine import condition_on
 from tokenmeter.stores.sketch import Latencies
 from tokenmeter.usage import Usage
 from tokenmeter.values import dataclass
@@ -233,7 +234,7 @@ def _over_time(
         if measure.adds:
             first = nsmallest(_SHOWN, rows, key=partial(_greatest_first, measure, by=by))
             leading |= {row.group[by] for row in first}
-    where = {**split.where, by: frozenset(leading)}
+    where = {**split.where, condition_on(by): frozenset(leading)}
     known = by == "sku_meter" or len(rows) * len(parts) <= MOST_SUMMED
     found = read(split if known else replace(split, where=where)).rows if leading else ()
     return {value: _placed([row for row in found if row.group[by] == value], parts) for value in shown}
@@ -273,7 +274,7 @@ class _Times:
             of = question.measure.of
             rows = {value: Row(bucket=whole.period, group={}, latency=one) for value, one in of_value.items()}
             slowest = nlargest(_SHOWN, of_value, key=lambda value: Decimal(of(rows[value]) or 0))
-            cells = read.times(replace(split, where={**split.where, question.by: frozenset(slowest)}))
+            cells = read.times(replace(split, where={**split.where, condition_on(question.by): frozenset(slowest)}))
         return cls(of_value, by_bucket, cells, _together(by_bucket.values()))
 
     def on(self, row: Row, value: str | None) -> Row:

@@ -16,12 +16,13 @@ from tokenmeter.dashboard import figures
 from tokenmeter.dashboard.care import ORIGINS
 from tokenmeter.dashboard.questions import FORMS, MEASURES, figure_in, shown_as
 from tokenmeter.dashboard.security import base_of, path_of
-from tokenmeter.dashboard.view import PERIODS, WITH_PAGE, label_of
+from tokenmeter.dashboard.view import PERIODS, WITH_PAGE, label_of, label_of_filter
 from tokenmeter.dimensions import ACCOUNTS, DIMENSIONS, SCOPE_FIELDS, WHO
 from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.periods import CALENDAR_UNITS, zone
 from tokenmeter.serving.access import ACCESS, PAGE_PROOF, Access, Right
+from tokenmeter.stores.engine import condition_on
 
 T = TypeVar("T")
 #: Documents on a page of a list.
@@ -84,6 +85,8 @@ def _environment() -> Environment:
         "shell": shlex.quote,
         "counted": counted,
         "label": label_of,
+        "filter_label": label_of_filter,
+        "condition": condition_on,
         "shown_as": shown_as,
         "figure_in": figure_in,
     }

@@ -13,6 +13,7 @@ from tokenmeter.ledger import utcnow
 from tokenmeter.periods import CALENDAR_UNITS, CalendarUnit, Period, buckets, floor, zone
 from tokenmeter.reports.query import BEGINNING, END, Query, cut, parse_where
 from tokenmeter.stores.base import Store
+from tokenmeter.stores.engine import asked, condition_on
 from tokenmeter.values import dataclass
 
 #: Bars a chart shows at most; a finer granularity than fits is made coarser, and the page says so.
@@ -54,12 +55,16 @@ _NATURAL: Sequence[tuple[timedelta, CalendarUnit]] = (
 
 
 def label_of(dimension: str) -> str:
-    """A dimension in words; of a filter that leaves values out, too."""
-    if dimension.endswith("!"):
-        return f"{label_of(dimension[:-1])} is not"
+    """A dimension in words."""
     if dimension.startswith("tag:"):
         return f"tag {dimension.removeprefix('tag:')}"
     return _LABELS.get(dimension, dimension.replace("_", " "))
+
+
+def label_of_filter(condition: str, mark: str = "") -> str:
+    """What stands before the value of a filter: ``member`` and `mark`, or ``member is not``."""
+    dimension, wanted = asked(condition)
+    return f"{label_of(dimension)}{mark if wanted else ' is not'}"
 
 
 def _quarter_hour(now: datetime) -> datetime:
@@ -79,7 +84,7 @@ class View:
         until: As in the URL.
         granularity: As asked; None = choose.
         default_tz: Zone used when the URL names none.
-        filters: dimension and accepted value, in the URL's order; None = not set. One of ``DIMENSION!`` is left out.
+        filters: Condition (`condition_on`) and value, in the URL's order; None = not set.
         now: The clock's time, which "today" counts from.
     """
 
@@ -117,7 +122,7 @@ class View:
         for name, accepted in filters:
             where.setdefault(name, []).append(accepted)
         zone_name = given.get("tz", tz)
-        asked = Query.parse(
+        query = Query.parse(
             period=text,
             since=since,
             until=until,
@@ -127,11 +132,11 @@ class View:
             now=_quarter_hour(now) if text and text.endswith("h") else now,
         )
         return cls(
-            query=replace(asked, granularity=None),
+            query=replace(query, granularity=None),
             period_text=text,
             since=since,
             until=until,
-            granularity=asked.granularity,
+            granularity=query.granularity,
             default_tz=tz,
             filters=tuple(dict.fromkeys(filters)),
             now=now,
@@ -161,9 +166,9 @@ class View:
         """The query cut into bars, and whether it had to be cut coarser than asked. Needs a bounded period."""
         period = self.query.period
         length = period.end - period.start
-        asked = self.granularity or _natural(length)
-        chosen = _fitting(period, asked)
-        return replace(self.query, granularity=chosen), chosen != asked
+        wanted = self.granularity or _natural(length)
+        chosen = _fitting(period, wanted)
+        return replace(self.query, granularity=chosen), chosen != wanted
 
     def previous(self) -> Period | None:
         """The stretch of the same length right before; of a period still running only what has passed is compared."""
@@ -199,8 +204,8 @@ class View:
 
     def with_filter(self, dimension: str, value: str | None) -> View:
         """Narrowed to one value of a dimension, instead of any other value of it."""
-        kept = tuple(pair for pair in self.filters if pair[0] not in {dimension, f"{dimension}!"})
-        return self._filtered((*kept, (dimension, value)))
+        kept = tuple(pair for pair in self.filters if asked(pair[0])[0] != dimension)
+        return self._filtered((*kept, (condition_on(dimension), value)))
 
     def of_account(self, dimension: str, value: str | None) -> View:
         """As `with_filter`, that one before the others: a page is that of the first account that is named."""
@@ -213,9 +218,8 @@ class View:
 
     def without_all(self, dimension: str) -> View:
         """Without any filter on that dimension."""
-        gone = {dimension, f"{dimension}!"}
-        where = {name: values for name, values in self.query.where.items() if name not in gone}
-        kept = tuple(pair for pair in self.filters if pair[0] not in gone)
+        where = {name: values for name, values in self.query.where.items() if asked(name)[0] != dimension}
+        kept = tuple(pair for pair in self.filters if asked(pair[0])[0] != dimension)
         return replace(self, filters=kept, query=replace(self.query, where=where))
 
     def _filtered(self, filters: tuple[tuple[str, str | None], ...]) -> View:
@@ -242,12 +246,13 @@ class View:
     @property
     def scope(self) -> dict[str, str] | None:
         """The account that the filters say; None where they accept several values of a dimension, or all but some."""
-        found = {name: value for name, value in self.filters if value is not None and not name.endswith("!")}
+        wanted = ((*asked(name), value) for name, value in self.filters)
+        found = {name: value for name, is_wanted, value in wanted if is_wanted and value is not None}
         return found if len(found) == len(self.filters) else None
 
     def free_dimensions(self, names: Sequence[str]) -> list[str]:
         """The dimensions among `names` that no filter holds."""
-        held = {name for name, _ in self.filters}
+        held = {dimension for dimension, wanted in (asked(name) for name, _ in self.filters) if wanted}
         return [name for name in names if name not in held]
 
 
@@ -269,11 +274,11 @@ def canonical(items: Sequence[tuple[str, str]], *, tz: str = "UTC") -> str | Non
     if any(name in {"since", "until"} for name, _ in kept):
         kept = [pair for pair in kept if pair[0] != "period"]
     if given.get("leave"):
-        kept = [(f"{name}!" if name == given["leave"] else name, value) for name, value in kept]
+        chosen, left = condition_on(given["leave"]), condition_on(given["leave"], wanted=False)
+        kept = [(left if name == chosen else name, value) for name, value in kept]
     if given.get("add"):
-        dimension = given["add"].strip() + ("!" if given.get("how") == "not" else "")
         values = [value.strip() for name, value in items if name == "is"]
-        (condition,) = parse_where({dimension: None})
+        (condition,) = parse_where({condition_on(given["add"].strip(), wanted=given.get("how") != "not"): None})
         kept += [(condition, value) for value in list(filter(None, values)) or [""]]
     return urlencode(list(dict.fromkeys(kept)))
 
@@ -285,9 +290,9 @@ def _natural(length: timedelta) -> CalendarUnit:
     return "year"
 
 
-def _fitting(period: Period, asked: CalendarUnit) -> CalendarUnit:
+def _fitting(period: Period, wanted: CalendarUnit) -> CalendarUnit:
     length = period.end - period.start
-    for unit in CALENDAR_UNITS[CALENDAR_UNITS.index(asked) :]:
+    for unit in CALENDAR_UNITS[CALENDAR_UNITS.index(wanted) :]:
         if _roughly(length, unit) <= MAX_BUCKETS and len(buckets(period, unit)) <= MAX_BUCKETS:
             return unit
     return "year"

@@ -23,7 +23,7 @@ from tokenmeter.pricing.pricer import Pricer
 from tokenmeter.pricing.rating import Rating
 from tokenmeter.providers.hosts import billing_name
 from tokenmeter.stores.base import EntryFilter, Store
-from tokenmeter.texts import MAX_TEXT
+from tokenmeter.texts import MAX_TEXT, is_blank
 from tokenmeter.usage import Consumption, Observation, Usage
 
 _OPERATIONS = {"completions": "text_completion", "embeddings": "embeddings"}
@@ -210,8 +210,8 @@ class EntryMaker:
             if len(self._accounts) >= _MOST_ACCOUNTS:
                 self._accounts.clear()
             who = self._given.attribution
-            told = {name: _clean(value) for name, value in call.who.items() if getattr(who, name) is None}
-            tags = {_clean(name): _clean(value) for name, value in call.tags.items()}
+            told = {name: _clean(value) for name, value in _said(call.who) if getattr(who, name) is None}
+            tags = {_clean_tag(name): _clean(value) for name, value in _said(call.tags)}
             found = replace(who, **told, tags={**tags, **who.tags}) if told or tags else who
             self._accounts[key] = found
         return found
@@ -221,12 +221,23 @@ def _flags(*groups: frozenset[str]) -> tuple[str, ...]:
     return tuple(sorted({_IMPORTED}.union(*groups))) if any(groups) else _ONLY_IMPORTED
 
 
+def _said(names: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Those that say something."""
+    return ((name, value) for name, value in names.items() if not (is_blank(name) or is_blank(value)))
+
+
 def _clean(text: str) -> str:
     """A name out of a log as a ledger takes it: printable, and not endless."""
     if text.isprintable() and len(text) <= MAX_TEXT:
         return text
     shown = "".join("\N{REPLACEMENT CHARACTER}" if category(one) in {"Cc", "Cs"} else one for one in text)
     return shown if len(shown) <= MAX_TEXT else f"{shown[: MAX_TEXT - 1]}\N{HORIZONTAL ELLIPSIS}"
+
+
+def _clean_tag(name: str) -> str:
+    """The same for a tag's name, which must not end as a filter's "is not" does."""
+    cleaned = _clean(name)
+    return f"{cleaned[:-1]}\N{REPLACEMENT CHARACTER}" if cleaned.endswith("!") else cleaned
 
 
 def rate_plainly(pricer: Pricer, call: ImportedCall, who: Attribution) -> Rating | None:

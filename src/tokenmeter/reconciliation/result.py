@@ -22,6 +22,7 @@ from tokenmeter.money import EXACT, ONE, ZERO, magnitude, quantize, round_to, to
 from tokenmeter.periods import Period
 from tokenmeter.reconciliation.causes import CAUSES, HARMLESS, NO_TRAFFIC, POSTABLE, Cause, Discrepancy
 from tokenmeter.reconciliation.statement import UNNAMED, Bucket
+from tokenmeter.texts import is_blank
 from tokenmeter.values import dataclass
 
 if TYPE_CHECKING:
@@ -90,8 +91,8 @@ class Proposal:
             for name, tag in SETTLES.items()
             if name in self.grain and (getattr(bucket, name) or getattr(attribution, name, None))
         }
-        attribution = replace(attribution, tags={**attribution.tags, POSTED_BY: by, **settles})
-        if bucket.project and attribution.project is None:
+        attribution = attribution.with_tags({POSTED_BY: by, **settles})
+        if bucket.project and not is_blank(bucket.project) and attribution.project is None:
             attribution = replace(attribution, project=bucket.project)
         billed = quantize(EXACT.multiply(self.amount, multiplier))
         # No name in a key, which an erasure could not reach.

@@ -38,7 +38,7 @@ from tokenmeter.reconciliation.statement import (
 from tokenmeter.stores.base import EntryFilter, Store
 from tokenmeter.stores.documents import DocumentQuery, NewDocument
 from tokenmeter.tables import DecimalMark
-from tokenmeter.texts import acting, check_text
+from tokenmeter.texts import acting, check_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -102,7 +102,7 @@ def reconcile(
         ConfigurationError: an unknown provider or split, a column map that does not fit.
         ReconciliationError: the statement cannot be read; the client's key is refused.
     """
-    check_text(provider, "provider")
+    check_name(provider, "provider")
     moment = utcnow() if now is None else parse_instant(now)
     if settling < timedelta():
         raise ConfigurationError(f"settling is a time that is waited, not {shown(settling)}.")

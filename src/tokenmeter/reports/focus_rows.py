@@ -209,7 +209,7 @@ def _owner(entry: Entry) -> Owner:
     return Owner(
         None if key is None else key.label,
         None if key is None else key.fingerprint,
-        Attribution(tags=who.tags, **{name: getattr(who, name) for name in OWNER_FIELDS}),
+        Attribution.as_filed({name: getattr(who, name) for name in OWNER_FIELDS}, who.tags),
     )
 
 

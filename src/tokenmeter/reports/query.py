@@ -17,7 +17,7 @@ from tokenmeter.money import COSTS, EXACT
 from tokenmeter.periods import CALENDAR_UNITS, CalendarUnit, Period, buckets, floor, parse_instant, parse_period, zone
 from tokenmeter.stores.base import EntryFilter, Store
 from tokenmeter.stores.encoding import storable_text
-from tokenmeter.stores.engine import FILTERS
+from tokenmeter.stores.engine import FILTERS, asked, condition_on
 from tokenmeter.usage import Usage
 from tokenmeter.values import dataclass
 
@@ -190,12 +190,11 @@ def parse_where(where: Mapping[str, Accepted]) -> dict[str, frozenset[str | None
 
 
 def _condition(key: object) -> str:
-    if not isinstance(key, str) or not key.endswith("!"):
-        return key if key in FILTERS else _dimension(key)
-    name = key[:-1] if key[:-1] in FILTERS else _dimension(key[:-1])
-    if name == "sku_meter":
+    name, wanted = asked(key) if isinstance(key, str) else (key, True)
+    name = name if name in FILTERS else _dimension(name)
+    if name == "sku_meter" and not wanted:
         raise ConfigurationError("A filter on sku_meter says which meters are counted; name these instead.")
-    return f"{name}!"
+    return condition_on(name, wanted=wanted)
 
 
 def parse_conditions(conditions: Iterable[str], name: str) -> dict[str, list[str | None]]:

@@ -21,6 +21,7 @@ from tokenmeter.config import find_file, load_settings
 from tokenmeter.errors import ConfigurationError
 from tokenmeter.ledger import utcnow
 from tokenmeter.settings import Only, Settings, parse_only
+from tokenmeter.stores.engine import condition_on
 from tokenmeter.values import dataclass
 
 Right = Literal["read", "budgets", "invoices", "prices"]
@@ -61,7 +62,7 @@ class AccessScope:
     @property
     def where(self) -> dict[str, frozenset[str | None]]:
         """The same as a filter of entries."""
-        return {name: frozenset[str | None](values) for name, values in self.conditions}
+        return {condition_on(name): frozenset[str | None](values) for name, values in self.conditions}
 
     def admits(self, account: Mapping[str, str | None]) -> bool:
         """Whether all that goes on `account` (dimension -> value) lies in this scope."""

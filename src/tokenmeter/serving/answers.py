@@ -27,13 +27,12 @@ from tokenmeter.reports.fields import entry_fields, json_value
 from tokenmeter.reports.query import parse_conditions
 from tokenmeter.reports.report import read_report
 from tokenmeter.serving.lens import ReadableMeter, pulse_of
-from tokenmeter.texts import suggest
+from tokenmeter.texts import is_tag, suggest
 from tokenmeter.values import dataclass
 
 Json = dict[str, Any]
 T = TypeVar("T")
 Issued = TypeVar("Issued", Invoice, CreditNote)
-_TAG = "tag:"
 #: Characters of a name that are part of a cursor.
 _SORTED_BY = 40
 _NO_CURSOR = "cursor takes what an earlier answer gave as next_cursor, and nothing else."
@@ -70,7 +69,7 @@ def pairs(texts: Iterable[str], name: str, known: Sequence[str] = SCOPE_FIELDS) 
     """
     found: dict[str, str] = {}
     for field, values in parse_conditions(texts, name).items():
-        tag = known is SCOPE_FIELDS and field.startswith(_TAG)
+        tag = known is SCOPE_FIELDS and is_tag(field)
         if (field not in known and not tag) or len(values) > 1 or not values[0]:
             meant = "" if field in known else suggest(field, known)
             raise ConfigurationError(

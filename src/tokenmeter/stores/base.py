@@ -116,7 +116,8 @@ class EntryFilter:
         since: First instant of ``occurred_at``, inclusive (aware); None = from the beginning.
         until: First instant after, exclusive; None = no end.
         where: dimension (`DIMENSIONS` or ``tag:NAME``) -> accepted values; None among them accepts "not set". With
-            ``!`` behind the dimension all values but these are accepted, and "not set" unless None is among them.
+            ``!`` behind the dimension all values but these are accepted, and "not set" unless None is among them
+            (`engine.condition_on` writes it).
     """
 
     since: datetime | None = None

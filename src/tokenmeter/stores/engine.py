@@ -174,9 +174,23 @@ def read_head(connection: Rows, columns: str) -> Sequence[Any]:
     return row
 
 
+def condition_on(dimension: str, *, wanted: bool = True) -> str:
+    """A key of `EntryFilter.where`: values of a dimension are wanted, or, ``!``, all but these.
+
+    In older ledgers the name of a tag may end in ``!`` itself; such a key says ``=`` behind it where it wants values.
+    """
+    return f"{dimension}{'' if wanted else '!'}{'=' if wanted and _OFTEN_MISTAKEN.search(dimension) else ''}"
+
+
 def asked(condition: str) -> tuple[str, bool]:
-    """The dimension that a key of `EntryFilter.where` is about, and whether its values are wanted or, ``!``, not."""
-    return (condition[:-1], False) if condition.endswith("!") else (condition, True)
+    """The dimension that such a key is about, and whether its values are wanted."""
+    if condition.endswith("!"):
+        return condition[:-1], False
+    return (condition[:-1] if _SAID_PLAINLY.search(condition) else condition), True
+
+
+#: How a name ends that a key cannot end in as it is, and how the key does.
+_OFTEN_MISTAKEN, _SAID_PLAINLY = re.compile("!=*$"), re.compile("!=+$")
 
 
 def admits(where: Where, value: str | None) -> bool:

@@ -18,7 +18,7 @@ from tokenmeter.attribution import ApiKey
 from tokenmeter.stores.base import EntryFilter, Store
 from tokenmeter.stores.documents import ERASURE, Document, DocumentQuery, name_in, owners_in
 from tokenmeter.stores.encoding import storable_text
-from tokenmeter.stores.engine import Rows, Where, asked, read_head
+from tokenmeter.stores.engine import Rows, Where, asked, condition_on, read_head
 from tokenmeter.stores.slots import HOUR, Level, start_of
 
 #: Documents in which a program said what it calls a key, before it made a call under that name.
@@ -63,7 +63,7 @@ class NamesInForce(NamedTuple):
             if name != _KEY:
                 continue
             keys = frozenset(each for value in accepted for each in self._keys(value))
-            among = FINGERPRINT if wanted else f"{FINGERPRINT}!"
+            among = condition_on(FINGERPRINT, wanted=wanted)
             if (other := found.get(among)) is not None:
                 keys = keys & other if wanted else keys | other
             found[among] = keys

@@ -228,10 +228,12 @@ def decode_entry(
         latency_us=get("latency_us"),
         first_token_us=get("first_token_us"),
         service_tier=account.service_tier,
-        attribution=Attribution(
-            **{name: getattr(account, name) for name in KEPT_WHO},
-            end_user=name(record["end_user"]) if "end_user" in record else None,
-            tags={tag: name(value) for tag, value in get("tags", {}).items()},
+        attribution=Attribution.as_filed(
+            {
+                **{name: getattr(account, name) for name in KEPT_WHO},
+                "end_user": name(record["end_user"]) if "end_user" in record else None,
+            },
+            {tag: name(value) for tag, value in get("tags", {}).items()},
         ),
         api_key=None
         if fingerprint is None
