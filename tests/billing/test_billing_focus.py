@@ -262,3 +262,30 @@ def test_what_waits_for_a_month_without_use_is_on_the_invoice_of_the_next_that_h
         assert draft_invoice(meter.store, member="ada", period="2026-11").total == 0
         assert draft_invoice(meter.store, member="ada", period="2027-01").totals.ledger_cost == Decimal("1.25")
         assert billed_on(meter, tmp_path) == {first.number: 3, ("Correction", "2027-01"): Decimal("0.25")}
+
+
+@pytest.mark.parametrize("cost", [None, "0"])
+def test_late_usage_without_a_cost_is_on_no_invoice_that_was_issued_before(make_call, tmp_path, cost):
+    """No account's sum of costs has any of it; the count of entries says that there is some."""
+    with (
+        time_machine.travel(datetime(2026, 11, 3, 9, tzinfo=UTC)) as clock,
+        closing(tokenmeter.make_meter(store="memory:", config={})) as meter,
+    ):
+        meter.store.settle(make_call("3", "2026-10-11T10:00", member="ada", quantity=500))
+        first = billed_to_ada(meter.store, "2026-10", "UTC")
+        clock.move_to(datetime(2026, 11, 20, tzinfo=UTC))
+        meter.store.settle(make_call(cost, "2026-10-12T10:00", member="ada", model="own", quantity=70_000))
+        meter.store.settle(make_call("1", "2026-11-11T10:00", member="ada", quantity=200))
+
+        def used():
+            used = {}
+            for row in rows_of(meter, tmp_path):
+                used[row["InvoiceId"]] = add(used.get(row["InvoiceId"], 0), Decimal(row["ConsumedQuantity"] or 0))
+            return {number: used[number] for number in used if number.startswith("INV-")}, total(used.values())
+
+        assert used() == ({first.number: 500}, 70_500)
+        clock.move_to(datetime(2026, 12, 2, tzinfo=UTC))
+        close_period(meter.store, "2026-11")
+        draft = draft_invoice(meter.store, member="ada", period="2026-11")
+        second = issue_invoice(meter.store, draft, allow_unpriced=True)
+        assert used() == ({first.number: 500, second.number: 70_000}, 70_500)

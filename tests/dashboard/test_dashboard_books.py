@@ -249,3 +249,15 @@ def test_what_one_buyer_paid_too_much_is_not_taken_off_what_others_owe(filed, se
     filed.record_payment("INV-00001", "15.00", reference="twice")
     told = re.sub("<[^>]+>", "", serve(filed).get("/invoices")[2])
     assert f"left to pay: {owed:.2f} USD on 1 invoice; to give back: 15.00 USD on 1 invoice" in told
+
+
+def test_usage_without_a_price_that_came_in_late_is_told_as_usage(filed, record, serve, browse):
+    (closed,) = closed_periods(filed.store)
+    close_period(filed.store, parse_period("this-month"), now=parse_period("this-month").end)
+    record(at=closed.period.start + timedelta(days=1), model="own", input=70_000)
+    served = serve(filed)
+    page = browse(f"{served.url}/periods", width=1280)
+    assert "usage waiting, $0.00 of it priced" in page.locator("tbody").inner_text()
+    page.goto(f"{served.url}/periods/1")
+    late = page.locator("section", has_text="What came in late").inner_text()
+    assert "usage waiting for the next closing, $0.00 of it priced" in late

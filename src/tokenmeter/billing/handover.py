@@ -18,13 +18,13 @@ from typing import Any, NamedTuple, Protocol
 
 from tokenmeter.arguments import tell_wrong_arguments
 from tokenmeter.billing.drafting import Billable
-from tokenmeter.billing.period import closed_periods, span_text, zone_of_books
+from tokenmeter.billing.period import closed_periods, zone_of_books
 from tokenmeter.display import counted
 from tokenmeter.errors import ConfigurationError, LedgerError, TokenmeterError
 from tokenmeter.ledger import utcnow
 from tokenmeter.money import EXACT, ZERO, total
 from tokenmeter.periods import FIRST_CALL, Period, parse_period
-from tokenmeter.reports.rated import check_dimensions
+from tokenmeter.reports.rated import check_dimensions, span_text
 from tokenmeter.stores.base import Store
 from tokenmeter.stores.documents import Document, DocumentQuery, NewDocument
 from tokenmeter.stores.naming import FINGERPRINT

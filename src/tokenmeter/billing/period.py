@@ -24,10 +24,12 @@ from tokenmeter.reports.rated import (
     RateKey,
     Tally,
     add,
+    count_told,
     decode,
     encode,
     minus,
     rename,
+    span_text,
     sum_accounts,
     sum_ledger,
 )
@@ -298,7 +300,7 @@ def late_costs(store: Store, closed: Sequence[ClosedPeriod] | None = None) -> li
         if (count := _count_changed(store, one, named)) is None:
             continue
         told, now = sum_accounts(_told_rows(one, named)), sum_ledger(store, one.period)
-        if told != now or _untold(store, one, named, count).rows:
+        if told != now or _is_billable(store, one, named, count):
             found.append((as_filed, subtract(_billed(now), _billed(told))))
     return found
 
@@ -349,7 +351,7 @@ def _find_late(store: Store, closings: Sequence[ClosedPeriod]) -> tuple[list[Lat
     recounted: dict[str, int] = {}
     for one in closings:
         if (count := _count_changed(store, one, closings)) is not None:
-            found, recounted[span_text(one.period)] = _untold(store, one, closings, count), count
+            found, recounted[span_text(one.period)] = _untold(store, one, closings), count
             late += [found] if found.rows else []
     return late, recounted
 
@@ -360,27 +362,36 @@ def _count_changed(store: Store, one: ClosedPeriod, closings: Sequence[ClosedPer
     Costs alone do not say it: usage without a price has none, and those of several entries may cancel out. Nor does the
     count alone: of a call that two ledgers had recorded a merge keeps one entry, which may be the one not told.
     """
-    told: int | None
-    span, told = span_text(one.period), one.entries
-    for each in closings:
-        # The first versions took up what came late without counting it.
-        uncounted = any(late.period == one.period for late in each.late)
-        told = each.recounted.get(span, None if uncounted else told)
+    told = count_told(
+        span_text(one.period),
+        one.entries,
+        ((each.recounted, any(late.period == one.period for late in each.late)) for each in closings),
+    )
     count = sum(sums.entries for sums in store.aggregate([one.period.start, one.period.end], []))
     same = told == count and sum_accounts(_told_rows(one, closings)) == sum_ledger(store, one.period)
     return None if same else count
 
 
-#: Closed periods whose closings have told all, though their counts do not say so: seal, number of closings, entries.
-_ALL_TOLD: set[tuple[str, int, int]] = set()
+#: Closed periods that had nothing to bill though their counts do not say so: seal, number of closings, entries.
+_NOTHING_NEW: set[tuple[str, int, int]] = set()
 _MOST_REMEMBERED = 10_000
 
 
-def _untold(store: Store, one: ClosedPeriod, closings: Sequence[ClosedPeriod], count: int) -> Late:
-    """What a closed period of `count` entries holds that no closing has told. It is read once while it stays so."""
+def _is_billable(store: Store, one: ClosedPeriod, closings: Sequence[ClosedPeriod], count: int) -> bool:
+    """Whether a closed period of `count` entries holds what no closing has told. It is read once while it stays so."""
     key = None if one.document is None else (one.document.hash, len(closings), count)
-    if key in _ALL_TOLD:
-        return Late(one.period, ())
+    if key in _NOTHING_NEW:
+        return False
+    found = bool(_untold(store, one, closings).rows)
+    if key is not None and not found:
+        if len(_NOTHING_NEW) >= _MOST_REMEMBERED:
+            _NOTHING_NEW.clear()
+        _NOTHING_NEW.add(key)
+    return found
+
+
+def _untold(store: Store, one: ClosedPeriod, closings: Sequence[ClosedPeriod]) -> Late:
+    """What a closed period holds that no closing has told: of its entries, never of what was remembered."""
     told = _told(one, closings)
     now = Tally.of(store.entries(EntryFilter(since=one.period.start, until=one.period.end)))
     # A manifest that does not say which key it was is compared by the key's name.
@@ -389,12 +400,7 @@ def _untold(store: Store, one: ClosedPeriod, closings: Sequence[ClosedPeriod], c
         row._replace(rate=row.rate._replace(fingerprint=None)) if row.rate.about("api_key") in unsure else row
         for row in now.rows.values()
     )
-    rows = tuple(minus(found, _read_today(told, found)))
-    if key is not None and not rows:
-        if len(_ALL_TOLD) >= _MOST_REMEMBERED:
-            _ALL_TOLD.clear()
-        _ALL_TOLD.add(key)
-    return Late(one.period, rows)
+    return Late(one.period, tuple(minus(found, _read_today(told, found))))
 
 
 def _read_today(told: Mapping[RateKey, Rated], now: Mapping[RateKey, Rated]) -> dict[RateKey, Rated]:
@@ -416,11 +422,6 @@ def describe_late(late: Late) -> str:
     """What came late, for people: ``$0.3``, ``$0, 2 charges without a known price``."""
     doubts = f", {counted(late.unpriced, 'charge')} without a known price" if late.unpriced > 0 else ""
     return f"${late.billed_cost:f}{doubts}"
-
-
-def span_text(period: Period) -> str:
-    """Both ends of a period, as documents name it."""
-    return f"{period.start.isoformat()}/{period.end.isoformat()}"
 
 
 def period_dict(period: Period) -> dict[str, str]:

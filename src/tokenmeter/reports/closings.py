@@ -23,10 +23,12 @@ from tokenmeter.reports.rated import (
     Rated,
     RateKey,
     add,
+    count_told,
     decode,
     find_rate,
     rate_entry,
     rename,
+    span_text,
     sum_accounts,
     sum_ledger,
 )
@@ -37,8 +39,13 @@ from tokenmeter.values import dataclass
 
 
 class _FiledClosing(NamedTuple):
+    """A closing: how many entries it counted, anew of earlier periods too, and of which it took up what came late."""
+
     period: Period
     document: Document
+    entries: int
+    recounted: Mapping[str, int]
+    took_up: frozenset[str]
 
 
 class _Amounts(NamedTuple):
@@ -102,7 +109,9 @@ class Closings:
         told_at: list[datetime] = []
         for document in () if store is None else store.documents(DocumentQuery("period")):
             body = json.loads(document.body)
-            self._closed.append(_FiledClosing(_period(body["period"]), document))
+            took_up = frozenset(span_text(_period(late["period"])) for late in body["late"])
+            counts = body["entries"], body.get("recounted", {})
+            self._closed.append(_FiledClosing(_period(body["period"]), document, *counts, took_up))
             # A document that came along with another ledger is filed later than it was made.
             told_at.append(min(document.recorded_at, datetime.fromisoformat(body["closed_at"])))
         self._names = NamesNow(store) if store is not None and self._closed else None
@@ -183,9 +192,12 @@ class Closings:
         told = self._read_told(closing, self._names)
         own, ledger = sum_accounts(told[closing].values()), sum_ledger(self._store, period)
         later = {(*rate.account, rate.kind) for at, rows in told.items() if at != closing for rate in rows}
-        if own == ledger and not later:
+        counted = self._is_counted(closing)
+        if own == ledger and not later and counted:
             return _Placing(None)
-        plan = _Placing(frozenset(one for one, costs in ledger.items() if own.get(one) == costs and one not in later))
+        same = [one for one, costs in ledger.items() if own.get(one) == costs and one not in later]
+        # Usage without a price changes no account's costs: whose it is, the entries say.
+        plan = _Placing(frozenset(same if counted else ()))
         guessed: dict[RateKey, dict[int, _Amounts]] = {}
         for entry, _, row in self._unsettled(period, plan):
             sums = guessed.setdefault(row.rate, {})
@@ -208,6 +220,15 @@ class Closings:
         if mixed:
             self._divide(period, plan, mixed)
         return plan
+
+    def _is_counted(self, closing: int) -> bool:
+        """Whether the closings have told as many entries of a closed period as it has."""
+        if self._store is None:
+            return True
+        period, span = self._closed[closing].period, span_text(self._closed[closing].period)
+        later = ((one.recounted, span in one.took_up) for one in self._closed)
+        told = count_told(span, self._closed[closing].entries, later)
+        return told == sum(sums.entries for sums in self._store.aggregate([period.start, period.end], []))
 
     def _divide(self, period: Period, plan: _Placing, mixed: Mapping[RateKey, Sequence[tuple[int, _Amounts]]]) -> None:
         """Share out charges of rates that several closings told, the first that were recorded to the first of them."""

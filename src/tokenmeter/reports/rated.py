@@ -273,6 +273,26 @@ def sum_accounts(rows: Iterable[Rated]) -> dict[tuple[Any, ...], Costs]:
     return {account: costs for account, costs in sums.items() if any(costs)}
 
 
+def count_told(span: str, entries: int, later: Iterable[tuple[Mapping[str, int], bool]]) -> int | None:
+    """How many entries of a closed period its closings have told; None = they do not say.
+
+    Args:
+        span: The period, as `span_text` says it.
+        entries: How many its own closing counted.
+        later: Of each closing, how many entries it counted anew, by span, and whether it took up what came late to
+            this one. The first versions took it up without counting.
+    """
+    told: int | None = entries
+    for recounted, took_up in later:
+        told = recounted.get(span, None if took_up else told)
+    return told
+
+
+def span_text(period: Period) -> str:
+    """Both ends of a period, as documents name it."""
+    return f"{period.start.isoformat()}/{period.end.isoformat()}"
+
+
 def encode(rows: Iterable[Rated]) -> list[list[Any]]:
     """Rows as JSON-ready values, in a stable order; decimals are text."""
     encoded = [

@@ -52,7 +52,7 @@ class ChatStream:
         self._builtin: list[JSON] = []
         self._executed: list[JSON] = []
         self._failed: str | None = None
-        self._ended: set[Any] = set()  # by index: a host may give the reason to stop more than once
+        self._ended: set[int | None] = set()  # by index: a host may give the reason to stop more than once
         self._is_final = False
 
     @property
@@ -131,7 +131,8 @@ class ChatStream:
     def _end(self, event: Mapping[str, Any], choice: JSON) -> None:
         """Take the end of an answer, beside whose reason to stop Moonshot puts the usage."""
         if not self._failed:  # else it was broken off
-            self._ended.add(choice.get("index"))
+            index = choice.get("index")
+            self._ended.add(index if isinstance(index, int) else None)
         self._name(event)
         if not event.get("usage") and (usage := section(choice, "usage")):
             self._usage = latest(self._usage, usage)
