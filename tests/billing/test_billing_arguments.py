@@ -189,7 +189,7 @@ def test_what_says_nothing_is_no_reason_no_name_and_no_words(books):
     for words in ("", " ", "a\0"):
         with pytest.raises(ConfigurationError, match="what is given back"):
             credit_invoice(its.store, its.bill, [(words, "1.00")], "agreed")
-    with pytest.raises(ConfigurationError, match="by: say who"):
+    with pytest.raises(ConfigurationError, match="by must say more than blanks"):
         record_payment(its.store, its.bill, "1.00", by=" ")
     with pytest.raises(ConfigurationError, match="reference must be a text"):
         record_payment(its.store, its.bill, "1.00", reference=0)
