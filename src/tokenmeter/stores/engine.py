@@ -174,6 +174,10 @@ def read_head(connection: Rows, columns: str) -> Sequence[Any]:
     return row
 
 
+#: Accounts that a statement lists; one of more is longer than what it saves.
+_MOST_LISTED = 20_000
+
+
 def condition_on(dimension: str, *, wanted: bool = True) -> str:
     """A key of `EntryFilter.where`: values of a dimension are wanted, or, ``!``, all but these.
 
@@ -253,8 +257,17 @@ def matches(entry: Entry, where: Where) -> bool:
     return True
 
 
-def conditions(where: Where, since: int | None, until: int | None) -> tuple[list[str], list[Any]]:
-    """SQL conditions over ``entries``, and their values. Those on meters are not among them."""
+def conditions(
+    where: Where, since: int | None, until: int | None, accounts: Sequence[int] | None = None
+) -> tuple[list[str], list[Any]]:
+    """SQL conditions over ``entries``, and their values. Those on meters are not among them.
+
+    Args:
+        where: The conditions.
+        since: First microsecond; None = from the beginning.
+        until: First microsecond after; None = no end.
+        accounts: What `find_accounts` found, if it was asked.
+    """
     wanted: list[str] = []
     values: list[Any] = []
     for instant, condition in ((since, "occurred_at >= ?"), (until, "occurred_at < ?")):
@@ -271,11 +284,26 @@ def conditions(where: Where, since: int | None, until: int | None) -> tuple[list
             condition, given = _among(name, accepted)
             wanted.append(f"({condition})" if kept else _none_of(condition))
             values += given
+    if accounts is not None:
+        # As numbers, not as a question of its own: of that a server guesses that it leaves next to none, reads the
+        # whole table and sorts it, where the first page is at the end of an index. Its plans are not kept by values.
+        wanted.append(f"account IN ({', '.join(map(str, accounts))})")
+        return wanted, values
     inner, inner_values = account_conditions(where)
     if inner:
         wanted.append(f"account IN (SELECT id FROM contexts WHERE {' AND '.join(inner)})")  # noqa: S608 - names of our own
         values += inner_values
     return wanted, values
+
+
+def find_accounts(connection: Rows, where: Where) -> list[int] | None:
+    """The rows of the accounts that conditions leave; None = they are about none, or leave too many to be listed."""
+    clauses, values = account_conditions(where)
+    if not clauses:
+        return None
+    statement = f"SELECT id FROM contexts WHERE {' AND '.join(clauses)} LIMIT {_MOST_LISTED + 1}"  # noqa: S608 - names of our own
+    found = [number for (number,) in connection.execute(statement, values).fetchall()]
+    return found if len(found) <= _MOST_LISTED else None
 
 
 def account_conditions(where: Where) -> tuple[list[str], list[Any]]:

@@ -28,6 +28,7 @@ from tokenmeter.stores.engine import (
     check_dimensions,
     conditions,
     filter_of,
+    find_accounts,
     look_up,
     matches,
     read_head,
@@ -217,18 +218,10 @@ class EntryReader:
     def _live(
         self, which: EntryFilter, *, archived_to: int, after: Place | None, newest_first: bool
     ) -> Iterator[tuple[Place, Entry]]:
-        wanted, values = conditions(which.where, _instant(which.since), _instant(which.until))
-        beyond, order = ("<", "DESC") if newest_first else (">", "ASC")
         last = after
         while True:
-            place = [] if last is None else [f"occurred_at {beyond}= ? AND (occurred_at {beyond} ? OR seq {beyond} ?)"]
-            given = [] if last is None else [last[0], *last]
-            statement = (
-                f"SELECT seq, account, body FROM entries WHERE {' AND '.join([*wanted, *place]) or '1 = 1'} "  # noqa: S608 - names of our own
-                f"ORDER BY occurred_at {order}, seq {order} LIMIT {_PAGE}"
-            )
             page = self._database.read(
-                partial(self._page, statement=statement, values=[*values, *given], archived_to=archived_to)
+                partial(self._page, which=which, archived_to=archived_to, after=last, newest_first=newest_first)
             )
             yield from page
             if len(page) < _PAGE:
@@ -236,10 +229,21 @@ class EntryReader:
             last = page[-1][0]
 
     def _page(
-        self, connection: Rows, *, statement: str, values: Sequence[Any], archived_to: int
+        self, connection: Rows, *, which: EntryFilter, archived_to: int, after: Place | None, newest_first: bool
     ) -> list[tuple[Place, Entry]]:
         if archived_to_record(connection) != archived_to:
             raise _ArchiveMovedError
+        if (accounts := find_accounts(connection, which.where)) == []:
+            return []
+        wanted, values = conditions(which.where, _instant(which.since), _instant(which.until), accounts)
+        beyond, order = ("<", "DESC") if newest_first else (">", "ASC")
+        if after is not None:
+            wanted.append(f"occurred_at {beyond}= ? AND (occurred_at {beyond} ? OR seq {beyond} ?)")
+            values += [after[0], *after]
+        statement = (
+            f"SELECT seq, account, body FROM entries WHERE {' AND '.join(wanted) or '1 = 1'} "  # noqa: S608 - names of our own
+            f"ORDER BY occurred_at {order}, seq {order} LIMIT {_PAGE}"
+        )
         rows = connection.execute(statement, values).fetchall()
         entries = self.decode(connection, [row[1:] for row in rows])
         return [((to_microseconds(entry.occurred_at), row[0]), entry) for row, entry in zip(rows, entries, strict=True)]
