@@ -3,6 +3,8 @@
 import io
 import json
 from contextlib import closing
+from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import tokenmeter
 from tokenmeter.attribution import Attribution
 from tokenmeter.erasing import check_erasure, erase
 from tokenmeter.errors import ConfigurationError, LedgerError
+from tokenmeter.ledger import new_id
 from tokenmeter.stores import direct, open_store
 from tokenmeter.stores.backup import restore
 from tokenmeter.stores.documents import DocumentQuery, NewDocument
@@ -105,6 +108,20 @@ def test_an_erasure_that_was_broken_off_behind_its_record_is_ended_by_the_next(f
     with pytest.raises(LedgerError, match="nothing was erased"):
         meter.erase("member", "eve@example.com", **WHY)
     assert have_it() == []
+
+
+def test_records_that_the_ledger_refused_are_told_since_a_name_may_stand_in_them(meter):
+    assert not any("refused" in told for told in meter.erase("team", "search", **WHY).left)
+    entry = next(iter(meter.entries(where={"member": "ada@example.com"})))
+    costs = dict.fromkeys(("list_cost", "contracted_cost", "billed_cost"), Decimal("1E11"))
+    dearest = (replace(entry.charges[0], **costs),)
+    absurd = [replace(entry, entry_id=new_id(), dedup_key=None, charges=dearest, **costs) for _ in range(100)]
+    meter.store.append([(one, meter.budgets.postings(one)) for one in absurd])
+    done = meter.erase("member", "ada@example.com", **WHY)
+    refused = meter.store.health().facts["refused_records"]
+    assert refused > 0
+    (told,) = (told for told in done.left if "refused" in told)
+    assert f"{refused} records that were refused and may name the person" in told
 
 
 def test_a_program_that_keeps_the_ledger_open_takes_the_same_person_for_somebody_new(meter, url, record, open_meter):

@@ -206,6 +206,13 @@ class BookStore(ABC, Generic[B, J]):
             )
             yield f"{told} booked by whichever process makes a call next, within a minute, or by tokenmeter.sweep()."
 
+    def _tell_refused(self) -> Iterator[str]:
+        """What an erasure says of records that nobody could read: names may stand in them, as in what they count on."""
+        ((kept,),) = self._book.fetch("SELECT count(*) FROM refused")
+        if kept:
+            told = counted(kept, "record that was refused and may name", "records that were refused and may name")
+            yield f"The table 'refused': {told} the person. Read what they say, and delete them there."
+
     def _walk_counters(self, columns: str) -> Iterator[Sequence[Any]]:
         """Rows of the table of counters (``c``), in key order, page by page; `columns` begin with the key."""
         last: Sequence[Any] = ("", "", -(2**63))

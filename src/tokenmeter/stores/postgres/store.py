@@ -407,7 +407,7 @@ class PostgresStore(BookStore[PostgresBook, ServerJournal]):
         left = ["The server's own log archive and replicas, and the spools of other hosts until they turn over."]
         if len(segments(self._spool.path)) > 1:
             left.append("Old segments of this host's spool: programs keep them until they record again or end.")
-        return tuple(left)
+        return (*left, *self._tell_refused())
 
     # -- moving
 

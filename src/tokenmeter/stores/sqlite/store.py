@@ -437,7 +437,7 @@ class SQLiteStore(BookStore[SQLiteBook, Journal | DirectJournal]):
             )
         if not self._book.database.empty_log():
             left.append("The log beside the file: a program is reading the ledger; erase the log by closing it.")
-        return tuple(left)
+        return (*left, *self._tell_refused())
 
     # -- moving
 
