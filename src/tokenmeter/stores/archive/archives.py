@@ -311,7 +311,7 @@ class ParquetArchives:
         (archived_to,) = self._book.read(lambda connection: read_head(connection, "archived_to"))
         wanted = itertools.dropwhile(lambda one: since is not None and one.month < since, self.listed())
         for month in reversed(list(wanted)):
-            if month.first_seq > archived_to:
+            if not month.gone:
                 continue
             with _telling("Brought back", restored), opened_copy(month, check=True) as path:
                 archived_to = self._take_back(month, path, archived_to, progress)
@@ -373,7 +373,7 @@ class ParquetArchives:
     ) -> tuple[list[ArchivedMonth], int]:
         """Files with entries between two instants that are no longer in the live ledger, and the last such record."""
         archived_to, months = self._as_of(connection)
-        return [one for one in months if one.first_seq <= archived_to and one.may_hold(start, end)], archived_to
+        return [one for one in months if one.gone and one.may_hold(start, end)], archived_to
 
     def entry(self, connection: Rows, entry_id: str) -> tuple[bytes, str] | None:
         """Account (digest) and record of an archived entry, by its id."""
