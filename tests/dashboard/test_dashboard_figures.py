@@ -399,6 +399,16 @@ def test_the_form_becomes_a_short_url():
     assert canonical([("period", "today")]) is None
 
 
+def test_the_form_keeps_fractions_of_a_second(meter, record, serve):
+    record(at=datetime(2026, 10, 24, 12, tzinfo=UTC))
+    asked = {"since": "2026-10-24T11:00:00.25+00:00", "until": "2026-10-24T13:00:00.000001+00:00"}
+    page = BeautifulSoup(serve(meter).get(f"/?{urlencode(asked)}")[2], "html.parser")
+    form = page.find(id="more").find_parent("form")
+    sent = [(one["name"], one.get("value", "")) for one in form.find_all("input")]
+    again, meant = (view(query).query.period for query in (canonical(sent), urlencode(asked)))
+    assert (again.start, again.end) == (meant.start, meant.end)
+
+
 @pytest.mark.parametrize("offset", ["+02:00", "+01:00"])
 def test_the_form_keeps_which_of_the_two_hours_is_meant_that_the_clocks_repeat(meter, record, serve, offset):
     for hours in (0, 1):
