@@ -395,6 +395,45 @@ def _conversation(client, meter, path, **more):
     return Conversation(meter, dialect, dialect.socket_events, call, waits=True, **more)
 
 
+def test_the_cap_that_is_put_in_stands_where_the_rest_of_what_is_asked_for_does(clients):
+    budget = {"limit_usd": "0.01", "inject_max_tokens": True}
+    capping = tokenmeter.make_meter(store="memory:", config={}, budgets=[budget])
+    asked = {"model": "gpt-5", "input": "Say hello."}
+    for event in ({"type": "response.create", **asked}, {"type": "response.create", "response": asked}):
+        talk = _conversation(clients.openai(), capping, "/responses")
+        sent = talk.asks(event)
+        body, given = (each.get("response", each) for each in (sent, event))
+        assert (sent.keys() - {"max_output_tokens"}, body.keys() - given.keys()) == (set(event), {"max_output_tokens"})
+        talk.take_back()
+    capping.close()
+
+
+@pytest.mark.parametrize(
+    ("session", "asked"),
+    [
+        ({}, {"max_output_tokens": 100}),
+        ({}, {"max_response_output_tokens": 100}),
+        ({"max_output_tokens": 100}, {}),
+        ({"max_response_output_tokens": 100}, {}),
+        ({"max_response_output_tokens": "inf"}, {"max_output_tokens": 100}),
+    ],
+    ids=str,
+)
+def test_a_realtime_answer_is_held_by_its_limit_however_that_is_spelled(session, asked, clients):
+    meter = tokenmeter.make_meter(
+        store="memory:", config={}, budgets=[{"limit_tokens": 10**9, "unbounded": "expected"}]
+    )
+    held = []
+    for limits in ((session, asked), ({}, {"max_output_tokens": 100}), ({}, {})):
+        talk = _conversation(clients.openai(), meter, "/realtime")
+        talk.hears(json.dumps({"type": "session.created", "session": {"model": "gpt-realtime", **limits[0]}}))
+        talk.asks({"type": "response.create", "response": limits[1]})
+        held.append(meter.remaining()[0].reserved)
+        talk.take_back()
+    assert held[0] == held[1] < held[2]
+    meter.close()
+
+
 @pytest.mark.parametrize("deep", ["[" * 100_000, b"[" * 100_000])
 def test_a_text_that_is_nested_too_deep_is_sent_and_has_no_bound(deep, clients):
     """What cannot be read may ask for anything: it goes as it does without us, but not past a hard cap."""

@@ -208,10 +208,8 @@ class Conversation:
         if isinstance(given, UnreadBody):
             call = replace(self._call, facts=replace(self._call.facts, unbounded=UNREADABLE))
         elif given.get("type") in self._events.requests:
-            asked = given.get("response")
-            body = cast("Mapping[str, Any]", asked) if isinstance(asked, Mapping) else given
-            body = {name: value for name, value in body.items() if name not in _ENVELOPE}
-            call = self._call_for({**self._session, **body})
+            body = {name: value for name, value in _asked_in(given).items() if name not in _ENVELOPE}
+            call = self._call_for({**self._session_under(body), **body})
         else:
             self._ask_ahead(given)
             sound = self._sound
@@ -222,6 +220,13 @@ class Conversation:
         self._take_back_ahead()  # what was held for anything is free for what is asked for now
         leave = self._ask(given.get("event_id"), call)
         return event if leave is None else self._capped(event, given, leave)
+
+    def _session_under(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The session, without its limit on answers where one is asked for with its own, however each spells it."""
+        limits = self._events.limits
+        if all(body.get(name) is None for name in limits):
+            return self._session
+        return {name: value for name, value in self._session.items() if name not in limits}
 
     def _ask_ahead(self, event: Mapping[str, Any]) -> None:
         """Ask for leave for what may be billed with nobody asking, once until that has come.
@@ -274,8 +279,10 @@ class Conversation:
         if cap is None:
             return event
         try:
-            name, value = self._dialect.output_cap(self._endpoint, given, cap, provider=self._call.provider)
-            changed = {**given, name: value}
+            body = _asked_in(given)
+            name, value = self._dialect.output_cap(self._endpoint, body, cap, provider=self._call.provider)
+            capped = {**body, name: value}
+            changed = capped if body is given else {**given, "response": capped}
             return json.dumps(changed) if isinstance(event, str | bytes) else changed
         except Exception as error:  # noqa: BLE001 - sent as written, then
             self.meter.fault("prepare a request", error)
@@ -484,6 +491,12 @@ class Conversation:
         elif asked is not None:
             self.meter.release(asked.leave)
         message.answers, message.bills = asked, bills
+
+
+def _asked_in(event: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Where an event says what it asks for: under ``response``, as in Realtime sessions, else beside its type."""
+    asked = event.get("response")
+    return cast("Mapping[str, Any]", asked) if isinstance(asked, Mapping) else event
 
 
 def _as_json(event: Any) -> Any:

@@ -141,6 +141,7 @@ class SocketEvents:
 
     Attributes:
         requests: Sent to ask for an answer.
+        limits: Fields of an answer that is asked for, and of a session, that limit the answer's tokens.
         starts: Sent to start a session; they name its model.
         sounds: Sent with sound, which may be billed, or answered, with nobody asking.
         begun: Say that an answer has begun.
@@ -160,6 +161,7 @@ class SocketEvents:
     """
 
     requests: frozenset[str]
+    limits: frozenset[str]
     starts: frozenset[str]
     sounds: frozenset[str]
     begun: frozenset[str]

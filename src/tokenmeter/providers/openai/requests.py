@@ -40,6 +40,8 @@ _KNOBS = frozenset({
 #: The two names of a chat's limit: the newer one, and the one that every host knows.
 CHAT_LIMITS = ("max_completion_tokens", "max_tokens")
 RESPONSE_LIMITS = ("max_output_tokens",)
+#: The second is what sessions and answers of the first Realtime API say.
+REALTIME_LIMITS = ("max_output_tokens", "max_response_output_tokens")
 #: Length of a video when nobody names it, and its smallest size (``openai.types`` VideoCreateParams).
 _VIDEO_SECONDS, _SMALLEST_VIDEO = 4, 720
 _LONGEST_SIDE = 6  # digits
@@ -157,6 +159,8 @@ def _limits(path: str, body: JSON) -> list[Any]:
         return [body.get("max_tokens")]
     if path.startswith("conversations"):
         body = section(body, "completion_args")
+    elif path.startswith("realtime"):
+        return [body.get(name) for name in REALTIME_LIMITS]
     elif not path.startswith("chat"):
         return [body.get(name) for name in RESPONSE_LIMITS]
     return [body.get(name) for name in CHAT_LIMITS]

@@ -10,6 +10,7 @@ from tokenmeter.money import ratio
 from tokenmeter.providers.base import Read, SocketEvents, StreamReader
 from tokenmeter.providers.context import Context, as_estimate, joined, pending, unknown
 from tokenmeter.providers.openai.extras import executed_tools, message_bytes, own_tools
+from tokenmeter.providers.openai.requests import REALTIME_LIMITS
 from tokenmeter.providers.prompts import tokens_of
 from tokenmeter.providers.wire import JSON, count, is_object, kind_of_error, latest, members, section, text, utf8_length
 from tokenmeter.usage import Observation
@@ -390,6 +391,7 @@ def _refuses_answer(error: JSON) -> bool:
 #: Realtime, Live and Responses connections.
 SOCKET_EVENTS = SocketEvents(
     requests=frozenset({"response.create", "decision.create"}),
+    limits=frozenset(REALTIME_LIMITS),
     starts=frozenset({"session.start"}),
     sounds=frozenset({"input_audio_buffer.append", "session.input_audio.append", "session.input_audio_buffer.append"}),
     begun=frozenset({"response.created"}),
