@@ -280,6 +280,18 @@ class TestReadingEntries:
         assert expected
         assert list(store.entries(which)) == expected
 
+    @pytest.mark.parametrize("most", [{}, {"_MANY": 5}, {"_MOST_LISTED": 0}])
+    @pytest.mark.parametrize("newest_first", [False, True])
+    def test_are_the_same_however_they_are_sought(self, store, many, monkeypatch, most, newest_first):
+        """By their accounts where few entries or accounts fit, by the time where many do."""
+        for name, number in most.items():
+            monkeypatch.setattr(f"tokenmeter.stores.engine.{name}", number)
+        for wanted in ({"ada"}, {"bob", None}, {"nobody"}):
+            for name, fits in (("member", True), ("member!", False)):
+                found = store.entries(EntryFilter(where={name: frozenset(wanted)}), newest_first=newest_first)
+                left = [entry for entry in many if (entry.attribution.member in wanted) == fits]
+                assert list(found) == left[:: -1 if newest_first else 1]
+
     @pytest.mark.parametrize("values", [{"ada"}, {"ada", None}, {None}])
     @pytest.mark.parametrize("name", ["member", "end_user", "tag:env"])
     def test_what_is_not_wanted_is_left_out_and_nothing_else(self, store, make_entry, noon, name, values):

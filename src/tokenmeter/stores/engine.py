@@ -80,6 +80,8 @@ class Engine:
     Attributes:
         slots: Rows (place, level, slot) of a JSON array of such triples, which is the one value.
         join: Joins tables from left to right, if the engine lets us choose.
+        unsought: What stands before a column by which rows are not to be sought; nothing where the engine knows how
+            many there are of each value, and chooses.
         identity: The column of an entry's identity.
         cells: Makes a mapping of accounts to numbers known to SQL; the expression that gives the number of a row's
             ``account``, NULL where there is none.
@@ -94,6 +96,7 @@ class Engine:
 
     slots: str
     join: str
+    unsought: str
     identity: Callable[[str], bytes | str]
     cells: Callable[[Any, Mapping[int, int]], str]
     largest: str
@@ -176,6 +179,8 @@ def read_head(connection: Rows, columns: str) -> Sequence[Any]:
 
 #: Accounts that a statement lists; one of more is longer than what it saves.
 _MOST_LISTED = 20_000
+#: Entries that are not sorted to find the first of them.
+_MANY = 20_000
 
 
 def condition_on(dimension: str, *, wanted: bool = True) -> str:
@@ -258,7 +263,7 @@ def matches(entry: Entry, where: Where) -> bool:
 
 
 def conditions(
-    where: Where, since: int | None, until: int | None, accounts: Sequence[int] | None = None
+    where: Where, since: int | None, until: int | None, *, accounts: Sequence[int] | None = None, unsought: str = ""
 ) -> tuple[list[str], list[Any]]:
     """SQL conditions over ``entries``, and their values. Those on meters are not among them.
 
@@ -267,6 +272,7 @@ def conditions(
         since: First microsecond; None = from the beginning.
         until: First microsecond after; None = no end.
         accounts: What `find_accounts` found, if it was asked.
+        unsought: As of `Engine`, where entries are not to be sought by these.
     """
     wanted: list[str] = []
     values: list[Any] = []
@@ -285,13 +291,14 @@ def conditions(
             wanted.append(f"({condition})" if kept else _none_of(condition))
             values += given
     if accounts is not None:
-        # As numbers, not as a question of its own: of that a server guesses that it leaves next to none, reads the
-        # whole table and sorts it, where the first page is at the end of an index. Its plans are not kept by values.
-        wanted.append(f"account IN ({', '.join(map(str, accounts))})")
+        # As numbers, in the words of the statement: of a question within it a server guesses that it leaves next to
+        # none, reads the whole table and sorts it, where the first page is at the end of an index.
+        wanted.append(f"{unsought}account IN ({', '.join(map(str, accounts))})")
         return wanted, values
     inner, inner_values = account_conditions(where)
     if inner:
-        wanted.append(f"account IN (SELECT id FROM contexts WHERE {' AND '.join(inner)})")  # noqa: S608 - names of our own
+        # Of how many accounts that will be, and of how many entries, no engine knows: they are not sought by it.
+        wanted.append(f"+account IN (SELECT id FROM contexts WHERE {' AND '.join(inner)})")  # noqa: S608 - names of our own
         values += inner_values
     return wanted, values
 
@@ -304,6 +311,13 @@ def find_accounts(connection: Rows, where: Where) -> list[int] | None:
     statement = f"SELECT id FROM contexts WHERE {' AND '.join(clauses)} LIMIT {_MOST_LISTED + 1}"  # noqa: S608 - names of our own
     found = [number for (number,) in connection.execute(statement, values).fetchall()]
     return found if len(found) <= _MOST_LISTED else None
+
+
+def are_few(connection: Rows, accounts: Sequence[int]) -> bool:
+    """Whether accounts have so few entries that it is quicker to sort them than to look for them among all."""
+    among = ", ".join(map(str, accounts))
+    statement = f"SELECT count(*) FROM (SELECT 1 FROM entries WHERE account IN ({among}) LIMIT {_MANY})"  # noqa: S608 - numbers
+    return bool(connection.execute(statement).fetchone()[0] < _MANY)
 
 
 def account_conditions(where: Where) -> tuple[list[str], list[Any]]:

@@ -25,6 +25,7 @@ from tokenmeter.stores.engine import (
     Readable,
     Rows,
     Where,
+    are_few,
     check_dimensions,
     conditions,
     filter_of,
@@ -235,7 +236,11 @@ class EntryReader:
             raise _ArchiveMovedError
         if (accounts := find_accounts(connection, which.where)) == []:
             return []
-        wanted, values = conditions(which.where, _instant(which.since), _instant(which.until), accounts)
+        unsought = self._database.engine.unsought
+        if unsought and accounts is not None and are_few(connection, accounts):
+            unsought = ""
+        span = (_instant(which.since), _instant(which.until))
+        wanted, values = conditions(which.where, *span, accounts=accounts, unsought=unsought)
         beyond, order = ("<", "DESC") if newest_first else (">", "ASC")
         if after is not None:
             wanted.append(f"occurred_at {beyond}= ? AND (occurred_at {beyond} ? OR seq {beyond} ?)")

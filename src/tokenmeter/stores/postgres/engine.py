@@ -110,6 +110,7 @@ ENGINE = Engine(
         "FROM json_array_elements(CAST(? AS json)) AS j (value)"
     ),
     join="JOIN",
+    unsought="",
     identity=str,
     cells=_cells,
     largest="{0} DESC",

@@ -105,6 +105,7 @@ ENGINE = Engine(
         "SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]') FROM json_each(?)"
     ),
     join="CROSS JOIN",
+    unsought="+",
     identity=identity_column,
     cells=_cells,
     largest="length({0}) DESC, {0} DESC",

@@ -19,7 +19,7 @@ from tokenmeter.stores.sqlite.opened import sqlite3
 #: SQLite's ``application_id`` of a ledger: "tmtr".
 _APPLICATION_ID = int.from_bytes(b"tmtr")
 #: Version that this release reads and writes: the number of the last file.
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 #: The oldest SQLite that the tests were run on.
 _OLDEST = (3, 26)
 
