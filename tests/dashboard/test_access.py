@@ -742,6 +742,15 @@ def test_who_granted_and_why_is_not_told_to_a_part(shared, filed):
     assert (grant["amount"], grant["by"], grant["reason"]) == ("1", "", "")
 
 
+def test_a_key_that_something_was_granted_to_is_told_by_its_name(shared, filed):
+    filed.budgets.set({"name": "each", "member": "*", "api_key": "*", "limit_usd": 5})
+    filed.budgets.grant("each", 1, scope={"member": "ada", "api_key": "prod"}, by="boss", reason="more")
+    (grant,) = api(shared, "/budgets/each/history", ADA)[1]["grants"]
+    balances = api(shared, "/balances", ADA)[1]["balances"]
+    (balance,) = (one for one in balances if one["scope"].get("api_key") == "prod" and one["budget"] == "each")
+    assert grant["scope"] == balance["scope"] == {"member": "ada", "api_key": "prod"}
+
+
 @pytest.mark.parametrize(
     ("path", "told", "untold"),
     [

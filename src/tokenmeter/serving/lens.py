@@ -24,7 +24,7 @@ from tokenmeter.billing.invoice import number_text
 from tokenmeter.budgets import Balance, Budget, Change, Grant
 from tokenmeter.budgets.matching import Cap, parse_scope
 from tokenmeter.budgets.policy import limit_table
-from tokenmeter.budgets.status import keys_called
+from tokenmeter.budgets.status import keys_called, name_grant
 from tokenmeter.errors import ConfigurationError, LedgerError, StoreUnavailableError
 from tokenmeter.ledger import CounterKey, Entry, ThresholdCrossing
 from tokenmeter.pricing import Pricer
@@ -268,9 +268,11 @@ class SeenBudgets:
         return self._strip(self._budgets.history(name))
 
     def grants(self, name: str, scope: Mapping[str, str] | None = None) -> list[Grant]:
-        """What was granted to counters in the scope; not who granted it and why."""
+        """What was granted to counters in the scope, a key by its name as balances say it; not by whom and why."""
         admits, granted = self._admission.now().admits, self._budgets.grants(name, scope)
-        return [replace(grant, by="", reason="") for grant in granted if admits(grant.scope)]
+        seen = [replace(grant, by="", reason="") for grant in granted if admits(grant.scope)]
+        labels = self._admission.store.key_labels() if seen else {}
+        return [name_grant(grant, labels) for grant in seen]
 
     def remaining(self, wanted: Mapping[str, str], at: datetime) -> list[Balance]:
         """Where the counters in the scope stand."""
