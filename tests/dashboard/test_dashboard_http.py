@@ -221,6 +221,26 @@ def test_entries_are_paged_without_gaps_or_repetitions(meter, serve, record):
     assert set(seen) == set(known)
 
 
+@pytest.mark.parametrize("in_front", ["", "/api"], ids=["taken off by a proxy", "left on"])
+def test_it_works_below_an_application_that_names_its_root_path(filed, run_server, in_front):
+    """As FastAPI(root_path="/api") does behind a proxy: the path may begin with it, or not."""
+    inner = Starlette(routes=[Mount("/usage", dashboard.app(filed, token=TOKEN))])
+
+    async def application(scope, receive, send):
+        await inner({**scope, "root_path": "/api"}, receive, send)
+
+    served = run_server(
+        uvicorn.Server(uvicorn.Config(application, port=0, log_level="error", ws="none", lifespan="off"))
+    )
+    base, let_in = f"{in_front}/usage", {"authorization": f"Bearer {TOKEN}"}
+    assert served.get(f"{base}/", accept="text/html")[1]["location"] == "/api/usage/login"
+    assert served.get(f"{base}/login")[0] == 200
+    assert served.get(f"{base}/entries")[0] == 401
+    for path in ("", "entries", "static/dashboard.css", "api/v1/budgets"):
+        assert served.get(f"{base}/{path}", **let_in)[0] == 200, path
+    assert served.get(f"{base}/api/usage/entries", **let_in)[0] == 404
+
+
 @pytest.mark.parametrize(
     ("mounted", "base"),
     [("/inside/usage", "/inside/usage"), ("/our team/ü&#%41;?", "/our%20team/%C3%BC&%23%2541%3B%3F")],
@@ -513,3 +533,21 @@ def test_a_ledger_that_is_closed_while_its_sums_are_packed_ends_the_round(dense,
     packer.begin()
     packer._thread.join()
     assert failed == []
+
+
+def test_an_alert_says_since_when_its_budget_counted(make_meter, record_in, serve):
+    """A budget that began within its window counts nothing from before."""
+    year = datetime.now(UTC).year
+    starts = f"{year}-01-01T00:00:01+00:00"
+    budgets = [
+        {"limit_tokens": 10, "period": "total", "name": "from then on", "starts": starts},
+        {"limit_requests": 1, "period": "total", "name": "for ever"},
+    ]
+    meter = make_meter(budgets)
+    record_in(meter)
+    page = serve(meter).get("/budgets")[2]
+    told = re.findall(r"<td><bdi>(from then on|for ever)</bdi>.*?<td class=\"extra\">(.*?)</td>", page, re.DOTALL)
+    assert {(name, "01 Jan" in since or f"{year}-01-01" in since or "1 Jan" in since) for name, since in told} == {
+        ("from then on", True),
+        ("for ever", False),
+    }

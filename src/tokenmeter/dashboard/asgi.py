@@ -38,6 +38,7 @@ from tokenmeter.dashboard.security import (
     HostCheck,
     Paced,
     SafeHeaders,
+    WholePath,
     Whom,
     Whose,
     base_of,
@@ -122,6 +123,7 @@ def app(
             *Acts(chosen, sites).routes(),
         ],
         middleware=[
+            Middleware(WholePath),
             Middleware(SafeHeaders, frames=frame_policy(frame_ancestors)),
             *([] if hosts is None else [Middleware(HostCheck, hosts=tuple(hosts))]),
             Middleware(door.guard),

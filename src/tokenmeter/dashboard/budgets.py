@@ -99,7 +99,8 @@ class Fired:
         percent: Of the limit; None where it was another one than was said last.
         amount: What was crossed, in `unit`; None without a unit.
         unit: The counter's; None where no definition of it is filed.
-        window_start: Start of the window it was crossed in; None for a budget that never resets.
+        window_start: Since when its window counts: its own start, or the budget's where that is later; None for a
+            budget that has neither.
         crossing: As the store remembers it: when, and by which entry.
     """
 
@@ -283,9 +284,18 @@ def _fired(crossing: Crossing, counted: tuple[Budget, Unit] | None, labels: Mapp
         percent=_percent_of(budget, unit, crossing.threshold) if budget and unit else None,
         amount=amount_of(unit, crossing.threshold) if unit else None,
         unit=unit,
-        window_start=from_microseconds(key.window_start) if key.window_start else None,
+        window_start=max(_starts(crossing, budget), default=None),
         crossing=crossing,
     )
+
+
+def _starts(crossing: Crossing, budget: Budget | None) -> Iterator[datetime]:
+    """The start of the window that was crossed, and the budget's own, as far as they were before the crossing."""
+    if crossing.key.window_start:
+        yield from_microseconds(crossing.key.window_start)
+    starts = None if budget is None else budget.effective[0]
+    if starts is not None and (crossing.crossed_at is None or starts <= crossing.crossed_at):
+        yield starts
 
 
 class BudgetPages:

@@ -166,6 +166,29 @@ class SafeHeaders:
         await self._app(scope, receive, send_safely if scope["type"] == "http" else send)
 
 
+class WholePath:
+    """Gives a request its whole path, where a proxy took off what the application around it calls its root path.
+
+    FastAPI's ``root_path`` names that without putting it in front of the path, as a server does: below such a mount no
+    route is found. Links and cookies have it either way.
+
+    Args:
+        app: What is served.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+        if scope["type"] == "http":
+            base, taken_off = _base(scope), str(scope.get("app_root_path", scope.get("root_path", ""))).rstrip("/")
+            whole = f"{taken_off}{scope['path']}"
+            if taken_off and not f"{scope['path']}/".startswith(f"{base}/") and f"{whole}/".startswith(f"{base}/"):
+                scope = {**scope, "path": whole, "raw_path": quote(whole, safe=_PLAIN).encode()}
+        await self._app(scope, receive, send)
+
+
 class Bounded:
     """Bounds what a request may send: how much, and how long it may pause.
 
