@@ -271,7 +271,7 @@ class SeenBudgets:
         """What was granted to counters in the scope, a key by its name as balances say it; not by whom and why."""
         admits, granted = self._admission.now().admits, self._budgets.grants(name, scope)
         seen = [replace(grant, by="", reason="") for grant in granted if admits(grant.scope)]
-        labels = self._admission.store.key_labels() if seen else {}
+        labels: Mapping[str, str] = self._admission.store.key_labels() if seen else {}
         return [name_grant(grant, labels) for grant in seen]
 
     def remaining(self, wanted: Mapping[str, str], at: datetime) -> list[Balance]:
